@@ -1,0 +1,1 @@
+"""Worlds: the PyBullet pick-place scene, its tasks, success detectors, cameras and scripted policies. Never torch."""

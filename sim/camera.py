@@ -1,0 +1,85 @@
+"""Cameras and renderers: an over-the-shoulder view, through EGL (Mesa or a GPU) or PyBullet's TinyRenderer.
+
+The two renderers shade differently, so the renderer's name travels with every dataset and every checkpoint.
+A process has one EGL instance at most (PyBullet's own limit).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pybullet
+from numpy.typing import NDArray
+
+from sim.tasks import choose
+
+RENDERERS = ("auto", "tiny", "egl")
+EGL_FROM_PX = 160  # below this TinyRenderer is the faster of the two on a CPU (bench/world.py)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraSpec:
+    eye_m: tuple[float, float, float] = (1.20, 0.0, 0.70)
+    look_at_m: tuple[float, float, float] = (0.50, 0.0, 0.03)
+    field_of_view_deg: float = 46.0
+    near_m: float = 0.1
+    far_m: float = 2.5
+
+
+def frame_size(crop_size: int) -> int:
+    """Side of the stored frame for a network that sees `crop_size` px, as 512 is to 472: 472 -> 512, 64 -> 72."""
+    return math.ceil(crop_size * 512 / 472 / 8) * 8
+
+
+class Camera:
+    """Renders the scene of one PyBullet client as uint8 `[size, size, 3]`."""
+
+    def __init__(self, client: int, size: int, renderer: str = "auto", spec: CameraSpec | None = None) -> None:
+        if size < 48:
+            raise ValueError(f"the image size is at least 48 px, got {size}")
+        choose("renderer", renderer, RENDERERS)
+        self.size = size
+        self._client = client
+        spec = spec or CameraSpec()
+        self._view = pybullet.computeViewMatrix(spec.eye_m, spec.look_at_m, [0, 0, 1])
+        self._projection = pybullet.computeProjectionMatrixFOV(spec.field_of_view_deg, 1.0, spec.near_m, spec.far_m)
+        self._plugin = -1
+        if renderer == "egl" or (renderer == "auto" and size >= EGL_FROM_PX):
+            self._plugin = _load_egl(client)
+            if self._plugin < 0 and renderer == "egl":
+                raise ValueError("EGL rendering does not start on this machine: use --renderer tiny or auto")
+        self.renderer = "egl" if self._plugin >= 0 else "tiny"
+
+    def render(self) -> NDArray[np.uint8]:
+        _, _, rgba, _, _ = pybullet.getCameraImage(
+            self.size,
+            self.size,
+            self._view,
+            self._projection,
+            lightDirection=[0.4, -0.5, 1.2],
+            lightColor=[1.0, 1.0, 1.0],
+            lightAmbientCoeff=0.55,
+            lightDiffuseCoeff=0.5,
+            lightSpecularCoeff=0.05,
+            shadow=0,
+            flags=pybullet.ER_NO_SEGMENTATION_MASK,
+            renderer=pybullet.ER_BULLET_HARDWARE_OPENGL if self._plugin >= 0 else pybullet.ER_TINY_RENDERER,
+            physicsClientId=self._client,
+        )
+        return np.ascontiguousarray(np.asarray(rgba, np.uint8).reshape(self.size, self.size, 4)[..., :3])
+
+    def close(self) -> None:
+        if self._plugin >= 0:
+            pybullet.unloadPlugin(self._plugin, physicsClientId=self._client)
+
+
+def _load_egl(client: int) -> int:
+    spec = importlib.util.find_spec("eglRenderer")
+    if spec is None or spec.origin is None:
+        return -1
+    load: Callable[..., int] = pybullet.loadPlugin
+    return load(spec.origin, "_eglRendererPlugin", physicsClientId=client)

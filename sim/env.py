@@ -1,0 +1,108 @@
+"""The pick-place world as a gymnasium environment, registered as `switchyard/PickPlace-v0`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from sim import actions
+from sim.policies import Observation
+from sim.tasks import TASK_NAMES, task_by_name, verdicts
+from sim.world import World
+
+
+class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
+    """One task, or `task=None` for a new task each reset. Reward 1 when the episode ends in success, else 0.
+
+    An episode terminates by the terminate command and is truncated after the task's horizon. `info` holds
+    `task_index`, the privileged `state` [S] and the `verdicts` [N] of every task.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 6}
+
+    def __init__(
+        self,
+        task: str | None = None,
+        image_size: int = 472,
+        renderer: str = "auto",
+        horizon: int | None = None,
+        render_mode: str | None = "rgb_array",
+    ) -> None:
+        self._task_name = None if task is None else task_by_name(task).name
+        self._horizon = horizon
+        self.render_mode = render_mode
+        self.world = World(image_size, renderer)
+        self.observation_space = spaces.Dict(
+            {
+                "image": spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
+                "gripper_closed": spaces.Box(0.0, 1.0, (), np.float32),
+                "gripper_height": spaces.Box(-1.0, 2.0, (), np.float32),
+            }
+        )
+        reach, turn = actions.MAX_TRANSLATION_M, actions.MAX_YAW_RAD
+        self.action_space = spaces.Dict(
+            {
+                "translation": spaces.Box(-reach, reach, (3,), np.float32),
+                "yaw": spaces.Box(-turn, turn, (), np.float32),
+                "command": spaces.Discrete(len(actions.COMMANDS)),
+            }
+        )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        super().reset(seed=seed)
+        name = (options or {}).get("task", self._task_name)
+        if name is None:
+            name = TASK_NAMES[int(self.np_random.integers(len(TASK_NAMES)))]
+        self.task = task_by_name(name)
+        self.world.reset(self.task, self.np_random)
+        self._steps = 0
+        return self._observe()
+
+    def step(self, action: dict[str, Any]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        vector = np.array([*action["translation"], action["yaw"], action["command"]], np.float32)
+        self.world.step(vector)
+        self._steps += 1
+        terminated = int(action["command"]) == actions.TERMINATE
+        truncated = not terminated and self._steps >= (self._horizon or self.task.horizon)
+        observation, info = self._observe()
+        reward = float(info["verdicts"][self.task.index]) if terminated or truncated else 0.0
+        return observation, reward, terminated, truncated, info
+
+    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+        return self.world.render()
+
+    def close(self) -> None:
+        self.world.close()
+
+    def _observe(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        state = self.world.snapshot()
+        observation = {
+            "image": self.world.render(),
+            "gripper_closed": np.array(state["gripper_closed"], np.float32),
+            "gripper_height": np.array(state["gripper_position"][2], np.float32),
+        }
+        return observation, {"task_index": self.task.index, "state": state.vector, "verdicts": verdicts(state)}
+
+
+def as_batch(observation: dict[str, Any], info: dict[str, Any]) -> Observation:
+    """One environment's observation as a batch of one, for a `Policy`."""
+    return Observation(
+        image=observation["image"][None],
+        gripper_closed=observation["gripper_closed"][None],
+        gripper_height=observation["gripper_height"][None],
+        state=info["state"][None],
+    )
+
+
+def as_action(vector: NDArray[np.float32]) -> dict[str, Any]:
+    """A policy's action [5] in the form the environment's action space asks for."""
+    return {"translation": vector[:3], "yaw": np.array(vector[3], np.float32), "command": int(vector[4])}
+
+
+gymnasium.register(id="switchyard/PickPlace-v0", entry_point="sim.env:PickPlaceEnv")

@@ -1,0 +1,145 @@
+"""Policies that need no learning: uniform random, and a scripted pick and place with adjustable noise.
+
+The scripted policy reads the privileged `SceneState` and keeps no memory: each action follows from the state alone, so
+it recovers from its own noise. It bootstraps the data as in QT-Opt and MT-Opt. All shapes are batched: `B` scenes.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim import actions
+from sim.objects import OBJECTS
+from sim.state import OBJECT_NAMES, SceneState
+from sim.tasks import SKILLS, TASK_NAMES, TASKS
+
+HOVER_M = 0.07  # above the grasp while the gripper is still beside it
+FINGER_DEPTH_M = 0.038  # how far below an object's top the finger tips may reach
+CARRY_BOTTOM_M = 0.075  # a carried object clears every rim
+RELEASE_BOTTOM_M = 0.022
+LIFTED_BOTTOM_M = 0.085
+
+
+class Observation(TypedDict):
+    """What a policy sees. `image` uint8 [B, H, W, 3], `gripper_closed` [B] 0/1, `gripper_height` [B] m above the table,
+    `state` float32 [B, S]: privileged, for scripted policies only."""
+
+    image: NDArray[np.uint8]
+    gripper_closed: NDArray[np.float32]
+    gripper_height: NDArray[np.float32]
+    state: NDArray[np.float32]
+
+
+class Policy(Protocol):
+    """`act` maps B observations and B task indices to actions float32 [B, 5] (sim/actions.py)."""
+
+    def act(
+        self, observation: Observation, task_index: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.float32]: ...
+
+
+class RandomPolicy:
+    """Uniform translation and yaw, a uniform command; terminates rarely enough to use most of the horizon."""
+
+    command_probabilities = (0.65, 0.15, 0.15, 0.05)
+
+    def act(
+        self, observation: Observation, task_index: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.float32]:
+        size = len(task_index)
+        motion = rng.uniform(-actions.BOUNDS, actions.BOUNDS, (size, 4))
+        command = rng.choice(4, size, p=self.command_probabilities)
+        return np.concatenate([motion, command[:, None]], axis=1).astype(np.float32)
+
+
+class ScriptedPolicy:
+    """Pick or place by geometry. `noise` 0 is the expert; 1 succeeds about half of the time.
+
+    Noise is Gaussian on the motion, and now and then a random command.
+    """
+
+    def __init__(self, noise: float = 0.0) -> None:
+        self.noise = noise
+
+    def act(
+        self, observation: Observation, task_index: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.float32]:
+        out = np.zeros((len(task_index), actions.ACTION_SIZE), np.float32)
+        for b, index in enumerate(task_index):
+            state = SceneState(observation["state"][b])
+            plan = _pick if SKILLS[index] == "lift" else _place
+            out[b] = plan(state, TASKS[TASK_NAMES[index]].target)
+            if self.noise > 0:
+                out[b, :4] += self.noise * rng.normal(0.0, [0.022, 0.022, 0.014, 0.20])
+                if rng.random() < 0.04 * self.noise:
+                    out[b, 4] = rng.choice(4, p=[0.4, 0.35, 0.15, 0.1])
+        out[:, :4] = np.clip(out[:, :4], -actions.BOUNDS, actions.BOUNDS)
+        return out
+
+
+def _pick(state: SceneState, target: int) -> NDArray[np.float32]:
+    tip = state["gripper_position"]
+    if int(state["held"]) == target:
+        if state["object_bottom"][target] >= LIFTED_BOTTOM_M:
+            return _action(np.zeros(3), 0.0, actions.TERMINATE)
+        return _action(np.array([0.0, 0.0, 0.055]), 0.0, actions.NONE)
+    if state["gripper_closed"] > 0:
+        return _action(np.array([0.0, 0.0, 0.05]), 0.0, actions.OPEN)
+    spot, turn = _grasp(state, target)
+    move = spot - tip
+    beside = float(np.hypot(move[0], move[1]))
+    if beside > 0.03:
+        move[2] = spot[2] + HOVER_M - tip[2]
+    reached = beside < 0.055 and abs(move[2]) < 0.05 and abs(turn) < 0.45
+    if beside < 0.03 and abs(turn) > 0.5:
+        move[2] = max(move[2], spot[2] + 0.03 - tip[2])
+    close = reached and beside <= 0.03
+    return _action(move, turn, actions.CLOSE if close else actions.NONE)
+
+
+def _grasp(state: SceneState, target: int) -> tuple[NDArray[np.float32], float]:
+    """Where the tips go (m) and the yaw still to turn (rad), folded into a quarter or a half turn by symmetry."""
+    centre = state["object_position"][target].astype(np.float64)
+    spec = OBJECTS[OBJECT_NAMES[target]]
+    along = _rotate(state["object_orientation"][target], np.array(spec.long_axis))
+    bottom = float(state["object_bottom"][target])
+    top = 2 * centre[2] - bottom
+    standing = abs(along[2]) > 0.7
+    spot = np.array([centre[0], centre[1], max(centre[2] - 0.004, top - FINGER_DEPTH_M, 0.012)])
+    fingers = _rotate(state["gripper_orientation"], np.array([0.0, 1.0, 0.0]))  # the fingers close along their y
+    if standing:
+        face = _rotate(state["object_orientation"][target], np.array([1.0, 0.0, 0.0]))
+        wanted, fold = np.arctan2(face[1], face[0]), np.pi / 2
+    else:
+        wanted, fold = np.arctan2(along[1], along[0]) + np.pi / 2, np.pi
+    turn = wanted - np.arctan2(fingers[1], fingers[0])
+    return spot, float((turn + fold / 2) % fold - fold / 2)
+
+
+def _place(state: SceneState, target: int) -> NDArray[np.float32]:
+    tip = state["gripper_position"]
+    if state["gripper_closed"] == 0:
+        if tip[2] > 0.17:
+            return _action(np.zeros(3), 0.0, actions.TERMINATE)
+        return _action(np.array([0.0, 0.0, 0.06]), 0.0, actions.NONE)
+    held = int(state["held"])
+    if held < 0:  # dropped on the way
+        return _action(np.array([0.0, 0.0, 0.05]), 0.0, actions.OPEN)
+    move = state["fixture_position"][target] - state["object_position"][held]
+    beside = float(np.hypot(move[0], move[1]))
+    bottom = float(state["object_bottom"][held])
+    move[2] = (CARRY_BOTTOM_M if beside > 0.05 else RELEASE_BOTTOM_M) - bottom
+    release = beside < 0.04 and bottom < RELEASE_BOTTOM_M + 0.05
+    return _action(move, 0.0, actions.OPEN if release else actions.NONE)
+
+
+def _action(move: NDArray[np.floating], turn: float, command: int) -> NDArray[np.float32]:
+    return np.array([*move, turn, command], np.float32)
+
+
+def _rotate(quaternion: NDArray[np.float32], vector: NDArray[np.float64]) -> NDArray[np.float64]:
+    axis, w = quaternion[:3].astype(np.float64), float(quaternion[3])
+    return vector + 2 * np.cross(axis, np.cross(axis, vector) + w * vector)

@@ -1,0 +1,74 @@
+"""SceneState: a fixed-layout snapshot of the scene, stored with every step of every episode.
+
+Everything a success detector needs is in this vector, so every task's reward can be recomputed from disk without a
+simulator. Leading dimensions (time, batch) are allowed everywhere; the last dimension is `STATE_SIZE`.
+
+Shapes: `O` objects (7, the order of `OBJECT_NAMES`), `F` fixtures (3, the order of `FIXTURE_NAMES`).
+World frame: metres, the table top is z = 0, the robot's base is the origin, x points away from the robot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+OBJECT_NAMES = ("banana", "bottle", "sausage", "milk", "food", "can", "carrot")
+FIXTURE_NAMES = ("bowl", "plate", "divider-plate")
+O, F = len(OBJECT_NAMES), len(FIXTURE_NAMES)
+
+# name -> shape. Order is the order in the vector; a change of this table is a change of `STATE_VERSION`.
+STATE_VERSION = 1
+LAYOUT: dict[str, tuple[int, ...]] = {
+    "object_present": (O,),  # 0 or 1
+    "object_position": (O, 3),  # m, centre of mass
+    "object_orientation": (O, 4),  # quaternion x, y, z, w
+    "object_velocity": (O, 3),  # m/s
+    "object_spin": (O, 3),  # rad/s
+    "object_bottom": (O,),  # m, lowest point above the table (bounding box)
+    "object_on_finger": (O, 2),  # 0 or 1, contact with the left and the right finger
+    "object_on_table": (O,),  # 0 or 1
+    "object_on_object": (O,),  # 0 or 1, contact with any other object
+    "object_on_fixture": (O, F),  # 0 or 1
+    "fixture_present": (F,),  # 0 or 1
+    "fixture_position": (F, 3),  # m, centre of the base
+    "fixture_orientation": (F, 4),  # quaternion x, y, z, w
+    "gripper_position": (3,),  # m, the point between the finger tips
+    "gripper_orientation": (4,),  # quaternion x, y, z, w
+    "finger_width": (),  # m, opening between the fingers, 0 to 0.08
+    "gripper_closed": (),  # 0 or 1, the last gripper command
+    "held": (),  # index of the object that touches both fingers, -1 for none
+    "target": (),  # index of the object (lift) or fixture (place) that the episode's task names
+}
+_SLICES: dict[str, slice] = {}
+_start = 0
+for _name, _shape in LAYOUT.items():
+    _size = int(np.prod(_shape, dtype=int))
+    _SLICES[_name] = slice(_start, _start + _size)
+    _start += _size
+STATE_SIZE = _start
+
+
+@dataclass(frozen=True)
+class SceneState:
+    """Named views into a state vector `[..., STATE_SIZE]` of float32; `state["object_position"]` is `[..., O, 3]`."""
+
+    vector: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.vector.shape[-1] != STATE_SIZE:
+            raise ValueError(f"a SceneState has {STATE_SIZE} numbers in its last dimension, got {self.vector.shape}")
+
+    @classmethod
+    def empty(cls) -> SceneState:
+        """No object, no fixture, gripper at the origin: the start of a snapshot or of a hand-made test state."""
+        state = cls(np.zeros(STATE_SIZE, np.float32))
+        state["object_orientation"][..., 3] = 1.0
+        state["fixture_orientation"][..., 3] = 1.0
+        state["gripper_orientation"][..., 3] = 1.0
+        state["held"][...] = -1.0
+        return state
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        return self.vector[..., _SLICES[name]].reshape(self.vector.shape[:-1] + LAYOUT[name])

@@ -1,0 +1,101 @@
+"""The ten tasks of the CDS paper (app. C.2) and their success detectors.
+
+A detector is a pure predicate over a `SceneState`, live or from disk, with any leading dimensions. As in MT-Opt every
+detector can judge every episode: an episode collected for one task may succeed at another, or at none.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.state import FIXTURE_NAMES, OBJECT_NAMES, SceneState
+
+LIFT_HEIGHT_M = 0.06  # the lowest point of a lifted object is at least this high
+REST_SPEED_M_S = 0.05  # a placed object moves slower than this
+REST_SPIN_RAD_S = 1.0
+UPRIGHT_COSINE = 0.94  # a fixture tilted by more than 20 degrees holds nothing
+FIXTURE_RADIUS_M = {"bowl": 0.085, "plate": 0.105, "divider-plate": 0.115}  # an object's centre lies inside
+
+
+def lifted(state: SceneState, *, object_index: int) -> NDArray[np.bool_]:
+    """True where the object is held by both fingers, high, and touches neither table nor object nor fixture."""
+    i = object_index
+    return (
+        (state["object_present"][..., i] > 0)
+        & (state["object_on_finger"][..., i, :] > 0).all(-1)
+        & (state["object_bottom"][..., i] >= LIFT_HEIGHT_M)
+        & (state["object_on_table"][..., i] == 0)
+        & (state["object_on_object"][..., i] == 0)
+        & (state["object_on_fixture"][..., i, :] == 0).all(-1)
+    )
+
+
+def placed(state: SceneState, *, fixture_index: int) -> NDArray[np.bool_]:
+    """True where some object rests on the upright fixture alone, inside its rim, and no finger touches it."""
+    f = fixture_index
+    quaternion = state["fixture_orientation"][..., f, :]
+    up_z = 1.0 - 2.0 * (quaternion[..., 0] ** 2 + quaternion[..., 1] ** 2)
+    offset = state["object_position"][..., :2] - state["fixture_position"][..., f, None, :2]
+    resting = (
+        (state["object_present"] > 0)
+        & (state["object_on_fixture"][..., f] > 0)
+        & (state["object_on_fixture"].sum(-1) == state["object_on_fixture"][..., f])
+        & (state["object_on_table"] == 0)
+        & (state["object_on_finger"] == 0).all(-1)
+        & (np.linalg.norm(offset, axis=-1) <= FIXTURE_RADIUS_M[FIXTURE_NAMES[f]])
+        & (np.linalg.norm(state["object_velocity"], axis=-1) < REST_SPEED_M_S)
+        & (np.linalg.norm(state["object_spin"], axis=-1) < REST_SPIN_RAD_S)
+    )
+    return (state["fixture_present"][..., f] > 0) & (up_z >= UPRIGHT_COSINE) & resting.any(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """One task: `success(state) -> bool[...]`; `target` is the index of its object (lift) or its fixture (place)."""
+
+    name: str
+    index: int
+    skill: str
+    target: int
+    success: Callable[[SceneState], NDArray[np.bool_]]
+    horizon: int = 25
+
+
+def _table() -> dict[str, TaskSpec]:
+    rows: list[tuple[str, str, int, Callable[[SceneState], NDArray[np.bool_]]]] = [
+        (f"lift-{name}", "lift", i, partial(lifted, object_index=i)) for i, name in enumerate(OBJECT_NAMES)
+    ]
+    rows += [(f"place-{name}", "place", i, partial(placed, fixture_index=i)) for i, name in enumerate(FIXTURE_NAMES)]
+    return {
+        name: TaskSpec(name=name, index=index, skill=skill, target=target, success=success)
+        for index, (name, skill, target, success) in enumerate(rows)
+    }
+
+
+TASKS: dict[str, TaskSpec] = _table()  # the order of this table is the order of the one-hot
+TASK_NAMES: tuple[str, ...] = tuple(TASKS)
+SKILLS: tuple[str, ...] = tuple(spec.skill for spec in TASKS.values())
+
+
+def choose(kind: str, name: str, choices: tuple[str, ...] | list[str]) -> str:
+    """`name` if it is one of `choices`, else a ValueError that lists them with the nearest match."""
+    if name in choices:
+        return name
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.3)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(choices)}.{hint}")
+
+
+def task_by_name(name: str) -> TaskSpec:
+    return TASKS[choose("task", name, TASK_NAMES)]
+
+
+def verdicts(state: SceneState) -> NDArray[np.bool_]:
+    """Every task's verdict: `[...]` states -> bool `[..., N]` in the order of `TASKS`."""
+    return np.stack([spec.success(state) for spec in TASKS.values()], axis=-1)
