@@ -15,7 +15,7 @@ import numpy as np
 import pybullet
 from numpy.typing import NDArray
 
-from sim.tasks import choose
+from sim.options import choose
 
 RENDERERS = ("auto", "tiny", "egl")
 EGL_FROM_PX = 160  # below this TinyRenderer is the faster of the two on a CPU (bench/world.py)

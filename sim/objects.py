@@ -285,14 +285,15 @@ def _food() -> ObjectSpec:
     )
 
 
-def _ring(radius: float, wall: float, height: float, count: int = 16, lean: float = 0.0) -> tuple[Collider, ...]:
-    """Boxes along a circle: a rim. `lean` tilts them outwards, radians."""
+def _ring(radius: float, size: tuple[float, float], centre_z: float, lean: float = 0.0) -> tuple[Collider, ...]:
+    """Sixteen boxes along a circle: a rim of (thickness, height) that `lean`s outwards (rad) and clears the table."""
+    count = 16
     width = 2.2 * radius * np.tan(np.pi / count)
     out = []
     for k in range(count):
         a = 2 * np.pi * k / count
-        centre = (radius * np.cos(a), radius * np.sin(a), height / 2)
-        out.append(Collider("box", (wall, width, height), centre, (0.0, lean, a)))
+        centre = (radius * np.cos(a), radius * np.sin(a), centre_z)
+        out.append(Collider("box", (size[0], width, size[1]), centre, (0.0, lean, a)))
     return tuple(out)
 
 
@@ -306,7 +307,7 @@ def _bowl() -> FixtureSpec:
         mass_kg=0.5,
         radius_m=0.094,
         parts=(Part(shell, (0.20, 0.55, 0.75)),),
-        colliders=(Collider("cylinder", (0.06, 0.006), (0.0, 0.0, 0.003)), *_ring(0.076, 0.006, 0.052, lean=0.62)),
+        colliders=(Collider("cylinder", (0.06, 0.006), (0.0, 0.0, 0.003)), *_ring(0.076, (0.006, 0.050), 0.028, lean=0.62)),
     )
 
 
@@ -319,7 +320,7 @@ def _plate() -> FixtureSpec:
         mass_kg=0.5,
         radius_m=0.108,
         parts=(Part(shell, (0.93, 0.93, 0.90)),),
-        colliders=(Collider("cylinder", (0.072, 0.006), (0.0, 0.0, 0.003)), *_ring(0.088, 0.05, 0.009, lean=-0.33)),
+        colliders=(Collider("cylinder", (0.072, 0.006), (0.0, 0.0, 0.003)), *_ring(0.088, (0.05, 0.004), 0.011, lean=-0.33)),
     )
 
 
@@ -336,7 +337,7 @@ def _divider_plate() -> FixtureSpec:
         mass_kg=0.5,
         radius_m=0.118,
         parts=(Part(shell, (0.85, 0.35, 0.45)), *visual_walls),
-        colliders=(Collider("cylinder", (0.116, 0.006), (0.0, 0.0, 0.003)), *_ring(0.115, 0.006, 0.03), *walls),
+        colliders=(Collider("cylinder", (0.116, 0.006), (0.0, 0.0, 0.003)), *_ring(0.115, (0.006, 0.026), 0.017), *walls),
     )
 
 

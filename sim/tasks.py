@@ -6,7 +6,6 @@ detector can judge every episode: an episode collected for one task may succeed 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.options import choose
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES, SceneState
 
 LIFT_HEIGHT_M = 0.06  # the lowest point of a lifted object is at least this high
@@ -81,15 +81,6 @@ def _table() -> dict[str, TaskSpec]:
 TASKS: dict[str, TaskSpec] = _table()  # the order of this table is the order of the one-hot
 TASK_NAMES: tuple[str, ...] = tuple(TASKS)
 SKILLS: tuple[str, ...] = tuple(spec.skill for spec in TASKS.values())
-
-
-def choose(kind: str, name: str, choices: tuple[str, ...] | list[str]) -> str:
-    """`name` if it is one of `choices`, else a ValueError that lists them with the nearest match."""
-    if name in choices:
-        return name
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.3)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(choices)}.{hint}")
 
 
 def task_by_name(name: str) -> TaskSpec:

@@ -79,7 +79,7 @@ class World:
         pybullet.resetSimulation(physicsClientId=c)
         pybullet.setGravity(0, 0, -9.81, physicsClientId=c)
         pybullet.setPhysicsEngineParameter(
-            fixedTimeStep=TIMESTEP_S, numSolverIterations=50, deterministicOverlappingPairs=1, physicsClientId=c
+            fixedTimeStep=TIMESTEP_S, numSolverIterations=30, deterministicOverlappingPairs=1, physicsClientId=c
         )
         half = [0.40, 0.55, 0.02]
         shape = pybullet.createCollisionShape(pybullet.GEOM_BOX, halfExtents=half, physicsClientId=c)

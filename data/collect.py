@@ -1,0 +1,230 @@
+"""Collection: worker processes fill shards with scripted episodes, resumable to exactly the asked number.
+
+Every episode's randomness comes from (seed, episode number) alone and every shard gets a fresh world, so the episodes
+do not depend on the number of workers, and a shard that was interrupted is simply made again.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing as mp
+import os
+import queue
+import signal
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data import jpeg
+from data.shards import CONFIG, MANIFEST, SCHEMA_VERSION, DatasetError, Episode, describe, write_atomic, write_shard
+from sim.tasks import TASK_NAMES, TASKS, task_by_name
+
+FREE_TO_CHANGE = ("episodes", "workers")  # options that may differ when a dataset is continued
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig:
+    """What to collect. `size` is the network's crop in px; frames are stored a little larger (sim/camera.py)."""
+
+    out: str
+    episodes: int = 2000
+    size: int = 472
+    workers: int = os.cpu_count() or 1
+    tasks: tuple[str, ...] = TASK_NAMES
+    noise: float = 1.0
+    seed: int = 0
+    renderer: str = "auto"
+    quality: int = 95
+    episodes_per_shard: int = 20
+
+    def __post_init__(self) -> None:
+        for name in self.tasks:
+            task_by_name(name)
+        for name in ("episodes", "workers", "episodes_per_shard"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality is 1 to 100, got {self.quality}")
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}.h5"
+
+
+def collect(config: CollectConfig) -> dict[str, Any]:
+    """Collect until the dataset holds exactly `config.episodes`; returns the manifest."""
+    folder = Path(config.out)
+    config = _claim(folder, config)
+    size = config.episodes_per_shard
+    num_shards = -(-config.episodes // size)
+    rows: dict[int, dict[str, Any]] = {}
+    for number in range(num_shards):
+        path = folder / shard_name(number)
+        wanted = min(size, config.episodes - number * size)
+        if path.is_file() and (row := describe(path))["episodes"] == wanted:
+            rows[number] = row
+    todo = [number for number in range(num_shards) if number not in rows]
+    done = sum(row["episodes"] for row in rows.values())
+    if not todo:
+        tqdm.write(f"{folder}: all {config.episodes} episodes are there")
+    else:
+        _run_workers(config, todo, rows, done)
+    return _write_manifest(folder, config, rows)
+
+
+def _claim(folder: Path, config: CollectConfig) -> CollectConfig:
+    """Start or continue a dataset in this folder; refuse one that was collected otherwise."""
+    path = folder / CONFIG
+    wanted = {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key != "out"}
+    if path.is_file():
+        found = json.loads(path.read_text())
+        wanted_renderer, found_renderer = wanted.pop("renderer"), found.pop("renderer")
+        if wanted_renderer not in ("auto", found_renderer):
+            raise DatasetError(f"{folder}: rendered by {found_renderer}, asked for {wanted_renderer}")
+        differs = [k for k in wanted if k not in FREE_TO_CHANGE and wanted[k] != found.get(k)]
+        if differs:
+            pairs = ", ".join(f"{k} {found.get(k)!r} (now {wanted[k]!r})" for k in differs)
+            raise DatasetError(f"{folder}: already holds a dataset collected with other options: {pairs}")
+        if config.episodes < found["episodes"] and (folder / MANIFEST).is_file():
+            raise DatasetError(f"{folder}: already holds {found['episodes']} episodes, asked for {config.episodes}")
+        config = replace(config, renderer=found_renderer)
+    elif folder.exists() and any(folder.iterdir()):
+        raise DatasetError(f"{folder}: not empty and not a Switchyard dataset (it has no {CONFIG})")
+    else:
+        config = replace(config, renderer=_resolve_renderer(config))
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink()
+    write_atomic(path, json.dumps({k: v for k, v in asdict(config).items() if k != "out"}, indent=1))
+    return config
+
+
+def _resolve_renderer(config: CollectConfig) -> str:
+    """Which renderer `auto` means on this machine, asked of a process of its own (EGL may print or crash)."""
+    with mp.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_probe_renderer, (config.size, config.renderer))
+
+
+def _probe_renderer(size: int, renderer: str) -> str:
+    from sim.camera import frame_size
+    from sim.world import World
+
+    world = World(frame_size(size), renderer)
+    name = world.camera.renderer
+    world.close()
+    return name
+
+
+def _run_workers(config: CollectConfig, todo: list[int], rows: dict[int, dict[str, Any]], done: int) -> None:
+    context = mp.get_context("spawn")
+    jobs: mp.Queue[int] = context.Queue()
+    news: mp.Queue[tuple[str, Any]] = context.Queue()
+    for number in todo:
+        jobs.put(number)
+    workers = [
+        context.Process(target=_worker, args=(config, jobs, news), daemon=True)
+        for _ in range(min(config.workers, len(todo)))
+    ]
+    for worker in workers:
+        worker.start()
+    folder = Path(config.out)
+    successes = collected = 0
+    bar = tqdm(total=config.episodes, initial=done, unit="episode", desc="collect", smoothing=0.1)
+    try:
+        while len(rows) < -(-config.episodes // config.episodes_per_shard):
+            try:
+                kind, value = news.get(timeout=1.0)
+            except queue.Empty:
+                if not any(worker.is_alive() for worker in workers):
+                    raise RuntimeError("every collecting worker has died; its error is printed above") from None
+                continue
+            if kind == "episode":
+                collected += 1
+                successes += value
+                bar.update()
+                bar.set_postfix_str(f"success {successes / collected:.0%}", refresh=False)
+            else:
+                number, row = value
+                rows[number] = row
+                _write_manifest(folder, config, rows)
+    except KeyboardInterrupt:
+        tqdm.write(f"\nstopped: {folder} keeps its {len(rows)} finished shards; the same command goes on from there")
+        raise SystemExit(130) from None
+    finally:
+        bar.close()
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+
+
+def _write_manifest(folder: Path, config: CollectConfig, rows: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    manifest = {
+        "schema": SCHEMA_VERSION,
+        "size": config.size,
+        "renderer": config.renderer,
+        "tasks": list(TASK_NAMES),
+        "episodes": sum(row["episodes"] for row in rows.values()),
+        "shards": [rows[number] for number in sorted(rows)],
+    }
+    write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1))
+    return manifest
+
+
+def _worker(config: CollectConfig, jobs: mp.Queue[int], news: mp.Queue[tuple[str, Any]]) -> None:
+    """Make shards until there is no job left. Ctrl-C is the parent's to handle."""
+    from sim.camera import frame_size
+    from sim.env import PickPlaceEnv
+    from sim.world import SIM_VERSION
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        try:
+            number = jobs.get(timeout=0.5)
+        except queue.Empty:
+            return
+        env = PickPlaceEnv(image_size=frame_size(config.size), renderer=config.renderer)
+        first = number * config.episodes_per_shard
+        last = min(first + config.episodes_per_shard, config.episodes)
+        episodes = []
+        for index in range(first, last):
+            episodes.append(collect_episode(env, config, index))
+            news.put(("episode", bool(episodes[-1].verdict[-1, episodes[-1].task_index])))
+        env.close()
+        attributes = {"sim_version": SIM_VERSION, "renderer": config.renderer, "seed": config.seed}
+        attributes |= {"size": config.size, "first_episode": first, "config": json.dumps(asdict(config))}
+        row = write_shard(Path(config.out) / shard_name(number), episodes, attributes)
+        news.put(("shard", (number, row)))
+
+
+def collect_episode(env: Any, config: CollectConfig, index: int) -> Episode:
+    """Episode number `index` of the dataset: its task goes round, its randomness is (seed, index)."""
+    from sim.env import as_action, as_batch
+    from sim.policies import ScriptedPolicy
+
+    rng = np.random.default_rng([config.seed, index])
+    task = TASKS[config.tasks[index % len(config.tasks)]]
+    policy = ScriptedPolicy(config.noise)
+    observation, info = env.reset(seed=int(rng.integers(2**31)), options={"task": task.name})
+    frames, states, outcomes, taken = [], [], [], []
+    terminated = truncated = False
+    while True:
+        frames.append(jpeg.encode(observation["image"], config.quality))
+        states.append(info["state"])
+        outcomes.append(info["verdicts"])
+        if terminated or truncated:
+            break
+        action = policy.act(as_batch(observation, info), np.array([task.index]), rng)[0]
+        taken.append(action)
+        observation, _, terminated, truncated, info = env.step(as_action(action))
+    return Episode(
+        task_index=task.index,
+        terminated=terminated,
+        noise=config.noise,
+        action=np.stack(taken),
+        state=np.stack(states),
+        verdict=np.stack(outcomes),
+        frames=tuple(frames),
+    )

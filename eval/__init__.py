@@ -1,0 +1,1 @@
+"""Rollouts, success rates with intervals, and the HTML report."""

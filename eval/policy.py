@@ -1,0 +1,61 @@
+"""A trained Q-network as a policy: `CEMPolicy.load("runs/demo/last.ckpt").act(observation, task_index, rng)`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.acting import cem_start, crop
+from models.cem import CEMConfig, maximise
+from models.checkpoint import CheckpointError, read_checkpoint
+from models.networks import NetworkConfig, QNetwork, bounds, build_network
+from sim.policies import Observation
+
+
+@dataclass
+class CEMPolicy:
+    """Chooses actions by CEM over the averaged Q-network of a checkpoint. `about` is the checkpoint's description."""
+
+    network: QNetwork
+    cem: CEMConfig
+    about: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: str | Path, renderer: str | None = None, image_size: int | None = None) -> CEMPolicy:
+        """Read a checkpoint; refuses one that was trained for another renderer or image size, naming both sides."""
+        checkpoint = read_checkpoint(path)
+        about = checkpoint["switchyard"]
+        network_config = NetworkConfig(**about["network"])
+        if renderer is not None and renderer != about["renderer"]:
+            raise CheckpointError(f"{path}: trained on images of renderer {about['renderer']}, asked to act on {renderer}")
+        if image_size is not None and image_size != network_config.image_size:
+            raise CheckpointError(f"{path}: trained at {network_config.image_size} px, asked to act at {image_size} px")
+        network = build_network(network_config)
+        prefix = "target."
+        weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+        network.load_state_dict(weights)
+        return cls(network.eval(), CEMConfig(**about["cem"]), about)
+
+    @torch.no_grad()
+    def act(
+        self, observation: Observation, task_index: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.float32]:
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        image = torch.from_numpy(observation["image"]).permute(0, 3, 1, 2)
+        gripper = torch.from_numpy(np.stack([observation["gripper_closed"], observation["gripper_height"]], axis=1))
+        tasks = torch.from_numpy(np.asarray(task_index, np.int64))
+        features = self.network.encode(crop(image, self.network.config.image_size))
+        action, _ = maximise(
+            lambda a: self.network.score(features, gripper, a, tasks),
+            len(tasks),
+            bounds(features.device),
+            self.cem,
+            generator,
+            cem_start(self.network, features, gripper, tasks, self.about["prior_std"]),
+        )
+        return action.numpy()

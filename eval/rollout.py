@@ -1,0 +1,154 @@
+"""Evaluation episodes in the simulator, in worker processes, and their success rates with Wilson intervals."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from sim.policies import Policy, RandomPolicy, ScriptedPolicy
+from sim.tasks import TASKS, task_by_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalResult:
+    """Success of one policy on one task. `low` and `high` bound the rate at 95% (Wilson score interval)."""
+
+    task: str
+    policy: str
+    successes: int
+    episodes: int
+    seed: int
+    checkpoint: str | None
+    wall_time_s: float
+
+    @property
+    def rate(self) -> float:
+        return self.successes / self.episodes
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.successes, self.episodes)
+
+    def to_json(self) -> dict[str, Any]:
+        low, high = self.interval
+        return {**asdict(self), "success_rate": self.rate, "low": low, "high": high}
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> EvalResult:
+        return cls(**{key: row[key] for key in cls.__dataclass_fields__})
+
+
+def wilson(successes: int, episodes: int) -> tuple[float, float]:
+    """The 95% Wilson score interval of a rate."""
+    interval = binomtest(successes, episodes).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeJob:
+    """One evaluation episode. Its scene and its policy's randomness depend on (seed, task, number) alone."""
+
+    task: str
+    number: int
+    seed: int
+    keep_frames: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeOutcome:
+    task: str
+    number: int
+    success: bool
+    steps: int
+    wall_time_s: float
+    frames: tuple[NDArray[np.uint8], ...]  # each [H, W, 3]; empty unless they were asked for
+
+
+def make_policy(name: str, checkpoint: str | None) -> Policy:
+    """`random`, `scripted` (the expert), or `checkpoint`."""
+    if name == "random":
+        return RandomPolicy()
+    if name == "scripted":
+        return ScriptedPolicy(0.0)
+    from eval.policy import CEMPolicy
+
+    assert checkpoint is not None
+    return CEMPolicy.load(checkpoint)
+
+
+def rollout(
+    policy: str, checkpoint: str | None, image_size: int, renderer: str, jobs: list[EpisodeJob], workers: int
+) -> Iterator[EpisodeOutcome]:
+    """Run the episodes in `workers` processes and yield each as it ends (in no particular order)."""
+    context = mp.get_context("spawn")
+    start = (policy, checkpoint, image_size, renderer)
+    with context.Pool(min(workers, len(jobs)), initializer=_start_worker, initargs=start) as pool:
+        yield from pool.imap_unordered(_run_episode, jobs)
+
+
+def _start_worker(policy: str, checkpoint: str | None, image_size: int, renderer: str) -> None:
+    from sim.camera import frame_size
+    from sim.env import PickPlaceEnv
+
+    if policy == "checkpoint":
+        import torch
+
+        torch.set_num_threads(1)
+    _run_episode.env = PickPlaceEnv(image_size=frame_size(image_size), renderer=renderer)  # type: ignore[attr-defined]
+    _run_episode.policy = make_policy(policy, checkpoint)  # type: ignore[attr-defined]
+
+
+def _run_episode(job: EpisodeJob) -> EpisodeOutcome:
+    from sim.env import as_action, as_batch
+
+    env, policy = _run_episode.env, _run_episode.policy  # type: ignore[attr-defined]
+    begin = time.perf_counter()
+    task = task_by_name(job.task)
+    rng = np.random.default_rng([job.seed, task.index, job.number])
+    observation, info = env.reset(seed=int(rng.integers(2**31)), options={"task": task.name})
+    frames = [observation["image"]]
+    steps, done = 0, False
+    while not done:
+        action = policy.act(as_batch(observation, info), np.array([task.index]), rng)[0]
+        observation, reward, terminated, truncated, info = env.step(as_action(action))
+        steps += 1
+        done = terminated or truncated
+        frames.append(observation["image"])
+    return EpisodeOutcome(
+        task=task.name,
+        number=job.number,
+        success=reward > 0,
+        steps=steps,
+        wall_time_s=time.perf_counter() - begin,
+        frames=tuple(frames) if job.keep_frames else (),
+    )
+
+
+def summarise(
+    outcomes: list[EpisodeOutcome], policy: str, checkpoint: str | Path | None, seed: int
+) -> list[EvalResult]:
+    """One result per task, in the order of the task table."""
+    results = []
+    for name in TASKS:
+        mine = [outcome for outcome in outcomes if outcome.task == name]
+        if mine:
+            results.append(
+                EvalResult(
+                    task=name,
+                    policy=policy,
+                    successes=sum(outcome.success for outcome in mine),
+                    episodes=len(mine),
+                    seed=seed,
+                    checkpoint=None if checkpoint is None else str(checkpoint),
+                    wall_time_s=sum(outcome.wall_time_s for outcome in mine),
+                )
+            )
+    return results

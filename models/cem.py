@@ -1,0 +1,89 @@
+"""The cross-entropy method over a Q-function of hybrid actions, batched over states.
+
+Shapes: `B` states, `K` candidates, actions [.., 5] as in sim/actions.py: four bounded reals and one of four commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NUM_COMMANDS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class CEMConfig:
+    """QT-Opt (arXiv:1806.10293): 64 samples, 6 elites, 2 iterations."""
+
+    samples: int = 64
+    elites: int = 6
+    iterations: int = 2
+
+    def __post_init__(self) -> None:
+        if not NUM_COMMANDS <= self.samples or not 2 <= self.elites <= self.samples or self.iterations < 1:
+            raise ValueError(f"CEM needs at least 4 samples, 2 elites and 1 iteration, got {self}")
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Where the first round samples: a Gaussian (mean, std [B, 4], in units of the bounds), command probabilities
+    [B, 4]."""
+
+    mean: Tensor
+    std: Tensor
+    command: Tensor
+
+
+def sample_uniform(size: tuple[int, ...], bound: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Actions [*size, 5], uniform over the bounds and the commands."""
+    device = bound.device
+    motion = (2 * torch.rand(*size, 4, device=device, generator=generator) - 1) * bound
+    command = torch.randint(NUM_COMMANDS, size, device=device, generator=generator)
+    return torch.cat([motion, command[..., None].to(motion.dtype)], dim=-1)
+
+
+def maximise(
+    q: Callable[[Tensor], Tensor],
+    num_states: int,
+    bound: Tensor,
+    config: CEMConfig,
+    generator: torch.Generator | None = None,
+    proposal: Proposal | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The best action [B, 5] that was sampled and its value [B]; `q` maps candidates [B, K, 5] to values [B, K].
+
+    Commands are exclusive and every round holds at least one sample of each; the Gaussian is refitted on the motion of
+    the elites alone, and the next round's commands are drawn by their frequency among the elites.
+    """
+    size = (num_states, config.samples)
+    best_action = best_value = None
+    for _ in range(config.iterations):
+        if proposal is None:
+            action = sample_uniform(size, bound, generator)
+        else:
+            action = _sample(proposal, size, bound, generator)
+        action[:, :NUM_COMMANDS, 4] = torch.arange(NUM_COMMANDS, device=bound.device, dtype=action.dtype)
+        value = q(action)
+        top, where = value.topk(config.elites, dim=1)
+        elites = action.gather(1, where[..., None].expand(-1, -1, action.shape[-1]))
+        if best_value is None or best_action is None:
+            best_value, best_action = top[:, 0], elites[:, 0]
+        else:
+            better = top[:, 0] > best_value
+            best_value = torch.where(better, top[:, 0], best_value)
+            best_action = torch.where(better[:, None], elites[:, 0], best_action)
+        motion = elites[..., :4] / bound
+        counts = torch.nn.functional.one_hot(elites[..., 4].long(), NUM_COMMANDS).float().mean(1)
+        proposal = Proposal(motion.mean(1), motion.std(1), counts)
+    assert best_action is not None and best_value is not None
+    return best_action, best_value
+
+
+def _sample(p: Proposal, size: tuple[int, int], bound: Tensor, generator: torch.Generator | None) -> Tensor:
+    noise = torch.randn(*size, 4, device=bound.device, generator=generator)
+    motion = (p.mean[:, None] + p.std[:, None] * noise).clamp(-1, 1) * bound
+    command = torch.multinomial(p.command, size[1], replacement=True, generator=generator)
+    return torch.cat([motion, command[..., None].to(motion.dtype)], dim=-1)

@@ -1,0 +1,32 @@
+"""Reading checkpoints: tensors and plain values only, never a pickle of a stranger's making."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sim.tasks import TASK_NAMES
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, or made for another world; the message names both sides."""
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The whole checkpoint, on the CPU; `["switchyard"]` describes it (train/qtopt.py)."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+    if not isinstance(checkpoint, dict) or "switchyard" not in checkpoint:
+        raise CheckpointError(f"{path}: a checkpoint, but not one of Switchyard's")
+    tasks = tuple(checkpoint["switchyard"]["tasks"])
+    if tasks != TASK_NAMES:
+        raise CheckpointError(f"{path}: trained for the task list {tasks}, this version has {TASK_NAMES}")
+    return checkpoint

@@ -1,0 +1,47 @@
+"""Losses of the vision Q-learner, as pure functions of tensors. Q is a logit; the Q-value is its sigmoid, in [0, 1]."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def bellman_target(reward: Tensor, done: Tensor, next_value: Tensor, discount: float) -> Tensor:
+    """The soft label of QT-Opt (eq. 1): r + gamma (1 - done) V(s'), kept in [0, 1]. All [B].
+
+    y = clip(r + gamma * (1 - d) * V(s'), 0, 1)
+    """
+    return (reward + discount * (1 - done) * next_value).clamp(0, 1)
+
+
+def bellman_loss(logit: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted cross-entropy between sigmoid(logit) and the target (QT-Opt, sec. 4.2; weights: CDS, app. C.1). [B]
+
+    L = sum_b w_b CE(sigmoid(q_b), y_b) / sum_b w_b
+    """
+    each = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
+    return _weighted_mean(each, weight), {"q_data": logit.detach().sigmoid().mean(), "target": target.mean()}
+
+
+def conservative_loss(logits: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Regress unseen actions, sampled from the softmax of their own Q-values, to Q = 0 (CDS, app. C.1).
+
+    Logits [B, K] of K unseen actions, weight [B]. The expectation over the softmax is taken exactly:
+    L = sum_b w_b sum_k softmax(q_b)_k CE(sigmoid(q_bk), 0) / sum_b w_b
+    """
+    share = logits.detach().softmax(dim=1)
+    each = (share * F.softplus(logits)).sum(dim=1)
+    return _weighted_mean(each, weight), {"q_unseen": (share * logits.detach().sigmoid()).sum(1).mean()}
+
+
+def cloning_loss(mean: Tensor, command_logits: Tensor, action: Tensor, bound: Tensor, weight: Tensor) -> Tensor:
+    """Behaviour cloning of actions [B, 5]: squared error of the motion [B, 4] in units of its bounds, plus the
+    cross-entropy of the command [B, 4], weighted by `weight` [B] (1 for steps of successful episodes, say).
+    """
+    motion = F.mse_loss(mean, action[:, :4] / bound, reduction="none").sum(dim=1)
+    command = F.cross_entropy(command_logits, action[:, 4].long(), reduction="none")
+    return _weighted_mean(2.0 * motion + command, weight)
+
+
+def _weighted_mean(each: Tensor, weight: Tensor) -> Tensor:
+    return (weight * each).sum() / weight.sum().clamp(min=1e-6)

@@ -1,0 +1,233 @@
+"""Q-networks over images: QT-Opt's at 472 px and a small sibling for 48-128 px, multi-headed or one-hot conditioned.
+
+Both run the image trunk once per state (`encode`) and score any number of candidate actions on its features (`score`).
+Shapes: `B` states, `K` candidate actions per state, `N` tasks, `V` action and gripper vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sim.actions import BOUNDS, MAX_TRANSLATION_M
+from sim.options import choose
+
+HEIGHT_SCALE_M = 0.2  # the gripper's height enters the network in units of this
+ACTION_FEATURES = 8  # translation 3, yaw sin and cos, close, open, terminate
+GRIPPER_FEATURES = 2  # closed, height
+CONDITIONINGS = ("heads", "one_hot")
+QTOPT_FROM_PX = 220  # below, the three VALID convolutions run out of map
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """`image_size` decides the network: QT-Opt's from 220 px, the small one from 48 to 128 px."""
+
+    image_size: int
+    num_tasks: int
+    conditioning: str = "heads"
+    prior: bool = False  # a behaviour-cloning head on the features (off in the paper)
+
+    def __post_init__(self) -> None:
+        choose("conditioning", self.conditioning, CONDITIONINGS)
+        if not (48 <= self.image_size <= 128 or self.image_size >= QTOPT_FROM_PX):
+            raise ValueError(f"image size {self.image_size} px: the small network takes 48-128, QT-Opt's 220 and more")
+
+
+def action_features(action: Tensor) -> Tensor:
+    """Actions [..., 5] (sim/actions.py) as the network's vector [..., 8]."""
+    translation = action[..., :3] / MAX_TRANSLATION_M
+    yaw = action[..., 3:4]
+    commands = action[..., 4:5] == torch.arange(1, 4, device=action.device)
+    return torch.cat([translation, yaw.sin(), yaw.cos(), commands.to(action.dtype)], dim=-1)
+
+
+Runs = list[tuple[int, int, int]]  # (head, begin, end) of each run of equal heads along the batch
+
+
+class TaskLinear(nn.Module):
+    """One linear layer per head, applied to the states of that head: [B, K, in] -> [B, K, out]."""
+
+    def __init__(self, num_heads: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        bound = in_features**-0.5
+        self.weight = nn.Parameter(torch.empty(num_heads, in_features, out_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(num_heads, out_features))
+
+    def forward(self, x: Tensor, runs: Runs) -> Tensor:
+        return torch.cat([x[begin:end] @ self.weight[head] + self.bias[head] for head, begin, end in runs])
+
+
+class QNetwork(nn.Module):
+    """What both networks share: the vector branch's inputs, the heads, and Q as a logit (sigmoid gives [0, 1])."""
+
+    def __init__(self, config: NetworkConfig, features: int, hidden: int) -> None:
+        super().__init__()
+        self.config = config
+        one_hot = config.conditioning == "one_hot"
+        self.vector_size = ACTION_FEATURES + GRIPPER_FEATURES + (config.num_tasks if one_hot else 0)
+        heads = self.num_heads = 1 if one_hot else config.num_tasks
+        self.head1 = TaskLinear(heads, features, hidden)
+        self.head2 = TaskLinear(heads, hidden, hidden)
+        self.head3 = TaskLinear(heads, hidden, 1)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Images float [B, 3, H, W] in [0, 1] -> features, computed once per state."""
+        raise NotImplementedError
+
+    def score(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
+        """Features of B states, gripper [B, 2], actions [B, K, 5], tasks [B] -> Q logits [B, K]."""
+        raise NotImplementedError
+
+    def forward(self, image: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
+        """One action per state: action [B, 5] -> Q logits [B]."""
+        return self.score(self.encode(image), gripper, action[:, None], task_index)[:, 0]
+
+    def _state(self, gripper: Tensor, task_index: Tensor) -> Tensor:
+        """Gripper, and the task where it conditions here: [B, V - 8]"""
+        parts = [gripper[:, :1], gripper[:, 1:] / HEIGHT_SCALE_M]
+        if self.config.conditioning == "one_hot":
+            parts.append(F.one_hot(task_index, self.config.num_tasks).to(gripper.dtype))
+        return torch.cat(parts, dim=-1)
+
+    def _vector(self, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
+        """[B, K, V]"""
+        state = self._state(gripper, task_index)
+        return torch.cat([action_features(action), state[:, None].expand(-1, action.shape[1], -1)], dim=-1)
+
+    def _runs(self, task_index: Tensor) -> Runs:
+        """Batches come grouped by task, so there are few runs and each is a view."""
+        if self.config.conditioning == "one_hot":
+            return [(0, 0, len(task_index))]
+        heads, counts = task_index.unique_consecutive(return_counts=True)
+        ends = counts.cumsum(0).tolist()
+        return list(zip(heads.tolist(), [0, *ends], ends, strict=False))
+
+
+def _batch_norm(channels: int, flat: bool = False) -> nn.Module:
+    norm = (nn.BatchNorm1d if flat else nn.BatchNorm2d)(channels, eps=1e-3, momentum=1 - 0.9997)
+    norm.weight.requires_grad_(False)  # a shift but no scale, as in QT-Opt
+    return norm
+
+
+def _conv_block(inputs: int, size: int, padding: int | str, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, 64, size, stride, padding, bias=False)
+    return nn.Sequential(conv, _batch_norm(64), nn.ReLU(inplace=True))
+
+
+class QTOptNetwork(QNetwork):
+    """QT-Opt's network ("Grasping44", arXiv:1806.10293): 472 px, 16 convolutions, 1.24 M weights with one head."""
+
+    max_states_at_once = 256  # candidates are scored in pieces of this many maps
+
+    def __init__(self, config: NetworkConfig) -> None:
+        map_size = -(-(-(-(-(-config.image_size // 2) // 3)) // 3) // 2) - 6  # through the pools and three VALID
+        super().__init__(config, 64 * map_size**2, 64)
+        self.trunk = nn.Sequential(
+            _conv_block(3, 6, 2, stride=2),
+            nn.MaxPool2d(3, 3, ceil_mode=True),
+            *(_conv_block(64, 5, 2) for _ in range(6)),
+            nn.MaxPool2d(3, 3, padding=1),
+        )
+        self.merge1 = nn.Linear(self.vector_size, 256, bias=False)
+        self.merge_norm1 = _batch_norm(256, flat=True)
+        self.merge2 = nn.Linear(256, 64, bias=False)
+        self.merge_norm2 = _batch_norm(64, flat=True)
+        self.after_merge = nn.Sequential(
+            *(_conv_block(64, 3, 1) for _ in range(6)),
+            nn.MaxPool2d(2, 2, ceil_mode=True),
+            *(_conv_block(64, 3, 0) for _ in range(3)),
+        )
+        self.head_norm1 = _batch_norm(64, flat=True)
+        self.head_norm2 = _batch_norm(64, flat=True)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.trunc_normal_(module.weight, std=0.01, a=-0.02, b=0.02)
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self.trunk(image)
+
+    def score(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
+        size, candidates = action.shape[:2]
+        vector = self._vector(gripper, action, task_index).flatten(0, 1)
+        vector = F.relu(self.merge_norm1(self.merge1(vector)))
+        vector = F.relu(self.merge_norm2(self.merge2(vector)))
+        vector = vector.view(size, candidates, 64, 1, 1)
+        pieces = []
+        step = candidates if self.training else max(1, self.max_states_at_once // size)
+        for begin in range(0, candidates, step):
+            merged = features[:, None] + vector[:, begin : begin + step]
+            pieces.append(self.after_merge(merged.flatten(0, 1)).flatten(1))
+        x = torch.cat(pieces) if len(pieces) == 1 else _interleave(pieces, size)
+        x = x.view(size, candidates, -1)
+        runs = self._runs(task_index)
+        x = F.relu(self.head_norm1(self.head1(x, runs).flatten(0, 1))).view(size, candidates, -1)
+        x = F.relu(self.head_norm2(self.head2(x, runs).flatten(0, 1))).view(size, candidates, -1)
+        return self.head3(x, runs)[..., 0]
+
+
+def _interleave(pieces: list[Tensor], size: int) -> Tensor:
+    return torch.cat([piece.view(size, -1, piece.shape[-1]) for piece in pieces], dim=1).flatten(0, 1)
+
+
+class SmallQNetwork(QNetwork):
+    """The same plan for 48-128 px: convolutions, the vector branch added to the features, a head per task.
+
+    The map is flattened before the merge, so a candidate costs 0.1 M multiply-adds and CEM stays cheap.
+    """
+
+    width = 256
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__(config, self.width, 64)
+        self.trunk = nn.Sequential(
+            nn.Conv2d(3, 32, 6, 2, 2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2, 2),
+            nn.Conv2d(32, 32, 3, 1, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(32, 64, 3, 2, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(64, 64, 3, 1, 1),
+            nn.ReLU(inplace=True),
+        )
+        map_size = -(-(config.image_size // 2 // 2) // 2)
+        self.flatten = nn.Linear(64 * map_size**2, self.width)
+        self.norm = nn.LayerNorm(self.width)
+        self.merge1 = nn.Linear(self.vector_size, 128)
+        self.merge2 = nn.Linear(128, self.width)
+        self.after_merge = nn.Linear(self.width, self.width)
+        if config.prior:
+            self.prior1 = TaskLinear(self.num_heads, self.width + self.vector_size - ACTION_FEATURES, 128)
+            self.prior2 = TaskLinear(self.num_heads, 128, 8)
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self.norm(self.flatten(self.trunk(image).flatten(1)))
+
+    def score(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
+        vector = self.merge2(F.relu(self.merge1(self._vector(gripper, action, task_index))))
+        x = F.relu(self.after_merge(F.relu(features[:, None] + vector)))
+        runs = self._runs(task_index)
+        x = F.relu(self.head1(x, runs))
+        x = F.relu(self.head2(x, runs))
+        return self.head3(x, runs)[..., 0]
+
+    def propose(self, features: Tensor, gripper: Tensor, task_index: Tensor) -> tuple[Tensor, Tensor]:
+        """The cloned policy: mean [B, 4] of the motion in units of its bounds, logits [B, 4] of the command."""
+        x = torch.cat([F.relu(features), self._state(gripper, task_index)], dim=-1)[:, None]
+        runs = self._runs(task_index)
+        x = self.prior2(F.relu(self.prior1(x, runs)), runs)[:, 0]
+        return x[:, :4], x[:, 4:]
+
+
+def build_network(config: NetworkConfig) -> QTOptNetwork | SmallQNetwork:
+    network = QTOptNetwork(config) if config.image_size >= QTOPT_FROM_PX else SmallQNetwork(config)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def bounds(device: torch.device) -> Tensor:
+    """Bounds [4] of the continuous part of an action (m, m, m, rad)."""
+    return torch.from_numpy(BOUNDS).to(device)

@@ -1,0 +1,97 @@
+"""Command-line options from frozen dataclasses, and errors that name the choices."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar
+
+Config = TypeVar("Config")
+
+
+def nearest(name: str, choices: Sequence[str]) -> str:
+    """'choose from a, b. Did you mean a?'"""
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.3)
+    return f"choose from {', '.join(choices)}." + (f" Did you mean {near[0]!r}?" if near else "")
+
+
+def choose(kind: str, name: str, choices: Sequence[str]) -> str:
+    """`name` if it is one of `choices`, else a ValueError that lists them with the nearest match."""
+    if name not in choices:
+        raise ValueError(f"unknown {kind} {name!r}: {nearest(name, choices)}")
+    return name
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that answers an unknown option with the nearest ones."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = [option for action in self._actions for option in action.option_strings if option != "-h"]
+            self.error(f"unknown option {unknown[0]!r}: {nearest(unknown[0].split('=')[0], known)}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def add_options(parser: argparse.ArgumentParser, config: type, defaults: Any = None) -> None:
+    """One `--option` per field of a dataclass, `-` and `_` alike. Unset options are absent from the namespace."""
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        kind = hints[field.name]
+        default = getattr(defaults, field.name, field.default)
+        shown = "required" if default is dataclasses.MISSING else f"default {default}"
+        names = [f"--{field.name.replace('_', '-')}"]
+        if "_" in field.name:
+            names.append(f"--{field.name}")
+        text = field.metadata.get("help", "")
+        parser.add_argument(
+            *names,
+            dest=field.name,
+            type=_reader(kind),
+            default=argparse.SUPPRESS,
+            metavar=_metavar(kind),
+            help=f"{text} ({shown})".strip(),
+        )
+
+
+def from_options(config: type[Config], options: dict[str, Any], **base: Any) -> Config:
+    """The dataclass from `base` values overridden by parsed options; a missing required field is a ValueError."""
+    names = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    values = {**base, **{key: value for key, value in options.items() if key in names}}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        if field.name not in values and field.default is dataclasses.MISSING:
+            raise ValueError(f"--{field.name.replace('_', '-')} is required")
+    return config(**values)
+
+
+def _reader(kind: Any) -> Any:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        inner = [a for a in typing.get_args(kind) if a is not type(None)][0]
+        return lambda text: None if text.lower() == "none" else _reader(inner)(text)
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        return lambda text: tuple(item(part) for part in text.split(",") if part)
+    if kind is bool:
+        return _read_bool
+    return kind
+
+
+def _read_bool(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes"):
+        return True
+    if text.lower() in ("0", "false", "no"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
+
+
+def _metavar(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        return "A,B,..."
+    return str(getattr(kind, "__name__", kind)).upper()

@@ -1,0 +1,1 @@
+"""One Lightning module per algorithm, typed configs, presets and the training command."""

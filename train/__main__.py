@@ -1,0 +1,45 @@
+"""`python -m train --preset demo [--option value ...]`: train a vision Q-network with data sharing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from sim.options import Parser, add_options, choose, from_options
+from train.config import PRESETS, TrainConfig
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    first = Parser(add_help=False)
+    first.add_argument("--preset", default="vision-472")
+    name = first.parse_known_args(arguments)[0].preset
+    try:
+        preset = PRESETS[choose("preset", name, tuple(PRESETS))]
+        parser = Parser(prog="python -m train", description=__doc__)
+        parser.add_argument("--preset", default=name, help=f"named defaults: {', '.join(PRESETS)} (default {name})")
+        parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+        add_options(parser, TrainConfig, preset)
+        options = vars(parser.parse_args(arguments))
+        config = from_options(TrainConfig, options, **_values(preset))
+        if options["print_config"]:
+            print(json.dumps(_values(config), indent=1))
+            return 0
+        from train.run import train
+
+        train(config)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _values(config: TrainConfig) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+
+if __name__ == "__main__":
+    sys.exit(main())

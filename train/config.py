@@ -1,0 +1,122 @@
+"""The typed configuration of a vision training run, and the named presets. The schema knows nothing of the presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from data.router import RouterConfig
+from data.sharing import RULES
+from models.cem import CEMConfig
+from models.networks import CONDITIONINGS, NetworkConfig
+from sim.options import choose
+from sim.tasks import TASK_NAMES, task_by_name
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Every option of `python -m train`. Sources of the defaults: REFERENCES in docs/vision.md."""
+
+    data: str = _option("datasets/vision", "folder of the dataset")
+    out: str = _option("runs/vision", "folder of the run: checkpoints, logs, config")
+    seed: int = _option(0, "seed of everything")
+    tasks: tuple[str, ...] = _option(TASK_NAMES, "tasks to train")
+    image_size: int = _option(472, "what the network sees, px; the dataset's size must match")
+    conditioning: str = _option("heads", "heads: one final stack per task; one_hot: the task in the vector branch")
+    steps: int = _option(200_000, "gradient steps")
+    batch_size: int = _option(32, "transitions per step and device, rounded to the same number for every task")
+    learning_rate: float = _option(1e-4, "of Adam")
+    weight_decay: float = _option(7e-5, "L2")
+    discount: float = _option(0.9, "gamma")
+    target_decay: float = _option(0.9999, "per step, of the averaged weights that give targets and act")
+    lagged_target_steps: int = _option(6000, "lag of the second target in the minimum; 0: no second target")
+    conservative_weight: float = _option(1.0, "of the conservative term")
+    unseen_actions: int = _option(16, "sampled per state for the conservative term")
+    nearby_share: float = _option(0.0, "part of the unseen actions drawn around the data's action")
+    nearby_std: float = _option(0.3, "their spread, in units of the action's bounds")
+    prior: bool = _option(False, "clone the successes and let CEM start from the clone (BCQ, EMaQ; off in the paper)")
+    prior_std: float = _option(0.25, "spread of CEM's start around the clone, in units of the action's bounds")
+    rule: str = _option("cds", f"sharing rule: {', '.join(RULES)}")
+    percentile: float = _option(10.0, "k of CDS, percent from the top")
+    shared_part: float = _option(0.5, "part of each task's batch drawn from other tasks")
+    success_part: float = _option(0.5, "part of own transitions from successful episodes")
+    cem_samples: int = _option(64, "candidates a round")
+    cem_elites: int = _option(6, "kept to refit")
+    cem_iterations: int = _option(2, "rounds")
+    precision: str = _option("auto", "32-true, bf16-mixed, or auto: whichever multiplies matrices faster here")
+    devices: int = _option(1, "GPUs or CPU processes per machine")
+    nodes: int = _option(1, "machines")
+    workers: int = _option(1, "loader processes")
+    checkpoint_every: int = _option(1000, "steps between checkpoints")
+    log_every: int = _option(50, "steps between log lines")
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError("name at least one task to train")
+        for name in self.tasks:
+            task_by_name(name)
+        choose("sharing rule", self.rule, tuple(RULES))
+        choose("conditioning", self.conditioning, CONDITIONINGS)
+        choose("precision", self.precision, PRECISIONS)
+        if self.batch_size < len(self.tasks):
+            raise ValueError(f"a batch of {self.batch_size} cannot hold {len(self.tasks)} tasks")
+        for name in ("shared_part", "success_part", "nearby_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is between 0 and 1, got {getattr(self, name)}")
+        if self.prior and self.network.image_size > 128:
+            raise ValueError("--prior needs the small network (48-128 px)")
+        assert self.cem and self.router
+
+    @property
+    def network(self) -> NetworkConfig:
+        return NetworkConfig(
+            image_size=self.image_size, num_tasks=len(TASK_NAMES), conditioning=self.conditioning, prior=self.prior
+        )
+
+    @property
+    def cem(self) -> CEMConfig:
+        return CEMConfig(samples=self.cem_samples, elites=self.cem_elites, iterations=self.cem_iterations)
+
+    @property
+    def router(self) -> RouterConfig:
+        return RouterConfig(rule=self.rule, percentile=self.percentile)
+
+
+_VISION_472 = TrainConfig()
+_VISION_64 = replace(
+    _VISION_472,
+    image_size=64,
+    steps=60_000,
+    batch_size=256,
+    learning_rate=3e-4,
+    target_decay=0.999,
+    lagged_target_steps=1000,
+    unseen_actions=32,
+    nearby_share=0.5,
+    workers=2,
+)
+_DEMO = replace(
+    _VISION_64,
+    data="datasets/demo",
+    out="runs/demo",
+    steps=2500,
+    batch_size=160,
+    learning_rate=1e-3,
+    weight_decay=0.0,
+    target_decay=0.99,
+    lagged_target_steps=0,
+    cem_samples=32,
+    cem_elites=4,
+    prior=True,
+    workers=1,
+    checkpoint_every=250,
+    log_every=20,
+)
+
+PRESETS: dict[str, TrainConfig] = {"demo": _DEMO, "vision-64": _VISION_64, "vision-472": _VISION_472}

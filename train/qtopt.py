@@ -1,0 +1,144 @@
+"""QT-Opt with conservative data sharing, as one Lightning module.
+
+Order: losses, total loss, update of the targets, configuration. Shapes: `B` transitions, `K` candidate actions.
+Randomness of a step comes from (seed, step) alone, so a resumed run repeats it exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from data.batches import Batch
+from data.router import Router
+from models.acting import cem_start, crop
+from models.cem import maximise, sample_uniform
+from models.losses import bellman_loss, bellman_target, cloning_loss, conservative_loss
+from models.networks import QNetwork, SmallQNetwork, bounds, build_network
+from sim.tasks import TASK_NAMES
+from train.config import TrainConfig
+
+
+class QTOpt(lightning.LightningModule):
+    """`network` learns; `target` is its running average, which gives targets and acts; `lagged` trails the target."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.network = build_network(config.network)
+        self.target = copy.deepcopy(self.network).requires_grad_(False).eval()
+        self.lagged = copy.deepcopy(self.target) if config.lagged_target_steps else None
+        self.router = Router(config.router, len(TASK_NAMES))
+
+    # ------------------------------------------------------------------ losses
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        config = self.config
+        seed = (config.seed << 32) + self.global_step
+        generator = torch.Generator(self.device).manual_seed(seed)
+        cutter = torch.Generator().manual_seed(seed)
+        image, next_image = (crop(x, config.image_size, cutter) for x in (batch.image, batch.next_image))
+        target = self._target(batch, next_image, generator)
+        features = self.network.encode(image)
+        unseen = self._unseen_actions(batch.action, generator)
+        candidates = torch.cat([batch.action[:, None], unseen], dim=1)
+        logits = self.network.score(features, batch.gripper, candidates, batch.task_index).float()
+
+        weight = self.router.weigh(batch, logits[:, 0].detach().sigmoid())
+        bellman, info = bellman_loss(logits[:, 0], target, weight)
+        conservative, more = conservative_loss(logits[:, 1:], weight)
+        loss = bellman + config.conservative_weight * conservative
+        info |= more | {"bellman": bellman.detach(), "conservative": conservative.detach()}
+        if config.prior:
+            assert isinstance(self.network, SmallQNetwork)
+            mean, command = self.network.propose(features, batch.gripper, batch.task_index)
+            cloning = cloning_loss(mean.float(), command.float(), batch.action, bounds(self.device), batch.success)
+            loss = loss + cloning
+            info["cloning"] = cloning.detach()
+        if self.global_step % config.log_every == 0:
+            self._log(batch, logits.detach(), weight, {"loss": loss.detach(), **info})
+        return loss
+
+    @torch.no_grad()
+    def _target(self, batch: Batch, image: Tensor, generator: torch.Generator) -> Tensor:
+        """r + gamma min over the targets of Q(s', a'), a' by CEM on the first target (QT-Opt, sec. 4.2). [B]"""
+        config = self.config
+        features = self.target.encode(image)
+
+        def q(network: QNetwork, its_features: Tensor, action: Tensor) -> Tensor:
+            return network.score(its_features, batch.next_gripper, action, batch.task_index).float().sigmoid()
+
+        action, value = maximise(
+            lambda a: q(self.target, features, a),
+            len(batch),
+            bounds(self.device),
+            config.cem,
+            generator,
+            cem_start(self.target, features, batch.next_gripper, batch.task_index, config.prior_std),
+        )
+        if self.lagged is not None:
+            value = torch.minimum(value, q(self.lagged, self.lagged.encode(image), action[:, None])[:, 0])
+        return bellman_target(batch.reward, batch.done, value, config.discount)
+
+    def _unseen_actions(self, action: Tensor, generator: torch.Generator) -> Tensor:
+        """[B, K, 5]: uniform, and for a part near the data's action, where a flat Q would hide its imprecision."""
+        config = self.config
+        bound = bounds(self.device)
+        count = round(config.unseen_actions * config.nearby_share)
+        unseen = sample_uniform((len(action), config.unseen_actions), bound, generator)
+        if count:
+            noise = torch.randn(len(action), count, 4, device=self.device, generator=generator)
+            near = action[:, None, :4] + config.nearby_std * bound * noise
+            unseen[:, :count, :4] = near.clamp(-bound, bound)
+            keep = torch.rand(len(action), count, device=self.device, generator=generator) < 0.7
+            unseen[:, :count, 4] = torch.where(keep, action[:, 4:5], unseen[:, :count, 4])
+        return unseen
+
+    # ------------------------------------------------------------------ targets
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
+        with torch.no_grad():
+            mine, new = list(self.target.parameters()), list(self.network.parameters())
+            torch._foreach_lerp_(mine, new, 1 - self.config.target_decay)
+            for old, current in zip(self.target.buffers(), self.network.buffers(), strict=True):
+                old.copy_(current)
+            if self.lagged is not None and self.global_step % self.config.lagged_target_steps == 0:
+                self.lagged.load_state_dict(self.target.state_dict())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        weights = [p for p in self.network.parameters() if p.requires_grad]
+        return torch.optim.Adam(weights, lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True)
+
+    # ------------------------------------------------------------------ diagnostics
+
+    def _log(self, batch: Batch, logits: Tensor, weight: Tensor, values: dict[str, Tensor]) -> None:
+        q = logits[:, 0].sigmoid()
+        won, own = batch.success > 0, ~batch.is_shared
+        values["q_success"], values["q_failure"] = q[won & own].mean(), q[~won & own].mean()
+        values["data_rank"] = (logits[:, :1] > logits[:, 1:]).float().mean(1)[won & own].mean()
+        if batch.is_shared.any():
+            values["shared_weight"] = weight[batch.is_shared].mean()
+        self.log_dict({f"train/{key}": value for key, value in values.items()})
+        self.log("loss", values["loss"], prog_bar=True, logger=False)
+        self.log("Q_won", values["q_success"], prog_bar=True, logger=False)
+        self.log("Q_lost", values["q_failure"], prog_bar=True, logger=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What `Policy.load` needs to act, and what another run needs to refuse a mismatch: plain values only."""
+        checkpoint["switchyard"] = {
+            "network": dataclasses.asdict(self.config.network),
+            "cem": dataclasses.asdict(self.config.cem),
+            "prior_std": self.config.prior_std,
+            "renderer": self.renderer,
+            "tasks": list(TASK_NAMES),
+            "trained_tasks": list(self.config.tasks),
+            "sharing": {"rule": self.config.rule, "weights": self.router.report()},
+            "steps": self.global_step,
+        }
+
+    renderer = "unknown"  # of the dataset; set by the training command

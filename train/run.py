@@ -1,0 +1,158 @@
+"""A training run: dataset, loader, trainer, checkpoints; starts, resumes or refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data import DataLoader
+
+from data.batches import BatchStream, Sampler, SamplerConfig
+from data.replay import Replay
+from data.sharing import RULES
+from data.shards import write_atomic
+from models.checkpoint import CheckpointError, read_checkpoint
+from sim.tasks import task_by_name
+from train.config import TrainConfig
+from train.qtopt import QTOpt
+
+CONFIG = "config.json"
+LAST = "last.ckpt"
+FREE_TO_CHANGE = ("steps", "workers", "checkpoint_every", "log_every", "precision", "out")  # when a run goes on
+
+
+def train(config: TrainConfig) -> Path:
+    """Train, or go on, until `config.steps`; returns the last checkpoint's path."""
+    replay = Replay(config.data)
+    if replay.size != config.image_size:
+        raise CheckpointError(f"{config.data}: frames for {replay.size} px, but the network sees {config.image_size} px")
+    out = Path(config.out)
+    resume = _claim(out, config)
+    first_step = 0
+    if resume is not None:
+        about = read_checkpoint(resume)["switchyard"]
+        first_step = about["steps"]
+        if about["renderer"] != replay.renderer:
+            raise CheckpointError(f"{resume}: trained on {about['renderer']} images, {config.data} holds {replay.renderer}")
+        if first_step >= config.steps:
+            print(f"{out}: already trained for {first_step} steps")
+            return resume
+        print(f"{out}: going on from step {first_step}")
+    lightning.seed_everything(config.seed, verbose=False)
+    module = QTOpt(config)
+    module.renderer = replay.renderer
+    quiet_lightning()
+    trainer = _trainer(config, out, first_step)
+    loader = _loader(config, replay, first_step, trainer.global_rank)
+    trainer.fit(module, loader, ckpt_path=None if resume is None else str(resume), weights_only=True)
+    return out / LAST
+
+
+def _claim(out: Path, config: TrainConfig) -> Path | None:
+    """The checkpoint to go on from, or None for a new run; refuses a folder that holds something else."""
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    path = out / CONFIG
+    if path.is_file():
+        found = json.loads(path.read_text())
+        differs = [k for k in values if k not in FREE_TO_CHANGE and values[k] != found.get(k)]
+        if differs:
+            pairs = ", ".join(f"{k} {found.get(k)!r} (now {values[k]!r})" for k in differs)
+            raise CheckpointError(f"{out}: already holds a run with other options: {pairs}; choose another --out")
+    elif out.exists() and any(out.iterdir()):
+        raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {CONFIG})")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(values, indent=1))
+    last = out / LAST
+    return last if last.is_file() else None
+
+
+def _loader(config: TrainConfig, replay: Replay, first_step: int, rank: int) -> DataLoader[Any]:
+    tasks = tuple(task_by_name(name).index for name in config.tasks)
+    per_task = max(1, round(config.batch_size / len(tasks)))
+    mix = SamplerConfig(per_task=per_task, shared=config.shared_part, success=config.success_part)
+    sampler = Sampler(replay, tasks, RULES[config.rule], mix)
+    return DataLoader(
+        BatchStream(sampler, config.seed, first_step, rank),
+        batch_size=None,
+        num_workers=config.workers,
+        prefetch_factor=4 if config.workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _trainer(config: TrainConfig, out: Path, first_step: int) -> lightning.Trainer:
+    return lightning.Trainer(
+        accelerator="auto",
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy="ddp" if config.devices * config.nodes > 1 else "auto",
+        precision=resolve_precision(config.precision),  # type: ignore[arg-type]
+        max_steps=config.steps,
+        limit_train_batches=config.steps,
+        use_distributed_sampler=False,
+        logger=TensorBoardLogger(out, name="", version="log"),
+        log_every_n_steps=config.log_every,
+        callbacks=[
+            ModelCheckpoint(out, filename="last", every_n_train_steps=config.checkpoint_every, enable_version_counter=False),
+            SaveAtEnd(out / LAST),
+            TQDMProgressBar(refresh_rate=10),
+        ],
+        enable_model_summary=False,
+    )
+
+
+class SaveAtEnd(Callback):
+    """Writes the last checkpoint when training ends or is interrupted by Ctrl-C."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        trainer.save_checkpoint(self._path)
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(exception, KeyboardInterrupt):
+            trainer.save_checkpoint(self._path)
+            print(f"\nstopped: {self._path} holds step {trainer.global_step}; the same command goes on from there")
+
+
+def resolve_precision(name: str) -> str:
+    """`auto` measures which number format this device multiplies faster; a CPU without bfloat16 units loses by it."""
+    if name != "auto":
+        return name
+    return "bf16-mixed" if _matmul_s(torch.bfloat16) < 0.8 * _matmul_s(torch.float32) else "32-true"
+
+
+@functools.cache
+def _matmul_s(kind: torch.dtype) -> float:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    matrix = torch.ones(512, 512, dtype=kind, device=device)
+    times = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()
+        times.append(time.perf_counter() - begin)
+        if times[-1] > 0.2:
+            break
+    return min(times)
+
+
+def quiet_lightning() -> None:
+    """Keep the terminal for the progress bar: Lightning's tips and device lines help nobody here."""
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", module="torch")
