@@ -32,6 +32,8 @@ class Batch:
     reward: Tensor  # float32 [B], of the target task: 1 on the last step of an episode that its detector accepts
     done: Tensor  # float32 [B], 1 on the last step: the success is decided there, so nothing is bootstrapped
     success: Tensor  # float32 [B], whether the target task's detector accepts the end of the episode
+    landmark: Tensor  # float32 [B, O + F, 5], privileged: where things are (sim/landmarks.py)
+    landmark_present: Tensor  # bool [B, O + F]
     task_index: Tensor  # int64 [B]
     source_task_index: Tensor  # int64 [B]
     is_shared: Tensor  # bool [B], drawn from another task
@@ -114,6 +116,8 @@ class Sampler:
             reward=tensor(done & success),
             done=tensor(done),
             success=tensor(success),
+            landmark=tensor(replay.landmark[frame]),
+            landmark_present=tensor(replay.landmark_present[frame], np.bool_),
             task_index=tensor(targets, np.int64),
             source_task_index=tensor(source, np.int64),
             is_shared=tensor(source != targets, np.bool_),

@@ -34,7 +34,7 @@ class CollectConfig:
     size: int = 472
     workers: int = os.cpu_count() or 1
     tasks: tuple[str, ...] = TASK_NAMES
-    noise: float = 1.0
+    noise: float = 1.5  # each episode draws its own between 0 and this
     seed: int = 0
     renderer: str = "auto"
     quality: int = 95
@@ -206,7 +206,8 @@ def collect_episode(env: Any, config: CollectConfig, index: int) -> Episode:
 
     rng = np.random.default_rng([config.seed, index])
     task = TASKS[config.tasks[index % len(config.tasks)]]
-    policy = ScriptedPolicy(config.noise)
+    noise = float(rng.uniform(0.0, config.noise))
+    policy = ScriptedPolicy(noise)
     observation, info = env.reset(seed=int(rng.integers(2**31)), options={"task": task.name})
     frames, states, outcomes, taken = [], [], [], []
     terminated = truncated = False
@@ -222,7 +223,7 @@ def collect_episode(env: Any, config: CollectConfig, index: int) -> Episode:
     return Episode(
         task_index=task.index,
         terminated=terminated,
-        noise=config.noise,
+        noise=noise,
         action=np.stack(taken),
         state=np.stack(states),
         verdict=np.stack(outcomes),

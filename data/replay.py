@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.shards import DatasetError, Shard, read_manifest
+from sim.landmarks import landmarks
 from sim.state import SceneState
 from sim.tasks import TASK_NAMES, verdicts
 
@@ -38,16 +40,19 @@ class Replay:
         self._shard_first_frame = np.cumsum([0, *(len(s.tables["state"]) for s in self.shards)])
         self._read_states(last_step)
 
-    def _join(self, key: str) -> NDArray[np.generic]:  # type: ignore[type-arg]
+    def _join(self, key: str) -> NDArray[Any]:
         return np.concatenate([shard.tables[key] for shard in self.shards])
 
     def _read_states(self, last_step: NDArray[np.int64]) -> None:
         """Gripper readings of every frame; success [E, N] of every task, decided again from the stored states."""
-        closed, height, success = [], [], []
+        closed, height, success, marks, present = [], [], [], [], []
         for shard in self.shards:
             state = SceneState(shard.tables.pop("state"))
             closed.append(state["gripper_closed"])
             height.append(state["gripper_position"][:, 2])
+            mark, is_there = landmarks(state)
+            marks.append(mark.astype(np.float16))
+            present.append(is_there)
             lengths = shard.tables["episode/length"]
             final = np.cumsum(lengths + 1) - 1
             decided = verdicts(SceneState(state.vector[final]))
@@ -56,6 +61,8 @@ class Replay:
             success.append(decided)
         self.gripper_closed = np.concatenate(closed).astype(np.float32)
         self.gripper_height = np.concatenate(height).astype(np.float32)
+        self.landmark = np.concatenate(marks)  # float16 [P, O + F, 5]
+        self.landmark_present = np.concatenate(present)  # bool [P, O + F]
         self.success = np.concatenate(success)  # bool [E, N]
         assert self.success.shape == (self.num_episodes, len(TASK_NAMES))
 

@@ -179,7 +179,7 @@ class Shard:
             )
         begin, end = self.tables["frame/offset"][index : index + 2]
         data = self._map[begin:end]
-        if zlib.crc32(data) != self.tables["frame/crc32"][index]:
+        if zlib.crc32(data.data) != self.tables["frame/crc32"][index]:
             raise DatasetError(f"{self.path}: damaged shard, the checksum of frame {index} does not match")
         return data
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.acting import cem_start, crop
-from models.cem import CEMConfig, maximise
+from models.acting import best_action, crop
+from models.cem import CEMConfig
 from models.checkpoint import CheckpointError, read_checkpoint
-from models.networks import NetworkConfig, QNetwork, bounds, build_network
+from models.networks import NetworkConfig, QNetwork, build_network
 from sim.policies import Observation
 
 
@@ -32,7 +32,9 @@ class CEMPolicy:
         about = checkpoint["switchyard"]
         network_config = NetworkConfig(**about["network"])
         if renderer is not None and renderer != about["renderer"]:
-            raise CheckpointError(f"{path}: trained on images of renderer {about['renderer']}, asked to act on {renderer}")
+            raise CheckpointError(
+                f"{path}: trained on images of renderer {about['renderer']}, asked to act on {renderer}"
+            )
         if image_size is not None and image_size != network_config.image_size:
             raise CheckpointError(f"{path}: trained at {network_config.image_size} px, asked to act at {image_size} px")
         network = build_network(network_config)
@@ -50,12 +52,5 @@ class CEMPolicy:
         gripper = torch.from_numpy(np.stack([observation["gripper_closed"], observation["gripper_height"]], axis=1))
         tasks = torch.from_numpy(np.asarray(task_index, np.int64))
         features = self.network.encode(crop(image, self.network.config.image_size))
-        action, _ = maximise(
-            lambda a: self.network.score(features, gripper, a, tasks),
-            len(tasks),
-            bounds(features.device),
-            self.cem,
-            generator,
-            cem_start(self.network, features, gripper, tasks, self.about["prior_std"]),
-        )
+        action, _ = best_action(self.network, features, gripper, tasks, self.cem, self.about["prior_std"], generator)
         return action.numpy()

@@ -16,6 +16,8 @@ from scipy.stats import binomtest
 from sim.policies import Policy, RandomPolicy, ScriptedPolicy
 from sim.tasks import TASKS, task_by_name
 
+FILM_PX = 240  # pictures for people, apart from what the network sees
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalResult:
@@ -59,7 +61,7 @@ class EpisodeJob:
     task: str
     number: int
     seed: int
-    keep_frames: bool
+    filmed: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ class EpisodeOutcome:
     success: bool
     steps: int
     wall_time_s: float
-    frames: tuple[NDArray[np.uint8], ...]  # each [H, W, 3]; empty unless they were asked for
+    film: tuple[NDArray[np.uint8], ...]  # each [FILM_PX, FILM_PX, 3]; empty unless asked for
 
 
 def make_policy(name: str, checkpoint: str | None) -> Policy:
@@ -114,21 +116,22 @@ def _run_episode(job: EpisodeJob) -> EpisodeOutcome:
     task = task_by_name(job.task)
     rng = np.random.default_rng([job.seed, task.index, job.number])
     observation, info = env.reset(seed=int(rng.integers(2**31)), options={"task": task.name})
-    frames = [observation["image"]]
+    film = [env.world.camera.render(FILM_PX)] if job.filmed else []
     steps, done = 0, False
     while not done:
         action = policy.act(as_batch(observation, info), np.array([task.index]), rng)[0]
         observation, reward, terminated, truncated, info = env.step(as_action(action))
         steps += 1
         done = terminated or truncated
-        frames.append(observation["image"])
+        if job.filmed:
+            film.append(env.world.camera.render(FILM_PX))
     return EpisodeOutcome(
         task=task.name,
         number=job.number,
         success=reward > 0,
         steps=steps,
         wall_time_s=time.perf_counter() - begin,
-        frames=tuple(frames) if job.keep_frames else (),
+        film=tuple(film),
     )
 
 

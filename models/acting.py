@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.cem import Proposal
-from models.networks import QNetwork, SmallQNetwork
+from models.cem import CEMConfig, Proposal, best_proposal, maximise
+from models.networks import QNetwork, SmallQNetwork, bounds
 
 
 def crop(image: Tensor, size: int, generator: torch.Generator | None = None) -> Tensor:
@@ -26,12 +26,24 @@ def crop(image: Tensor, size: int, generator: torch.Generator | None = None) -> 
     return out.to(torch.float32).div_(255.0).contiguous(memory_format=torch.channels_last)
 
 
-def cem_start(
-    network: QNetwork, features: Tensor, gripper: Tensor, task_index: Tensor, std: float
-) -> Proposal | None:
-    """CEM's first round: around the cloned policy where the network has one, else uniform (None)."""
-    if not (isinstance(network, SmallQNetwork) and network.config.prior):
-        return None
-    mean, command = network.propose(features, gripper, task_index)
-    mean = mean.float().clamp(-1, 1)
-    return Proposal(mean, torch.full_like(mean, std), command.float().softmax(-1))
+def best_action(
+    network: QNetwork,
+    features: Tensor,
+    gripper: Tensor,
+    task_index: Tensor,
+    cem: CEMConfig,
+    prior_std: float,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """argmax_a Q(s, a) [B, 5] and its value in [0, 1], [B]: by CEM, or among samples of the cloned policy if it has one."""
+    bound = bounds(features.device)
+
+    def q(action: Tensor) -> Tensor:
+        return network.score(features, gripper, action, task_index).float().sigmoid()
+
+    if isinstance(network, SmallQNetwork) and network.config.prior:
+        mean, command = network.propose(features, gripper, task_index)
+        mean = mean.float().clamp(-1, 1)
+        proposal = Proposal(mean, torch.full_like(mean, prior_std), command.float().softmax(-1))
+        return best_proposal(q, proposal, cem.samples, bound, generator)
+    return maximise(q, len(task_index), bound, cem, generator)

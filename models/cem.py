@@ -23,14 +23,13 @@ class CEMConfig:
     iterations: int = 2
 
     def __post_init__(self) -> None:
-        if not NUM_COMMANDS <= self.samples or not 2 <= self.elites <= self.samples or self.iterations < 1:
+        if not self.samples >= NUM_COMMANDS or not 2 <= self.elites <= self.samples or self.iterations < 1:
             raise ValueError(f"CEM needs at least 4 samples, 2 elites and 1 iteration, got {self}")
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Where the first round samples: a Gaussian (mean, std [B, 4], in units of the bounds), command probabilities
-    [B, 4]."""
+    """Where to sample: a Gaussian (mean, std [B, 4], in units of the bounds) and command probabilities [B, 4]."""
 
     mean: Tensor
     std: Tensor
@@ -51,7 +50,6 @@ def maximise(
     bound: Tensor,
     config: CEMConfig,
     generator: torch.Generator | None = None,
-    proposal: Proposal | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The best action [B, 5] that was sampled and its value [B]; `q` maps candidates [B, K, 5] to values [B, K].
 
@@ -59,7 +57,7 @@ def maximise(
     the elites alone, and the next round's commands are drawn by their frequency among the elites.
     """
     size = (num_states, config.samples)
-    best_action = best_value = None
+    best_action = best_value = proposal = None
     for _ in range(config.iterations):
         if proposal is None:
             action = sample_uniform(size, bound, generator)
@@ -78,8 +76,18 @@ def maximise(
         motion = elites[..., :4] / bound
         counts = torch.nn.functional.one_hot(elites[..., 4].long(), NUM_COMMANDS).float().mean(1)
         proposal = Proposal(motion.mean(1), motion.std(1), counts)
-    assert best_action is not None and best_value is not None
+    assert best_action is not None
+    assert best_value is not None
     return best_action, best_value
+
+
+def best_proposal(
+    q: Callable[[Tensor], Tensor], proposal: Proposal, samples: int, bound: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """The best of `samples` actions drawn from a cloned policy, and its value (EMaQ, arXiv:2007.11091, eq. 3)."""
+    action = _sample(proposal, (len(proposal.mean), samples), bound, generator)
+    value, where = q(action).max(dim=1)
+    return action.gather(1, where[:, None, None].expand(-1, 1, action.shape[-1]))[:, 0], value
 
 
 def _sample(p: Proposal, size: tuple[int, int], bound: Tensor, generator: torch.Generator | None) -> Tensor:

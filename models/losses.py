@@ -43,5 +43,11 @@ def cloning_loss(mean: Tensor, command_logits: Tensor, action: Tensor, bound: Te
     return _weighted_mean(2.0 * motion + command, weight)
 
 
+def landmark_loss(predicted: Tensor, landmark: Tensor, present: Tensor) -> Tensor:
+    """Auxiliary state prediction (James et al. 2017, arXiv:1707.02267, sec. 3.3): squared error [B, L, 5] of what is
+    there, [B, L], summed over the landmarks of a picture and averaged over pictures."""
+    return ((predicted - landmark).square().sum(-1) * present).sum(-1).mean()
+
+
 def _weighted_mean(each: Tensor, weight: Tensor) -> Tensor:
     return (weight * each).sum() / weight.sum().clamp(min=1e-6)

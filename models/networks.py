@@ -6,6 +6,7 @@ Shapes: `B` states, `K` candidate actions per state, `N` tasks, `V` action and g
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sim.actions import BOUNDS, MAX_TRANSLATION_M
+from sim.landmarks import LANDMARK_SIZE, LANDMARKS
 from sim.options import choose
 
 HEIGHT_SCALE_M = 0.2  # the gripper's height enters the network in units of this
@@ -30,6 +32,7 @@ class NetworkConfig:
     num_tasks: int
     conditioning: str = "heads"
     prior: bool = False  # a behaviour-cloning head on the features (off in the paper)
+    landmarks: bool = False  # an auxiliary head that predicts where things are (off in the paper)
 
     def __post_init__(self) -> None:
         choose("conditioning", self.conditioning, CONDITIONINGS)
@@ -124,7 +127,10 @@ class QTOptNetwork(QNetwork):
     max_states_at_once = 256  # candidates are scored in pieces of this many maps
 
     def __init__(self, config: NetworkConfig) -> None:
-        map_size = -(-(-(-(-(-config.image_size // 2) // 3)) // 3) // 2) - 6  # through the pools and three VALID
+        map_size = config.image_size
+        for stride in (2, 3, 3, 2):  # conv1 and the three pools, all of SAME size
+            map_size = math.ceil(map_size / stride)
+        map_size -= 6  # three VALID 3x3 convolutions
         super().__init__(config, 64 * map_size**2, 64)
         self.trunk = nn.Sequential(
             _conv_block(3, 6, 2, stride=2),
@@ -173,6 +179,11 @@ def _interleave(pieces: list[Tensor], size: int) -> Tensor:
     return torch.cat([piece.view(size, -1, piece.shape[-1]) for piece in pieces], dim=1).flatten(0, 1)
 
 
+def _small_block(inputs: int, outputs: int, size: int, stride: int) -> tuple[nn.Module, ...]:
+    conv = nn.Conv2d(inputs, outputs, size, stride, (size - 1) // 2, bias=False)
+    return conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+
+
 class SmallQNetwork(QNetwork):
     """The same plan for 48-128 px: convolutions, the vector branch added to the features, a head per task.
 
@@ -184,15 +195,11 @@ class SmallQNetwork(QNetwork):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config, self.width, 64)
         self.trunk = nn.Sequential(
-            nn.Conv2d(3, 32, 6, 2, 2),
-            nn.ReLU(inplace=True),
+            *_small_block(3, 32, 6, 2),
             nn.MaxPool2d(2, 2),
-            nn.Conv2d(32, 32, 3, 1, 1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(32, 64, 3, 2, 1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(64, 64, 3, 1, 1),
-            nn.ReLU(inplace=True),
+            *_small_block(32, 32, 3, 1),
+            *_small_block(32, 64, 3, 2),
+            *_small_block(64, 64, 3, 1),
         )
         map_size = -(-(config.image_size // 2 // 2) // 2)
         self.flatten = nn.Linear(64 * map_size**2, self.width)
@@ -200,12 +207,13 @@ class SmallQNetwork(QNetwork):
         self.merge1 = nn.Linear(self.vector_size, 128)
         self.merge2 = nn.Linear(128, self.width)
         self.after_merge = nn.Linear(self.width, self.width)
+        self.landmarks = nn.Linear(self.width, LANDMARKS * LANDMARK_SIZE) if config.landmarks else None
         if config.prior:
             self.prior1 = TaskLinear(self.num_heads, self.width + self.vector_size - ACTION_FEATURES, 128)
             self.prior2 = TaskLinear(self.num_heads, 128, 8)
 
     def encode(self, image: Tensor) -> Tensor:
-        return self.norm(self.flatten(self.trunk(image).flatten(1)))
+        return self.norm(self.flatten(self.trunk((image - 0.5) * 4).flatten(1)))
 
     def score(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
         vector = self.merge2(F.relu(self.merge1(self._vector(gripper, action, task_index))))
@@ -214,6 +222,11 @@ class SmallQNetwork(QNetwork):
         x = F.relu(self.head1(x, runs))
         x = F.relu(self.head2(x, runs))
         return self.head3(x, runs)[..., 0]
+
+    def predict_landmarks(self, features: Tensor) -> Tensor:
+        """Where things are, from the features alone: [B, O + F, 5] (sim/landmarks.py)."""
+        assert self.landmarks is not None
+        return self.landmarks(features).view(-1, LANDMARKS, LANDMARK_SIZE)
 
     def propose(self, features: Tensor, gripper: Tensor, task_index: Tensor) -> tuple[Tensor, Tensor]:
         """The cloned policy: mean [B, 4] of the motion in units of its bounds, logits [B, 4] of the command."""

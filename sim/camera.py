@@ -23,9 +23,9 @@ EGL_FROM_PX = 160  # below this TinyRenderer is the faster of the two on a CPU (
 
 @dataclass(frozen=True, kw_only=True)
 class CameraSpec:
-    eye_m: tuple[float, float, float] = (1.20, 0.0, 0.70)
-    look_at_m: tuple[float, float, float] = (0.50, 0.0, 0.03)
-    field_of_view_deg: float = 46.0
+    eye_m: tuple[float, float, float] = (1.14, 0.0, 0.70)
+    look_at_m: tuple[float, float, float] = (0.50, 0.0, 0.06)
+    field_of_view_deg: float = 37.0
     near_m: float = 0.1
     far_m: float = 2.5
 
@@ -54,10 +54,12 @@ class Camera:
                 raise ValueError("EGL rendering does not start on this machine: use --renderer tiny or auto")
         self.renderer = "egl" if self._plugin >= 0 else "tiny"
 
-    def render(self) -> NDArray[np.uint8]:
+    def render(self, size: int | None = None) -> NDArray[np.uint8]:
+        """The view as uint8 [size, size, 3]; another size than the camera's own is for people to look at."""
+        size = size or self.size
         _, _, rgba, _, _ = pybullet.getCameraImage(
-            self.size,
-            self.size,
+            size,
+            size,
             self._view,
             self._projection,
             lightDirection=[0.4, -0.5, 1.2],
@@ -70,7 +72,7 @@ class Camera:
             renderer=pybullet.ER_BULLET_HARDWARE_OPENGL if self._plugin >= 0 else pybullet.ER_TINY_RENDERER,
             physicsClientId=self._client,
         )
-        return np.ascontiguousarray(np.asarray(rgba, np.uint8).reshape(self.size, self.size, 4)[..., :3])
+        return np.ascontiguousarray(np.asarray(rgba, np.uint8).reshape(size, size, 4)[..., :3])
 
     def close(self) -> None:
         if self._plugin >= 0:

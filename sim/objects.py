@@ -7,6 +7,7 @@ A visual part is a mesh with one colour; a collider is a primitive or the convex
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,7 +151,7 @@ def _arc(radius: float, half_angle: float, count: int) -> list[Point]:
 def _chain(path: list[Point], radii: list[float]) -> tuple[Collider, ...]:
     """Capsules along a path in the x-y plane, each as thick as the mean of its ends."""
     out = []
-    for (a, b), (ra, rb) in zip(zip(path, path[1:], strict=False), zip(radii, radii[1:], strict=False), strict=True):
+    for (a, b), (ra, rb) in zip(pairwise(path), pairwise(radii), strict=True):
         start, end = np.array(a), np.array(b)
         direction = end - start
         yaw = float(np.arctan2(direction[1], direction[0]))
@@ -188,7 +189,7 @@ def _sausage() -> ObjectSpec:
 
 
 def _carrot() -> ObjectSpec:
-    body = [(-0.075, 0, 0), (-0.06, 0, 0), (-0.02, 0, 0), (0.03, 0, 0), (0.058, 0, 0), (0.064, 0, 0)]
+    body: list[Point] = [(-0.075, 0, 0), (-0.06, 0, 0), (-0.02, 0, 0), (0.03, 0, 0), (0.058, 0, 0), (0.064, 0, 0)]
     radii = [0.003, 0.006, 0.0115, 0.0165, 0.0175, 0.010]
     mesh = tube(body, radii, UP)
     leaves = tube([(0.062, 0, 0), (0.075, 0, 0), (0.092, 0, 0)], [0.006, 0.012, 0.004], UP)
@@ -299,15 +300,27 @@ def _ring(radius: float, size: tuple[float, float], centre_z: float, lean: float
 
 def _bowl() -> FixtureSpec:
     shell = revolve(
-        [(0.0, 0.0), (0.050, 0.0), (0.075, 0.015), (0.092, 0.045), (0.094, 0.052)]
-        + [(0.089, 0.052), (0.071, 0.019), (0.048, 0.006), (0.0, 0.006)]
+        [
+            (0.0, 0.0),
+            (0.05, 0.0),
+            (0.075, 0.015),
+            (0.092, 0.045),
+            (0.094, 0.052),
+            (0.089, 0.052),
+            (0.071, 0.019),
+            (0.048, 0.006),
+            (0.0, 0.006),
+        ]
     )
     return FixtureSpec(
         name="bowl",
         mass_kg=0.5,
         radius_m=0.094,
         parts=(Part(shell, (0.20, 0.55, 0.75)),),
-        colliders=(Collider("cylinder", (0.06, 0.006), (0.0, 0.0, 0.003)), *_ring(0.076, (0.006, 0.050), 0.028, lean=0.62)),
+        colliders=(
+            Collider("cylinder", (0.06, 0.006), (0.0, 0.0, 0.003)),
+            *_ring(0.076, (0.006, 0.050), 0.028, lean=0.62),
+        ),
     )
 
 
@@ -320,7 +333,10 @@ def _plate() -> FixtureSpec:
         mass_kg=0.5,
         radius_m=0.108,
         parts=(Part(shell, (0.93, 0.93, 0.90)),),
-        colliders=(Collider("cylinder", (0.072, 0.006), (0.0, 0.0, 0.003)), *_ring(0.088, (0.05, 0.004), 0.011, lean=-0.33)),
+        colliders=(
+            Collider("cylinder", (0.072, 0.006), (0.0, 0.0, 0.003)),
+            *_ring(0.088, (0.05, 0.004), 0.011, lean=-0.33),
+        ),
     )
 
 
@@ -337,7 +353,11 @@ def _divider_plate() -> FixtureSpec:
         mass_kg=0.5,
         radius_m=0.118,
         parts=(Part(shell, (0.85, 0.35, 0.45)), *visual_walls),
-        colliders=(Collider("cylinder", (0.116, 0.006), (0.0, 0.0, 0.003)), *_ring(0.115, (0.006, 0.026), 0.017), *walls),
+        colliders=(
+            Collider("cylinder", (0.116, 0.006), (0.0, 0.0, 0.003)),
+            *_ring(0.115, (0.006, 0.026), 0.017),
+            *walls,
+        ),
     )
 
 

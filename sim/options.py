@@ -73,7 +73,7 @@ def from_options(config: type[Config], options: dict[str, Any], **base: Any) -> 
 
 def _reader(kind: Any) -> Any:
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        inner = [a for a in typing.get_args(kind) if a is not type(None)][0]
+        inner = next(a for a in typing.get_args(kind) if a is not type(None))
         return lambda text: None if text.lower() == "none" else _reader(inner)(text)
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 OBJECT_NAMES = ("banana", "bottle", "sausage", "milk", "food", "can", "carrot")
 FIXTURE_NAMES = ("bowl", "plate", "divider-plate")
-O, F = len(OBJECT_NAMES), len(FIXTURE_NAMES)
+O, F = len(OBJECT_NAMES), len(FIXTURE_NAMES)  # noqa: E741
 
 # name -> shape. Order is the order in the vector; a change of this table is a change of `STATE_VERSION`.
 STATE_VERSION = 1

@@ -34,6 +34,7 @@ ARM_FORCES_N_M = [87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0]
 HOME_RAD = [0.0, -0.2, 0.0, -2.35, 0.0, 2.15, 0.785]
 CONTACT_M = 0.0005
 NUM_DISTRACTORS = 2
+FIXTURE_SPOTS_M = ((0.42, -0.13), (0.42, 0.13), (0.63, 0.0))  # near, near, far; jittered
 
 
 class World:
@@ -46,7 +47,10 @@ class World:
         self._scratch = tempfile.TemporaryDirectory(prefix="switchyard-")
         folder = Path(self._scratch.name)
         self._panda_urdf = write_panda(folder)
-        self._urdfs = {name: write_body(spec, folder) for name, spec in {**OBJECTS, **FIXTURES}.items()}
+        bodies: list[ObjectSpec | FixtureSpec] = [*OBJECTS.values(), *FIXTURES.values()]
+        self._urdfs = {spec.name: write_body(spec, folder) for spec in bodies}
+        self._objects: dict[int, int] = {}  # index in OBJECT_NAMES -> PyBullet body
+        self._fixtures: dict[int, int] = {}
         self._load_fixed()
 
     def close(self) -> None:
@@ -94,8 +98,6 @@ class World:
                 self._panda, link, lateralFriction=1.2, spinningFriction=0.02, rollingFriction=0.002, physicsClientId=c
             )
             pybullet.changeVisualShape(self._panda, link, rgbaColor=[0.18, 0.18, 0.20, 1], physicsClientId=c)
-        self._objects: dict[int, int] = {}
-        self._fixtures: dict[int, int] = {}
 
     def _scatter_objects(self, target: int, rng: np.random.Generator) -> None:
         others = [i for i in range(len(OBJECT_NAMES)) if i != target]
@@ -103,7 +105,7 @@ class World:
         taken: list[NDArray[np.float64]] = []
         for index in chosen:
             spec = OBJECTS[OBJECT_NAMES[index]]
-            spot = _free_spot(taken, 0.13, np.array([[0.42, -0.19], [0.62, 0.19]]), rng)
+            spot = _free_spot(taken, 0.13, np.array([[0.42, -0.17], [0.62, 0.17]]), rng)
             taken.append(spot)
             tilt = spec.rests[int(rng.integers(len(spec.rests)))]
             body = self._spawn(spec, (*spot, 0.5), _turned(tilt, float(rng.uniform(-np.pi, np.pi))))
@@ -114,11 +116,12 @@ class World:
             pybullet.resetBasePositionAndOrientation(body, position, turn, physicsClientId=self._client)
 
     def _scatter_fixtures(self, rng: np.random.Generator) -> None:
-        for slot, index in enumerate(rng.permutation(len(FIXTURE_NAMES))):
+        spots = np.array(FIXTURE_SPOTS_M) * [1, rng.choice([-1, 1])]
+        for spot, index in zip(spots, rng.permutation(len(FIXTURE_NAMES)), strict=True):
             spec = FIXTURES[FIXTURE_NAMES[index]]
-            spot = (float(rng.uniform(0.46, 0.60)), float(-0.235 + 0.235 * slot + rng.uniform(-0.005, 0.005)), 0.001)
+            x, y = spot + rng.uniform(-0.008, 0.008, 2)
             turn = pybullet.getQuaternionFromEuler([0, 0, rng.uniform(-np.pi, np.pi)])
-            self._fixtures[int(index)] = self._spawn(spec, spot, turn)
+            self._fixtures[int(index)] = self._spawn(spec, (x, y, 0.001), turn)
 
     def _put_into_hand(self, index: int, rng: np.random.Generator) -> None:
         """Close the fingers on an object that is kept in place until they hold it: the one use of `reset` on a body."""

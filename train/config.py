@@ -32,6 +32,7 @@ class TrainConfig:
     steps: int = _option(200_000, "gradient steps")
     batch_size: int = _option(32, "transitions per step and device, rounded to the same number for every task")
     learning_rate: float = _option(1e-4, "of Adam")
+    learning_rate_decay: bool = _option(False, "to zero, linearly, over the steps of the run")
     weight_decay: float = _option(7e-5, "L2")
     discount: float = _option(0.9, "gamma")
     target_decay: float = _option(0.9999, "per step, of the averaged weights that give targets and act")
@@ -40,8 +41,9 @@ class TrainConfig:
     unseen_actions: int = _option(16, "sampled per state for the conservative term")
     nearby_share: float = _option(0.0, "part of the unseen actions drawn around the data's action")
     nearby_std: float = _option(0.3, "their spread, in units of the action's bounds")
-    prior: bool = _option(False, "clone the successes and let CEM start from the clone (BCQ, EMaQ; off in the paper)")
-    prior_std: float = _option(0.25, "spread of CEM's start around the clone, in units of the action's bounds")
+    prior: bool = _option(False, "clone the successes, choose among samples of the clone (EMaQ; off in the paper)")
+    prior_std: float = _option(0.1, "spread of those samples, in units of the action's bounds")
+    landmark_weight: float = _option(0.0, "of the auxiliary prediction of where things are (off in the paper)")
     rule: str = _option("cds", f"sharing rule: {', '.join(RULES)}")
     percentile: float = _option(10.0, "k of CDS, percent from the top")
     shared_part: float = _option(0.5, "part of each task's batch drawn from other tasks")
@@ -69,14 +71,18 @@ class TrainConfig:
         for name in ("shared_part", "success_part", "nearby_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is between 0 and 1, got {getattr(self, name)}")
-        if self.prior and self.network.image_size > 128:
-            raise ValueError("--prior needs the small network (48-128 px)")
-        assert self.cem and self.router
+        if (self.prior or self.landmark_weight) and self.image_size > 128:
+            raise ValueError("prior and landmark_weight need the small network (48-128 px)")
+        _ = self.cem, self.router  # their own checks
 
     @property
     def network(self) -> NetworkConfig:
         return NetworkConfig(
-            image_size=self.image_size, num_tasks=len(TASK_NAMES), conditioning=self.conditioning, prior=self.prior
+            image_size=self.image_size,
+            num_tasks=len(TASK_NAMES),
+            conditioning=self.conditioning,
+            prior=self.prior,
+            landmarks=self.landmark_weight > 0,
         )
 
     @property
@@ -106,14 +112,17 @@ _DEMO = replace(
     data="datasets/demo",
     out="runs/demo",
     steps=2500,
-    batch_size=160,
+    batch_size=120,
     learning_rate=1e-3,
+    learning_rate_decay=True,
     weight_decay=0.0,
-    target_decay=0.99,
+    target_decay=0.98,
     lagged_target_steps=0,
     cem_samples=32,
     cem_elites=4,
     prior=True,
+    landmark_weight=1.0,
+    conservative_weight=0.3,
     workers=1,
     checkpoint_every=250,
     log_every=20,

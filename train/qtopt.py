@@ -16,10 +16,10 @@ from torch import Tensor
 
 from data.batches import Batch
 from data.router import Router
-from models.acting import cem_start, crop
-from models.cem import maximise, sample_uniform
-from models.losses import bellman_loss, bellman_target, cloning_loss, conservative_loss
-from models.networks import QNetwork, SmallQNetwork, bounds, build_network
+from models.acting import best_action, crop
+from models.cem import sample_uniform
+from models.losses import bellman_loss, bellman_target, cloning_loss, conservative_loss, landmark_loss
+from models.networks import SmallQNetwork, bounds, build_network
 from sim.tasks import TASK_NAMES
 from train.config import TrainConfig
 
@@ -60,29 +60,29 @@ class QTOpt(lightning.LightningModule):
             cloning = cloning_loss(mean.float(), command.float(), batch.action, bounds(self.device), batch.success)
             loss = loss + cloning
             info["cloning"] = cloning.detach()
+        if config.landmark_weight:
+            assert isinstance(self.network, SmallQNetwork)
+            found = self.network.predict_landmarks(features).float()
+            landmark = landmark_loss(found, batch.landmark, batch.landmark_present)
+            loss = loss + config.landmark_weight * landmark
+            info["landmark"] = landmark.detach()
         if self.global_step % config.log_every == 0:
             self._log(batch, logits.detach(), weight, {"loss": loss.detach(), **info})
         return loss
 
     @torch.no_grad()
     def _target(self, batch: Batch, image: Tensor, generator: torch.Generator) -> Tensor:
-        """r + gamma min over the targets of Q(s', a'), a' by CEM on the first target (QT-Opt, sec. 4.2). [B]"""
+        """r + gamma min over the targets of Q(s', a'), a' the best for the first target (QT-Opt, sec. 4.2). [B]"""
         config = self.config
         features = self.target.encode(image)
 
-        def q(network: QNetwork, its_features: Tensor, action: Tensor) -> Tensor:
-            return network.score(its_features, batch.next_gripper, action, batch.task_index).float().sigmoid()
-
-        action, value = maximise(
-            lambda a: q(self.target, features, a),
-            len(batch),
-            bounds(self.device),
-            config.cem,
-            generator,
-            cem_start(self.target, features, batch.next_gripper, batch.task_index, config.prior_std),
+        action, value = best_action(
+            self.target, features, batch.next_gripper, batch.task_index, config.cem, config.prior_std, generator
         )
         if self.lagged is not None:
-            value = torch.minimum(value, q(self.lagged, self.lagged.encode(image), action[:, None])[:, 0])
+            lagged = self.lagged.encode(image)
+            logit = self.lagged.score(lagged, batch.next_gripper, action[:, None], batch.task_index)
+            value = torch.minimum(value, logit[:, 0].float().sigmoid())
         return bellman_target(batch.reward, batch.done, value, config.discount)
 
     def _unseen_actions(self, action: Tensor, generator: torch.Generator) -> Tensor:
@@ -103,16 +103,21 @@ class QTOpt(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
         with torch.no_grad():
-            mine, new = list(self.target.parameters()), list(self.network.parameters())
+            mine: list[Tensor] = list(self.target.parameters())
+            new: list[Tensor] = list(self.network.parameters())
             torch._foreach_lerp_(mine, new, 1 - self.config.target_decay)
             for old, current in zip(self.target.buffers(), self.network.buffers(), strict=True):
                 old.copy_(current)
             if self.lagged is not None and self.global_step % self.config.lagged_target_steps == 0:
                 self.lagged.load_state_dict(self.target.state_dict())
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> Any:
+        config = self.config
         weights = [p for p in self.network.parameters() if p.requires_grad]
-        return torch.optim.Adam(weights, lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True)
+        adam = torch.optim.Adam(weights, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        end = 0.02 if config.learning_rate_decay else 1.0
+        schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, end, total_iters=config.steps)
+        return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # ------------------------------------------------------------------ diagnostics
 

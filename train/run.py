@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 
 from data.batches import BatchStream, Sampler, SamplerConfig
 from data.replay import Replay
-from data.sharing import RULES
 from data.shards import write_atomic
+from data.sharing import RULES
 from models.checkpoint import CheckpointError, read_checkpoint
 from sim.tasks import task_by_name
 from train.config import TrainConfig
@@ -36,7 +36,9 @@ def train(config: TrainConfig) -> Path:
     """Train, or go on, until `config.steps`; returns the last checkpoint's path."""
     replay = Replay(config.data)
     if replay.size != config.image_size:
-        raise CheckpointError(f"{config.data}: frames for {replay.size} px, but the network sees {config.image_size} px")
+        raise CheckpointError(
+            f"{config.data}: frames for {replay.size} px, but the network sees {config.image_size} px"
+        )
     out = Path(config.out)
     resume = _claim(out, config)
     first_step = 0
@@ -44,7 +46,9 @@ def train(config: TrainConfig) -> Path:
         about = read_checkpoint(resume)["switchyard"]
         first_step = about["steps"]
         if about["renderer"] != replay.renderer:
-            raise CheckpointError(f"{resume}: trained on {about['renderer']} images, {config.data} holds {replay.renderer}")
+            raise CheckpointError(
+                f"{resume}: trained on {about['renderer']} images, {config.data} holds {replay.renderer}"
+            )
         if first_step >= config.steps:
             print(f"{out}: already trained for {first_step} steps")
             return resume
@@ -104,7 +108,9 @@ def _trainer(config: TrainConfig, out: Path, first_step: int) -> lightning.Train
         logger=TensorBoardLogger(out, name="", version="log"),
         log_every_n_steps=config.log_every,
         callbacks=[
-            ModelCheckpoint(out, filename="last", every_n_train_steps=config.checkpoint_every, enable_version_counter=False),
+            ModelCheckpoint(
+                out, filename="last", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
+            ),
             SaveAtEnd(out / LAST),
             TQDMProgressBar(refresh_rate=10),
         ],

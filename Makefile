@@ -1,0 +1,65 @@
+# Switchyard. `make help` lists the targets; every variable can be overridden: make collect EPISODES=100 SIZE=64
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+EPISODES ?= 100000
+SIZE ?= 472
+WORKERS ?= $(shell nproc)
+DATA ?= datasets/vision-$(SIZE)
+SEED ?= 0
+PRESET ?= vision-472
+DEVICES ?= 1
+NODES ?= 1
+RUN ?= runs/$(PRESET)
+CHECKPOINT ?= $(RUN)/last.ckpt
+DEMO ?= demo
+DEMO_EPISODES ?= 2400
+DEMO_STEPS ?= 1600
+DEMO_EVALUATIONS ?= 20
+ARGS ?=
+
+.PHONY: help setup demo test lint bench collect train-vision evaluate clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
+	@echo "  sizes and places: EPISODES SIZE WORKERS DATA SEED PRESET DEVICES NODES RUN CHECKPOINT ARGS (see the top of the Makefile)"
+
+setup: $(READY)  ## make .venv with the tested versions
+$(READY): pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (a few minutes, 6 GB: the torch wheel)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed (PyBullet has no newer wheel): make PYTHON=... ")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)  ## collect, share, train, evaluate and report, at most 15 minutes on two cores
+	@$(PY) -m data collect --out datasets/$(DEMO) --episodes $(DEMO_EPISODES) --size 64 --workers $(WORKERS) --noise 1.2
+	@$(PY) -m train --preset demo --data datasets/$(DEMO) --out runs/$(DEMO) --steps $(DEMO_STEPS)
+	@$(PY) -m eval --checkpoint runs/$(DEMO)/last.ckpt --data datasets/$(DEMO) --episodes $(DEMO_EVALUATIONS) \
+	    --workers $(WORKERS) --reuse true
+
+test: $(READY)  ## run the tests
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(READY)  ## ruff, mypy, import-linter
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports
+
+bench: $(READY)  ## speed beside peers and ceilings: a table and bench/results/bench.json
+	@$(PY) -m bench $(ARGS)
+
+collect: $(READY)  ## collect EPISODES at SIZE px with WORKERS processes into DATA
+	@$(PY) -m data collect --out $(DATA) --episodes $(EPISODES) --size $(SIZE) --workers $(WORKERS) --seed $(SEED) $(ARGS)
+
+train-vision: $(READY)  ## train PRESET (demo, vision-64, vision-472) on DATA with DEVICES x NODES
+	@$(PY) -m train --preset $(PRESET) --data $(DATA) --out $(RUN) --seed $(SEED) --devices $(DEVICES) --nodes $(NODES) $(ARGS)
+
+evaluate: $(READY)  ## success rates of CHECKPOINT, with a report beside it
+	@$(PY) -m eval --checkpoint $(CHECKPOINT) --data $(DATA) --workers $(WORKERS) $(ARGS)
+
+clean:  ## remove caches (never datasets, runs or .venv)
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

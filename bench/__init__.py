@@ -1,0 +1,1 @@
+"""Repeatable speed comparisons with named peers and measured ceilings. `python -m bench`."""

@@ -1,0 +1,44 @@
+"""`python -m bench [--only NAME,...] [--quick]`: one table, and the same in bench/results/bench.json."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from bench.report import RESULTS, Row, machine, print_table, write_json
+from sim.options import Parser, choose
+
+# name -> module. A module has `run(quick: bool) -> list[Row]`; it is imported only when it runs, because the worker
+# processes of a benchmark import this file again and should not pay for torch.
+BENCHMARKS: dict[str, str] = {
+    "world": "bench.world",
+    "collecting": "bench.collecting",
+    "training": "bench.training",
+}
+
+
+def main() -> int:
+    parser = Parser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--only", default=",".join(BENCHMARKS), metavar="NAME,...", help="which benchmarks to run")
+    parser.add_argument("--quick", action="store_true", help="tiny counts: shows that everything runs, not how fast")
+    options = parser.parse_args()
+    try:
+        names = [choose("benchmark", name, tuple(BENCHMARKS)) for name in options.only.split(",") if name]
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    os.environ["TQDM_DISABLE"] = "1"  # read by tqdm when it is imported; workers inherit it
+    rows: list[Row] = []
+    for name in names:
+        print(f"bench: {name} ...", flush=True)
+        rows += importlib.import_module(BENCHMARKS[name]).run(options.quick)
+    about = machine() | {"quick": options.quick}
+    path = write_json(rows, about, RESULTS / "bench.json")
+    print_table(rows, about)
+    print(f"also in {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""What a benchmark reports: rows, the machine they were measured on, the table and the JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured figure. `peer` is what it is compared with, in the same unit; what was not measured is None.
+
+    `ratio` is always "how many times as fast as the peer". `target` is the least wanted ratio or value.
+    """
+
+    name: str
+    value: float | None
+    unit: str
+    target: float | None = None
+    target_of: Literal["ratio", "value"] = "ratio"
+    peer: float | None = None
+    ratio: float | None = None
+    note: str = ""
+
+    @property
+    def passed(self) -> bool | None:
+        reached = self.ratio if self.target_of == "ratio" else self.value
+        return None if self.target is None or reached is None else reached >= self.target
+
+
+def machine() -> dict[str, Any]:
+    """The kind of machine; the number of cores is that of this process's affinity."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average_1_min": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "pybullet": version("pybullet"),
+    }
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def write_json(rows: list[Row], about: dict[str, Any], path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = [asdict(row) | {"passed": row.passed} for row in rows]
+    path.write_text(json.dumps({"machine": about, "rows": values}, indent=1) + "\n")
+    return path
+
+
+def print_table(rows: list[Row], about: dict[str, Any]) -> None:
+    head = ("benchmark", "value", "unit", "peer", "ratio", "target", "passed")
+    cells = [head, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
+    print("\n" + ", ".join(f"{key} {value}" for key, value in about.items()))
+    for line, note in zip(cells, ["note", *(row.note for row in rows)], strict=True):
+        left = line[0].ljust(widths[0])
+        rest = [text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True)]
+        print("  ".join([left, *rest, note]).rstrip())
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    target = "" if row.target is None else f"{row.target:g}" + ("x" if row.target_of == "ratio" else f" {row.unit}")
+    return (
+        row.name,
+        _number(row.value),
+        row.unit,
+        _number(row.peer),
+        "" if row.ratio is None else f"{row.ratio:.2f}x",
+        target,
+        {True: "yes", False: "NO", None: ""}[row.passed],
+    )
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

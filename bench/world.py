@@ -1,0 +1,163 @@
+"""Environment steps per second on one core: our pick-place world beside PyBullet's own KukaDiverseObjectEnv.
+
+Each side is a process on the same core; a line "block STEPS" is answered with a line of JSON, {seconds, resets}.
+Blocks alternate ours / theirs, and the ratio is the median over the pairs. Both sides sample their own action space,
+render every step and count their resets. A step of ours is 40 physics steps and has a camera, a full state and ten
+verdicts; a step of theirs is 80, and 1000 more in the step that attempts the grasp.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.report import RESULTS, Row
+from sim.camera import frame_size
+
+SIZES_PX = {64: 5.0, 472: 6.0}  # -> the least ratio
+UNITS = {"physics": "step", "render": "step", "snapshot and detectors": "step", "reset": "reset"}
+PEER = "KukaDiverseObjectEnv"
+ROOT = Path(__file__).parents[1]
+PEER_VENV = RESULTS / ".peer-venv"
+# pybullet_envs asks for `gym.envs.registration.registry.env_specs` (gone in gym 0.26) and for pkg_resources.
+PEER_PACKAGES = ("pybullet==3.2.7", "gym==0.25.2", "numpy<2", "setuptools<81")
+
+
+class SideError(RuntimeError):
+    """A side of the comparison that did not start or did not answer."""
+
+
+class Side:
+    """One of the two processes. What it prints besides its answers goes to a log file."""
+
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        self._name = name
+        self._log = RESULTS / f"{name}.log"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT
+            )
+        self.renderer: str = self._answer()["renderer"]
+
+    def ask(self, line: str) -> dict[str, float]:
+        assert self._process.stdin is not None
+        print(line, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            last = (self._log.read_text().strip().splitlines() or ["nothing in its log"])[-1]
+            raise SideError(f"{self._name} ended: {last} (see {self._log})")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self._process.communicate()  # the end of its input ends it
+
+
+def run(quick: bool) -> list[Row]:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    core = max(os.sched_getaffinity(0))
+    try:
+        peer = _peer_interpreter()
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"no peer: its virtual environment {PEER_VENV} could not be made: {error}")
+        peer = None
+    rows: list[Row] = []
+    for size_px, target in SIZES_PX.items():
+        rows += _compare(size_px, target, core, peer, quick)
+    return rows
+
+
+def _peer_interpreter() -> Path:
+    """The python of the peer's own environment, made on first use: the peer needs packages that nobody else should."""
+    python = PEER_VENV / "bin" / "python"
+    ready = PEER_VENV / ".ready"
+    if not ready.is_file() or ready.read_text() != " ".join(PEER_PACKAGES):
+        print(f"making {PEER_VENV} for the peer", flush=True)
+        shutil.rmtree(PEER_VENV, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", str(PEER_VENV)], check=True)
+        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PEER_PACKAGES]
+        subprocess.run([str(python), *install], check=True)
+        ready.write_text(" ".join(PEER_PACKAGES))
+    return python
+
+
+def _compare(size_px: int, target: float, core: int, peer: Path | None, quick: bool) -> list[Row]:
+    num_pairs, own_steps, peer_steps = (1, 10, 8) if quick else (9, 120, 24)
+    own = Side(f"own-{size_px}", [sys.executable, "-m", "bench.own_world", str(size_px), str(core)])
+    own.ask(f"block {own_steps // 4}")  # caches warm, files read
+    notes = [f"{own.renderer} renderer, one core"]
+    theirs = _start_peer(size_px, core, peer, notes)
+    own_answers, long_answers, peer_answers = [], [], []
+    for _ in range(num_pairs):
+        long_answers.append(own.ask(f"long_block {own_steps}"))
+        own_answers.append(own.ask(f"block {own_steps}"))
+        if theirs is not None:
+            peer_answers.append(theirs.ask(f"block {peer_steps}"))
+    parts_ms = own.ask(f"split {own_steps}")
+    own.close()
+    if theirs is not None:
+        theirs.close()
+        notes.append(f"peer {PEER}, {_resets(peer_answers, peer_steps)} resets per 100 steps, {num_pairs} pairs")
+    floor_ms = parts_ms["physics"] + parts_ms["render"]
+    floor = f"floor {floor_ms:.3g} ms a step (PyBullet's physics and rendering alone)"
+    peer_rates = [peer_steps / answer["seconds"] for answer in peer_answers]
+    rows: list[Row] = []
+    for title, answers in (("", own_answers), (", never terminating", long_answers)):
+        rates = [own_steps / answer["seconds"] for answer in answers]
+        pairs = [ours / other for ours, other in zip(rates, peer_rates, strict=bool(peer_rates))]
+        spread = [f"ratios {min(pairs):.1f} to {max(pairs):.1f}"] if pairs else []
+        row = Row(
+            name=f"world {size_px} px{title}",
+            value=statistics.median(rates),
+            unit="steps/s",
+            target=None if title else target,
+            peer=statistics.median(peer_rates) if peer_rates else None,
+            ratio=statistics.median(pairs) if pairs else None,
+            note="; ".join(
+                [f"{_resets(answers, own_steps)} resets per 100 steps", *spread, *(() if title else (floor, *notes))]
+            ),
+        )
+        rows.append(row)
+    rows += [Row(name=f"  of it {part}", value=value, unit=f"ms/{UNITS[part]}") for part, value in parts_ms.items()]
+    return [*rows, _stored_frame(size_px, core, own_steps)]
+
+
+def _start_peer(size_px: int, core: int, peer: Path | None, notes: list[str]) -> Side | None:
+    """The peer, warmed up, or None with the reason among the notes: then there is no ratio."""
+    if peer is None:
+        notes.append(f"no peer: {PEER} could not be installed")
+        return None
+    script = str(Path(__file__).with_name("peer_kuka.py"))
+    try:
+        side = Side(f"peer-{size_px}", [str(peer), "-W", "ignore", script, str(size_px), str(core)])
+        side.ask("block 8")
+    except SideError as error:
+        notes.append(f"no peer: {error}")
+        print(notes[-1])
+        return None
+    return side
+
+
+def _stored_frame(size_px: int, core: int, num_steps: int) -> Row:
+    """The same at the size that collecting renders and stores, from which the network's pictures are cropped."""
+    stored_px = frame_size(size_px)
+    side = Side(f"own-{stored_px}", [sys.executable, "-m", "bench.own_world", str(stored_px), str(core)])
+    side.ask(f"block {num_steps // 4}")
+    seconds = side.ask(f"block {num_steps}")["seconds"]
+    side.close()
+    note = f"{side.renderer} renderer; the size stored for {size_px} px"
+    return Row(name=f"world {stored_px} px", value=num_steps / seconds, unit="steps/s", note=note)
+
+
+def _resets(answers: list[dict[str, float]], steps_per_block: int) -> str:
+    return f"{100 * sum(answer['resets'] for answer in answers) / (len(answers) * steps_per_block):.0f}"

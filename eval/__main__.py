@@ -1,0 +1,166 @@
+"""`python -m eval --checkpoint runs/demo/last.ckpt`: success rates in the simulator, JSON, and the HTML report."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from data.shards import write_atomic
+from eval.report import write_report
+from eval.rollout import EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise, wilson
+from models.checkpoint import CheckpointError, read_checkpoint
+from sim.camera import RENDERERS
+from sim.options import Parser, add_options, choose, from_options
+from sim.tasks import SKILLS, TASKS, task_by_name
+
+POLICIES = ("checkpoint", "random", "scripted")
+FILMED_EPISODES = 2  # of each task, shown in the report
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    checkpoint: str = field(default="", metadata={"help": "what to evaluate"})
+    out: str = field(default="", metadata={"help": "folder of eval.json and report.html; default: the checkpoint's"})
+    episodes: int = field(default=50, metadata={"help": "per task"})
+    tasks: tuple[str, ...] = field(default=(), metadata={"help": "default: those it was trained for"})
+    policies: tuple[str, ...] = field(default=("checkpoint", "random"), metadata={"help": f"of {', '.join(POLICIES)}"})
+    seed: int = field(default=1000, metadata={"help": "of scenes and policies; collection's seeds are apart"})
+    workers: int = field(default=os.cpu_count() or 1, metadata={"help": "processes"})
+    renderer: str = field(default="auto", metadata={"help": "auto: the one the checkpoint was trained on"})
+    reuse: bool = field(default=False, metadata={"help": "print an evaluation that is already there"})
+    data: str = field(default="", metadata={"help": "its dataset, to show the data's own success"})
+
+    def __post_init__(self) -> None:
+        for name in self.tasks:
+            task_by_name(name)
+        for name in self.policies:
+            choose("policy", name, POLICIES)
+        choose("renderer", self.renderer, RENDERERS)
+        if self.episodes < 1:
+            raise ValueError(f"episodes is at least 1, got {self.episodes}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m eval", description=__doc__)
+    add_options(parser, EvalConfig)
+    options = vars(parser.parse_args(arguments))
+    try:
+        evaluate(from_options(EvalConfig, options))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def evaluate(config: EvalConfig) -> Path:
+    """Roll out every policy on every task, write eval.json and report.html, print the table; returns the report."""
+    about = read_checkpoint(config.checkpoint)["switchyard"]
+    renderer = about["renderer"] if config.renderer == "auto" else config.renderer
+    if renderer != about["renderer"]:
+        raise CheckpointError(f"{config.checkpoint}: trained on {about['renderer']} images, asked to act on {renderer}")
+    tasks = config.tasks or tuple(about["trained_tasks"])
+    out = Path(config.out or Path(config.checkpoint).parent)
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key != "workers"}
+    settings["steps"] = about["steps"]
+    if config.reuse and (found := _finished(out, settings)):
+        print_table([EvalResult.from_json(row) for row in found["results"] + found["data"]])
+        print(f"report: {out / 'report.html'} (already there)")
+        return out / "report.html"
+    results: list[EvalResult] = []
+    films: list[EpisodeOutcome] = []
+    for policy in config.policies:
+        outcomes = _roll(config, policy, tasks, about["network"]["image_size"], renderer)
+        results += summarise(outcomes, policy, config.checkpoint if policy == "checkpoint" else None, config.seed)
+        films += [outcome for outcome in outcomes if outcome.film]
+    data = data_success(config.data, tasks) if config.data else []
+    payload = {
+        "settings": settings,
+        "checkpoint": config.checkpoint,
+        "steps": about["steps"],
+        "renderer": renderer,
+        "image_size": about["network"]["image_size"],
+        "results": [result.to_json() for result in results],
+        "data": [result.to_json() for result in data],
+        "sharing": about["sharing"],
+    }
+    report = write_report(out, payload, films)
+    write_atomic(out / "eval.json", json.dumps(payload, indent=1))
+    print_table(results + data)
+    print(f"report: {report}")
+    return report
+
+
+def _finished(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The evaluation that lies in `out`, if it was made with these settings of this checkpoint."""
+    path = out / "eval.json"
+    if not path.is_file() or not (out / "report.html").is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found if found.get("settings") == settings else None
+
+
+def _roll(
+    config: EvalConfig, policy: str, tasks: tuple[str, ...], image_size: int, renderer: str
+) -> list[EpisodeOutcome]:
+    filmed = FILMED_EPISODES if policy == "checkpoint" else 0
+    jobs = [
+        EpisodeJob(task=task, number=number, seed=config.seed, filmed=number < filmed)
+        for number in range(config.episodes)
+        for task in tasks
+    ]
+    outcomes: list[EpisodeOutcome] = []
+    bar = tqdm(total=len(jobs), unit="episode", desc=f"evaluate {policy}", smoothing=0.1)
+    for outcome in rollout(policy, config.checkpoint or None, image_size, renderer, jobs, config.workers):
+        outcomes.append(outcome)
+        bar.update()
+        bar.set_postfix_str(f"success {np.mean([o.success for o in outcomes]):.0%}", refresh=False)
+    bar.close()
+    return sorted(outcomes, key=lambda outcome: (TASKS[outcome.task].index, outcome.number))
+
+
+def data_success(folder: str, tasks: tuple[str, ...]) -> list[EvalResult]:
+    """The success of the episodes that were collected for each task, in the form of a policy's result."""
+    from data.replay import Replay
+
+    replay = Replay(folder)
+    results = []
+    for name in tasks:
+        index = TASKS[name].index
+        own: NDArray[np.bool_] = replay.success[replay.episode_task == index, index]
+        if len(own):
+            values: dict[str, Any] = {"successes": int(own.sum()), "episodes": len(own), "seed": 0}
+            results.append(EvalResult(task=name, policy="data", checkpoint=None, wall_time_s=0.0, **values))
+    return results
+
+
+def averages(results: list[EvalResult]) -> list[tuple[str, str, int, int]]:
+    """(skill or 'all', policy, successes, episodes), pooled over the tasks of a skill."""
+    rows = []
+    for policy in dict.fromkeys(result.policy for result in results):
+        for group in (*dict.fromkeys(SKILLS), "all"):
+            mine = [r for r in results if r.policy == policy and group in ("all", TASKS[r.task].skill)]
+            if mine:
+                rows.append((group, policy, sum(r.successes for r in mine), sum(r.episodes for r in mine)))
+    return rows
+
+
+def print_table(results: list[EvalResult]) -> None:
+    print(f"\n{'task':<22}{'policy':<12}{'success':>9}{'95% interval':>18}{'episodes':>10}")
+    lines = [(r.task, r.policy, r.successes, r.episodes) for r in results]
+    lines += [(f"average of {group}", policy, won, of) for group, policy, won, of in averages(results)]
+    for name, policy, successes, episodes in lines:
+        low, high = wilson(successes, episodes)
+        print(f"{name:<22}{policy:<12}{successes / episodes:>9.1%}{f'{low:.1%} - {high:.1%}':>18}{episodes:>10}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""What several test files share: hand-made datasets, one tiny collected dataset, one tiny trained checkpoint."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from data import jpeg
+from data.collect import CollectConfig, collect
+from data.shards import Episode, write_shard
+from sim.state import SceneState
+from sim.tasks import TASK_NAMES, TASKS, verdicts
+
+TINY_TASKS = ("lift-banana", "place-bowl")
+
+
+def _final_state(accepted):
+    """A state that exactly the `accepted` tasks' detectors say yes to. A placed object is the carrot."""
+    state = SceneState.empty()
+    for name in accepted:
+        target = TASKS[name].target
+        if TASKS[name].skill == "lift":
+            state["object_present"][target] = 1
+            state["object_on_finger"][target] = 1
+            state["object_bottom"][target] = 0.10
+        else:
+            state["object_present"][6] = 1
+            state["object_on_fixture"][6, target] = 1
+            state["fixture_present"][target] = 1
+    assert {TASK_NAMES[i] for i in np.flatnonzero(verdicts(state))} == set(accepted)
+    return state
+
+
+def _make_episode(task="lift-banana", steps=2, accepted=(), levels=None, rng=None):
+    """An episode of grey 16 px frames, one grey level a frame, that ends in a state accepted by `accepted`."""
+    rng = rng or np.random.default_rng(0)
+    levels = list(range(0, 20 * (steps + 1), 20)) if levels is None else levels
+    state = np.stack([SceneState.empty().vector] * steps + [_final_state(accepted).vector])
+    SceneState(state)["gripper_position"][:, 2] = rng.uniform(0.02, 0.3, steps + 1)
+    SceneState(state)["gripper_closed"][...] = rng.integers(0, 2, steps + 1)
+    return Episode(
+        task_index=TASKS[task].index,
+        terminated=True,
+        noise=0.5,
+        action=rng.uniform(-0.05, 0.05, (steps, 5)).astype(np.float32),
+        state=state,
+        verdict=verdicts(SceneState(state)),
+        frames=tuple(jpeg.encode(np.full((16, 16, 3), level, np.uint8), 95) for level in levels),
+    )
+
+
+def _write_dataset(folder, shards):
+    """Shards, each a list of episodes, and the manifest that lists them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [write_shard(folder / f"shard-{n:05d}.h5", episodes, {}) for n, episodes in enumerate(shards)]
+    manifest = {"schema": 1, "size": 16, "renderer": "tiny", "tasks": list(TASK_NAMES), "shards": rows}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_episode():
+    return _make_episode
+
+
+@pytest.fixture(scope="session")
+def write_dataset():
+    return _write_dataset
+
+
+@pytest.fixture(scope="session")
+def tiny_collection():
+    """Options of the tiny dataset; `out` is left to choose."""
+    return {
+        "episodes": 6,
+        "size": 48,
+        "workers": 2,
+        "tasks": TINY_TASKS,
+        "renderer": "tiny",
+        "episodes_per_shard": 2,
+        "seed": 3,
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory, tiny_collection):
+    """Six episodes of two tasks in three shards, collected by two workers. Read it or copy it, never change it."""
+    folder = tmp_path_factory.mktemp("datasets") / "tiny"
+    collect(CollectConfig(out=str(folder), **tiny_collection))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_training(tiny_dataset):
+    """Options of a training run of seconds; `out` is left to choose."""
+    return {
+        "data": str(tiny_dataset),
+        "image_size": 48,
+        "tasks": TINY_TASKS,
+        "steps": 4,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "target_decay": 0.9,
+        "lagged_target_steps": 3,
+        "unseen_actions": 4,
+        "nearby_share": 0.5,
+        "prior": True,
+        "cem_samples": 8,
+        "cem_elites": 3,
+        "workers": 0,
+        "precision": "32-true",
+        "checkpoint_every": 1,
+        "log_every": 1,
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory, tiny_training):
+    """The checkpoint of four straight steps. Read it or copy it, never change it."""
+    from train.config import TrainConfig
+    from train.run import train
+
+    return train(TrainConfig(out=str(tmp_path_factory.mktemp("runs") / "tiny"), **tiny_training))

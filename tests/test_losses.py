@@ -1,0 +1,72 @@
+"""The losses, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import tensor
+
+from models.losses import bellman_loss, bellman_target, cloning_loss, conservative_loss
+
+LN2 = math.log(2)
+
+
+def test_the_target_is_the_reward_or_the_discounted_next_value():
+    target = bellman_target(tensor([1.0, 0.0, 0.0]), tensor([1.0, 1.0, 0.0]), tensor([0.5, 0.5, 0.5]), 0.9)
+    assert target.tolist() == pytest.approx([1.0, 0.0, 0.45])
+
+
+def test_the_target_stays_a_probability():
+    target = bellman_target(tensor([1.0, 0.0]), tensor([0.0, 0.0]), tensor([0.7, -0.2]), 0.9)
+    assert target.tolist() == [1.0, 0.0]
+
+
+def test_the_bellman_loss_is_a_weighted_mean_of_cross_entropies():
+    # CE(0, 1) = ln 2; CE(ln 3, 0.5) = ln(1 + 3) - 0.5 ln 3
+    loss, info = bellman_loss(tensor([0.0, math.log(3)]), tensor([1.0, 0.5]), tensor([1.0, 3.0]))
+    assert loss.item() == pytest.approx((LN2 + 3 * (2 * LN2 - 0.5 * math.log(3))) / 4)
+    assert info["q_data"].item() == pytest.approx((0.5 + 0.75) / 2)
+    assert info["target"].item() == pytest.approx(0.75)
+
+
+def test_a_transition_of_weight_zero_changes_neither_loss_nor_gradient():
+    logit = tensor([0.0, 5.0], requires_grad=True)
+    loss, _ = bellman_loss(logit, tensor([1.0, 0.0]), tensor([1.0, 0.0]))
+    loss.backward()
+    assert loss.item() == pytest.approx(LN2)
+    assert logit.grad.tolist() == pytest.approx([-0.5, 0.0])
+
+
+def test_weights_of_zero_throughout_give_a_loss_of_zero():
+    assert bellman_loss(tensor([3.0]), tensor([0.0]), tensor([0.0]))[0].item() == 0.0
+
+
+def test_the_conservative_loss_weighs_unseen_actions_by_the_softmax_of_their_logits():
+    # softmax(0, ln 3) = (1/4, 3/4); -log(1 - sigmoid(q)) = ln 2 and ln 4
+    loss, info = conservative_loss(tensor([[0.0, math.log(3)]]), tensor([1.0]))
+    assert loss.item() == pytest.approx(0.25 * LN2 + 0.75 * 2 * LN2)
+    assert info["q_unseen"].item() == pytest.approx(0.25 * 0.5 + 0.75 * 0.75)
+
+
+def test_the_conservative_loss_is_weighted_over_states():
+    logits = tensor([[0.0, 0.0], [math.log(3), math.log(3)]])
+    assert conservative_loss(logits, tensor([1.0, 3.0]))[0].item() == pytest.approx((LN2 + 3 * 2 * LN2) / 4)
+
+
+def test_the_conservative_gradient_pushes_down_and_does_not_flow_through_the_softmax():
+    logits = tensor([[0.0, math.log(3)]], requires_grad=True)
+    conservative_loss(logits, tensor([1.0]))[0].backward()
+    assert logits.grad[0].tolist() == pytest.approx([0.25 * 0.5, 0.75 * 0.75])
+
+
+def test_the_cloning_loss_is_twice_the_squared_error_in_bounds_plus_the_cross_entropy():
+    bound = tensor([0.06, 0.06, 0.06, 0.6])
+    action = tensor([[0.06, 0.0, 0.0, 0.3, 1.0], [0.0, 0.0, 0.0, 0.0, 2.0]])
+    mean = tensor([[0.5, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    command = torch.zeros(2, 4)
+    first = 2 * (0.5**2 + 0.5**2) + math.log(4)
+    assert cloning_loss(mean, command, action, bound, tensor([1.0, 0.0])).item() == pytest.approx(first)
+    both = (first + math.log(4)) / 2
+    assert cloning_loss(mean, command, action, bound, tensor([1.0, 1.0])).item() == pytest.approx(both)
