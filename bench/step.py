@@ -18,6 +18,7 @@ from data.batches import Batch
 from models.cem import sample_uniform
 from models.networks import bounds
 from sim.camera import frame_size
+from sim.landmarks import LANDMARK_SIZE, LANDMARKS
 from sim.tasks import TASK_NAMES
 from train.config import TrainConfig
 from train.qtopt import QTOpt
@@ -129,6 +130,8 @@ def synthetic_batch(config: TrainConfig, generator: torch.Generator) -> Batch:
         reward=done * success,
         done=done,
         success=success,
+        landmark=torch.randn(size, LANDMARKS, LANDMARK_SIZE, generator=generator),
+        landmark_present=torch.ones(size, LANDMARKS, dtype=torch.bool),
         task_index=task,
         source_task_index=torch.where(shared, (task + 1) % len(TASK_NAMES), task),
         is_shared=shared,

@@ -62,7 +62,7 @@ class Camera:
             size,
             self._view,
             self._projection,
-            lightDirection=[0.4, -0.5, 1.2],
+            lightDirection=[0.03, -0.03, 1.0],
             lightColor=[1.0, 1.0, 1.0],
             lightAmbientCoeff=0.55,
             lightDiffuseCoeff=0.5,

@@ -10,7 +10,8 @@ from sim.state import OBJECT_NAMES, F, O, SceneState
 
 LANDMARKS = O + F
 LANDMARK_SIZE = 5
-OFFSET_UNIT_M = 0.15
+OFFSET_UNIT_M = 0.05
+MAX_OFFSET = 8.0  # in those units
 
 
 def landmarks(state: SceneState) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -21,6 +22,7 @@ def landmarks(state: SceneState) -> tuple[NDArray[np.float32], NDArray[np.bool_]
     """
     position = np.concatenate([state["object_position"], state["fixture_position"]], axis=-2)
     offset = (position - state["gripper_position"][..., None, :]) / OFFSET_UNIT_M
+    offset = np.clip(offset, -MAX_OFFSET, MAX_OFFSET)  # an object may have rolled off the table
     axes = np.array([OBJECTS[name].long_axis for name in OBJECT_NAMES], np.float32)
     along = _rotate(state["object_orientation"], axes)
     fingers = _rotate(state["gripper_orientation"], np.array([0.0, 1.0, 0.0], np.float32))
@@ -28,7 +30,7 @@ def landmarks(state: SceneState) -> tuple[NDArray[np.float32], NDArray[np.bool_]
         ..., None
     ]
     turn = np.zeros((*offset.shape[:-1], 2), np.float32)
-    turn[..., :O, 0], turn[..., :O, 1] = doubled.real, doubled.imag
+    turn[..., :O, :] = np.stack([doubled.real, doubled.imag], axis=-1)
     present = np.concatenate([state["object_present"], state["fixture_present"]], axis=-1) > 0
     return np.concatenate([offset, turn], axis=-1).astype(np.float32), present
 

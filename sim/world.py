@@ -91,6 +91,7 @@ class World:
             pybullet.GEOM_BOX, halfExtents=half, rgbaColor=[0.55, 0.50, 0.45, 1], physicsClientId=c
         )
         self._table = pybullet.createMultiBody(0, shape, look, [0.60, 0, -half[2]], physicsClientId=c)
+        pybullet.changeVisualShape(self._table, -1, specularColor=[0, 0, 0], physicsClientId=c)
         pybullet.changeDynamics(self._table, -1, lateralFriction=0.8, physicsClientId=c)
         self._panda = pybullet.loadURDF(str(self._panda_urdf), useFixedBase=True, physicsClientId=c)
         for link in FINGER_LINKS:

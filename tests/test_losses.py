@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import tensor
 
-from models.losses import bellman_loss, bellman_target, cloning_loss, conservative_loss
+from models.losses import bellman_loss, bellman_target, cloning_loss, conservative_loss, landmark_loss
 
 LN2 = math.log(2)
 
@@ -70,3 +70,12 @@ def test_the_cloning_loss_is_twice_the_squared_error_in_bounds_plus_the_cross_en
     assert cloning_loss(mean, command, action, bound, tensor([1.0, 0.0])).item() == pytest.approx(first)
     both = (first + math.log(4)) / 2
     assert cloning_loss(mean, command, action, bound, tensor([1.0, 1.0])).item() == pytest.approx(both)
+
+
+def test_the_landmark_loss_sums_what_is_there_and_averages_over_pictures():
+    predicted, landmark = torch.zeros(2, 2, 5), torch.zeros(2, 2, 5)
+    landmark[0, 0, :2] = tensor([1.0, 2.0])
+    landmark[0, 1, 0] = 3.0
+    landmark[1, 1, 4] = 10.0
+    present = tensor([[True, True], [True, False]])
+    assert landmark_loss(predicted, landmark, present).item() == pytest.approx((1 + 4 + 9 + 0) / 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -13,23 +14,10 @@ from data.router import Router, RouterConfig
 
 
 def batch_of(target, source):
-    """A batch in which only the tasks matter."""
-    size = len(target)
-    image, vector, number = torch.zeros(size, 3, 2, 2, dtype=torch.uint8), torch.zeros(size, 2), torch.zeros(size)
-    return Batch(
-        image=image,
-        next_image=image,
-        gripper=vector,
-        next_gripper=vector,
-        action=torch.zeros(size, 5),
-        reward=number,
-        done=number,
-        success=number,
-        task_index=tensor(target),
-        source_task_index=tensor(source),
-        is_shared=tensor(target) != tensor(source),
-        weight=torch.ones(size),
-    )
+    """A batch in which only the tasks matter: everything else is zero."""
+    empty = {field.name: torch.zeros(len(target)) for field in dataclasses.fields(Batch)}
+    tasks = {"task_index": tensor(target), "source_task_index": tensor(source)}
+    return Batch(**{**empty, **tasks, "is_shared": tensor(target) != tensor(source)})
 
 
 def sigmoid(x):

@@ -51,6 +51,7 @@ class TrainConfig:
     cem_samples: int = _option(64, "candidates a round")
     cem_elites: int = _option(6, "kept to refit")
     cem_iterations: int = _option(2, "rounds")
+    random_crop: bool = _option(True, "cut training images at random, else at the centre as in evaluation")
     precision: str = _option("auto", "32-true, bf16-mixed, or auto: whichever multiplies matrices faster here")
     devices: int = _option(1, "GPUs or CPU processes per machine")
     nodes: int = _option(1, "machines")
@@ -121,7 +122,8 @@ _DEMO = replace(
     cem_samples=32,
     cem_elites=4,
     prior=True,
-    landmark_weight=1.0,
+    landmark_weight=0.3,
+    random_crop=False,
     conservative_weight=0.3,
     workers=1,
     checkpoint_every=250,

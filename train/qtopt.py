@@ -41,7 +41,7 @@ class QTOpt(lightning.LightningModule):
         config = self.config
         seed = (config.seed << 32) + self.global_step
         generator = torch.Generator(self.device).manual_seed(seed)
-        cutter = torch.Generator().manual_seed(seed)
+        cutter = torch.Generator().manual_seed(seed) if config.random_crop else None
         image, next_image = (crop(x, config.image_size, cutter) for x in (batch.image, batch.next_image))
         target = self._target(batch, next_image, generator)
         features = self.network.encode(image)

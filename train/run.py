@@ -69,7 +69,9 @@ def _claim(out: Path, config: TrainConfig) -> Path | None:
     path = out / CONFIG
     if path.is_file():
         found = json.loads(path.read_text())
-        differs = [k for k in values if k not in FREE_TO_CHANGE and values[k] != found.get(k)]
+        fixed = {"steps"} if config.learning_rate_decay else set()  # the decay is laid out over the steps
+        free = set(FREE_TO_CHANGE) - fixed
+        differs = [k for k in values if k not in free and values[k] != found.get(k)]
         if differs:
             pairs = ", ".join(f"{k} {found.get(k)!r} (now {values[k]!r})" for k in differs)
             raise CheckpointError(f"{out}: already holds a run with other options: {pairs}; choose another --out")

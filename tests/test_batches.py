@@ -1,0 +1,177 @@
+"""The sampler and the stream of batches, on six hand-made episodes whose verdicts differ from their tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from data.batches import BatchStream, Sampler, SamplerConfig
+from data.replay import Replay
+from data.sharing import RULES
+from sim.tasks import TASKS
+
+BANANA, CAN, BOWL = (TASKS[name].index for name in ("lift-banana", "lift-can", "place-bowl"))
+TASKS_USED = (BANANA, CAN, BOWL)
+EPISODES = [  # collected for, what the detectors say of its end; 2 steps and 3 frames each
+    ("lift-banana", ("lift-banana",)),
+    ("lift-banana", ("lift-can",)),
+    ("lift-can", ("lift-can",)),
+    ("lift-can", ()),
+    ("place-bowl", ("place-bowl",)),
+    ("place-bowl", ("lift-banana",)),
+]
+
+
+@pytest.fixture(scope="module")
+def replay(tmp_path_factory, make_episode, write_dataset):
+    """Frame number n of the dataset is uniformly grey, of level 12 n."""
+    rng = np.random.default_rng(0)
+    episodes = [
+        make_episode(task, 2, accepted, [12 * (3 * n + k) for k in range(3)], rng)
+        for n, (task, accepted) in enumerate(EPISODES)
+    ]
+    return Replay(write_dataset(tmp_path_factory.mktemp("batches"), [episodes[:3], episodes[3:]]))
+
+
+def sampler_of(replay, rule="all", tasks=TASKS_USED, **options):
+    return Sampler(replay, tasks, RULES[rule], SamplerConfig(**{"per_task": 8, **options}))
+
+
+def drawn(sampler, number=50):
+    """(source episode, target task), each [number, B], of many draws."""
+    rng = np.random.default_rng(1)
+    draws = [sampler.draw(rng) for _ in range(number)]
+    return np.array([steps // 2 for steps, _ in draws]), np.array([targets for _, targets in draws])
+
+
+def same(first, second):
+    return all(torch.equal(getattr(first, f.name), getattr(second, f.name)) for f in dataclasses.fields(first))
+
+
+@pytest.mark.parametrize("rule", list(RULES))
+def test_a_batch_holds_equally_many_transitions_of_each_task_grouped(replay, rule):
+    _, targets = drawn(sampler_of(replay, rule))
+    assert (targets == np.repeat(TASKS_USED, 8)).all()
+
+
+@pytest.mark.parametrize(("shared", "num_shared"), [(0.0, 0), (0.25, 2), (0.5, 4), (1.0, 8)])
+def test_the_shared_part_is_exactly_as_configured(replay, shared, num_shared):
+    episode, target = drawn(sampler_of(replay, shared=shared))
+    is_shared = replay.episode_task[episode] != target
+    for task in TASKS_USED:
+        assert (is_shared[:, target[0] == task].sum(axis=1) == num_shared).all()
+
+
+@pytest.mark.parametrize(("success", "num_won"), [(0.0, 0), (0.25, 1), (0.5, 2), (1.0, 4)])
+def test_the_share_of_own_successes_is_exactly_as_configured(replay, success, num_won):
+    episode, target = drawn(sampler_of(replay, success=success))
+    own = replay.episode_task[episode] == target
+    won = own & replay.success[episode, target]
+    for task in TASKS_USED:
+        assert (won[:, target[0] == task].sum(axis=1) == num_won).all()
+        assert (own[:, target[0] == task].sum(axis=1) == 4).all()
+
+
+@pytest.mark.parametrize(
+    ("rule", "sources"),
+    [
+        ("none", {BANANA: {BANANA}, CAN: {CAN}, BOWL: {BOWL}}),
+        ("skill", {BANANA: {BANANA, CAN}, CAN: {BANANA, CAN}, BOWL: {BOWL}}),
+        ("all", {task: set(TASKS_USED) for task in TASKS_USED}),
+        ("cds", {task: set(TASKS_USED) for task in TASKS_USED}),
+    ],
+)
+def test_a_task_draws_from_the_sources_its_rule_allows(replay, rule, sources):
+    episode, target = drawn(sampler_of(replay, rule))
+    for task in TASKS_USED:
+        assert set(replay.episode_task[episode[target == task]]) == sources[task]
+
+
+def test_tasks_that_are_not_trained_are_no_source(replay):
+    episode, _ = drawn(sampler_of(replay, tasks=(BANANA, CAN)))
+    assert set(replay.episode_task[episode.ravel()]) == {BANANA, CAN}
+
+
+def test_every_step_of_every_pool_is_drawn(replay):
+    rng = np.random.default_rng(2)
+    steps = np.concatenate([sampler_of(replay).draw(rng)[0] for _ in range(50)])
+    assert set(steps) == set(range(12))
+
+
+def test_a_task_without_own_success_draws_its_failures(replay, tmp_path, make_episode, write_dataset):
+    lost = Replay(write_dataset(tmp_path / "lost", [[make_episode("lift-banana"), make_episode("lift-banana")]]))
+    steps, _ = sampler_of(lost, "none", (BANANA,)).draw(np.random.default_rng(0))
+    assert len(steps) == 8
+
+
+def test_a_task_without_episodes_is_refused(replay):
+    with pytest.raises(ValueError, match=rf"{replay.folder}.*no episode of task 1"):
+        sampler_of(replay, tasks=(BANANA, 1))
+
+
+def test_the_reward_is_that_of_the_target_task_not_of_the_source(replay):
+    """Steps 2 and 3 were collected for the banana, and their episode ends with a lifted can."""
+    batch = sampler_of(replay).load(np.array([2, 3, 2, 3]), np.array([BANANA, BANANA, CAN, CAN]))
+    assert batch.reward.tolist() == [0, 0, 0, 1]
+    assert batch.is_shared.tolist() == [False, False, True, True]
+
+
+def test_reward_done_and_source_of_every_step_for_every_target(replay):
+    steps = np.tile(np.arange(12), 3)
+    targets = np.repeat(TASKS_USED, 12)
+    batch = sampler_of(replay).load(steps, targets)
+    names = {BANANA: "lift-banana", CAN: "lift-can", BOWL: "place-bowl"}
+    for row, (step, target) in enumerate(zip(steps, targets, strict=True)):
+        task, accepted = EPISODES[step // 2]
+        last, won = step % 2 == 1, names[target] in accepted
+        assert batch.done[row] == last
+        assert batch.success[row] == won
+        assert batch.reward[row] == (last and won)
+        assert batch.task_index[row] == target
+        assert batch.source_task_index[row] == TASKS[task].index
+        assert batch.is_shared[row] == (names[target] != task)
+    assert batch.reward.sum() == 5
+    assert (batch.weight == 1).all()
+    assert torch.equal(batch.action, torch.from_numpy(replay.action[steps]))
+
+
+def test_image_and_next_image_are_frames_t_and_t_plus_one_of_one_episode(replay):
+    batch = sampler_of(replay).load(np.arange(12), np.full(12, BANANA))
+    first = np.array([3 * episode + k for episode in range(6) for k in range(2)])
+    assert batch.image.shape == batch.next_image.shape == (12, 3, 16, 16)
+    for pictures, frame in ((batch.image, first), (batch.next_image, first + 1)):
+        levels = pictures.float().flatten(1)
+        assert (levels - torch.tensor(12.0 * frame)[:, None]).abs().max() <= 2
+    for gripper, frame in ((batch.gripper, first), (batch.next_gripper, first + 1)):
+        assert np.array_equal(gripper[:, 0], replay.gripper_closed[frame])
+        assert np.array_equal(gripper[:, 1], replay.gripper_height[frame])
+    assert np.allclose(batch.landmark, replay.landmark[first])
+    assert np.array_equal(batch.landmark_present, replay.landmark_present[first])
+
+
+def test_a_stream_resumed_at_batch_n_goes_on_as_if_it_had_never_stopped(replay):
+    straight = list(islice(BatchStream(sampler_of(replay), 7), 6))
+    resumed = list(islice(BatchStream(sampler_of(replay), 7, first=4), 2))
+    assert same(resumed[0], straight[4])
+    assert same(resumed[1], straight[5])
+    assert not same(straight[4], straight[5])
+
+
+def test_seeds_and_ranks_give_other_batches(replay):
+    first, seed, rank = (
+        next(iter(BatchStream(sampler_of(replay), seed, rank=rank))) for seed, rank in ((7, 0), (8, 0), (7, 1))
+    )
+    assert not same(first, seed)
+    assert not same(first, rank)
+
+
+def test_the_stream_does_not_depend_on_the_number_of_loader_processes(replay):
+    alone, together = (
+        list(islice(torch.utils.data.DataLoader(BatchStream(sampler_of(replay), 7, 3), None, num_workers=n), 5))
+        for n in (0, 2)
+    )
+    assert all(same(a, b) for a, b in zip(alone, together, strict=True))

@@ -1,0 +1,113 @@
+"""CEM over hybrid actions, on Q-functions whose best action is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import tensor
+
+from models.cem import CEMConfig, Proposal, best_proposal, maximise
+from models.networks import bounds
+
+BOUND = bounds(torch.device("cpu"))
+BEST = tensor([0.03, -0.02, 0.01, 0.25])  # within the bounds of 6 cm and 0.6 rad
+
+
+def q_with_best(command):
+    """1 at (BEST, command), falling with the distance in units of the bounds; other commands lose 0.5."""
+
+    def q(action):
+        distance = ((action[..., :4] - BEST) / BOUND).square().sum(-1)
+        return 1 - distance - 0.5 * (action[..., 4] != command)
+
+    return q
+
+
+def recorded(q):
+    """The same Q-function and the list of the candidates it is shown."""
+    rounds = []
+
+    def shown(action):
+        rounds.append(action.clone())
+        return q(action)
+
+    return shown, rounds
+
+
+@pytest.mark.parametrize("command", range(4))
+def test_the_best_action_is_found_for_every_command(command):
+    config = CEMConfig(samples=128, elites=12, iterations=8)
+    action, value = maximise(q_with_best(command), 3, BOUND, config, torch.Generator().manual_seed(command))
+    assert action[:, 4].tolist() == [command] * 3
+    assert ((action[:, :4] - BEST) / BOUND).abs().max() < 0.06
+    assert value.min() > 0.99
+
+
+def test_every_state_of_a_batch_gets_its_own_best_action():
+    wanted = tensor([[0.05, 0, 0, 0], [-0.05, 0, 0, 0]])
+
+    def q(action):
+        return -((action[..., :4] - wanted[:, None]) / BOUND).square().sum(-1)
+
+    action, _ = maximise(q, 2, BOUND, CEMConfig(samples=128, elites=12, iterations=8), torch.Generator().manual_seed(0))
+    assert ((action[:, :4] - wanted) / BOUND).abs().max() < 0.06
+
+
+def test_the_value_is_that_of_the_action_and_the_highest_of_all_rounds():
+    q, rounds = recorded(q_with_best(2))
+    action, value = maximise(
+        q, 5, BOUND, CEMConfig(samples=16, elites=4, iterations=3), torch.Generator().manual_seed(1)
+    )
+    assert torch.equal(value, q_with_best(2)(action))
+    assert torch.equal(value, torch.cat([q_with_best(2)(candidates) for candidates in rounds], dim=1).max(dim=1)[0])
+
+
+def test_every_round_holds_every_command_and_stays_within_the_bounds():
+    q, rounds = recorded(q_with_best(3))
+    maximise(q, 2, BOUND, CEMConfig(samples=8, elites=2, iterations=4), torch.Generator().manual_seed(2))
+    assert len(rounds) == 4
+    for candidates in rounds:
+        assert candidates.shape == (2, 8, 5)
+        assert (candidates[..., :4].abs() <= BOUND).all()
+        for state in candidates:
+            assert set(state[:, 4].tolist()) == {0.0, 1.0, 2.0, 3.0}
+
+
+def test_the_next_round_is_drawn_around_the_motion_of_the_elites():
+    """With 4000 samples the second round's mean and spread are those of the first round's elites, to 3 %."""
+    q, rounds = recorded(lambda action: -(action[..., 0] / BOUND[0] - 0.3).abs())
+    maximise(q, 1, BOUND, CEMConfig(samples=4000, elites=1000, iterations=2), torch.Generator().manual_seed(3))
+    first, second = rounds[0][0, :, :4] / BOUND, rounds[1][0, :, :4] / BOUND
+    elites = first[(first[:, 0] - 0.3).abs().argsort()[:1000]]
+    assert elites[:, 0].mean().item() == pytest.approx(0.3, abs=0.02)
+    assert second[:, 0].mean().item() == pytest.approx(elites[:, 0].mean().item(), abs=0.03)
+    assert second[:, 0].std().item() == pytest.approx(elites[:, 0].std().item(), rel=0.05)
+
+
+def test_the_next_rounds_commands_follow_their_frequency_among_the_elites():
+    q, rounds = recorded(lambda action: (action[..., 4] == 2).float() + 0.5 * (action[..., 4] == 1).float())
+    maximise(q, 1, BOUND, CEMConfig(samples=400, elites=40, iterations=2), torch.Generator().manual_seed(4))
+    assert (rounds[1][0, :, 4] == 2).sum() == 400 - 3  # all elites had command 2; one sample of each is kept
+
+
+def test_one_seed_gives_one_action():
+    config = CEMConfig(samples=16, elites=4, iterations=2)
+    first, second = (maximise(q_with_best(0), 2, BOUND, config, torch.Generator().manual_seed(5))[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_the_best_of_a_proposal_is_the_highest_valued_of_its_samples():
+    centre = (BEST / BOUND).expand(2, 4)
+    proposal = Proposal(centre, torch.full((2, 4), 0.05), tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]))
+    q, rounds = recorded(q_with_best(2))
+    action, value = best_proposal(q, proposal, 64, BOUND, torch.Generator().manual_seed(6))
+    assert torch.equal(value, q_with_best(2)(rounds[0]).max(dim=1)[0])
+    assert torch.equal(value, q_with_best(2)(action))
+    assert action[:, 4].tolist() == [1.0, 2.0]
+    assert ((rounds[0][..., :4] / BOUND - centre[:, None]).abs() < 0.3).all()
+
+
+@pytest.mark.parametrize("wrong", [{"samples": 3, "elites": 2}, {"elites": 1}, {"elites": 65}, {"iterations": 0}])
+def test_a_search_that_cannot_work_is_refused(wrong):
+    with pytest.raises(ValueError, match="CEM needs at least"):
+        CEMConfig(**wrong)

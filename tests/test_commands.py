@@ -1,0 +1,141 @@
+"""The three commands as a user types them: help, mistakes, and what learning from disk imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import data.__main__
+import eval.__main__
+import train.__main__
+
+ROOT = Path(__file__).parents[1]
+MAIN = {"data": data.__main__.main, "train": train.__main__.main, "eval": eval.__main__.main}
+
+
+@pytest.fixture
+def typed(capsys):
+    """Runs `python -m ...` in this process: (exit status, what it printed, what it complained), on one line."""
+
+    def run(line):
+        name, *arguments = line.split()
+        try:
+            status = MAIN[name](arguments)
+        except SystemExit as stop:
+            status = stop.code
+        printed = capsys.readouterr()
+        return status, " ".join(printed.out.split()), " ".join(printed.err.split())
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("line", "mentions"),
+    [
+        ("data --help", "collect"),
+        ("data collect --help", "--episodes-per-shard"),
+        ("train --help", "--preset"),
+        ("train --preset demo --help", "default demo"),
+        ("eval --help", "--checkpoint"),
+    ],
+)
+def test_help_is_given_and_is_no_error(typed, line, mentions):
+    status, out, _ = typed(line)
+    assert status == 0
+    assert mentions in out
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (
+            "train --preset demoo",
+            "unknown preset 'demoo': choose from demo, vision-64, vision-472. Did you mean 'demo'?",
+        ),
+        (
+            "train --preset demo --rule csd",
+            "unknown sharing rule 'csd': choose from none, all, skill, cds. Did you mean 'cds'",
+        ),
+        ("train --preset demo --tasks lift-cann", "Did you mean 'lift-can'?"),
+        ("train --preset demo --image_sise 64", "unknown option '--image_sise'"),
+        ("train --preset demo --image_sise 64", "Did you mean '--image_size'?"),
+        ("train --preset demo --steps many", "invalid int value: 'many'"),
+        ("train --preset demo --prior maybe", "'maybe' is not true or false"),
+        ("train --preset demo --data nowhere --out nowhere", "no dataset here"),
+        ("data collect --out nowhere --tasks lift-cann", "unknown task 'lift-cann'"),
+        ("data collect --out nowhere --renderer tinny", "Did you mean 'tiny'?"),
+        ("data collect --out nowhere --episode_per_shard 3", "Did you mean '--episodes_per_shard'?"),
+        ("data collect --episodes 3", "--out is required"),
+        ("data colect", "choose from"),
+        ("data info nowhere", "nowhere: no dataset here"),
+        ("eval --checkpoint nowhere.ckpt", "nowhere.ckpt: no such checkpoint"),
+        ("eval --checkpoints nowhere.ckpt", "Did you mean '--checkpoint'?"),
+        ("eval --checkpoint nowhere.ckpt --tasks lift-cann", "Did you mean 'lift-can'?"),
+        ("eval --checkpoint nowhere.ckpt --policies expert", "unknown policy 'expert'"),
+    ],
+)
+def test_a_mistake_exits_with_2_and_says_what_would_be_right(typed, line, complaint):
+    status, _, err = typed(line)
+    assert status == 2
+    assert complaint in err
+    assert "Traceback" not in err
+    assert not Path("nowhere").exists()
+
+
+def test_a_mistake_typed_in_a_shell_exits_with_2():
+    done = subprocess.run(
+        [sys.executable, "-m", "train", "--preset", "demoo"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "Did you mean 'demo'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_print_config_prints_the_preset_with_what_was_overridden(typed):
+    status, out, _ = typed(
+        "train --preset demo --print_config --learning-rate 0.25 --tasks lift-can,place-bowl --prior no"
+    )
+    assert status == 0
+    config = json.loads(out)
+    assert config["learning_rate"] == 0.25
+    assert config["tasks"] == ["lift-can", "place-bowl"]
+    assert config["prior"] is False
+    assert config["image_size"] == 64
+    assert config["data"] == "datasets/demo"
+
+
+@pytest.mark.parametrize("preset", ["demo", "vision-64", "vision-472"])
+def test_every_preset_resolves_with_hyphens_and_underscores_alike(typed, preset):
+    for spelling in ("--batch-size", "--batch_size"):
+        status, out, _ = typed(f"train --preset {preset} --print_config {spelling} 77")
+        assert status == 0
+        assert json.loads(out)["batch_size"] == 77
+
+
+def test_info_prints_what_a_dataset_holds(typed, tiny_dataset):
+    status, out, _ = typed(f"data info {tiny_dataset}")
+    assert status == 0
+    assert "6 episodes" in out
+    assert "lift-banana" in out
+
+
+def test_a_damaged_dataset_is_one_line_on_the_terminal(typed, tmp_path):
+    (tmp_path / "manifest.json").write_text("{")
+    status, _, err = typed(f"data info {tmp_path}")
+    assert status == 2
+    assert err.startswith("error: ")
+    assert "manifest.json" in err
+
+
+def test_learning_from_disk_loads_no_simulator():
+    """A machine that only trains has neither PyBullet nor MuJoCo nor gymnasium."""
+    code = (
+        "import sys; import data.replay, train.qtopt, train.run, train.__main__; "
+        "print([name for name in ('pybullet', 'pybullet_data', 'mujoco', 'gymnasium') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,195 @@
+"""Evaluation: intervals, results as JSON, and a whole evaluation of the tiny checkpoint in the simulator."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval.__main__ import EvalConfig, averages, data_success, evaluate
+from eval.policy import CEMPolicy
+from eval.rollout import EpisodeOutcome, EvalResult, summarise, wilson
+from models.checkpoint import CheckpointError
+from sim.state import STATE_SIZE
+
+TASKS_USED = ("lift-banana", "place-bowl")
+
+
+@pytest.mark.parametrize(
+    ("successes", "episodes", "low", "high"),
+    [
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (5, 10, 0.2366, 0.7634),
+        (1, 1, 0.2065, 1.0),
+        (450, 1000, 0.4194, 0.4810),
+    ],
+)
+def test_the_wilson_interval_has_its_published_values(successes, episodes, low, high):
+    assert wilson(successes, episodes) == pytest.approx((low, high), abs=1e-4)
+
+
+def result(task, successes, episodes, policy="checkpoint"):
+    return EvalResult(
+        task=task, policy=policy, successes=successes, episodes=episodes, seed=7, checkpoint="a.ckpt", wall_time_s=1.5
+    )
+
+
+def test_a_result_survives_json_and_carries_its_rate_and_interval():
+    first = result("lift-can", 5, 10)
+    row = json.loads(json.dumps(first.to_json()))
+    assert EvalResult.from_json(row) == first
+    assert row["success_rate"] == 0.5
+    assert (row["low"], row["high"]) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+
+
+def test_averages_pool_the_episodes_of_a_skill():
+    rows = [result("lift-can", 1, 10), result("lift-milk", 30, 30), result("place-bowl", 2, 4)]
+    rows += [result("lift-can", 0, 5, "random")]
+    assert averages(rows) == [
+        ("lift", "checkpoint", 31, 40),
+        ("place", "checkpoint", 2, 4),
+        ("all", "checkpoint", 33, 44),
+        ("lift", "random", 0, 5),
+        ("all", "random", 0, 5),
+    ]
+
+
+def test_outcomes_are_summed_up_per_task_in_the_order_of_the_task_table():
+    outcomes = [
+        EpisodeOutcome(task=task, number=n, success=won, steps=3, wall_time_s=0.5, film=())
+        for n, (task, won) in enumerate([("place-bowl", True), ("lift-can", False), ("lift-can", True)])
+    ]
+    can, bowl = summarise(outcomes, "random", None, 3)
+    assert (can.task, can.successes, can.episodes, can.wall_time_s) == ("lift-can", 1, 2, 1.0)
+    assert (bowl.task, bowl.successes, bowl.episodes, bowl.checkpoint) == ("place-bowl", 1, 1, None)
+
+
+def test_the_datas_own_success_is_that_of_the_episodes_collected_for_the_task(tmp_path, make_episode, write_dataset):
+    episodes = [
+        make_episode("lift-banana", 1, ("lift-banana",)),
+        make_episode("lift-banana", 1, ("lift-can",)),
+        make_episode("lift-can", 1, ("lift-banana",)),
+    ]
+    rows = data_success(str(write_dataset(tmp_path / "set", [episodes])), ("lift-banana", "lift-can", "lift-milk"))
+    assert [(row.task, row.successes, row.episodes) for row in rows] == [("lift-banana", 1, 2), ("lift-can", 0, 1)]
+
+
+@pytest.fixture(scope="module")
+def evaluation(tiny_checkpoint, tiny_dataset, tmp_path_factory):
+    """The folder of one evaluation: an episode each of two tasks by two policies, and the options it was made with."""
+    run = tmp_path_factory.mktemp("evaluation") / "run"
+    shutil.copytree(Path(tiny_checkpoint).parent, run)
+    options = {
+        "checkpoint": str(run / "last.ckpt"),
+        "episodes": 1,
+        "tasks": TASKS_USED,
+        "policies": ("checkpoint", "scripted"),
+        "workers": 1,
+        "data": str(tiny_dataset),
+    }
+    evaluate(EvalConfig(**options))
+    return run, options
+
+
+def outcomes_of(folder):
+    rows = json.loads((folder / "eval.json").read_text())["results"]
+    return [(row["task"], row["policy"], row["successes"], row["episodes"]) for row in rows]
+
+
+def test_an_evaluation_writes_a_row_per_task_and_policy(evaluation):
+    run, _ = evaluation
+    payload = json.loads((run / "eval.json").read_text())
+    rows = [(row["task"], row["policy"]) for row in payload["results"]]
+    assert rows == [(task, policy) for policy in ("checkpoint", "scripted") for task in TASKS_USED]
+    assert [(row["task"], row["episodes"]) for row in payload["data"]] == [(task, 3) for task in TASKS_USED]
+    assert payload["steps"] == 4
+    assert payload["renderer"] == "tiny"
+    assert all(row["seed"] == 1000 for row in payload["results"])
+
+
+def test_the_report_is_one_file_that_needs_nothing_else(evaluation):
+    page = (evaluation[0] / "report.html").read_text()
+    assert "http" not in re.sub(r'base64,[^"]*', "", page)
+    links = re.findall(r'(?:src|href)\s*=\s*["\']?([^"\'\s>]+)', page)
+    assert links
+    assert all(link.startswith("data:image/") for link in links)
+    assert "url(" not in page
+    assert "<script" not in page
+    assert "<link" not in page
+
+
+def test_the_report_shows_tasks_intervals_routing_curves_and_films(evaluation):
+    page = (evaluation[0] / "report.html").read_text()
+    for text in (*TASKS_USED, "95% interval", "Routing", "total loss", "trained policy", "scripted expert", "the data"):
+        assert text in page
+    assert page.count("<figure>") == 2  # the checkpoint's one episode of each task
+
+
+def test_one_seed_gives_one_result_whatever_the_number_of_workers(evaluation, tmp_path):
+    run, options = evaluation
+    evaluate(EvalConfig(**{**options, "workers": 2, "out": str(tmp_path)}))
+    assert outcomes_of(tmp_path) == outcomes_of(run)
+    films = [re.findall(r"base64,([^\"]*)", (folder / "report.html").read_text()) for folder in (run, tmp_path)]
+    assert films[0] == films[1]
+
+
+def test_a_finished_evaluation_may_be_reused_only_with_the_same_options(evaluation, tmp_path, capsys):
+    run, options = evaluation
+    shutil.copytree(run, tmp_path / "run")
+    reusing = {**options, "checkpoint": str(tmp_path / "run" / "last.ckpt"), "policies": ("scripted",), "reuse": True}
+    evaluate(EvalConfig(**reusing))
+    assert "already there" not in capsys.readouterr().out
+    first = (tmp_path / "run" / "report.html").stat().st_mtime_ns
+    evaluate(EvalConfig(**reusing))
+    assert "already there" in capsys.readouterr().out
+    assert (tmp_path / "run" / "report.html").stat().st_mtime_ns == first
+
+
+def test_acting_with_another_renderer_than_the_trained_one_is_refused_naming_both(tiny_checkpoint, tmp_path):
+    with pytest.raises(CheckpointError, match="trained on tiny images, asked to act on egl"):
+        evaluate(EvalConfig(checkpoint=str(tiny_checkpoint), out=str(tmp_path / "out"), renderer="egl"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none\.ckpt: no such checkpoint"):
+        evaluate(EvalConfig(checkpoint=str(tmp_path / "none.ckpt")))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tasks": ("lift-cann",)}, "unknown task 'lift-cann'.*Did you mean 'lift-can'"),
+        ({"policies": ("expert",)}, "unknown policy 'expert'.*scripted"),
+        ({"renderer": "tinny"}, "unknown renderer 'tinny'"),
+        ({"episodes": 0}, "episodes is at least 1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        EvalConfig(checkpoint="a.ckpt", **wrong)
+
+
+def test_a_policy_depends_on_image_task_and_generator(tiny_checkpoint):
+    policy = CEMPolicy.load(tiny_checkpoint)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8)
+
+    def act(image, task, seed):
+        observation = {
+            "image": image[None],
+            "gripper_closed": np.zeros(1, np.float32),
+            "gripper_height": np.full(1, 0.2, np.float32),
+            "state": np.zeros((1, STATE_SIZE), np.float32),
+        }
+        return policy.act(observation, np.array([task]), np.random.default_rng(seed))
+
+    first = act(frames[0], 0, 0)
+    assert first.dtype == np.float32
+    assert np.array_equal(first, act(frames[0], 0, 0))
+    for other in (act(frames[1], 0, 0), act(frames[0], 7, 0), act(frames[0], 0, 1)):
+        assert not np.array_equal(first, other)

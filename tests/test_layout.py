@@ -1,0 +1,56 @@
+"""The architecture: where the packages lie, and in which direction they import."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "sim": set(),
+    "data": {"sim"},
+    "models": {"sim"},
+    "eval": {"sim", "data", "models"},
+    "train": {"sim", "data", "models", "eval"},
+}
+OUTSIDE_SIMULATOR = {"pybullet", "pybullet_data", "mujoco", "gymnasium"}
+
+
+def imported(path):
+    """The top-level names that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_each_package_is_the_one_in_this_repository(package):
+    assert Path(importlib.import_module(package).__file__).parent == ROOT / package
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_go_one_way(package):
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    for path in files:
+        own = imported(path) & (MAY_IMPORT.keys() | {"bench", "tests"})
+        assert own <= MAY_IMPORT[package] | {package}, path
+
+
+def test_the_simulator_never_sees_torch():
+    for path in (ROOT / "sim").rglob("*.py"):
+        assert not imported(path) & {"torch", "torchvision", "lightning"}, path
+
+
+@pytest.mark.parametrize("package", ["data", "models", "train"])
+def test_learning_from_disk_names_no_simulator(package):
+    for path in (ROOT / package).rglob("*.py"):
+        assert not imported(path) & OUTSIDE_SIMULATOR, path

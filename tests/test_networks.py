@@ -1,0 +1,218 @@
+"""The Q-networks: QT-Opt's plan at 472 px, candidates scored together or alone, heads, sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from eval.policy import CEMPolicy
+from models.acting import crop
+from models.cem import CEMConfig
+from models.networks import NetworkConfig, action_features, build_network
+
+SIZES = [48, 64, 96, 128, 224]  # the last is QT-Opt's network at its cheapest
+
+
+def network_of(image_size, num_tasks=3, **options):
+    """A network whose random weights are large enough that every input matters."""
+    network = build_network(NetworkConfig(image_size=image_size, num_tasks=num_tasks, **options)).eval()
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            fan_in = module.weight[0].numel()
+            module.weight.data = torch.randn(module.weight.shape, generator=generator) * (2 / fan_in) ** 0.5
+    for name, weight in network.named_parameters():
+        if name.startswith(("head", "prior")) and name.endswith("weight") and weight.ndim == 3:
+            weight.data = torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5
+    return network
+
+
+def inputs(size, states, candidates, num_tasks=3):
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(states, 3, size, size, generator=generator)
+    gripper = torch.rand(states, 2, generator=generator)
+    motion = (torch.rand(states, candidates, 4, generator=generator) - 0.5) * 0.1
+    command = torch.randint(4, (states, candidates, 1), generator=generator)
+    task = torch.arange(states) % num_tasks
+    return image, gripper, torch.cat([motion, command.float()], dim=-1), task
+
+
+def test_qtopts_maps_have_the_published_sizes_at_472():
+    network = build_network(NetworkConfig(image_size=472, num_tasks=10)).eval()
+    seen = []
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.MaxPool2d)):
+            module.register_forward_hook(lambda _module, _given, out: seen.append(tuple(out.shape[1:])))
+    image, gripper, action, task = inputs(472, 1, 1)
+    with torch.no_grad():
+        network(image, gripper, action[:, 0], task)
+    sizes = [236, 79, *[79] * 6, 27, *[27] * 6, 14, 12, 10, 8]
+    assert seen == [(64, size, size) for size in sizes]
+    assert sum(isinstance(module, nn.Conv2d) for module in network.modules()) == 16
+
+
+def test_qtopts_network_has_its_1_24_million_weights_with_one_head():
+    network = build_network(NetworkConfig(image_size=472, num_tasks=10, conditioning="one_hot"))
+    trunk = 6 * 6 * 3 * 64 + 6 * (5 * 5 * 64 * 64)
+    merge = (8 + 2 + 10) * 256 + 256 * 64
+    after_merge = 9 * (3 * 3 * 64 * 64)
+    head = (8 * 8 * 64 * 64 + 64) + (64 * 64 + 64) + (64 + 1)
+    shifts = 16 * 64 + 256 + 64 + 64 + 64  # of the batch norms; they have no scale
+    assert trunk + merge + after_merge + head + shifts == 1_242_497
+    assert sum(p.numel() for p in network.parameters() if p.requires_grad) == 1_242_497
+
+
+def test_ten_heads_have_ten_times_the_weights_of_one_head():
+    one, ten = (
+        build_network(NetworkConfig(image_size=472, num_tasks=10, conditioning=name)) for name in ("one_hot", "heads")
+    )
+    for name in ("head1", "head2", "head3"):
+        counts = [sum(p.numel() for p in getattr(network, name).parameters()) for network in (one, ten)]
+        assert counts[1] == 10 * counts[0]
+
+
+def test_the_action_enters_as_translation_in_bounds_sine_cosine_and_three_flags():
+    action = torch.tensor(
+        [[0.06, -0.03, 0.0, 0.6, 0.0], [0.0, 0.0, 0.015, -0.3, 1.0], [0.0] * 4 + [2.0], [0.0] * 4 + [3.0]]
+    )
+    expected = torch.tensor(
+        [
+            [1.0, -0.5, 0.0, np.sin(0.6), np.cos(0.6), 0, 0, 0],
+            [0.0, 0.0, 0.25, -np.sin(0.3), np.cos(0.3), 1, 0, 0],
+            [0.0, 0.0, 0.0, 0.0, 1.0, 0, 1, 0],
+            [0.0, 0.0, 0.0, 0.0, 1.0, 0, 0, 1],
+        ]
+    )
+    assert torch.allclose(action_features(action), expected.float(), atol=1e-6)
+
+
+@pytest.mark.parametrize("conditioning", ["heads", "one_hot"])
+@pytest.mark.parametrize("size", SIZES)
+def test_candidates_scored_together_get_the_logits_of_each_alone(size, conditioning):
+    network = network_of(size, conditioning=conditioning)
+    network.max_states_at_once = 6  # QT-Opt's network scores these 3 x 4 candidates in two pieces
+    image, gripper, action, task = inputs(size, 3, 4)
+    with torch.no_grad():
+        together = network.score(network.encode(image), gripper, action, task)
+        for b in range(3):
+            for k in range(4):
+                alone = network(image[b : b + 1], gripper[b : b + 1], action[b : b + 1, k], task[b : b + 1])
+                assert alone.item() == pytest.approx(together[b, k].item(), abs=1e-3)
+    assert together.std(dim=1).min() > 0.01  # the action matters
+    assert together.std(dim=0).min() > 0.01  # so do image and task
+
+
+@pytest.mark.parametrize("size", [64, 224])
+def test_a_tasks_output_depends_on_its_own_head_alone(size):
+    network = network_of(size)
+    image, gripper, action, _ = inputs(size, 3, 2)
+    task = torch.tensor([1, 0, 1])  # ungrouped
+    with torch.no_grad():
+        before = network.score(network.encode(image), gripper, action, task)
+        for head in (network.head1, network.head2, network.head3):
+            head.weight[0] += 0.3
+            head.bias[0] += 0.3
+            head.weight[2] += 0.3
+        after = network.score(network.encode(image), gripper, action, task)
+    assert torch.equal(before[[0, 2]], after[[0, 2]])
+    assert (before[1] - after[1]).abs().min() > 0.01
+
+
+@pytest.mark.parametrize("size", [64, 224])
+def test_a_tasks_gradient_reaches_its_own_head_alone(size):
+    network = network_of(size)
+    image, gripper, action, _ = inputs(size, 2, 2)
+    network.score(network.encode(image), gripper, action, torch.tensor([2, 2])).sum().backward()
+    for head in (network.head1, network.head2, network.head3):
+        assert head.weight.grad[:2].abs().max() == 0
+        assert head.weight.grad[2].abs().max() > 0
+
+
+@pytest.mark.parametrize("size", [64, 224])
+def test_one_hot_conditioning_tells_tasks_apart_with_one_head(size):
+    network = network_of(size, conditioning="one_hot")
+    image, gripper, action, _ = inputs(size, 1, 2)
+    with torch.no_grad():
+        first, second = (network.score(network.encode(image), gripper, action, torch.tensor([t])) for t in (0, 1))
+    assert network.num_heads == 1
+    assert (first - second).abs().min() > 1e-3
+
+
+def test_the_cloned_policy_has_a_head_per_task():
+    network = network_of(64, prior=True)
+    image, gripper, _, _ = inputs(64, 3, 1)
+    task = torch.tensor([0, 1, 0])
+    with torch.no_grad():
+        features = network.encode(image)
+        mean, command = network.propose(features, gripper, task)
+        network.prior1.weight[1] += 0.3
+        network.prior2.weight[1] += 0.3
+        mean_after, command_after = network.propose(features, gripper, task)
+    assert mean.shape == command.shape == (3, 4)
+    assert torch.equal(mean[[0, 2]], mean_after[[0, 2]])
+    assert torch.equal(command[[0, 2]], command_after[[0, 2]])
+    assert (mean[1] - mean_after[1]).abs().max() > 0.01
+
+
+def test_landmarks_are_predicted_from_the_features():
+    network = network_of(64, landmarks=True)
+    image, _, _, _ = inputs(64, 2, 1)
+    with torch.no_grad():
+        assert network.predict_landmarks(network.encode(image)).shape == (2, 10, 5)
+
+
+@pytest.mark.parametrize("size", [224, 253, 255])
+def test_qtopts_network_takes_odd_sizes_too(size):
+    network = build_network(NetworkConfig(image_size=size, num_tasks=3)).eval()
+    image, gripper, action, task = inputs(size, 1, 1)
+    with torch.no_grad():
+        assert network(image, gripper, action[:, 0], task).shape == (1,)
+
+
+@pytest.mark.parametrize("size", [47, 129, 219])
+def test_image_sizes_that_no_network_takes_are_refused(size):
+    with pytest.raises(ValueError, match=f"image size {size} px"):
+        NetworkConfig(image_size=size, num_tasks=10)
+
+
+def test_an_unknown_conditioning_is_refused():
+    with pytest.raises(ValueError, match=r"unknown conditioning 'head'.*Did you mean 'heads'"):
+        NetworkConfig(image_size=64, num_tasks=10, conditioning="head")
+
+
+@pytest.mark.parametrize("prior", [False, True])
+def test_the_image_trunk_runs_once_per_state_however_many_candidates_are_scored(prior):
+    network = network_of(48, prior=prior)
+    seen = []
+    network.trunk.register_forward_hook(lambda _m, given, _out: seen.append(len(given[0])))
+    policy = CEMPolicy(network, CEMConfig(samples=64, elites=6, iterations=2), {"prior_std": 0.1})
+    frames = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8)
+    observation = {
+        "image": frames,
+        "gripper_closed": np.zeros(2, np.float32),
+        "gripper_height": np.full(2, 0.2, np.float32),
+        "state": np.zeros((2, 1), np.float32),
+    }
+    action = policy.act(observation, np.array([0, 2]), np.random.default_rng(0))
+    assert seen == [2]
+    assert action.shape == (2, 5)
+    assert (np.abs(action[:, :4]) <= [0.06 + 1e-6] * 3 + [0.6 + 1e-6]).all()
+    assert set(action[:, 4]) <= {0.0, 1.0, 2.0, 3.0}
+
+
+def test_a_crop_is_the_centre_without_a_generator_and_within_the_frame_with_one():
+    frame = torch.arange(8 * 8).view(1, 1, 8, 8).expand(50, 3, 8, 8).to(torch.uint8)
+    centre = crop(frame, 4)
+    assert torch.equal((centre * 255).round()[0, 0], frame[0, 0, 2:6, 2:6].float())
+    random = (crop(frame, 4, torch.Generator().manual_seed(0)) * 255).round()[:, 0]
+    corners = {int(image[0, 0]) for image in random}
+    assert corners <= {8 * y + x for y in range(5) for x in range(5)}
+    assert len(corners) > 10
+    assert (random - random[:, :1, :1] == torch.tensor([[8 * y + x for x in range(4)] for y in range(4)])).all()
+
+
+def test_a_frame_smaller_than_the_crop_is_refused():
+    with pytest.raises(ValueError, match="8x8 px cannot be cropped to 9"):
+        crop(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 9)

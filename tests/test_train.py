@@ -1,0 +1,342 @@
+"""Training on the tiny dataset: resumed runs are the same run, foreign and damaged files are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data import jpeg
+from data.batches import Sampler, SamplerConfig
+from data.replay import Replay
+from data.shards import DatasetError
+from data.sharing import RULES
+from eval.policy import CEMPolicy
+from models.checkpoint import CheckpointError, read_checkpoint
+from sim.options import from_options
+from sim.tasks import TASK_NAMES, TASKS
+from train.config import PRESETS, TrainConfig
+from train.qtopt import QTOpt
+from train.run import train
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def run(tiny_checkpoint, tmp_path):
+    """A copy of the finished tiny run (four steps), to be continued or spoilt."""
+    folder = tmp_path / "run"
+    shutil.copytree(Path(tiny_checkpoint).parent, folder)
+    return folder
+
+
+def weights(path):
+    return read_checkpoint(path)["state_dict"]
+
+
+def equal(first, second):
+    """Whether two nested structures of tensors and plain values are bit for bit the same."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(equal(a, b) for a, b in zip(first, second, strict=True))
+    return first == second
+
+
+def edited(path, change):
+    checkpoint = torch.load(path, weights_only=True)
+    change(checkpoint["switchyard"])
+    torch.save(checkpoint, path)
+
+
+def changes(old, new):
+    return [key for key in old if not torch.equal(old[key], new[key])]
+
+
+@pytest.mark.parametrize("rule", ["cds", "none"])
+def test_two_steps_and_two_more_equal_four_straight(tiny_training, tmp_path, rule):
+    options = {**tiny_training, "rule": rule, "landmark_weight": 1.0}
+    straight = train(TrainConfig(out=str(tmp_path / "straight"), **options))
+    train(TrainConfig(out=str(tmp_path / "resumed"), **{**options, "steps": 2}))
+    halfway = weights(tmp_path / "resumed" / "last.ckpt")
+    resumed = train(TrainConfig(out=str(tmp_path / "resumed"), **options))
+    first, second = read_checkpoint(straight), read_checkpoint(resumed)
+    assert first["switchyard"]["steps"] == second["switchyard"]["steps"] == 4
+    assert changes(first["state_dict"], second["state_dict"]) == []
+    assert equal(first["optimizer_states"], second["optimizer_states"])
+    assert changes(halfway, second["state_dict"])
+
+
+def command(options):
+    values = {key: ",".join(value) if isinstance(value, tuple) else str(value) for key, value in options.items()}
+    return [
+        sys.executable,
+        "-m",
+        "train",
+        "--preset",
+        "demo",
+        *(text for k, v in values.items() for text in (f"--{k}", v)),
+    ]
+
+
+def train_until_stopped(options, number):
+    """Runs the training command and stops it by a signal after its first checkpoint; (last step saved, its output)."""
+    last = Path(options["out"]) / "last.ckpt"
+    running = subprocess.Popen(command(options), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not last.is_file() and running.poll() is None:
+        time.sleep(0.02)
+    running.send_signal(number)
+    output = running.communicate()[0]
+    assert last.is_file(), output
+    return read_checkpoint(last)["switchyard"]["steps"], output
+
+
+@pytest.fixture
+def demo_training(tiny_training):
+    """The demo's options, with a learning rate that falls over the run, in 60 steps."""
+    return {**tiny_training, "steps": 60, "checkpoint_every": 5, "learning_rate_decay": True, "landmark_weight": 1.0}
+
+
+def test_a_killed_run_goes_on_to_the_weights_of_one_that_was_not(demo_training, tmp_path):
+    options = {**demo_training, "out": str(tmp_path / "killed")}
+    assert 5 <= train_until_stopped(options, signal.SIGKILL)[0] < 60
+    config = from_options(TrainConfig, options, **vars(PRESETS["demo"]))
+    resumed = read_checkpoint(train(config))
+    straight = read_checkpoint(train(dataclasses.replace(config, out=str(tmp_path / "straight"))))
+    assert resumed["switchyard"]["steps"] == straight["switchyard"]["steps"] == 60
+    assert changes(straight["state_dict"], resumed["state_dict"]) == []
+    assert equal(straight["optimizer_states"], resumed["optimizer_states"])
+
+
+def test_an_interrupted_run_saves_where_it_is_and_goes_on(demo_training, tmp_path):
+    options = {**demo_training, "steps": 5000, "learning_rate_decay": False, "out": str(tmp_path / "run")}
+    step, output = train_until_stopped(options, signal.SIGINT)
+    assert 5 <= step < 5000
+    assert f"last.ckpt holds step {step}; the same command goes on from there" in output
+    assert "Traceback" not in output
+    path = train(from_options(TrainConfig, {**options, "steps": step + 3}, **vars(PRESETS["demo"])))
+    assert read_checkpoint(path)["switchyard"]["steps"] == step + 3
+
+
+def test_another_number_of_steps_is_refused_where_the_learning_rate_falls_over_them(tiny_training, tmp_path):
+    options = {**tiny_training, "out": str(tmp_path / "run"), "learning_rate_decay": True}
+    train(TrainConfig(**{**options, "steps": 1}))
+    with pytest.raises(CheckpointError, match=r"steps 1 \(now 4\)"):
+        train(TrainConfig(**options))
+
+
+def test_the_loader_processes_do_not_change_the_weights(tiny_checkpoint, tiny_training, tmp_path):
+    path = train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "workers": 2}))
+    assert changes(weights(tiny_checkpoint), weights(path)) == []
+
+
+def test_another_seed_trains_other_weights(tiny_checkpoint, tiny_training, tmp_path):
+    path = train(TrainConfig(out=str(tmp_path / "run"), **tiny_training, seed=1))
+    assert changes(weights(tiny_checkpoint), weights(path))
+
+
+def test_qtopts_network_trains_and_resumes_too(tiny_training, tmp_path, make_episode, write_dataset):
+    """Two steps of the 472 network's plan at its cheapest size, on hand-made frames."""
+    episodes = [make_episode(task, 2, (task,)) for task in tiny_training["tasks"]]
+    rng = np.random.default_rng(0)
+    for episode in episodes:
+        frames = rng.integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
+        object.__setattr__(episode, "frames", tuple(jpeg.encode(frame, 90) for frame in frames))
+    folder = write_dataset(tmp_path / "set", [episodes])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "size": 224}))
+    options = {**tiny_training, "data": str(folder), "image_size": 224, "batch_size": 2, "prior": False, "steps": 2}
+    straight = train(TrainConfig(out=str(tmp_path / "straight"), **options))
+    train(TrainConfig(out=str(tmp_path / "resumed"), **{**options, "steps": 1}))
+    resumed = train(TrainConfig(out=str(tmp_path / "resumed"), **options))
+    assert changes(weights(straight), weights(resumed)) == []
+
+
+def test_a_finished_run_is_left_as_it_is(run, tiny_training, capsys):
+    before = (run / "last.ckpt").read_bytes()
+    assert train(TrainConfig(out=str(run), **tiny_training)) == run / "last.ckpt"
+    assert "already trained for 4 steps" in capsys.readouterr().out
+    assert (run / "last.ckpt").read_bytes() == before
+
+
+def test_a_checkpoint_describes_itself(tiny_checkpoint):
+    about = read_checkpoint(tiny_checkpoint)["switchyard"]
+    assert about["tasks"] == list(TASK_NAMES)
+    assert about["trained_tasks"] == ["lift-banana", "place-bowl"]
+    assert about["renderer"] == "tiny"
+    assert about["network"]["image_size"] == 48
+    assert about["sharing"]["rule"] == "cds"
+    weight = about["sharing"]["weights"][TASKS["lift-banana"].index]
+    assert weight[TASKS["lift-banana"].index] == pytest.approx(1.0)
+    assert 0 < weight[TASKS["place-bowl"].index] < 1
+    assert weight[TASKS["lift-can"].index] is None
+
+
+def batch_of(config, seed=0):
+    replay = Replay(config.data)
+    tasks = tuple(TASKS[name].index for name in config.tasks)
+    sampler = Sampler(replay, tasks, RULES[config.rule], SamplerConfig(per_task=config.batch_size // len(tasks)))
+    return sampler.load(*sampler.draw(np.random.default_rng(seed)))
+
+
+def test_the_loss_of_one_batch_falls_when_it_is_learned_by_heart(tiny_training):
+    config = TrainConfig(**{**tiny_training, "batch_size": 16})
+    torch.manual_seed(0)
+    module, batch = QTOpt(config), batch_of(config)
+    optimizer = module.configure_optimizers()["optimizer"]
+    losses = []
+    for _ in range(60):
+        loss = module.training_step(batch, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-5:]) < 0.5 * losses[0]
+
+
+def test_each_step_moves_the_target_towards_the_network_and_the_lagged_target_copies_it(tiny_training, tmp_path):
+    options = {**tiny_training, "out": str(tmp_path / "run"), "target_decay": 0.75, "lagged_target_steps": 2}
+    one = weights(train(TrainConfig(**{**options, "steps": 1})))
+    two = weights(train(TrainConfig(**{**options, "steps": 2})))
+    names = [name.removeprefix("network.") for name in one if name.startswith("network.")]
+    for name in names:
+        if name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked"):
+            assert torch.equal(two[f"target.{name}"], two[f"network.{name}"])
+        else:
+            average = 0.75 * one[f"target.{name}"] + 0.25 * two[f"network.{name}"]
+            assert torch.allclose(two[f"target.{name}"], average, atol=1e-6)
+        assert torch.equal(two[f"lagged.{name}"], two[f"target.{name}"])
+    assert any(not torch.equal(one[f"network.{name}"], two[f"network.{name}"]) for name in names)
+    assert any(not torch.equal(one[f"lagged.{name}"], one[f"target.{name}"]) for name in names)
+
+
+def test_a_dataset_of_another_image_size_is_refused(tiny_training, tmp_path):
+    with pytest.raises(ValueError, match="frames for 48 px, but the network sees 64 px"):
+        train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "image_size": 64}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dataset_without_one_of_the_tasks_is_refused(tiny_training, tmp_path):
+    with pytest.raises(ValueError, match="no episode of task"):
+        train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "tasks": TASK_NAMES, "batch_size": 10}))
+
+
+def test_a_missing_dataset_is_refused(tiny_training, tmp_path):
+    with pytest.raises(DatasetError, match="no dataset here"):
+        train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "data": str(tmp_path)}))
+
+
+@pytest.mark.parametrize("other", [{"learning_rate": 0.5}, {"rule": "all"}, {"seed": 3}, {"prior": False}])
+def test_a_run_with_other_options_is_refused(run, tiny_training, other):
+    with pytest.raises(CheckpointError, match=f"{run}: already holds a run with other options: {next(iter(other))} "):
+        train(TrainConfig(out=str(run), **{**tiny_training, **other}))
+
+
+def test_a_folder_that_holds_something_else_is_refused(tiny_training, tmp_path):
+    (tmp_path / "thesis.tex").write_text("hello")
+    with pytest.raises(CheckpointError, match="not empty and not a Switchyard run"):
+        train(TrainConfig(out=str(tmp_path), **tiny_training))
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_refused_by_name(run, tiny_training, keep):
+    path = run / "last.ckpt"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: not a readable checkpoint"):
+        train(TrainConfig(out=str(run), **{**tiny_training, "steps": 6}))
+    with pytest.raises(CheckpointError, match=r"last\.ckpt"):
+        CEMPolicy.load(path)
+
+
+@pytest.mark.parametrize("stranger", [{"state_dict": {}}, [1, 2], {"switchyard": {}}, {"switchyard": 3}])
+def test_another_programs_checkpoint_is_refused_by_name(run, tiny_training, stranger):
+    torch.save(stranger, run / "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: a checkpoint, but not one of Switchyard's"):
+        train(TrainConfig(out=str(run), **{**tiny_training, "steps": 6}))
+
+
+class Trap:
+    """What a malicious checkpoint would hold: a pickle that writes a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_checkpoint_never_runs_code(tmp_path):
+    torch.save({"switchyard": Trap(tmp_path / "sprung")}, tmp_path / "trap.ckpt")
+    with pytest.raises(CheckpointError, match=r"trap\.ckpt: not a readable checkpoint"):
+        read_checkpoint(tmp_path / "trap.ckpt")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_missing_checkpoint_is_refused_by_name(tmp_path):
+    with pytest.raises(CheckpointError, match=r"none\.ckpt: no such checkpoint"):
+        read_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_a_checkpoint_of_another_renderer_is_refused_naming_both(run, tiny_training):
+    edited(run / "last.ckpt", lambda about: about.update(renderer="egl"))
+    with pytest.raises(CheckpointError, match=r"trained on egl images, .* holds tiny"):
+        train(TrainConfig(out=str(run), **{**tiny_training, "steps": 6}))
+    with pytest.raises(CheckpointError, match="renderer egl, asked to act on tiny"):
+        CEMPolicy.load(run / "last.ckpt", renderer="tiny")
+
+
+def test_a_checkpoint_of_another_task_list_is_refused_naming_both(run, tiny_training):
+    edited(run / "last.ckpt", lambda about: about.update(tasks=[*TASK_NAMES[1:], "lift-hammer"]))
+    with pytest.raises(CheckpointError, match=r"lift-hammer.*this version has .*lift-banana"):
+        train(TrainConfig(out=str(run), **{**tiny_training, "steps": 6}))
+    with pytest.raises(CheckpointError, match="lift-hammer"):
+        CEMPolicy.load(run / "last.ckpt")
+
+
+def test_a_policy_of_another_image_size_is_refused_naming_both(tiny_checkpoint):
+    with pytest.raises(CheckpointError, match="trained at 48 px, asked to act at 64 px"):
+        CEMPolicy.load(tiny_checkpoint, image_size=64)
+
+
+def test_a_policy_acts_with_the_averaged_weights(tiny_checkpoint):
+    policy, stored = CEMPolicy.load(tiny_checkpoint), weights(tiny_checkpoint)
+    for key, value in policy.network.state_dict().items():
+        assert torch.equal(value, stored[f"target.{key}"])
+    assert changes(policy.network.state_dict(), {key: stored[f"network.{key}"] for key in policy.network.state_dict()})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tasks": ()}, "at least one task"),
+        ({"tasks": ("lift-cann",)}, "unknown task 'lift-cann'.*Did you mean 'lift-can'"),
+        ({"rule": "cbs"}, "unknown sharing rule 'cbs'.*Did you mean 'cds'"),
+        ({"conditioning": "none"}, "unknown conditioning"),
+        ({"precision": "64"}, "unknown precision"),
+        ({"batch_size": 1}, "a batch of 1 cannot hold 2 tasks"),
+        ({"shared_part": 1.5}, "shared_part is between 0 and 1"),
+        ({"percentile": 200.0}, "percentile is 0 to 100"),
+        ({"cem_elites": 9}, "CEM needs"),
+        ({"image_size": 200, "prior": False}, "image size 200 px"),
+        ({"image_size": 472}, "need the small network"),
+        ({"steps": 0}, "steps"),
+        ({"checkpoint_every": 0}, "checkpoint_every"),
+        ({"log_every": 0}, "log_every"),
+        ({"unseen_actions": -1}, "unseen_actions"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_is_refused(tiny_training, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**{**tiny_training, **wrong})

@@ -1,0 +1,274 @@
+"""The pick-place world by physics alone, with 64 px pictures of the tiny renderer."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import sim.env
+import sim.world
+from sim import actions
+from sim.camera import frame_size
+from sim.env import PickPlaceEnv, as_action, as_batch
+from sim.objects import OBJECTS
+from sim.policies import RandomPolicy, ScriptedPolicy
+from sim.state import OBJECT_NAMES, SceneState
+from sim.tasks import SKILLS, TASK_NAMES, TASKS, verdicts
+from sim.world import World
+
+STILL = np.zeros(5, np.float32)
+
+
+@pytest.fixture(scope="module")
+def env():
+    env = PickPlaceEnv(image_size=64, renderer="tiny")
+    yield env
+    env.close()
+
+
+def run(env, policy, task, seed):
+    """The last (observation, reward, terminated, truncated, info), and the number of steps."""
+    rng = np.random.default_rng(seed)
+    observation, info = env.reset(seed=seed, options={"task": task})
+    steps, terminated, truncated = 0, False, False
+    while not (terminated or truncated):
+        action = policy.act(as_batch(observation, info), np.array([TASKS[task].index]), rng)[0]
+        observation, reward, terminated, truncated, info = env.step(as_action(action))
+        steps += 1
+    return observation, reward, terminated, truncated, info, steps
+
+
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_the_scripted_expert_solves_every_task(env, task):
+    outcomes = [run(env, ScriptedPolicy(0.0), task, seed) for seed in (1, 2, 3)]
+    assert sum(outcome[1] for outcome in outcomes) >= 2
+    for _, reward, _, _, info, steps in outcomes:
+        assert reward == info["verdicts"][TASKS[task].index]
+        assert steps <= 25
+
+
+def test_random_actions_hardly_ever_solve_a_task(env):
+    assert sum(run(env, RandomPolicy(), TASK_NAMES[seed], seed)[1] for seed in range(10)) <= 2
+
+
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_a_new_scene_shows_the_task_and_does_not_solve_it(env, task):
+    for seed in range(3):
+        _, info = env.reset(seed=seed, options={"task": task})
+        state = SceneState(info["state"])
+        assert state["target"] == TASKS[task].target
+        assert not info["verdicts"][TASKS[task].index]
+        if SKILLS[TASKS[task].index] == "lift":
+            assert state["object_present"][TASKS[task].target] == 1
+            assert state["object_present"].sum() == 3
+            assert state["held"] == -1
+            assert np.abs(state["object_velocity"]).max() < 0.1
+        else:
+            assert state["fixture_present"].sum() == 3
+            assert state["object_present"].sum() == 1
+            assert state["held"] == np.flatnonzero(state["object_present"])[0]
+            assert state["gripper_closed"] == 1
+
+
+def test_a_held_object_stays_in_the_hand_while_it_is_moved_and_falls_when_the_fingers_open(env):
+    """Held by friction alone: nothing but the fingers keeps it up, and letting go lets it go."""
+    for seed in range(3):
+        *_, info, _ = run(env, ScriptedPolicy(0.0), "lift-can", seed)
+        if not info["verdicts"][TASKS["lift-can"].index]:
+            continue
+        can = OBJECT_NAMES.index("can")
+        for _ in range(2):
+            env.world.step(np.array([0.0, 0.0, 0.05, 0.0, actions.NONE], np.float32))
+        high = env.world.snapshot()
+        assert verdicts(high)[TASKS["lift-can"].index]
+        assert high["object_bottom"][can] > 0.12
+        env.world.step(np.array([0.0, 0.0, 0.0, 0.0, actions.OPEN], np.float32))
+        for _ in range(4):
+            env.world.step(STILL)
+        low = env.world.snapshot()
+        assert low["object_bottom"][can] < 0.02
+        assert low["object_on_table"][can] == 1
+        assert not verdicts(low)[TASKS["lift-can"].index]
+        return
+    pytest.fail("the expert lifted no can in three scenes")
+
+
+def test_one_seed_gives_bit_identical_states_and_pictures_in_two_fresh_worlds():
+    histories = []
+    for _ in range(2):
+        env = PickPlaceEnv(image_size=64, renderer="tiny")
+        history = []
+        for task in ("lift-food", "place-bowl"):
+            rng = np.random.default_rng(5)
+            observation, info = env.reset(seed=5, options={"task": task})
+            history.append((info["state"], observation["image"]))
+            for _ in range(8):
+                action = ScriptedPolicy(1.0).act(as_batch(observation, info), np.array([TASKS[task].index]), rng)[0]
+                observation, _, _, _, info = env.step(as_action(action))
+                history.append((info["state"], observation["image"]))
+        env.close()
+        histories.append(history)
+    for (state, image), (other_state, other_image) in zip(*histories, strict=True):
+        assert np.array_equal(state, other_state)
+        assert np.array_equal(image, other_image)
+
+
+def test_other_seeds_give_other_scenes_and_pictures_follow_the_scene(env):
+    first, info = env.reset(seed=0, options={"task": "lift-can"})
+    second, other = env.reset(seed=1, options={"task": "lift-can"})
+    assert not np.array_equal(info["state"], other["state"])
+    assert not np.array_equal(first["image"], second["image"])
+    moved, *_ = env.step({"translation": [0, 0.06, 0], "yaw": 0.0, "command": 0})
+    assert not np.array_equal(second["image"], moved["image"])
+
+
+def test_an_episode_of_a_reused_world_equals_that_of_a_fresh_one():
+    """Collection resets one world many times: what happened before must not leak into an episode."""
+    env = PickPlaceEnv(image_size=64, renderer="tiny")
+    fresh = run(env, ScriptedPolicy(0.5), "lift-banana", 4)[4]["state"]
+    env.close()
+    env = PickPlaceEnv(image_size=64, renderer="tiny")
+    run(env, ScriptedPolicy(1.0), "place-plate", 9)
+    reused = run(env, ScriptedPolicy(0.5), "lift-banana", 4)[4]["state"]
+    env.close()
+    assert np.allclose(fresh, reused, atol=1e-3)
+
+
+def methods_and_their_calls():
+    """For each method of World: the names of everything it calls."""
+    tree = ast.parse(Path(sim.world.__file__).read_text())
+    world = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "World")
+    return {
+        method.name: {
+            node.func.attr
+            for node in ast.walk(method)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        }
+        for method in world.body
+        if isinstance(method, ast.FunctionDef)
+    }
+
+
+def test_nothing_is_attached_and_after_reset_nothing_is_moved_but_by_physics():
+    calls = methods_and_their_calls()
+    assert "createConstraint" not in Path(sim.world.__file__).read_text()
+    reached, todo = set(), ["step", "snapshot", "render"]
+    while todo:
+        name = todo.pop()
+        reached.add(name)
+        todo += [called for called in calls[name] if called in calls and called not in reached]
+    assert "_settle" in reached
+    teleports = {"resetBasePositionAndOrientation", "resetBaseVelocity", "resetJointState", "applyExternalForce"}
+    assert not teleports & set().union(*(calls[name] for name in reached))
+    assert "resetBasePositionAndOrientation" in calls["_put_into_hand"]  # the search would find it
+
+
+def test_a_472_px_picture_shows_a_scene():
+    world = World(472, "tiny")
+    world.reset(TASKS["place-bowl"], np.random.default_rng(0))
+    picture = world.render()
+    world.close()
+    assert picture.shape == (472, 472, 3)
+    assert picture.dtype == np.uint8
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    assert picture.std(axis=(0, 1)).min() > 10
+
+
+def test_stored_frames_are_larger_than_the_crop_as_512_is_to_472():
+    assert [frame_size(size) for size in (48, 64, 128, 472)] == [56, 72, 144, 512]
+
+
+def test_a_picture_smaller_than_48_px_and_an_unknown_renderer_are_refused():
+    with pytest.raises(ValueError, match="at least 48 px, got 47"):
+        World(47, "tiny")
+    with pytest.raises(ValueError, match=r"unknown renderer 'tinny'.*Did you mean 'tiny'"):
+        World(64, "tinny")
+
+
+def test_gymnasiums_own_check_accepts_the_registered_environment():
+    assert sim.env.PickPlaceEnv is PickPlaceEnv
+    env = gymnasium.make("switchyard/PickPlace-v0", image_size=48, renderer="tiny", disable_env_checker=True)
+    check_env(env.unwrapped, skip_render_check=True)
+    assert env.unwrapped.render().shape == (48, 48, 3)
+    env.close()
+
+
+def test_an_episode_is_truncated_at_its_horizon_and_rewarded_there_alone(env):
+    env.reset(seed=0, options={"task": "lift-can"})
+    ends = [env.step(as_action(STILL))[1:4] for _ in range(25)]
+    assert ends == [(0.0, False, False)] * 24 + [(0.0, False, True)]
+
+
+def test_another_horizon_may_be_asked_for():
+    env = PickPlaceEnv(task="lift-can", image_size=48, renderer="tiny", horizon=3)
+    env.reset(seed=0)
+    assert [env.step(as_action(STILL))[3] for _ in range(3)] == [False, False, True]
+    env.close()
+
+
+def test_the_terminate_command_terminates(env):
+    env.reset(seed=0, options={"task": "lift-can"})
+    _, reward, terminated, truncated, _ = env.step({"translation": np.zeros(3), "yaw": 0.0, "command": 3})
+    assert (reward, terminated, truncated) == (0.0, True, False)
+
+
+def test_without_a_task_each_reset_draws_one():
+    env = PickPlaceEnv(image_size=48, renderer="tiny")
+    indices = [env.reset(seed=seed)[1]["task_index"] for seed in range(12)]
+    env.close()
+    assert len(set(indices)) > 4
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        [0, 0, 0, 0, 4],
+        [0, 0, 0, 0, 0.5],
+        [0, 0, 0, 0, -1],
+        [np.nan, 0, 0, 0, 0],
+        [0, 0, 0, np.inf, 0],
+        [0, 0, 0, 0],
+        [0] * 6,
+    ],
+)
+def test_an_impossible_action_is_refused(env, action):
+    env.reset(seed=0, options={"task": "lift-can"})
+    with pytest.raises(ValueError, match="an action is 5 finite numbers"):
+        env.world.step(np.array(action, np.float32))
+
+
+def test_an_action_beyond_the_bounds_is_clipped_to_them():
+    clipped = actions.clip(np.array([1, -1, 0.01, 9, 2], np.float32))
+    assert clipped.tolist() == pytest.approx([0.06, -0.06, 0.01, 0.6, 2])
+
+
+def test_an_action_moves_the_gripper_by_its_translation(env):
+    env.reset(seed=0, options={"task": "lift-can"})
+    before = env.world.snapshot()["gripper_position"].copy()
+    env.world.step(np.array([0.03, -0.04, 0.02, 0.0, 0], np.float32))
+    env.world.step(STILL)
+    assert env.world.snapshot()["gripper_position"] - before == pytest.approx([0.03, -0.04, 0.02], abs=0.01)
+
+
+def test_close_and_open_move_the_fingers(env):
+    env.reset(seed=0, options={"task": "lift-can"})
+    for command, closed, low_m, high_m in ((actions.CLOSE, 1, 0.0, 0.01), (actions.OPEN, 0, 0.07, 0.081)):
+        env.world.step(np.array([0, 0, 0, 0, command], np.float32))
+        state = env.world.snapshot()
+        assert state["gripper_closed"] == closed
+        assert low_m - 1e-3 <= state["finger_width"] <= high_m
+
+
+def test_noise_spoils_the_scripted_policy_but_not_always(env):
+    won = sum(run(env, ScriptedPolicy(1.5), TASK_NAMES[seed % 10], seed)[1] for seed in range(20))
+    assert 2 <= won <= 18
+
+
+def test_every_object_is_drawn_in_its_own_colours():
+    colours = [tuple(part.colour for part in spec.parts) for spec in OBJECTS.values()]
+    assert len(set(colours)) == len(colours)
