@@ -52,5 +52,14 @@ class CEMPolicy:
         gripper = torch.from_numpy(np.stack([observation["gripper_closed"], observation["gripper_height"]], axis=1))
         tasks = torch.from_numpy(np.asarray(task_index, np.int64))
         features = self.network.encode(crop(image, self.network.config.image_size))
-        action, _ = best_action(self.network, features, gripper, tasks, self.cem, self.about["prior_std"], generator)
+        action, _ = best_action(
+            self.network,
+            features,
+            gripper,
+            tasks,
+            self.cem,
+            self.about["prior_std"],
+            self.about["prior_loyalty"],
+            generator,
+        )
         return action.numpy()

@@ -33,6 +33,7 @@ def best_action(
     task_index: Tensor,
     cem: CEMConfig,
     prior_std: float,
+    prior_loyalty: float,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """argmax_a Q(s, a) [B, 5] and its value in [0, 1], [B]: by CEM, or among samples of the cloned policy if it has one."""
@@ -45,5 +46,5 @@ def best_action(
         mean, command = network.propose(features, gripper, task_index)
         mean = mean.float().clamp(-1, 1)
         proposal = Proposal(mean, torch.full_like(mean, prior_std), command.float().softmax(-1))
-        return best_proposal(q, proposal, cem.samples, bound, generator)
+        return best_proposal(q, proposal, cem.samples, prior_loyalty, bound, generator)
     return maximise(q, len(task_index), bound, cem, generator)

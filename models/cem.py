@@ -82,12 +82,24 @@ def maximise(
 
 
 def best_proposal(
-    q: Callable[[Tensor], Tensor], proposal: Proposal, samples: int, bound: Tensor, generator: torch.Generator | None
+    q: Callable[[Tensor], Tensor],
+    proposal: Proposal,
+    samples: int,
+    loyalty: float,
+    bound: Tensor,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The best of `samples` actions drawn from a cloned policy, and its value (EMaQ, arXiv:2007.11091, eq. 3)."""
+    """The best of `samples` actions drawn from a cloned policy pi_b, and its value; `q` gives values in [0, 1].
+
+    argmax_a log Q(s, a) + loyalty * log pi_b(a | s), a ~ pi_b. With loyalty 0 it is EMaQ (arXiv:2007.11091, eq. 3);
+    the second term is BRAC's (arXiv:1911.11361, eq. 4), and keeps an early Q from picking rare commands by mistake.
+    """
     action = _sample(proposal, (len(proposal.mean), samples), bound, generator)
-    value, where = q(action).max(dim=1)
-    return action.gather(1, where[:, None, None].expand(-1, 1, action.shape[-1]))[:, 0], value
+    value = q(action)
+    deviation = (action[..., :4] / bound - proposal.mean[:, None]) / proposal.std[:, None]
+    likelihood = proposal.command.gather(1, action[..., 4].long()).log() - 0.5 * deviation.square().sum(-1)
+    where = (value.clamp(min=1e-6).log() + loyalty * likelihood).argmax(dim=1, keepdim=True)
+    return action.gather(1, where[..., None].expand(-1, 1, action.shape[-1]))[:, 0], value.gather(1, where)[:, 0]
 
 
 def _sample(p: Proposal, size: tuple[int, int], bound: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -43,6 +43,7 @@ class TrainConfig:
     nearby_std: float = _option(0.3, "their spread, in units of the action's bounds")
     prior: bool = _option(False, "clone the successes, choose among samples of the clone (EMaQ; off in the paper)")
     prior_std: float = _option(0.1, "spread of those samples, in units of the action's bounds")
+    prior_loyalty: float = _option(1.0, "of log pi_b beside log Q when choosing among them; 0: by Q alone (EMaQ)")
     landmark_weight: float = _option(0.0, "of the auxiliary prediction of where things are (off in the paper)")
     rule: str = _option("cds", f"sharing rule: {', '.join(RULES)}")
     percentile: float = _option(10.0, "k of CDS, percent from the top")

@@ -77,7 +77,14 @@ class QTOpt(lightning.LightningModule):
         features = self.target.encode(image)
 
         action, value = best_action(
-            self.target, features, batch.next_gripper, batch.task_index, config.cem, config.prior_std, generator
+            self.target,
+            features,
+            batch.next_gripper,
+            batch.task_index,
+            config.cem,
+            config.prior_std,
+            config.prior_loyalty,
+            generator,
         )
         if self.lagged is not None:
             lagged = self.lagged.encode(image)
@@ -139,6 +146,7 @@ class QTOpt(lightning.LightningModule):
             "network": dataclasses.asdict(self.config.network),
             "cem": dataclasses.asdict(self.config.cem),
             "prior_std": self.config.prior_std,
+            "prior_loyalty": self.config.prior_loyalty,
             "renderer": self.renderer,
             "tasks": list(TASK_NAMES),
             "trained_tasks": list(self.config.tasks),
