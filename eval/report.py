@@ -23,9 +23,10 @@ CURVES = {  # TensorBoard tag -> what it is
     "train/q_success": "Q on own steps of successful episodes",
     "train/q_failure": "Q on own steps of failed episodes",
     "train/q_unseen": "Q on unseen actions (softmax mean)",
-    "train/data_rank": "share of unseen actions that the data's action outranks",
+    "train/data_rank": "unseen actions outranked by the data's",
     "train/shared_weight": "mean weight of shared transitions",
     "train/cloning": "cloning loss",
+    "train/landmark": "landmark prediction loss",
 }
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1060px; padding: 0 1rem; color: #222; }

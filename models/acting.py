@@ -36,7 +36,7 @@ def best_action(
     prior_loyalty: float,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """argmax_a Q(s, a) [B, 5] and its value in [0, 1], [B]: by CEM, or among samples of the cloned policy if it has one."""
+    """The best action [B, 5] and its value in [0, 1], [B]: by CEM, or among samples of the clone if there is one."""
     bound = bounds(features.device)
 
     def q(action: Tensor) -> Tensor:
