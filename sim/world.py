@@ -128,10 +128,9 @@ class World:
         """Close the fingers on an object that is kept in place until they hold it: the one use of `reset` on a body."""
         spec = OBJECTS[OBJECT_NAMES[index]]
         tilt = spec.rests[int(rng.integers(len(spec.rests)))]
-        lying = abs(_rotate(pybullet.getQuaternionFromEuler(tilt), spec.long_axis)[2]) < 0.7
         along = _rotate(pybullet.getQuaternionFromEuler(tilt), spec.long_axis)
-        yaw = self._yaw + (np.pi / 2 - np.arctan2(along[1], along[0]) - np.pi / 2 if lying else 0.0)
-        turn = _turned(tilt, yaw)
+        lying = abs(along[2]) < 0.7
+        turn = _turned(tilt, self._yaw - (np.arctan2(along[1], along[0]) if lying else 0.0))  # across the fingers
         body = self._spawn(spec, (0.0, 0.0, 1.0), turn)
         self._objects[index] = body
         low, high = pybullet.getAABB(body, physicsClientId=self._client)

@@ -96,15 +96,35 @@ def test_one_seed_gives_one_action():
     assert torch.equal(first, second)
 
 
-def test_the_best_of_a_proposal_is_the_highest_valued_of_its_samples():
-    centre = (BEST / BOUND).expand(2, 4)
-    proposal = Proposal(centre, torch.full((2, 4), 0.05), tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]))
+def proposal_around_best():
+    """Two states: all motion close to BEST, commands certain in the first and even between 2 and 3 in the second."""
+    command = tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]])
+    return Proposal((BEST / BOUND).expand(2, 4), torch.full((2, 4), 0.05), command)
+
+
+def test_without_loyalty_the_highest_valued_sample_of_a_proposal_is_chosen():
     q, rounds = recorded(q_with_best(2))
-    action, value = best_proposal(q, proposal, 64, BOUND, torch.Generator().manual_seed(6))
+    action, value = best_proposal(q, proposal_around_best(), 64, 0.0, BOUND, torch.Generator().manual_seed(6))
+    assert len(rounds) == 1
+    assert ((rounds[0][..., :4] - BEST) / BOUND).abs().max() < 0.3
+    assert set(rounds[0][0, :, 4].tolist()) == {1.0}
+    assert set(rounds[0][1, :, 4].tolist()) == {2.0, 3.0}
     assert torch.equal(value, q_with_best(2)(rounds[0]).max(dim=1)[0])
-    assert torch.equal(value, q_with_best(2)(action))
+    assert torch.equal(value, q_with_best(2)(action[:, None])[:, 0])
     assert action[:, 4].tolist() == [1.0, 2.0]
-    assert ((rounds[0][..., :4] / BOUND - centre[:, None]).abs() < 0.3).all()
+
+
+@pytest.mark.parametrize("loyalty", [0.3, 1.0, 5.0])
+def test_with_loyalty_the_log_likelihood_of_the_proposal_counts_beside_log_q(loyalty):
+    q, rounds = recorded(lambda action: 0.05 + 0.9 * (action[..., 0] / BOUND[0]).abs().clamp(max=1))
+    proposal = Proposal(torch.zeros(1, 4), torch.full((1, 4), 0.4), tensor([[0.7, 0.2, 0.1, 0.0]]))
+    action, value = best_proposal(q, proposal, 200, loyalty, BOUND, torch.Generator().manual_seed(7))
+    (candidates,) = rounds[0]
+    motion = torch.distributions.Normal(0.0, 0.4).log_prob(candidates[:, :4] / BOUND).sum(-1)
+    command = torch.distributions.Categorical(tensor([0.7, 0.2, 0.1, 0.0])).log_prob(candidates[:, 4])
+    chosen = (q(candidates).log() + loyalty * (motion + command)).argmax()
+    assert torch.equal(action[0], candidates[chosen])
+    assert value[0] == q(action)[0]
 
 
 @pytest.mark.parametrize("wrong", [{"samples": 3, "elites": 2}, {"elites": 1}, {"elites": 65}, {"iterations": 0}])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sim.landmarks import landmarks
+from sim.landmarks import MAX_OFFSET, OFFSET_UNIT_M, landmarks
 from sim.state import SceneState
 
 BANANA, BOTTLE = 0, 1  # long along x, long along z
@@ -15,20 +15,20 @@ def turned_about_z(angle_rad):
     return [0, 0, np.sin(angle_rad / 2), np.cos(angle_rad / 2)]
 
 
-def test_a_landmark_is_the_offset_from_the_gripper_in_units_of_15_cm():
+def test_a_landmark_is_the_offset_from_the_gripper_in_its_unit():
     state = SceneState.empty()
     state["gripper_position"][:] = [0.5, 0.0, 0.2]
     state["object_position"][BANANA] = [0.56, -0.15, 0.05]
     state["fixture_position"][2] = [0.5, 0.3, 0.2]
     value, _ = landmarks(state)
-    assert value[BANANA, :3].tolist() == pytest.approx([0.4, -1.0, -1.0], abs=1e-6)
-    assert value[7 + 2].tolist() == pytest.approx([0.0, 2.0, 0.0, 0.0, 0.0], abs=1e-6)
+    assert value[BANANA, :3] * OFFSET_UNIT_M == pytest.approx([0.06, -0.15, -0.15], abs=1e-6)
+    assert value[7 + 2] * OFFSET_UNIT_M == pytest.approx([0.0, 0.3, 0.0, 0.0, 0.0], abs=1e-6)
 
 
 def test_offsets_are_clipped():
     state = SceneState.empty()
     state["object_position"][BANANA] = [5.0, -5.0, 0.0]
-    assert landmarks(state)[0][BANANA, :3].tolist() == [2.5, -2.5, 0.0]
+    assert landmarks(state)[0][BANANA, :3].tolist() == [MAX_OFFSET, -MAX_OFFSET, 0.0]
 
 
 def test_the_turn_is_twice_the_angle_between_long_axis_and_fingers():

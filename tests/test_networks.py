@@ -187,7 +187,7 @@ def test_the_image_trunk_runs_once_per_state_however_many_candidates_are_scored(
     network = network_of(48, prior=prior)
     seen = []
     network.trunk.register_forward_hook(lambda _m, given, _out: seen.append(len(given[0])))
-    policy = CEMPolicy(network, CEMConfig(samples=64, elites=6, iterations=2), {"prior_std": 0.1})
+    policy = CEMPolicy(network, CEMConfig(samples=64, elites=6, iterations=2), {"prior_std": 0.1, "prior_loyalty": 1.0})
     frames = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8)
     observation = {
         "image": frames,

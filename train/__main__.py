@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from typing import Any
 
 from sim.options import Parser, add_options, choose, from_options
 from train.config import PRESETS, TrainConfig
-
-# Idle threads of torch's CPU pool sleep instead of spinning: with a loader beside it, spinning costs up to 15 times.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def main(arguments: list[str] | None = None) -> int:
