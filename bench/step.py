@@ -95,7 +95,7 @@ def _step(module: Step, optimizer: torch.optim.Optimizer, batch: Batch, precisio
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     module.steps_done += 1
-    module.on_train_batch_end(loss, batch, module.steps_done - 1)
+    module._update_targets(module.steps_done)
 
 
 def ceiling_flops_per_s(kind: torch.dtype) -> float:

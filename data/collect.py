@@ -11,6 +11,7 @@ import multiprocessing as mp
 import os
 import queue
 import signal
+import threading
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,12 @@ class CollectConfig:
     episodes_per_shard: int = 20
 
     def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError("name at least one task to collect")
         for name in self.tasks:
             task_by_name(name)
+        if not self.noise >= 0:
+            raise ValueError(f"noise is 0 or more, got {self.noise}")
         for name in ("episodes", "workers", "episodes_per_shard"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
@@ -80,7 +85,10 @@ def _claim(folder: Path, config: CollectConfig) -> CollectConfig:
     path = folder / CONFIG
     wanted = {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key != "out"}
     if path.is_file():
-        found = json.loads(path.read_text())
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise DatasetError(f"{path}: not valid JSON ({error})") from error
         wanted_renderer, found_renderer = wanted.pop("renderer"), found.pop("renderer")
         if wanted_renderer not in ("auto", found_renderer):
             raise DatasetError(f"{folder}: rendered by {found_renderer}, asked for {wanted_renderer}")
@@ -91,7 +99,7 @@ def _claim(folder: Path, config: CollectConfig) -> CollectConfig:
         if config.episodes < found["episodes"] and (folder / MANIFEST).is_file():
             raise DatasetError(f"{folder}: already holds {found['episodes']} episodes, asked for {config.episodes}")
         config = replace(config, renderer=found_renderer)
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(not entry.name.endswith(".tmp") for entry in folder.iterdir()):
         raise DatasetError(f"{folder}: not empty and not a Switchyard dataset (it has no {CONFIG})")
     else:
         config = replace(config, renderer=_resolve_renderer(config))
@@ -180,6 +188,7 @@ def _worker(config: CollectConfig, jobs: mp.Queue[int], news: mp.Queue[tuple[str
     from sim.world import SIM_VERSION
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
             number = jobs.get(timeout=0.5)
@@ -197,6 +206,14 @@ def _worker(config: CollectConfig, jobs: mp.Queue[int], news: mp.Queue[tuple[str
         attributes |= {"size": config.size, "first_episode": first, "config": json.dumps(asdict(config))}
         row = write_shard(Path(config.out) / shard_name(number), episodes, attributes)
         news.put(("shard", (number, row)))
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed tells nobody: its workers wait for its end, and end too."""
+    parent = mp.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def collect_episode(env: Any, config: CollectConfig, index: int) -> Episode:

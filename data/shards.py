@@ -194,8 +194,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DatasetError(f"{folder}: no dataset here (no {MANIFEST}); make one with `python -m data collect`")
     try:
         manifest = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # of JSON or of UTF-8
         raise DatasetError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA_VERSION or "shards" not in manifest:
         raise DatasetError(f"{path}: not a Switchyard manifest of schema {SCHEMA_VERSION}")
+    if not {"size", "renderer"} <= manifest.keys() or not all(
+        {"name", "bytes"} <= {*row} for row in manifest["shards"]
+    ):
+        raise DatasetError(f"{path}: damaged manifest, an entry is missing")
     return manifest

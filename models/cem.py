@@ -96,7 +96,7 @@ def best_proposal(
     """
     action = _sample(proposal, (len(proposal.mean), samples), bound, generator)
     value = q(action)
-    deviation = (action[..., :4] / bound - proposal.mean[:, None]) / proposal.std[:, None]
+    deviation = (action[..., :4] / bound - proposal.mean[:, None]) / proposal.std[:, None].clamp(min=1e-6)
     likelihood = proposal.command.gather(1, action[..., 4].long()).log() - 0.5 * deviation.square().sum(-1)
     where = (value.clamp(min=1e-6).log() + loyalty * likelihood).argmax(dim=1, keepdim=True)
     return action.gather(1, where[..., None].expand(-1, 1, action.shape[-1]))[:, 0], value.gather(1, where)[:, 0]

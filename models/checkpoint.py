@@ -23,10 +23,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
-    if not isinstance(checkpoint, dict) or "switchyard" not in checkpoint:
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint ({(str(error) or type(error).__name__).splitlines()[0]})"
+        ) from error
+    about = checkpoint.get("switchyard") if isinstance(checkpoint, dict) else None
+    if not isinstance(about, dict) or "tasks" not in about:
         raise CheckpointError(f"{path}: a checkpoint, but not one of Switchyard's")
-    tasks = tuple(checkpoint["switchyard"]["tasks"])
+    tasks = tuple(about["tasks"])
     if tasks != TASK_NAMES:
         raise CheckpointError(f"{path}: trained for the task list {tasks}, this version has {TASK_NAMES}")
     return checkpoint

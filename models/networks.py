@@ -127,8 +127,8 @@ class QTOptNetwork(QNetwork):
     max_states_at_once = 256  # candidates are scored in pieces of this many maps
 
     def __init__(self, config: NetworkConfig) -> None:
-        map_size = config.image_size
-        for stride in (2, 3, 3, 2):  # conv1 and the three pools, all of SAME size
+        map_size = config.image_size // 2  # conv1 (an odd last row is left out)
+        for stride in (3, 3, 2):  # the three pools, all of SAME size
             map_size = math.ceil(map_size / stride)
         map_size -= 6  # three VALID 3x3 convolutions
         super().__init__(config, 64 * map_size**2, 64)

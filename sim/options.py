@@ -32,7 +32,11 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            known = [option for action in self._actions for option in action.option_strings if option != "-h"]
+            parser: argparse.ArgumentParser = self
+            for action in self._actions:
+                if isinstance(action, argparse._SubParsersAction):  # an option after a command is the command's
+                    parser = action.choices[getattr(parsed, action.dest)]
+            known = [option for action in parser._actions for option in action.option_strings if option != "-h"]
             self.error(f"unknown option {unknown[0]!r}: {nearest(unknown[0].split('=')[0], known)}")
         return parsed
 

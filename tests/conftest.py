@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -12,6 +13,10 @@ from data.collect import CollectConfig, collect
 from data.shards import Episode, write_shard
 from sim.state import SceneState
 from sim.tasks import TASK_NAMES, TASKS, verdicts
+
+# Read when torch is first imported, which is later, and by every process that a test starts: networks this small run
+# slower on several threads, and much slower where these have to share the cores with other processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY_TASKS = ("lift-banana", "place-bowl")
 

@@ -70,12 +70,17 @@ class TrainConfig:
         choose("precision", self.precision, PRECISIONS)
         if self.batch_size < len(self.tasks):
             raise ValueError(f"a batch of {self.batch_size} cannot hold {len(self.tasks)} tasks")
+        for name in ("steps", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        if self.unseen_actions < 0:
+            raise ValueError(f"unseen_actions is 0 or more, got {self.unseen_actions}")
         for name in ("shared_part", "success_part", "nearby_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is between 0 and 1, got {getattr(self, name)}")
         if (self.prior or self.landmark_weight) and self.image_size > 128:
             raise ValueError("prior and landmark_weight need the small network (48-128 px)")
-        _ = self.cem, self.router  # their own checks
+        _ = self.network, self.cem, self.router  # their own checks
 
     @property
     def network(self) -> NetworkConfig:

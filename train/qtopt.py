@@ -108,15 +108,20 @@ class QTOpt(lightning.LightningModule):
 
     # ------------------------------------------------------------------ targets
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_index: int) -> None:
-        with torch.no_grad():
-            mine: list[Tensor] = list(self.target.parameters())
-            new: list[Tensor] = list(self.network.parameters())
-            torch._foreach_lerp_(mine, new, 1 - self.config.target_decay)
-            for old, current in zip(self.target.buffers(), self.network.buffers(), strict=True):
-                old.copy_(current)
-            if self.lagged is not None and self.global_step % self.config.lagged_target_steps == 0:
-                self.lagged.load_state_dict(self.target.state_dict())
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The step, then the targets: here, because checkpoints are written before `on_train_batch_end` is called."""
+        super().optimizer_step(*args, **kwargs)
+        self._update_targets(self.global_step + 1)  # Lightning counts the step when this returns
+
+    @torch.no_grad()
+    def _update_targets(self, step: int) -> None:
+        mine: list[Tensor] = list(self.target.parameters())
+        new: list[Tensor] = list(self.network.parameters())
+        torch._foreach_lerp_(mine, new, 1 - self.config.target_decay)
+        for old, current in zip(self.target.buffers(), self.network.buffers(), strict=True):
+            old.copy_(current)
+        if self.lagged is not None and step % self.config.lagged_target_steps == 0:
+            self.lagged.load_state_dict(self.target.state_dict())
 
     def configure_optimizers(self) -> Any:
         config = self.config
