@@ -2,6 +2,6 @@
 
 import os
 
-# Read once, when torch is imported: idle threads of its CPU pool spin briefly, then sleep. Spinning for long costs up to
-# 15 times where a loader or anything else shares the cores; not spinning at all costs a fifth where nothing does.
+# Read once, when torch is imported: idle threads of its CPU pool spin briefly, then sleep. Long spinning costs up to 15
+# times where a loader or anything else shares the cores; no spinning costs a fifth where nothing does.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
