@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data.replay import Replay
 from data.sharing import SharingRule
-from sim.tasks import SKILLS
+from sim.tasks import SKILLS, TASK_NAMES
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Sampler:
         for task in tasks:
             own = task_of_step == task
             if not own.any():
-                raise ValueError(f"{replay.folder}: holds no episode of task {task}; train with --tasks without it")
+                raise ValueError(f"{replay.folder}: holds no episode of task {TASK_NAMES[task]}; train without it")
             won = replay.success[replay.step_episode, task]
             self._own.append((np.flatnonzero(own & won), np.flatnonzero(own & ~won)))
             sources = np.array([j for j in tasks if j != task and allowed[task, j]], np.int64)

@@ -109,7 +109,7 @@ def test_a_task_without_own_success_draws_its_failures(replay, tmp_path, make_ep
 
 
 def test_a_task_without_episodes_is_refused(replay):
-    with pytest.raises(ValueError, match=rf"{replay.folder}.*no episode of task 1"):
+    with pytest.raises(ValueError, match=rf"{replay.folder}.*no episode of task lift-bottle"):
         sampler_of(replay, tasks=(BANANA, 1))
 
 

@@ -136,14 +136,17 @@ class QTOpt(lightning.LightningModule):
     def _log(self, batch: Batch, logits: Tensor, weight: Tensor, values: dict[str, Tensor]) -> None:
         q = logits[:, 0].sigmoid()
         won, own = batch.success > 0, ~batch.is_shared
-        values["q_success"], values["q_failure"] = q[won & own].mean(), q[~won & own].mean()
-        values["data_rank"] = (logits[:, :1] > logits[:, 1:]).float().mean(1)[won & own].mean()
+        for name, group in (("success", won & own), ("failure", ~won & own)):
+            if group.any():
+                values[f"q_{name}"] = q[group].mean()
+        if (won & own).any() and logits.shape[1] > 1:
+            values["data_rank"] = (logits[:, :1] > logits[:, 1:]).float().mean(1)[won & own].mean()
         if batch.is_shared.any():
             values["shared_weight"] = weight[batch.is_shared].mean()
         self.log_dict({f"train/{key}": value for key, value in values.items()})
-        self.log("loss", values["loss"], prog_bar=True, logger=False)
-        self.log("Q_won", values["q_success"], prog_bar=True, logger=False)
-        self.log("Q_lost", values["q_failure"], prog_bar=True, logger=False)
+        for shown, key in (("loss", "loss"), ("Q_won", "q_success"), ("Q_lost", "q_failure")):
+            if key in values:
+                self.log(shown, values[key], prog_bar=True, logger=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What `Policy.load` needs to act, and what another run needs to refuse a mismatch: plain values only."""

@@ -23,7 +23,7 @@ from data.replay import Replay
 from data.shards import write_atomic
 from data.sharing import RULES
 from models.checkpoint import CheckpointError, read_checkpoint
-from sim.tasks import task_by_name
+from sim.tasks import TASK_NAMES, task_by_name
 from train.config import TrainConfig
 from train.qtopt import QTOpt
 
@@ -39,6 +39,7 @@ def train(config: TrainConfig) -> Path:
         raise CheckpointError(
             f"{config.data}: frames for {replay.size} px, but the network sees {config.image_size} px"
         )
+    config = _with_present_tasks(config, replay)
     out = Path(config.out)
     resume = _claim(out, config)
     first_step = 0
@@ -61,6 +62,15 @@ def train(config: TrainConfig) -> Path:
     loader = _loader(config, replay, first_step, trainer.global_rank)
     trainer.fit(module, loader, ckpt_path=None if resume is None else str(resume), weights_only=True)
     return out / LAST
+
+
+def _with_present_tasks(config: TrainConfig, replay: Replay) -> TrainConfig:
+    """Without a choice of tasks, those that the dataset holds; a task that was asked for by name is never dropped."""
+    present = tuple(name for name in TASK_NAMES if (replay.episode_task == task_by_name(name).index).any())
+    if config.tasks != TASK_NAMES or present == TASK_NAMES:
+        return config
+    print(f"{config.data}: holds episodes of {len(present)} tasks, training those: {', '.join(present)}")
+    return dataclasses.replace(config, tasks=present)
 
 
 def _claim(out: Path, config: TrainConfig) -> Path | None:
