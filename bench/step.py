@@ -68,7 +68,7 @@ def measure(case: Case) -> Measurement:
     torch.manual_seed(0)
     kind = torch.bfloat16 if case.precision == "bf16-mixed" else torch.float32
     module = Step(case.config)
-    optimizer = module.configure_optimizers()
+    optimizer = module.configure_optimizers()["optimizer"]
     batch = synthetic_batch(case.config, torch.Generator().manual_seed(0))
     before = ceiling_flops_per_s(kind)
     with FlopCounterMode(display=False) as counter:
