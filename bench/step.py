@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.batches import Batch
 from models.cem import sample_uniform
 from models.networks import bounds
-from sim.camera import frame_size
-from sim.landmarks import LANDMARK_SIZE, LANDMARKS
+from sim.landmarks import LANDMARK_SIZE, LANDMARKS, POINTS
 from sim.tasks import TASK_NAMES
+from sim.views import frame_size
 from train.config import TrainConfig
 from train.qtopt import QTOpt
 
@@ -132,6 +132,8 @@ def synthetic_batch(config: TrainConfig, generator: torch.Generator) -> Batch:
         success=success,
         landmark=torch.randn(size, LANDMARKS, LANDMARK_SIZE, generator=generator),
         landmark_present=torch.ones(size, LANDMARKS, dtype=torch.bool),
+        point=torch.rand(size, POINTS, 2, generator=generator),
+        point_visible=torch.ones(size, POINTS, dtype=torch.bool),
         task_index=task,
         source_task_index=torch.where(shared, (task + 1) % len(TASK_NAMES), task),
         is_shared=shared,

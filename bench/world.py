@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import RESULTS, Row
-from sim.camera import frame_size
+from sim.views import frame_size
 
 SIZES_PX = {64: 5.0, 472: 6.0}  # -> the least ratio
 UNITS = {"physics": "step", "render": "step", "snapshot and detectors": "step", "reset": "reset"}

@@ -32,8 +32,10 @@ class Batch:
     reward: Tensor  # float32 [B], of the target task: 1 on the last step of an episode that its detector accepts
     done: Tensor  # float32 [B], 1 on the last step: the success is decided there, so nothing is bootstrapped
     success: Tensor  # float32 [B], whether the target task's detector accepts the end of the episode
-    landmark: Tensor  # float32 [B, O + F, 5], privileged: where things are (sim/landmarks.py)
-    landmark_present: Tensor  # bool [B, O + F]
+    landmark: Tensor  # float32 [B, L, 5], privileged: where things are (sim/landmarks.py)
+    landmark_present: Tensor  # bool [B, L]
+    point: Tensor  # float32 [B, P, 2], privileged: where the stored frame shows them, in sides of the frame
+    point_visible: Tensor  # bool [B, P]
     task_index: Tensor  # int64 [B]
     source_task_index: Tensor  # int64 [B]
     is_shared: Tensor  # bool [B], drawn from another task
@@ -118,6 +120,8 @@ class Sampler:
             success=tensor(success),
             landmark=tensor(replay.landmark[frame]),
             landmark_present=tensor(replay.landmark_present[frame], np.bool_),
+            point=tensor(replay.point[frame]),
+            point_visible=tensor(replay.point_visible[frame], np.bool_),
             task_index=tensor(targets, np.int64),
             source_task_index=tensor(source, np.int64),
             is_shared=tensor(source != targets, np.bool_),

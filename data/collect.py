@@ -12,6 +12,8 @@ import os
 import queue
 import signal
 import threading
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,13 +113,20 @@ def _claim(folder: Path, config: CollectConfig) -> CollectConfig:
 
 
 def _resolve_renderer(config: CollectConfig) -> str:
-    """Which renderer `auto` means on this machine, asked of a process of its own (EGL may print or crash)."""
-    with mp.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_probe_renderer, (config.size, config.renderer))
+    """Which renderer `auto` means on this machine, asked of a process of its own: a bad driver may crash it."""
+    if config.renderer == "tiny":
+        return "tiny"
+    with ProcessPoolExecutor(1, mp_context=mp.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_probe_renderer, config.size, config.renderer).result()
+        except BrokenProcessPool:
+            if config.renderer == "auto":
+                return "tiny"
+            raise ValueError(f"renderer {config.renderer} crashes on this machine: use --renderer tiny") from None
 
 
 def _probe_renderer(size: int, renderer: str) -> str:
-    from sim.camera import frame_size
+    from sim.views import frame_size
     from sim.world import World
 
     world = World(frame_size(size), renderer)
@@ -183,8 +192,8 @@ def _write_manifest(folder: Path, config: CollectConfig, rows: dict[int, dict[st
 
 def _worker(config: CollectConfig, jobs: mp.Queue[int], news: mp.Queue[tuple[str, Any]]) -> None:
     """Make shards until there is no job left. Ctrl-C is the parent's to handle."""
-    from sim.camera import frame_size
     from sim.env import PickPlaceEnv
+    from sim.views import frame_size
     from sim.world import SIM_VERSION
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

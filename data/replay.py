@@ -45,14 +45,12 @@ class Replay:
 
     def _read_states(self, last_step: NDArray[np.int64]) -> None:
         """Gripper readings of every frame; success [E, N] of every task, decided again from the stored states."""
-        closed, height, success, marks, present = [], [], [], [], []
+        closed, height, success, marks = [], [], [], []
         for shard in self.shards:
             state = SceneState(shard.tables.pop("state"))
             closed.append(state["gripper_closed"])
             height.append(state["gripper_position"][:, 2])
-            mark, is_there = landmarks(state)
-            marks.append(mark.astype(np.float16))
-            present.append(is_there)
+            marks.append(landmarks(state))
             lengths = shard.tables["episode/length"]
             final = np.cumsum(lengths + 1) - 1
             decided = verdicts(SceneState(state.vector[final]))
@@ -61,8 +59,10 @@ class Replay:
             success.append(decided)
         self.gripper_closed = np.concatenate(closed).astype(np.float32)
         self.gripper_height = np.concatenate(height).astype(np.float32)
-        self.landmark = np.concatenate(marks)  # float16 [P, O + F, 5]
-        self.landmark_present = np.concatenate(present)  # bool [P, O + F]
+        self.landmark = np.concatenate([m.value for m in marks])  # of every frame, as in sim/landmarks.py
+        self.landmark_present = np.concatenate([m.present for m in marks])
+        self.point = np.concatenate([m.point for m in marks])
+        self.point_visible = np.concatenate([m.visible for m in marks])
         self.success = np.concatenate(success)  # bool [E, N]
         assert self.success.shape == (self.num_episodes, len(TASK_NAMES))
 

@@ -51,7 +51,7 @@ class CEMPolicy:
         image = torch.from_numpy(observation["image"]).permute(0, 3, 1, 2)
         gripper = torch.from_numpy(np.stack([observation["gripper_closed"], observation["gripper_height"]], axis=1))
         tasks = torch.from_numpy(np.asarray(task_index, np.int64))
-        features = self.network.encode(crop(image, self.network.config.image_size))
+        features = self.network.encode(crop(image, self.network.config.image_size), gripper)
         action, _ = best_action(
             self.network,
             features,

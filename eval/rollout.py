@@ -97,8 +97,8 @@ def rollout(
 
 
 def _start_worker(policy: str, checkpoint: str | None, image_size: int, renderer: str) -> None:
-    from sim.camera import frame_size
     from sim.env import PickPlaceEnv
+    from sim.views import frame_size
 
     if policy == "checkpoint":
         import torch

@@ -9,8 +9,8 @@ from models.cem import CEMConfig, Proposal, best_proposal, maximise
 from models.networks import QNetwork, SmallQNetwork, bounds
 
 
-def crop(image: Tensor, size: int, generator: torch.Generator | None = None) -> Tensor:
-    """uint8 [B, 3, H, W] -> float [B, 3, size, size] in [0, 1]: a random crop each, or the centre without generator.
+def crop_corner(image: Tensor, size: int, generator: torch.Generator | None = None) -> Tensor:
+    """Where to cut frames [B, 3, H, W]: left and top, px, int64 [B, 2]; the centre, or at random with a generator.
 
     The generator lives on the CPU, so that no step waits for a device to know where to cut.
     """
@@ -18,11 +18,18 @@ def crop(image: Tensor, size: int, generator: torch.Generator | None = None) -> 
     if height < size or width < size:
         raise ValueError(f"frames of {height}x{width} px cannot be cropped to {size}")
     if generator is None:
-        top, left = (height - size) // 2, (width - size) // 2
-        out = image[:, :, top : top + size, left : left + size]
+        return torch.tensor([[(width - size) // 2, (height - size) // 2]]).expand(batch, 2)
+    room = torch.tensor([width - size + 1, height - size + 1])
+    return (torch.rand(batch, 2, generator=generator) * room).long()
+
+
+def crop(image: Tensor, size: int, corner: Tensor | None = None) -> Tensor:
+    """uint8 [B, 3, H, W] -> float [B, 3, size, size] in [0, 1], cut at `corner`, or at the centre without one."""
+    if corner is None:
+        x, y = crop_corner(image[:1], size)[0].tolist()
+        out = image[:, :, y : y + size, x : x + size]
     else:
-        corners = torch.randint(height - size + 1, (batch, 2), generator=generator).tolist()
-        out = torch.stack([image[b, :, y : y + size, x : x + size] for b, (y, x) in enumerate(corners)])
+        out = torch.stack([image[b, :, y : y + size, x : x + size] for b, (x, y) in enumerate(corner.tolist())])
     return out.to(torch.float32).div_(255.0).contiguous(memory_format=torch.channels_last)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,6 +48,25 @@ def landmark_loss(predicted: Tensor, landmark: Tensor, present: Tensor) -> Tenso
     """Auxiliary state prediction (James et al. 2017, arXiv:1707.02267, sec. 3.3): squared error [B, L, 5] of what is
     there, [B, L], summed over the landmarks of a picture and averaged over pictures."""
     return ((predicted - landmark).square().sum(-1) * present).sum(-1).mean()
+
+
+def point_loss(logits: Tensor, point: Tensor, visible: Tensor) -> Tensor:
+    """Cross-entropy of attention logits [B, P, M, M] with where things are: `point` [B, P, 2], right and down, in sides
+    of the image, spread bilinearly over the four nearest cells. Summed over the visible [B, P], averaged over pictures.
+    """
+    size = logits.shape[-1]
+    place = (point * size - 0.5).clamp(0, size - 1)
+    low = place.floor().clamp(max=size - 2)
+    part = place - low
+    log_share = logits.flatten(2).log_softmax(-1)
+    corner = (low[..., 1] * size + low[..., 0]).long()
+    each = torch.zeros_like(point[..., 0])
+    for right in (0, 1):
+        for down in (0, 1):
+            share = (part[..., 0] if right else 1 - part[..., 0]) * (part[..., 1] if down else 1 - part[..., 1])
+            found = log_share.gather(-1, (corner + down * size + right)[..., None])[..., 0]
+            each = each - share * found
+    return (each * visible).sum(-1).mean()
 
 
 def _weighted_mean(each: Tensor, weight: Tensor) -> Tensor:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sim.actions import BOUNDS, MAX_TRANSLATION_M
-from sim.landmarks import LANDMARK_SIZE, LANDMARKS
+from sim.landmarks import LANDMARK_SIZE, LANDMARKS, POINTS
 from sim.options import choose
 
 HEIGHT_SCALE_M = 0.2  # the gripper's height enters the network in units of this
@@ -32,7 +33,6 @@ class NetworkConfig:
     num_tasks: int
     conditioning: str = "heads"
     prior: bool = False  # a behaviour-cloning head on the features (off in the paper)
-    landmarks: bool = False  # an auxiliary head that predicts where things are (off in the paper)
 
     def __post_init__(self) -> None:
         choose("conditioning", self.conditioning, CONDITIONINGS)
@@ -77,8 +77,8 @@ class QNetwork(nn.Module):
         self.head2 = TaskLinear(heads, hidden, hidden)
         self.head3 = TaskLinear(heads, hidden, 1)
 
-    def encode(self, image: Tensor) -> Tensor:
-        """Images float [B, 3, H, W] in [0, 1] -> features, computed once per state."""
+    def encode(self, image: Tensor, gripper: Tensor) -> Tensor:
+        """Images float [B, 3, H, W] in [0, 1] and gripper readings [B, 2] -> features, computed once per state."""
         raise NotImplementedError
 
     def score(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class QNetwork(nn.Module):
 
     def forward(self, image: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
         """One action per state: action [B, 5] -> Q logits [B]."""
-        return self.score(self.encode(image), gripper, action[:, None], task_index)[:, 0]
+        return self.score(self.encode(image, gripper), gripper, action[:, None], task_index)[:, 0]
 
     def _state(self, gripper: Tensor, task_index: Tensor) -> Tensor:
         """Gripper, and the task where it conditions here: [B, V - 8]"""
@@ -153,8 +153,8 @@ class QTOptNetwork(QNetwork):
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.trunc_normal_(module.weight, std=0.01, a=-0.02, b=0.02)
 
-    def encode(self, image: Tensor) -> Tensor:
-        return self.trunk(image)
+    def encode(self, image: Tensor, gripper: Tensor) -> Tensor:
+        return self.trunk(image)  # the gripper is merged later, with the action
 
     def score(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
         size, candidates = action.shape[:2]
@@ -179,61 +179,95 @@ def _interleave(pieces: list[Tensor], size: int) -> Tensor:
     return torch.cat([piece.view(size, -1, piece.shape[-1]) for piece in pieces], dim=1).flatten(0, 1)
 
 
-def _small_block(inputs: int, outputs: int, size: int, stride: int) -> tuple[nn.Module, ...]:
-    conv = nn.Conv2d(inputs, outputs, size, stride, (size - 1) // 2, bias=False)
+def _small_block(inputs: int, outputs: int, size: int, stride: int, padding: int) -> tuple[nn.Module, ...]:
+    conv = nn.Conv2d(inputs, outputs, size, stride, padding, bias=False)
     return conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+
+
+class Sight(NamedTuple):
+    """What the small network makes of a picture: `attention` logits [B, P, M, M] over the map, one per image point;
+    `landmark` [B, L, 5] of sim/landmarks.py; `features` [B, W] for `score` and `propose`."""
+
+    attention: Tensor
+    landmark: Tensor
+    features: Tensor
 
 
 class SmallQNetwork(QNetwork):
     """The same plan for 48-128 px: convolutions, the vector branch added to the features, a head per task.
 
-    The map is flattened before the merge, so a candidate costs 0.1 M multiply-adds and CEM stays cheap.
+    Spatial attention (the soft argmax of arXiv:1504.00702) gives points of the image and a description of each; one
+    small network, shared by all points, makes of each a landmark: where the thing is, seen from the gripper.
+    The map is gone before the action is merged, so a candidate costs 0.1 M multiply-adds and CEM stays cheap.
     """
 
-    width = 256
+    channels, description, hidden, width = 32, 32, 128, 256
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config, self.width, 64)
+        channels, hidden, width = self.channels, self.hidden, self.width
         self.trunk = nn.Sequential(
-            *_small_block(3, 32, 6, 2),
-            nn.MaxPool2d(2, 2),
-            *_small_block(32, 32, 3, 1),
-            *_small_block(32, 64, 3, 2),
-            *_small_block(64, 64, 3, 1),
+            *_small_block(3, channels, 8, 4, 2),
+            *_small_block(channels, channels, 3, 1, 1),
+            *_small_block(channels, channels, 3, 1, 1),
         )
-        map_size = -(-(config.image_size // 2 // 2) // 2)
-        self.flatten = nn.Linear(64 * map_size**2, self.width)
-        self.norm = nn.LayerNorm(self.width)
+        self.attend = nn.Conv2d(channels, POINTS, 1)
+        self.describe = nn.Conv2d(channels, self.description, 1)
+        self.point1 = nn.Linear(2 + self.description, hidden, bias=False)
+        self.tip1 = nn.Linear(2 + self.description + GRIPPER_FEATURES, hidden, bias=False)
+        self.which1 = nn.Parameter(0.3 * torch.randn(LANDMARKS, hidden))
+        self.point2 = nn.Linear(hidden, hidden)
+        self.point3 = nn.Linear(hidden, LANDMARK_SIZE)
+        map_size = config.image_size // 4 // 2
+        self.overview = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(channels * map_size**2, width))
+        self.gather = nn.Linear(LANDMARKS * (LANDMARK_SIZE + self.description), width)
+        self.norm = nn.LayerNorm(width)
+        features = width + LANDMARKS * LANDMARK_SIZE
         self.merge1 = nn.Linear(self.vector_size, 128)
-        self.merge2 = nn.Linear(128, self.width)
-        self.after_merge = nn.Linear(self.width, self.width)
-        self.landmarks = nn.Linear(self.width, LANDMARKS * LANDMARK_SIZE) if config.landmarks else None
+        self.merge2 = nn.Linear(128, width)
+        self.merge_features = nn.Linear(features, width)
+        self.after_merge = nn.Linear(width, width)
         if config.prior:
-            self.prior1 = TaskLinear(self.num_heads, self.width + self.vector_size - ACTION_FEATURES, 128)
+            self.prior1 = TaskLinear(self.num_heads, features + self.vector_size - ACTION_FEATURES, 128)
             self.prior2 = TaskLinear(self.num_heads, 128, 8)
 
-    def encode(self, image: Tensor) -> Tensor:
-        return self.norm(self.flatten(self.trunk((image - 0.5) * 4).flatten(1)))
+    def encode(self, image: Tensor, gripper: Tensor) -> Tensor:
+        return self.look(image, gripper).features
+
+    def look(self, image: Tensor, gripper: Tensor) -> Sight:
+        x = self.trunk((image - 0.5) * 4)
+        attention = self.attend(x)
+        share = attention.flatten(2).softmax(-1)  # [B, P, M * M]
+        description = share @ self.describe(x).flatten(2).transpose(1, 2)  # [B, P, D]
+        point = torch.cat([3 * (share @ _map_places(x.shape[-1], x.device)), description], dim=-1)
+        reading = torch.stack([gripper[:, 0], gripper[:, 1] / HEIGHT_SCALE_M * 2 - 1], dim=1)
+        tip = self.tip1(torch.cat([point[:, -1], reading], dim=-1))
+        seen = F.relu(self.point1(point[:, :-1]) + tip[:, None] + self.which1)
+        landmark = self.point3(F.relu(self.point2(seen)))  # [B, L, 5]
+        gathered = self.gather(torch.cat([landmark, description[:, :-1]], dim=-1).flatten(1))
+        features = F.relu(self.norm(gathered + self.overview(x)))
+        return Sight(attention, landmark, torch.cat([features, landmark.flatten(1)], dim=-1))
 
     def score(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
         vector = self.merge2(F.relu(self.merge1(self._vector(gripper, action, task_index))))
-        x = F.relu(self.after_merge(F.relu(features[:, None] + vector)))
+        x = F.relu(self.after_merge(F.relu(self.merge_features(features)[:, None] + vector)))
         runs = self._runs(task_index)
         x = F.relu(self.head1(x, runs))
         x = F.relu(self.head2(x, runs))
         return self.head3(x, runs)[..., 0]
 
-    def predict_landmarks(self, features: Tensor) -> Tensor:
-        """Where things are, from the features alone: [B, O + F, 5] (sim/landmarks.py)."""
-        assert self.landmarks is not None
-        return self.landmarks(features).view(-1, LANDMARKS, LANDMARK_SIZE)
-
     def propose(self, features: Tensor, gripper: Tensor, task_index: Tensor) -> tuple[Tensor, Tensor]:
         """The cloned policy: mean [B, 4] of the motion in units of its bounds, logits [B, 4] of the command."""
-        x = torch.cat([F.relu(features), self._state(gripper, task_index)], dim=-1)[:, None]
+        x = torch.cat([features, self._state(gripper, task_index)], dim=-1)[:, None]
         runs = self._runs(task_index)
         x = self.prior2(F.relu(self.prior1(x, runs)), runs)[:, 0]
         return x[:, :4], x[:, 4:]
+
+
+def _map_places(size: int, device: torch.device) -> Tensor:
+    """Centres of the cells of a square map, right and down, in [-1, 1]: [size * size, 2]"""
+    place = (torch.arange(size, device=device) + 0.5) / size * 2 - 1
+    return torch.stack([place.repeat(size), place.repeat_interleave(size)], dim=1)
 
 
 def build_network(config: NetworkConfig) -> QTOptNetwork | SmallQNetwork:

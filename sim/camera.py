@@ -7,32 +7,17 @@ A process has one EGL instance at most (PyBullet's own limit).
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pybullet
 from numpy.typing import NDArray
 
 from sim.options import choose
+from sim.views import CameraSpec
 
 RENDERERS = ("auto", "tiny", "egl")
 EGL_FROM_PX = 160  # below this TinyRenderer is the faster of the two on a CPU (bench/world.py)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CameraSpec:
-    eye_m: tuple[float, float, float] = (1.14, 0.0, 0.70)
-    look_at_m: tuple[float, float, float] = (0.50, 0.0, 0.06)
-    field_of_view_deg: float = 37.0
-    near_m: float = 0.1
-    far_m: float = 2.5
-
-
-def frame_size(crop_size: int) -> int:
-    """Side of the stored frame for a network that sees `crop_size` px, as 512 is to 472: 472 -> 512, 64 -> 72."""
-    return math.ceil(crop_size * 512 / 472 / 8) * 8
 
 
 class Camera:

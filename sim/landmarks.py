@@ -1,38 +1,66 @@
-"""Where things are, seen from the gripper: the privileged target of the auxiliary state prediction (train/qtopt.py)."""
+"""Where things are: the privileged targets of the auxiliary state prediction (train/qtopt.py).
+
+Shapes: `L` landmarks, the objects and then the fixtures; `P` = L + 1 image points, the last between the finger tips.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.objects import OBJECTS
 from sim.state import OBJECT_NAMES, F, O, SceneState
+from sim.views import CameraSpec
 
 LANDMARKS = O + F
+POINTS = LANDMARKS + 1
 LANDMARK_SIZE = 5
 OFFSET_UNIT_M = 0.05
 MAX_OFFSET = 8.0  # in those units
+TURN_SCALE = 2.0  # weighs an error of the angle against one of the offset
 
 
-def landmarks(state: SceneState) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Features [..., O + F, 5] and presence [..., O + F] of every object and fixture.
-
-    The five: offset from the gripper in units of `OFFSET_UNIT_M`, then cosine and sine of twice the angle between the
-    object's long axis and the fingers (a half turn looks the same), shrunk as the axis leaves the horizontal.
+@dataclass(frozen=True)
+class Landmarks:
+    """`value` [..., L, 5]: the offset from the gripper in units of `OFFSET_UNIT_M`, then cosine and sine, times
+    `TURN_SCALE`, of twice the angle between the object's long axis and the fingers (a half turn looks the same),
+    shrunk as the axis leaves the horizontal. `point` [..., P, 2]: where the frame shows them, in sides of the frame.
+    `present` [..., L] and `visible` [..., P] say which of them exist and lie inside the frame.
     """
+
+    value: NDArray[np.float32]
+    present: NDArray[np.bool_]
+    point: NDArray[np.float32]
+    visible: NDArray[np.bool_]
+
+
+def landmarks(state: SceneState, camera: CameraSpec | None = None) -> Landmarks:
+    """The landmarks of states with any leading dimensions, as `camera` (the default one) sees them."""
+    tip = state["gripper_position"][..., None, :]
     position = np.concatenate([state["object_position"], state["fixture_position"]], axis=-2)
-    offset = (position - state["gripper_position"][..., None, :]) / OFFSET_UNIT_M
-    offset = np.clip(offset, -MAX_OFFSET, MAX_OFFSET)  # an object may have rolled off the table
+    offset = np.clip((position - tip) / OFFSET_UNIT_M, -MAX_OFFSET, MAX_OFFSET)  # one may have rolled off the table
+    turn = np.zeros((*offset.shape[:-1], 2), np.float32)
+    turn[..., :O, :] = TURN_SCALE * _doubled_angle(state)
+    present = np.concatenate([state["object_present"], state["fixture_present"]], axis=-1) > 0
+    point = (camera or CameraSpec()).project(np.concatenate([position, tip], axis=-2))
+    exists = np.concatenate([present, np.ones_like(present[..., :1])], axis=-1)
+    return Landmarks(
+        value=np.concatenate([offset, turn], axis=-1).astype(np.float32),
+        present=present,
+        point=point,
+        visible=exists & (point > 0).all(-1) & (point < 1).all(-1),
+    )
+
+
+def _doubled_angle(state: SceneState) -> NDArray[np.floating]:
     axes = np.array([OBJECTS[name].long_axis for name in OBJECT_NAMES], np.float32)
     along = _rotate(state["object_orientation"], axes)
     fingers = _rotate(state["gripper_orientation"], np.array([0.0, 1.0, 0.0], np.float32))
-    doubled = (along[..., 0] + 1j * along[..., 1]) ** 2 * np.conj((fingers[..., 0] + 1j * fingers[..., 1]) ** 2)[
-        ..., None
-    ]
-    turn = np.zeros((*offset.shape[:-1], 2), np.float32)
-    turn[..., :O, :] = np.stack([doubled.real, doubled.imag], axis=-1)
-    present = np.concatenate([state["object_present"], state["fixture_present"]], axis=-1) > 0
-    return np.concatenate([offset, turn], axis=-1).astype(np.float32), present
+    doubled = (along[..., 0] + 1j * along[..., 1]) ** 2
+    doubled = doubled * np.conj((fingers[..., 0] + 1j * fingers[..., 1]) ** 2)[..., None]
+    return np.stack([doubled.real, doubled.imag], axis=-1)
 
 
 def _rotate(quaternion: NDArray[np.float32], vector: NDArray[np.float32]) -> NDArray[np.float32]:

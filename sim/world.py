@@ -13,11 +13,12 @@ import pybullet
 from numpy.typing import NDArray
 
 from sim import actions
-from sim.camera import Camera, CameraSpec
+from sim.camera import Camera
 from sim.objects import FIXTURES, OBJECTS, FixtureSpec, ObjectSpec
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES, SceneState
 from sim.tasks import TaskSpec
 from sim.urdf import write_body, write_panda
+from sim.views import CameraSpec
 
 SIM_VERSION = 1
 TIMESTEP_S = 1 / 240
@@ -43,7 +44,11 @@ class World:
     def __init__(self, image_size: int = 472, renderer: str = "auto", camera: CameraSpec | None = None) -> None:
         self._client = pybullet.connect(pybullet.DIRECT)
         assert pybullet.isNumpyEnabled(), "PyBullet was built without numpy: rendering would be very slow"
-        self.camera = Camera(self._client, image_size, renderer, camera)
+        try:
+            self.camera = Camera(self._client, image_size, renderer, camera)
+        except ValueError:
+            pybullet.disconnect(self._client)
+            raise
         self._scratch = tempfile.TemporaryDirectory(prefix="switchyard-")
         folder = Path(self._scratch.name)
         self._panda_urdf = write_panda(folder)

@@ -151,6 +151,8 @@ def test_image_and_next_image_are_frames_t_and_t_plus_one_of_one_episode(replay)
         assert np.array_equal(gripper[:, 1], replay.gripper_height[frame])
     assert np.allclose(batch.landmark, replay.landmark[first])
     assert np.array_equal(batch.landmark_present, replay.landmark_present[first])
+    assert np.array_equal(batch.point, replay.point[first])
+    assert np.array_equal(batch.point_visible, replay.point_visible[first])
 
 
 def test_a_stream_resumed_at_batch_n_goes_on_as_if_it_had_never_stopped(replay):

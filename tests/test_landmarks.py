@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
+import pybullet
 import pytest
 
-from sim.landmarks import MAX_OFFSET, OFFSET_UNIT_M, landmarks
-from sim.state import SceneState
+from sim.landmarks import MAX_OFFSET, OFFSET_UNIT_M, Landmarks, landmarks
+from sim.state import OBJECT_NAMES, SceneState
+from sim.tasks import TASKS
+from sim.views import CameraSpec
+from sim.world import World
 
 BANANA, BOTTLE = 0, 1  # long along x, long along z
 
@@ -20,7 +26,7 @@ def test_a_landmark_is_the_offset_from_the_gripper_in_its_unit():
     state["gripper_position"][:] = [0.5, 0.0, 0.2]
     state["object_position"][BANANA] = [0.56, -0.15, 0.05]
     state["fixture_position"][2] = [0.5, 0.3, 0.2]
-    value, _ = landmarks(state)
+    value = landmarks(state).value
     assert value[BANANA, :3] * OFFSET_UNIT_M == pytest.approx([0.06, -0.15, -0.15], abs=1e-6)
     assert value[7 + 2] * OFFSET_UNIT_M == pytest.approx([0.0, 0.3, 0.0, 0.0, 0.0], abs=1e-6)
 
@@ -28,7 +34,7 @@ def test_a_landmark_is_the_offset_from_the_gripper_in_its_unit():
 def test_offsets_are_clipped():
     state = SceneState.empty()
     state["object_position"][BANANA] = [5.0, -5.0, 0.0]
-    assert landmarks(state)[0][BANANA, :3].tolist() == [MAX_OFFSET, -MAX_OFFSET, 0.0]
+    assert landmarks(state).value[BANANA, :3].tolist() == [MAX_OFFSET, -MAX_OFFSET, 0.0]
 
 
 def test_the_turn_is_twice_the_angle_between_long_axis_and_fingers():
@@ -36,24 +42,56 @@ def test_the_turn_is_twice_the_angle_between_long_axis_and_fingers():
     state = SceneState.empty()
     for angle_deg, expected in ((0, (-1, 0)), (90, (1, 0)), (270, (1, 0)), (45, (0, -1)), (120, (0.5, 3**0.5 / 2))):
         state["object_orientation"][BANANA] = turned_about_z(np.radians(angle_deg))
-        assert landmarks(state)[0][BANANA, 3:].tolist() == pytest.approx(expected, abs=1e-5)
+        assert landmarks(state).value[BANANA, 3:].tolist() == pytest.approx(2 * np.array(expected), abs=1e-5)
 
 
 def test_the_turn_of_a_standing_bottle_is_zero():
-    assert landmarks(SceneState.empty())[0][BOTTLE, 3:].tolist() == [0.0, 0.0]
+    assert landmarks(SceneState.empty()).value[BOTTLE, 3:].tolist() == [0.0, 0.0]
 
 
 def test_presence_is_that_of_objects_then_fixtures():
     state = SceneState.empty()
     state["object_present"][[0, 6]] = 1
     state["fixture_present"][1] = 1
-    assert np.flatnonzero(landmarks(state)[1]).tolist() == [0, 6, 8]
+    assert np.flatnonzero(landmarks(state).present).tolist() == [0, 6, 8]
 
 
 def test_a_batch_of_states_gets_the_landmarks_of_each_alone():
     vectors = np.random.default_rng(0).normal(size=(2, 3, SceneState.empty().vector.size)).astype(np.float32)
-    value, present = landmarks(SceneState(vectors))
-    assert value.shape == (2, 3, 10, 5)
-    alone_value, alone_present = landmarks(SceneState(vectors[1, 2]))
-    assert np.allclose(value[1, 2], alone_value, atol=1e-5)
-    assert np.array_equal(present[1, 2], alone_present)
+    together, alone = landmarks(SceneState(vectors)), landmarks(SceneState(vectors[1, 2]))
+    assert together.value.shape == (2, 3, 10, 5)
+    assert together.point.shape == (2, 3, 11, 2)
+    for field in fields(Landmarks):
+        assert np.allclose(getattr(together, field.name)[1, 2], getattr(alone, field.name), atol=1e-5), field.name
+
+
+def test_a_point_is_visible_where_it_exists_inside_the_frame():
+    state = SceneState.empty()
+    state["object_present"][[0, 1]] = 1
+    state["object_position"][:] = [0.5, 0.0, 0.0]
+    state["object_position"][1] = [0.5, 3.0, 0.0]  # far beside the table
+    state["gripper_position"][:] = [0.5, 0.0, 0.2]
+    assert np.flatnonzero(landmarks(state).visible).tolist() == [0, 10]
+
+
+def test_the_camera_projects_as_pybullet_does():
+    camera = CameraSpec(eye_m=(1.0, -0.2, 0.6))
+    points = np.random.default_rng(0).uniform([0.3, -0.3, 0.0], [0.7, 0.3, 0.3], (20, 3))
+    view = np.reshape(pybullet.computeViewMatrix(camera.eye_m, camera.look_at_m, [0, 0, 1]), (4, 4)).T
+    lens = pybullet.computeProjectionMatrixFOV(camera.field_of_view_deg, 1.0, camera.near_m, camera.far_m)
+    clip = np.concatenate([points, np.ones((20, 1))], axis=1) @ (np.reshape(lens, (4, 4)).T @ view).T
+    expected = 0.5 + clip[:, :2] / clip[:, 3:] * [0.5, -0.5]
+    assert np.allclose(camera.project(points), expected, atol=1e-5)
+
+
+def test_a_drawn_object_lies_where_its_point_says():
+    world = World(image_size=128, renderer="tiny")
+    world.reset(TASKS["lift-can"], np.random.default_rng(1))
+    can = OBJECT_NAMES.index("can")
+    point = landmarks(world.snapshot()).point[can] * 128
+    before = world.render().astype(int)
+    pybullet.removeBody(world._objects.pop(can), physicsClientId=world._client)
+    changed = np.argwhere(np.abs(world.render().astype(int) - before).sum(-1) > 30)  # row, column
+    world.close()
+    assert len(changed) > 40
+    assert np.allclose(changed.mean(axis=0)[::-1], point, atol=4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import tensor
 
-from models.losses import bellman_loss, bellman_target, cloning_loss, conservative_loss, landmark_loss
+from models.losses import bellman_loss, bellman_target, cloning_loss, conservative_loss, landmark_loss, point_loss
 
 LN2 = math.log(2)
 
@@ -79,3 +79,26 @@ def test_the_landmark_loss_sums_what_is_there_and_averages_over_pictures():
     landmark[1, 1, 4] = 10.0
     present = tensor([[True, True], [True, False]])
     assert landmark_loss(predicted, landmark, present).item() == pytest.approx((1 + 4 + 9 + 0) / 2)
+
+
+def test_the_point_loss_is_least_where_attention_lies_on_the_four_cells_around_the_point():
+    """A 4 x 4 map: (0.5, 0.1875) lies between columns 1 and 2, and a quarter of the way from row 0 to row 1."""
+    logits = torch.full((1, 1, 4, 4), -30.0)
+    point = tensor([[[0.5, 0.1875]]])  # column 1.5, row 0.25
+    for row, column, share in ((0, 1, 0.375), (0, 2, 0.375), (1, 1, 0.125), (1, 2, 0.125)):
+        logits[0, 0, row, column] = math.log(share)
+    entropy = -(0.75 * math.log(0.375) + 0.25 * math.log(0.125))
+    assert point_loss(logits, point, tensor([[True]])).item() == pytest.approx(entropy, abs=1e-5)
+    assert point_loss(logits, point.flip(-1), tensor([[True]])).item() > entropy + 1  # rows are not columns
+
+
+def test_the_point_loss_sums_the_visible_and_averages_over_pictures():
+    logits, point = torch.zeros(2, 3, 4, 4), torch.rand(2, 3, 2)
+    visible = tensor([[True, True, False], [True, False, False]])
+    assert point_loss(logits, point, visible).item() == pytest.approx(3 * math.log(16) / 2, rel=1e-5)
+
+
+def test_a_point_on_the_border_falls_on_the_outermost_cell():
+    logits = torch.zeros(1, 2, 4, 4)
+    logits[0, 0, 3, 3] = logits[0, 1, 0, 0] = 30.0
+    assert point_loss(logits, tensor([[[1.0, 1.0], [0.0, 0.0]]]), torch.ones(1, 2) > 0).item() < 1e-5

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from eval.policy import CEMPolicy
-from models.acting import crop
+from models.acting import crop, crop_corner
 from models.cem import CEMConfig
 from models.networks import NetworkConfig, action_features, build_network
 
@@ -95,7 +95,7 @@ def test_candidates_scored_together_get_the_logits_of_each_alone(size, condition
     network.max_states_at_once = 6  # QT-Opt's network scores these 3 x 4 candidates in two pieces
     image, gripper, action, task = inputs(size, 3, 4)
     with torch.no_grad():
-        together = network.score(network.encode(image), gripper, action, task)
+        together = network.score(network.encode(image, gripper), gripper, action, task)
         for b in range(3):
             for k in range(4):
                 alone = network(image[b : b + 1], gripper[b : b + 1], action[b : b + 1, k], task[b : b + 1])
@@ -110,12 +110,12 @@ def test_a_tasks_output_depends_on_its_own_head_alone(size):
     image, gripper, action, _ = inputs(size, 3, 2)
     task = torch.tensor([1, 0, 1])  # ungrouped
     with torch.no_grad():
-        before = network.score(network.encode(image), gripper, action, task)
+        before = network.score(network.encode(image, gripper), gripper, action, task)
         for head in (network.head1, network.head2, network.head3):
             head.weight[0] += 0.3
             head.bias[0] += 0.3
             head.weight[2] += 0.3
-        after = network.score(network.encode(image), gripper, action, task)
+        after = network.score(network.encode(image, gripper), gripper, action, task)
     assert torch.equal(before[[0, 2]], after[[0, 2]])
     assert (before[1] - after[1]).abs().min() > 0.01
 
@@ -124,7 +124,7 @@ def test_a_tasks_output_depends_on_its_own_head_alone(size):
 def test_a_tasks_gradient_reaches_its_own_head_alone(size):
     network = network_of(size)
     image, gripper, action, _ = inputs(size, 2, 2)
-    network.score(network.encode(image), gripper, action, torch.tensor([2, 2])).sum().backward()
+    network.score(network.encode(image, gripper), gripper, action, torch.tensor([2, 2])).sum().backward()
     for head in (network.head1, network.head2, network.head3):
         assert head.weight.grad[:2].abs().max() == 0
         assert head.weight.grad[2].abs().max() > 0
@@ -135,7 +135,9 @@ def test_one_hot_conditioning_tells_tasks_apart_with_one_head(size):
     network = network_of(size, conditioning="one_hot")
     image, gripper, action, _ = inputs(size, 1, 2)
     with torch.no_grad():
-        first, second = (network.score(network.encode(image), gripper, action, torch.tensor([t])) for t in (0, 1))
+        first, second = (
+            network.score(network.encode(image, gripper), gripper, action, torch.tensor([t])) for t in (0, 1)
+        )
     assert network.num_heads == 1
     assert (first - second).abs().min() > 1e-3
 
@@ -145,7 +147,7 @@ def test_the_cloned_policy_has_a_head_per_task():
     image, gripper, _, _ = inputs(64, 3, 1)
     task = torch.tensor([0, 1, 0])
     with torch.no_grad():
-        features = network.encode(image)
+        features = network.encode(image, gripper)
         mean, command = network.propose(features, gripper, task)
         network.prior1.weight[1] += 0.3
         network.prior2.weight[1] += 0.3
@@ -156,11 +158,34 @@ def test_the_cloned_policy_has_a_head_per_task():
     assert (mean[1] - mean_after[1]).abs().max() > 0.01
 
 
-def test_landmarks_are_predicted_from_the_features():
-    network = network_of(64, landmarks=True)
-    image, _, _, _ = inputs(64, 2, 1)
+def test_attention_on_one_cell_reads_its_place_and_its_description_alone():
+    network = network_of(64)
+    image, gripper, _, _ = inputs(64, 1, 1)
     with torch.no_grad():
-        assert network.predict_landmarks(network.encode(image)).shape == (2, 10, 5)
+        x = network.trunk((image - 0.5) * 4)
+        network.attend.weight.zero_()
+        network.attend.bias.zero_()
+        even = network.look(image, gripper).landmark
+        hooks = [network.attend.register_forward_hook(lambda _m, _given, out: out.index_fill(-1, torch.tensor(5), 1e4))]
+        column = network.look(image, gripper).landmark
+        hooks[0].remove()
+        again = network.look(image, gripper).landmark
+    assert x.shape == (1, 32, 16, 16)
+    assert torch.equal(even, again)
+    assert (even - column).abs().max() > 1e-3
+
+
+def test_a_landmark_needs_the_gripper_reading_as_well_as_the_picture():
+    network = network_of(64)
+    image, gripper, _, _ = inputs(64, 2, 1)
+    with torch.no_grad():
+        sight = network.look(image, gripper)
+        raised = network.look(image, gripper + torch.tensor([0.0, 0.1]))
+    assert sight.attention.shape == (2, 11, 16, 16)
+    assert sight.landmark.shape == (2, 10, 5)
+    assert torch.equal(sight.features[:, 256:], sight.landmark.flatten(1))
+    assert torch.equal(sight.attention, raised.attention)
+    assert (sight.landmark - raised.landmark).abs().min(dim=-1).values.min() > 0
 
 
 @pytest.mark.parametrize("size", [224, 253, 255])
@@ -202,17 +227,21 @@ def test_the_image_trunk_runs_once_per_state_however_many_candidates_are_scored(
     assert set(action[:, 4]) <= {0.0, 1.0, 2.0, 3.0}
 
 
-def test_a_crop_is_the_centre_without_a_generator_and_within_the_frame_with_one():
-    frame = torch.arange(8 * 8).view(1, 1, 8, 8).expand(50, 3, 8, 8).to(torch.uint8)
-    centre = crop(frame, 4)
-    assert torch.equal((centre * 255).round()[0, 0], frame[0, 0, 2:6, 2:6].float())
-    random = (crop(frame, 4, torch.Generator().manual_seed(0)) * 255).round()[:, 0]
-    corners = {int(image[0, 0]) for image in random}
-    assert corners <= {8 * y + x for y in range(5) for x in range(5)}
-    assert len(corners) > 10
-    assert (random - random[:, :1, :1] == torch.tensor([[8 * y + x for x in range(4)] for y in range(4)])).all()
+def test_a_crop_is_the_centre_without_a_corner_and_starts_at_its_corner_with_one():
+    frame = torch.arange(8 * 8).view(1, 1, 8, 8).expand(2, 3, 8, 8).to(torch.uint8)
+    assert torch.equal((crop(frame, 4) * 255).round()[0, 0], frame[0, 0, 2:6, 2:6].float())
+    cut = (crop(frame, 4, torch.tensor([[0, 4], [3, 1]])) * 255).round()  # left, top
+    assert cut[:, 1, 0, 0].tolist() == [8 * 4 + 0, 8 * 1 + 3]
+    assert cut[1, 2].tolist() == [[8 * y + x for x in range(3, 7)] for y in range(1, 5)]
+
+
+def test_corners_are_central_without_a_generator_and_anywhere_in_the_frame_with_one():
+    frame = torch.zeros(400, 3, 8, 10, dtype=torch.uint8)
+    assert crop_corner(frame, 4).unique(dim=0).tolist() == [[3, 2]]
+    drawn = crop_corner(frame, 4, torch.Generator().manual_seed(0)).unique(dim=0).tolist()
+    assert drawn == [[x, y] for x in range(7) for y in range(5)]
 
 
 def test_a_frame_smaller_than_the_crop_is_refused():
     with pytest.raises(ValueError, match="8x8 px cannot be cropped to 9"):
-        crop(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 9)
+        crop_corner(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), 9)

@@ -13,12 +13,12 @@ from gymnasium.utils.env_checker import check_env
 import sim.env
 import sim.world
 from sim import actions
-from sim.camera import frame_size
 from sim.env import PickPlaceEnv, as_action, as_batch
 from sim.objects import OBJECTS
 from sim.policies import RandomPolicy, ScriptedPolicy
 from sim.state import OBJECT_NAMES, SceneState
 from sim.tasks import SKILLS, TASK_NAMES, TASKS, verdicts
+from sim.views import frame_size
 from sim.world import World
 
 STILL = np.zeros(5, np.float32)

@@ -21,7 +21,7 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Every option of `python -m train`. Sources of the defaults: REFERENCES in docs/vision.md."""
+    """Every option of `python -m train`. Where the defaults are not the papers', docs/vision.md says why."""
 
     data: str = _option("datasets/vision", "folder of the dataset")
     out: str = _option("runs/vision", "folder of the run: checkpoints, logs, config")
@@ -78,6 +78,8 @@ class TrainConfig:
         for name in ("shared_part", "success_part", "nearby_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is between 0 and 1, got {getattr(self, name)}")
+        if self.shared_part == 1 and RULES[self.rule].uses_q:
+            raise ValueError(f"rule {self.rule} compares with own transitions: shared_part must be below 1")
         if (self.prior or self.landmark_weight) and self.image_size > 128:
             raise ValueError("prior and landmark_weight need the small network (48-128 px)")
         _ = self.network, self.cem, self.router  # their own checks
@@ -89,7 +91,6 @@ class TrainConfig:
             num_tasks=len(TASK_NAMES),
             conditioning=self.conditioning,
             prior=self.prior,
-            landmarks=self.landmark_weight > 0,
         )
 
     @property
@@ -120,13 +121,14 @@ _DEMO = replace(
     out="runs/demo",
     steps=2500,
     batch_size=120,
-    learning_rate=1e-3,
+    learning_rate=2e-3,
     learning_rate_decay=True,
     weight_decay=0.0,
     target_decay=0.98,
     lagged_target_steps=0,
-    cem_samples=32,
+    cem_samples=16,
     cem_elites=4,
+    unseen_actions=16,
     prior=True,
     landmark_weight=0.3,
     random_crop=False,

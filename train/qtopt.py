@@ -16,9 +16,9 @@ from torch import Tensor
 
 from data.batches import Batch
 from data.router import Router
-from models.acting import best_action, crop
+from models.acting import best_action, crop, crop_corner
 from models.cem import sample_uniform
-from models.losses import bellman_loss, bellman_target, cloning_loss, conservative_loss, landmark_loss
+from models.losses import bellman_loss, bellman_target, cloning_loss, conservative_loss, landmark_loss, point_loss
 from models.networks import SmallQNetwork, bounds, build_network
 from sim.tasks import TASK_NAMES
 from train.config import TrainConfig
@@ -42,9 +42,14 @@ class QTOpt(lightning.LightningModule):
         seed = (config.seed << 32) + self.global_step
         generator = torch.Generator(self.device).manual_seed(seed)
         cutter = torch.Generator().manual_seed(seed) if config.random_crop else None
-        image, next_image = (crop(x, config.image_size, cutter) for x in (batch.image, batch.next_image))
-        target = self._target(batch, next_image, generator)
-        features = self.network.encode(image)
+        corner, next_corner = (crop_corner(batch.image, config.image_size, cutter) for _ in range(2))
+        target = self._target(batch, crop(batch.next_image, config.image_size, next_corner), generator)
+        image = crop(batch.image, config.image_size, corner)
+        if config.landmark_weight:
+            assert isinstance(self.network, SmallQNetwork)
+            attention, landmark, features = self.network.look(image, batch.gripper)
+        else:
+            features = self.network.encode(image, batch.gripper)
         unseen = self._unseen_actions(batch.action, generator)
         candidates = torch.cat([batch.action[:, None], unseen], dim=1)
         logits = self.network.score(features, batch.gripper, candidates, batch.task_index).float()
@@ -61,11 +66,11 @@ class QTOpt(lightning.LightningModule):
             loss = loss + cloning
             info["cloning"] = cloning.detach()
         if config.landmark_weight:
-            assert isinstance(self.network, SmallQNetwork)
-            found = self.network.predict_landmarks(features).float()
-            landmark = landmark_loss(found, batch.landmark, batch.landmark_present)
-            loss = loss + config.landmark_weight * landmark
-            info["landmark"] = landmark.detach()
+            point = (batch.point * batch.image.shape[-1] - corner[:, None].to(self.device)) / config.image_size
+            pointing = point_loss(attention.float(), point, batch.point_visible)
+            telling = landmark_loss(landmark.float(), batch.landmark, batch.landmark_present)
+            loss = loss + config.landmark_weight * (pointing + telling)
+            info |= {"point": pointing.detach(), "landmark": telling.detach()}
         if self.global_step % config.log_every == 0:
             self._log(batch, logits.detach(), weight, {"loss": loss.detach(), **info})
         return loss
@@ -74,8 +79,7 @@ class QTOpt(lightning.LightningModule):
     def _target(self, batch: Batch, image: Tensor, generator: torch.Generator) -> Tensor:
         """r + gamma min over the targets of Q(s', a'), a' the best for the first target (QT-Opt, sec. 4.2). [B]"""
         config = self.config
-        features = self.target.encode(image)
-
+        features = self.target.encode(image, batch.next_gripper)
         action, value = best_action(
             self.target,
             features,
@@ -87,7 +91,7 @@ class QTOpt(lightning.LightningModule):
             generator,
         )
         if self.lagged is not None:
-            lagged = self.lagged.encode(image)
+            lagged = self.lagged.encode(image, batch.next_gripper)
             logit = self.lagged.score(lagged, batch.next_gripper, action[:, None], batch.task_index)
             value = torch.minimum(value, logit[:, 0].float().sigmoid())
         return bellman_target(batch.reward, batch.done, value, config.discount)
