@@ -119,7 +119,7 @@ _DEMO = replace(
     _VISION_64,
     data="datasets/demo",
     out="runs/demo",
-    steps=2500,
+    steps=2600,
     batch_size=120,
     learning_rate=2e-3,
     learning_rate_decay=True,
