@@ -24,6 +24,7 @@ from tqdm import tqdm
 from data import jpeg
 from data.shards import CONFIG, MANIFEST, SCHEMA_VERSION, DatasetError, Episode, describe, write_atomic, write_shard
 from sim.tasks import TASK_NAMES, TASKS, task_by_name
+from sim.views import MIN_SIZE_PX, frame_size
 
 FREE_TO_CHANGE = ("episodes", "workers")  # options that may differ when a dataset is continued
 
@@ -53,6 +54,8 @@ class CollectConfig:
         for name in ("episodes", "workers", "episodes_per_shard"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        if self.size < MIN_SIZE_PX:
+            raise ValueError(f"size is at least {MIN_SIZE_PX} px, got {self.size}")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality is 1 to 100, got {self.quality}")
 
@@ -126,7 +129,6 @@ def _resolve_renderer(config: CollectConfig) -> str:
 
 
 def _probe_renderer(size: int, renderer: str) -> str:
-    from sim.views import frame_size
     from sim.world import World
 
     world = World(frame_size(size), renderer)
@@ -193,7 +195,6 @@ def _write_manifest(folder: Path, config: CollectConfig, rows: dict[int, dict[st
 def _worker(config: CollectConfig, jobs: mp.Queue[int], news: mp.Queue[tuple[str, Any]]) -> None:
     """Make shards until there is no job left. Ctrl-C is the parent's to handle."""
     from sim.env import PickPlaceEnv
-    from sim.views import frame_size
     from sim.world import SIM_VERSION
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

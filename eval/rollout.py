@@ -15,6 +15,7 @@ from scipy.stats import binomtest
 
 from sim.policies import Policy, RandomPolicy, ScriptedPolicy
 from sim.tasks import TASKS, task_by_name
+from sim.views import frame_size
 
 FILM_PX = 240  # pictures for people, apart from what the network sees
 
@@ -98,7 +99,6 @@ def rollout(
 
 def _start_worker(policy: str, checkpoint: str | None, image_size: int, renderer: str) -> None:
     from sim.env import PickPlaceEnv
-    from sim.views import frame_size
 
     if policy == "checkpoint":
         import torch

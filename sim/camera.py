@@ -14,7 +14,7 @@ import pybullet
 from numpy.typing import NDArray
 
 from sim.options import choose
-from sim.views import CameraSpec
+from sim.views import MIN_SIZE_PX, CameraSpec
 
 RENDERERS = ("auto", "tiny", "egl")
 EGL_FROM_PX = 160  # below this TinyRenderer is the faster of the two on a CPU (bench/world.py)
@@ -24,8 +24,8 @@ class Camera:
     """Renders the scene of one PyBullet client as uint8 `[size, size, 3]`."""
 
     def __init__(self, client: int, size: int, renderer: str = "auto", spec: CameraSpec | None = None) -> None:
-        if size < 48:
-            raise ValueError(f"the image size is at least 48 px, got {size}")
+        if size < MIN_SIZE_PX:
+            raise ValueError(f"the image size is at least {MIN_SIZE_PX} px, got {size}")
         choose("renderer", renderer, RENDERERS)
         self.size = size
         self._client = client

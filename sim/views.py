@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+MIN_SIZE_PX = 48  # of a picture
+
 
 @dataclass(frozen=True, kw_only=True)
 class CameraSpec:
