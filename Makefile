@@ -58,7 +58,7 @@ train-vision: $(READY)  ## train PRESET (demo, vision-64, vision-472) on DATA wi
 	@$(PY) -m train --preset $(PRESET) --data $(DATA) --out $(RUN) --seed $(SEED) --devices $(DEVICES) --nodes $(NODES) $(ARGS)
 
 evaluate: $(READY)  ## success rates of CHECKPOINT, with a report beside it
-	@$(PY) -m eval --checkpoint $(CHECKPOINT) --data $(DATA) --workers $(WORKERS) $(ARGS)
+	@$(PY) -m eval --checkpoint $(CHECKPOINT) $(if $(filter-out file,$(origin DATA)),--data $(DATA)) --workers $(WORKERS) $(ARGS)
 
 clean:  ## remove caches (never datasets, runs or .venv)
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

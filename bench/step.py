@@ -133,9 +133,8 @@ def synthetic_batch(config: TrainConfig, generator: torch.Generator) -> Batch:
         landmark=torch.randn(size, LANDMARKS, LANDMARK_SIZE, generator=generator),
         landmark_present=torch.ones(size, LANDMARKS, dtype=torch.bool),
         point=torch.rand(size, POINTS, 2, generator=generator),
-        point_visible=torch.ones(size, POINTS, dtype=torch.bool),
+        point_present=torch.ones(size, POINTS, dtype=torch.bool),
         task_index=task,
         source_task_index=torch.where(shared, (task + 1) % len(TASK_NAMES), task),
         is_shared=shared,
-        weight=torch.ones(size),
     )

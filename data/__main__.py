@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
             print_table(Replay(config.out))
         else:
             print_table(Replay(options["folder"]))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
 def print_table(replay: Replay) -> None:
     """Episodes, steps and own successes per task, then in how many of all episodes each task's detector says yes."""
     print(f"{replay.folder}: {replay.num_episodes} episodes, {replay.num_steps} steps, {replay.renderer}")
+    if replay.num_changed_verdicts:
+        print(f"{replay.num_changed_verdicts} verdicts differ from those at collection; today's detectors decide")
     print(f"{'task':<22}{'episodes':>9}{'success':>9}{'in all data':>13}")
     for index, name in enumerate(TASK_NAMES):
         own = replay.episode_task == index

@@ -35,11 +35,10 @@ class Batch:
     landmark: Tensor  # float32 [B, L, 5], privileged: where things are (sim/landmarks.py)
     landmark_present: Tensor  # bool [B, L]
     point: Tensor  # float32 [B, P, 2], privileged: where the stored frame shows them, in sides of the frame
-    point_visible: Tensor  # bool [B, P]
+    point_present: Tensor  # bool [B, P]
     task_index: Tensor  # int64 [B]
     source_task_index: Tensor  # int64 [B]
     is_shared: Tensor  # bool [B], drawn from another task
-    weight: Tensor  # float32 [B], of the sharing rule; 1 for own transitions
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
@@ -83,8 +82,8 @@ class Sampler:
         steps, targets = [], []
         for task, (won, lost), others in zip(self._tasks, self._own, self._others, strict=True):
             size = self._config.per_task
-            num_shared = round(size * self._config.shared) if len(others) else 0
-            num_won = round((size - num_shared) * self._config.success)
+            num_shared = _part_of(size, self._config.shared, rng) if len(others) else 0
+            num_won = _part_of(size - num_shared, self._config.success, rng)
             if not len(won) or not len(lost):
                 num_won = (size - num_shared) if len(won) else 0
             for pool, count in ((won, num_won), (lost, size - num_shared - num_won), (others, num_shared)):
@@ -100,7 +99,6 @@ class Sampler:
         frame = steps + episode
         unique, where = np.unique(np.concatenate([frame, frame + 1]), return_inverse=True)
         images = torch.from_numpy(replay.frames(unique)[where]).permute(0, 3, 1, 2)
-        gripper = np.stack([replay.gripper_closed, replay.gripper_height], axis=1)
         done = replay.step_is_last[steps]
         success = replay.success[episode, targets]
         source = replay.episode_task[episode]
@@ -112,8 +110,8 @@ class Sampler:
         return Batch(
             image=images[:size].contiguous(),
             next_image=images[size:].contiguous(),
-            gripper=tensor(gripper[frame]),
-            next_gripper=tensor(gripper[frame + 1]),
+            gripper=tensor(replay.gripper[frame]),
+            next_gripper=tensor(replay.gripper[frame + 1]),
             action=tensor(replay.action[steps]),
             reward=tensor(done & success),
             done=tensor(done),
@@ -121,12 +119,16 @@ class Sampler:
             landmark=tensor(replay.landmark[frame]),
             landmark_present=tensor(replay.landmark_present[frame], np.bool_),
             point=tensor(replay.point[frame]),
-            point_visible=tensor(replay.point_visible[frame], np.bool_),
+            point_present=tensor(replay.point_present[frame], np.bool_),
             task_index=tensor(targets, np.int64),
             source_task_index=tensor(source, np.int64),
             is_shared=tensor(source != targets, np.bool_),
-            weight=torch.ones(size),
         )
+
+
+def _part_of(size: int, part: float, rng: np.random.Generator) -> int:
+    """`part` of `size`, rounded at random so that small batches keep the share on average."""
+    return int(size * part + rng.random())
 
 
 class BatchStream(torch.utils.data.IterableDataset[Batch]):

@@ -12,8 +12,6 @@ import os
 import queue
 import signal
 import threading
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,16 +20,28 @@ import numpy as np
 from tqdm import tqdm
 
 from data import jpeg
-from data.shards import CONFIG, MANIFEST, SCHEMA_VERSION, DatasetError, Episode, describe, write_atomic, write_shard
-from sim.tasks import TASK_NAMES, TASKS, task_by_name
-from sim.views import MIN_SIZE_PX, frame_size
+from data.shards import (
+    CONFIG,
+    MANIFEST,
+    SCHEMA_VERSION,
+    DatasetError,
+    Episode,
+    describe,
+    read_json,
+    read_manifest,
+    write_atomic,
+    write_shard,
+)
+from sim.options import choose
+from sim.tasks import TASK_NAMES, TASKS, check_tasks
+from sim.views import RENDERERS, check_size, frame_size
 
 FREE_TO_CHANGE = ("episodes", "workers")  # options that may differ when a dataset is continued
 
 
 @dataclass(frozen=True, kw_only=True)
 class CollectConfig:
-    """What to collect. `size` is the network's crop in px; frames are stored a little larger (sim/camera.py)."""
+    """What to collect. `size` is the network's crop in px; frames are stored a little larger (sim/views.py)."""
 
     out: str
     episodes: int = 2000
@@ -45,17 +55,15 @@ class CollectConfig:
     episodes_per_shard: int = 20
 
     def __post_init__(self) -> None:
-        if not self.tasks:
-            raise ValueError("name at least one task to collect")
-        for name in self.tasks:
-            task_by_name(name)
-        if not self.noise >= 0:
-            raise ValueError(f"noise is 0 or more, got {self.noise}")
+        check_tasks(self.tasks)
+        check_size(self.size)
+        choose("renderer", self.renderer, RENDERERS)
+        for name in ("noise", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is 0 or more, got {getattr(self, name)}")
         for name in ("episodes", "workers", "episodes_per_shard"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
-        if self.size < MIN_SIZE_PX:
-            raise ValueError(f"size is at least {MIN_SIZE_PX} px, got {self.size}")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality is 1 to 100, got {self.quality}")
 
@@ -89,52 +97,30 @@ def _claim(folder: Path, config: CollectConfig) -> CollectConfig:
     """Start or continue a dataset in this folder; refuse one that was collected otherwise."""
     path = folder / CONFIG
     wanted = {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key != "out"}
-    if path.is_file():
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise DatasetError(f"{path}: not valid JSON ({error})") from error
-        wanted_renderer, found_renderer = wanted.pop("renderer"), found.pop("renderer")
-        if wanted_renderer not in ("auto", found_renderer):
-            raise DatasetError(f"{folder}: rendered by {found_renderer}, asked for {wanted_renderer}")
-        differs = [k for k in wanted if k not in FREE_TO_CHANGE and wanted[k] != found.get(k)]
+    if path.is_file() and any(folder.glob("shard-*.h5")):  # options without an episode bind nobody
+        found = read_json(path)
+        if config.renderer not in ("auto", found.get("renderer")):
+            raise DatasetError(f"{folder}: rendered by {found.get('renderer')}, asked for {config.renderer}")
+        free = {*FREE_TO_CHANGE, "renderer"}
+        differs = [key for key in wanted if key not in free and wanted[key] != found.get(key)]
         if differs:
-            pairs = ", ".join(f"{k} {found.get(k)!r} (now {wanted[k]!r})" for k in differs)
+            pairs = ", ".join(f"{key} {found.get(key)!r} (now {wanted[key]!r})" for key in differs)
             raise DatasetError(f"{folder}: already holds a dataset collected with other options: {pairs}")
-        if config.episodes < found["episodes"] and (folder / MANIFEST).is_file():
-            raise DatasetError(f"{folder}: already holds {found['episodes']} episodes, asked for {config.episodes}")
-        config = replace(config, renderer=found_renderer)
-    elif folder.exists() and any(not entry.name.endswith(".tmp") for entry in folder.iterdir()):
+        held = read_manifest(folder)["episodes"] if (folder / MANIFEST).is_file() else 0
+        if config.episodes < held:
+            raise DatasetError(f"{folder}: already holds {held} episodes, asked for {config.episodes}")
+        config = replace(config, renderer=found["renderer"])
+    elif not path.is_file() and folder.exists() and any(not entry.name.endswith(".tmp") for entry in folder.iterdir()):
         raise DatasetError(f"{folder}: not empty and not a Switchyard dataset (it has no {CONFIG})")
     else:
-        config = replace(config, renderer=_resolve_renderer(config))
+        from sim.camera import resolve_renderer
+
+        config = replace(config, renderer=resolve_renderer(config.renderer, frame_size(config.size)))
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink()
     write_atomic(path, json.dumps({k: v for k, v in asdict(config).items() if k != "out"}, indent=1))
     return config
-
-
-def _resolve_renderer(config: CollectConfig) -> str:
-    """Which renderer `auto` means on this machine, asked of a process of its own: a bad driver may crash it."""
-    if config.renderer == "tiny":
-        return "tiny"
-    with ProcessPoolExecutor(1, mp_context=mp.get_context("spawn")) as pool:
-        try:
-            return pool.submit(_probe_renderer, config.size, config.renderer).result()
-        except BrokenProcessPool:
-            if config.renderer == "auto":
-                return "tiny"
-            raise ValueError(f"renderer {config.renderer} crashes on this machine: use --renderer tiny") from None
-
-
-def _probe_renderer(size: int, renderer: str) -> str:
-    from sim.world import World
-
-    world = World(frame_size(size), renderer)
-    name = world.camera.renderer
-    world.close()
-    return name
 
 
 def _run_workers(config: CollectConfig, todo: list[int], rows: dict[int, dict[str, Any]], done: int) -> None:
@@ -158,7 +144,7 @@ def _run_workers(config: CollectConfig, todo: list[int], rows: dict[int, dict[st
                 kind, value = news.get(timeout=1.0)
             except queue.Empty:
                 if not any(worker.is_alive() for worker in workers):
-                    raise RuntimeError("every collecting worker has died; its error is printed above") from None
+                    raise DatasetError("every collecting worker has died; its error is printed above") from None
                 continue
             if kind == "episode":
                 collected += 1
@@ -195,7 +181,6 @@ def _write_manifest(folder: Path, config: CollectConfig, rows: dict[int, dict[st
 def _worker(config: CollectConfig, jobs: mp.Queue[int], news: mp.Queue[tuple[str, Any]]) -> None:
     """Make shards until there is no job left. Ctrl-C is the parent's to handle."""
     from sim.env import PickPlaceEnv
-    from sim.world import SIM_VERSION
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -212,7 +197,7 @@ def _worker(config: CollectConfig, jobs: mp.Queue[int], news: mp.Queue[tuple[str
             episodes.append(collect_episode(env, config, index))
             news.put(("episode", bool(episodes[-1].verdict[-1, episodes[-1].task_index])))
         env.close()
-        attributes = {"sim_version": SIM_VERSION, "renderer": config.renderer, "seed": config.seed}
+        attributes = {"renderer": config.renderer, "seed": config.seed}
         attributes |= {"size": config.size, "first_episode": first, "config": json.dumps(asdict(config))}
         row = write_shard(Path(config.out) / shard_name(number), episodes, attributes)
         news.put(("shard", (number, row)))

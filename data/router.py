@@ -51,7 +51,7 @@ class Router(torch.nn.Module):
     @torch.no_grad()
     def weigh(self, batch: Batch, q: Tensor | None) -> Tensor:
         """Weights [B]: 1 for own transitions, the rule's for shared ones. `q` [B] is needed where the rule uses it."""
-        weight = torch.ones_like(batch.weight)
+        weight = torch.ones_like(batch.reward)
         if self.rule.uses_q:
             assert q is not None, f"rule {self.rule.name} needs Q-values"
             for task in batch.task_index.unique().tolist():

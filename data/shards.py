@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from data import jpeg
 from sim.actions import ACTION_SIZE
-from sim.state import STATE_SIZE, STATE_VERSION
+from sim.state import SIM_VERSION, STATE_SIZE, STATE_VERSION
 from sim.tasks import TASK_NAMES
 
 SCHEMA_VERSION = 1
@@ -82,6 +82,17 @@ def write_atomic(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; a DatasetError names the file where there is none."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:  # of JSON or of UTF-8
+        raise DatasetError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise DatasetError(f"{path}: holds a {type(found).__name__} where a JSON object is expected")
+    return found
+
+
 def write_shard(path: Path, episodes: list[Episode], attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Write the shard under a temporary name, flush, rename. Returns its row of the manifest."""
     frames = [frame for episode in episodes for frame in episode.frames]
@@ -99,7 +110,13 @@ def write_shard(path: Path, episodes: list[Episode], attributes: Mapping[str, An
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with h5py.File(temporary, "w") as file:
         file.attrs.update(
-            {"schema": SCHEMA_VERSION, "state_version": STATE_VERSION, "tasks": json.dumps(TASK_NAMES), **attributes}
+            {
+                "schema": SCHEMA_VERSION,
+                "state_version": STATE_VERSION,
+                "sim_version": SIM_VERSION,
+                "tasks": json.dumps(TASK_NAMES),
+                **attributes,
+            }
         )
         for key, table in tables.items():
             dataset = file.create_dataset(key, data=table)
@@ -124,7 +141,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 class Shard:
-    """A checked, read-only view of one shard: tables in memory, frames by memory map."""
+    """A checked, read-only view of one shard: tables in memory, frames read one by one; it keeps no file open."""
 
     def __init__(self, path: Path, expected_bytes: int | None = None) -> None:
         self.path = path
@@ -145,9 +162,9 @@ class Shard:
         if "schema" not in file.attrs:
             raise DatasetError(f"{self.path}: an HDF5 file, but not a Switchyard shard (it has no schema attribute)")
         self.attributes: dict[str, Any] = dict(file.attrs)
-        for key, wanted in (("schema", SCHEMA_VERSION), ("state_version", STATE_VERSION)):
-            if self.attributes[key] != wanted:
-                raise DatasetError(f"{self.path}: {key} {self.attributes[key]}, this version reads {key} {wanted}")
+        for key, wanted in (("schema", SCHEMA_VERSION), ("state_version", STATE_VERSION), ("sim_version", SIM_VERSION)):
+            if self.attributes.get(key) != wanted:
+                raise DatasetError(f"{self.path}: {key} {self.attributes.get(key)}, this version reads {key} {wanted}")
         if tuple(json.loads(self.attributes["tasks"])) != TASK_NAMES:
             raise DatasetError(f"{self.path}: recorded for the tasks {self.attributes['tasks']}, not for {TASK_NAMES}")
         self.tables: dict[str, NDArray[Any]] = {}
@@ -157,31 +174,27 @@ class Shard:
                 raise DatasetError(f"{self.path}: damaged shard, the checksum of {key} does not match")
             self.tables[key] = table
         frames = file["frame/bytes"]
-        self._frames_at: int | None = frames.id.get_offset()
-        self._num_frame_bytes: int = frames.shape[0]
+        self._frames_at: int = frames.id.get_offset() or 0  # None where nothing was written
         episodes, steps = len(self.tables["episode/length"]), len(self.tables["action"])
         offsets = self.tables["frame/offset"]
         lengths_agree = (
             self.tables["episode/length"].sum() == steps
             and len(self.tables["state"]) == len(self.tables["verdict"]) == len(offsets) - 1 == steps + episodes
             and len(self.tables["frame/crc32"]) == steps + episodes
-            and offsets[-1] == self._num_frame_bytes
-            and self._frames_at is not None
+            and offsets[-1] == frames.shape[0]
+            and self._frames_at > 0
         )
         if not lengths_agree:
             raise DatasetError(f"{self.path}: damaged shard, its tables disagree about how many steps it holds")
 
     def frame_bytes(self, index: int) -> NDArray[np.uint8]:
         """The JPEG file of one frame, checked, as uint8 [n]."""
-        if not hasattr(self, "_map"):
-            self._map = np.memmap(
-                self.path, np.uint8, mode="r", offset=self._frames_at or 0, shape=(self._num_frame_bytes,)
-            )
-        begin, end = self.tables["frame/offset"][index : index + 2]
-        data = self._map[begin:end]
-        if zlib.crc32(data.data) != self.tables["frame/crc32"][index]:
+        begin, end = (int(v) for v in self.tables["frame/offset"][index : index + 2])
+        with self.path.open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), end - begin, self._frames_at + begin)
+        if zlib.crc32(data) != self.tables["frame/crc32"][index]:
             raise DatasetError(f"{self.path}: damaged shard, the checksum of frame {index} does not match")
-        return data
+        return np.frombuffer(data, np.uint8)
 
     def frame(self, index: int) -> NDArray[np.uint8]:
         """One frame, uint8 [H, W, 3]."""
@@ -192,14 +205,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise DatasetError(f"{folder}: no dataset here (no {MANIFEST}); make one with `python -m data collect`")
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:  # of JSON or of UTF-8
-        raise DatasetError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA_VERSION or "shards" not in manifest:
+    manifest = read_json(path)
+    if manifest.get("schema") != SCHEMA_VERSION or not isinstance(manifest.get("shards"), list):
         raise DatasetError(f"{path}: not a Switchyard manifest of schema {SCHEMA_VERSION}")
-    if not {"size", "renderer"} <= manifest.keys() or not all(
-        {"name", "bytes"} <= {*row} for row in manifest["shards"]
-    ):
+    rows_are_whole = all(isinstance(row, dict) and {"name", "bytes"} <= row.keys() for row in manifest["shards"])
+    if not {"size", "renderer", "episodes"} <= manifest.keys() or not rows_are_whole:
         raise DatasetError(f"{path}: damaged manifest, an entry is missing")
     return manifest

@@ -13,21 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data.shards import write_atomic
+from data.shards import read_json, write_atomic
+from eval.policy import CEMPolicy
 from eval.report import write_report
-from eval.rollout import EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise, wilson
+from eval.rollout import POLICIES, EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise, wilson
 from models.checkpoint import CheckpointError, read_checkpoint
-from sim.camera import RENDERERS
+from sim.camera import resolve_renderer
 from sim.options import Parser, add_options, choose, from_options
-from sim.tasks import SKILLS, TASKS, task_by_name
+from sim.tasks import SKILLS, TASKS, check_tasks
+from sim.views import RENDERERS, frame_size
 
-POLICIES = ("checkpoint", "random", "scripted")
 FILMED_EPISODES = 2  # of each task, shown in the report
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    checkpoint: str = field(default="", metadata={"help": "what to evaluate"})
+    checkpoint: str = field(metadata={"help": "what to evaluate"})
     out: str = field(default="", metadata={"help": "folder of eval.json and report.html; default: the checkpoint's"})
     episodes: int = field(default=50, metadata={"help": "per task"})
     tasks: tuple[str, ...] = field(default=(), metadata={"help": "default: those it was trained for"})
@@ -39,13 +40,16 @@ class EvalConfig:
     data: str = field(default="", metadata={"help": "its dataset, to show the data's own success"})
 
     def __post_init__(self) -> None:
-        for name in self.tasks:
-            task_by_name(name)
+        if self.tasks:
+            check_tasks(self.tasks)
         for name in self.policies:
-            choose("policy", name, POLICIES)
+            choose("policy", name, tuple(POLICIES))
         choose("renderer", self.renderer, RENDERERS)
-        if self.episodes < 1:
-            raise ValueError(f"episodes is at least 1, got {self.episodes}")
+        for name in ("episodes", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed is 0 or more, got {self.seed}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,7 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     try:
         evaluate(from_options(EvalConfig, options))
-    except ValueError as error:
+    except KeyboardInterrupt:
+        print("\nstopped: nothing was written", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -75,25 +82,29 @@ def evaluate(config: EvalConfig) -> Path:
         print_table([EvalResult.from_json(row) for row in found["results"] + found["data"]])
         print(f"report: {out / 'report.html'} (already there)")
         return out / "report.html"
+    data = data_success(config.data, tasks) if config.data else []
+    size = about["network"]["image_size"]
+    CEMPolicy.load(config.checkpoint)  # what is wrong with it is said here, not by every worker
+    if resolve_renderer(renderer, frame_size(size)) != renderer:
+        raise CheckpointError(f"{config.checkpoint}: trained on {renderer} images, which this machine cannot render")
     results: list[EvalResult] = []
     films: list[EpisodeOutcome] = []
     for policy in config.policies:
-        outcomes = _roll(config, policy, tasks, about["network"]["image_size"], renderer)
+        outcomes = _roll(config, policy, tasks, size, renderer)
         results += summarise(outcomes, policy, config.checkpoint if policy == "checkpoint" else None, config.seed)
         films += [outcome for outcome in outcomes if outcome.film]
-    data = data_success(config.data, tasks) if config.data else []
     payload = {
         "settings": settings,
         "checkpoint": config.checkpoint,
         "steps": about["steps"],
         "renderer": renderer,
-        "image_size": about["network"]["image_size"],
+        "image_size": size,
         "results": [result.to_json() for result in results],
         "data": [result.to_json() for result in data],
         "sharing": about["sharing"],
     }
-    report = write_report(out, payload, films)
     write_atomic(out / "eval.json", json.dumps(payload, indent=1))
+    report = write_report(out, payload, films)
     print_table(results + data)
     print(f"report: {report}")
     return report
@@ -104,7 +115,7 @@ def _finished(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     path = out / "eval.json"
     if not path.is_file() or not (out / "report.html").is_file():
         return None
-    found: dict[str, Any] = json.loads(path.read_text())
+    found = read_json(path)
     return found if found.get("settings") == settings else None
 
 
@@ -119,7 +130,7 @@ def _roll(
     ]
     outcomes: list[EpisodeOutcome] = []
     bar = tqdm(total=len(jobs), unit="episode", desc=f"evaluate {policy}", smoothing=0.1)
-    for outcome in rollout(policy, config.checkpoint or None, image_size, renderer, jobs, config.workers):
+    for outcome in rollout(policy, config.checkpoint, image_size, renderer, jobs, config.workers):
         outcomes.append(outcome)
         bar.update()
         bar.set_postfix_str(f"success {np.mean([o.success for o in outcomes]):.0%}", refresh=False)

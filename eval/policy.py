@@ -15,6 +15,7 @@ from models.cem import CEMConfig
 from models.checkpoint import CheckpointError, read_checkpoint
 from models.networks import NetworkConfig, QNetwork, build_network
 from sim.policies import Observation
+from sim.views import frame_size
 
 
 @dataclass
@@ -40,13 +41,26 @@ class CEMPolicy:
         network = build_network(network_config)
         prefix = "target."
         weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-        network.load_state_dict(weights)
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: its weights do not fit this version's network, train it again") from error
         return cls(network.eval(), CEMConfig(**about["cem"]), about)
+
+    @property
+    def frame_size(self) -> int:
+        """Side of the frames that `act` takes, px."""
+        return frame_size(self.network.config.image_size)
 
     @torch.no_grad()
     def act(
         self, observation: Observation, task_index: NDArray[np.int64], rng: np.random.Generator
     ) -> NDArray[np.float32]:
+        if observation["image"].shape[1:3] != (self.frame_size, self.frame_size):
+            raise ValueError(
+                f"this policy cuts its {self.network.config.image_size} px out of frames of {self.frame_size} px, "
+                f"got {observation['image'].shape[1:3]}: make the environment with image_size=policy.frame_size"
+            )
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         image = torch.from_numpy(observation["image"]).permute(0, 3, 1, 2)
         gripper = torch.from_numpy(np.stack([observation["gripper_closed"], observation["gripper_height"]], axis=1))

@@ -26,7 +26,8 @@ CURVES = {  # TensorBoard tag -> what it is
     "train/data_rank": "unseen actions outranked by the data's",
     "train/shared_weight": "mean weight of shared transitions",
     "train/cloning": "cloning loss",
-    "train/landmark": "landmark prediction loss",
+    "train/point": "attention loss (where in the image)",
+    "train/landmark": "landmark loss (where in space)",
 }
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1060px; padding: 0 1rem; color: #222; }

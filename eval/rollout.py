@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing as mp
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,37 +78,44 @@ class EpisodeOutcome:
     film: tuple[NDArray[np.uint8], ...]  # each [FILM_PX, FILM_PX, 3]; empty unless asked for
 
 
-def make_policy(name: str, checkpoint: str | None) -> Policy:
-    """`random`, `scripted` (the expert), or `checkpoint`."""
-    if name == "random":
-        return RandomPolicy()
-    if name == "scripted":
-        return ScriptedPolicy(0.0)
+def _checkpoint_policy(checkpoint: str) -> Policy:
+    import torch
+
     from eval.policy import CEMPolicy
 
-    assert checkpoint is not None
+    torch.set_num_threads(1)  # the workers share the cores
     return CEMPolicy.load(checkpoint)
 
 
+POLICIES: dict[str, Callable[[str], Policy]] = {  # from the checkpoint's path
+    "checkpoint": _checkpoint_policy,
+    "random": lambda checkpoint: RandomPolicy(),
+    "scripted": lambda checkpoint: ScriptedPolicy(0.0),  # the expert
+}
+
+
 def rollout(
-    policy: str, checkpoint: str | None, image_size: int, renderer: str, jobs: list[EpisodeJob], workers: int
+    policy: str, checkpoint: str, image_size: int, renderer: str, jobs: list[EpisodeJob], workers: int
 ) -> Iterator[EpisodeOutcome]:
     """Run the episodes in `workers` processes and yield each as it ends (in no particular order)."""
-    context = mp.get_context("spawn")
     start = (policy, checkpoint, image_size, renderer)
-    with context.Pool(min(workers, len(jobs)), initializer=_start_worker, initargs=start) as pool:
-        yield from pool.imap_unordered(_run_episode, jobs)
+    context = mp.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start_worker, initargs=start)
+    try:
+        for done in as_completed([pool.submit(_run_episode, job) for job in jobs]):
+            yield done.result()
+    except BrokenProcessPool:
+        raise ValueError("an evaluating process died (out of memory?); fewer --workers need less") from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start_worker(policy: str, checkpoint: str | None, image_size: int, renderer: str) -> None:
+def _start_worker(policy: str, checkpoint: str, image_size: int, renderer: str) -> None:
     from sim.env import PickPlaceEnv
 
-    if policy == "checkpoint":
-        import torch
-
-        torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _run_episode.env = PickPlaceEnv(image_size=frame_size(image_size), renderer=renderer)  # type: ignore[attr-defined]
-    _run_episode.policy = make_policy(policy, checkpoint)  # type: ignore[attr-defined]
+    _run_episode.policy = POLICIES[policy](checkpoint)  # type: ignore[attr-defined]
 
 
 def _run_episode(job: EpisodeJob) -> EpisodeOutcome:

@@ -33,6 +33,11 @@ def crop(image: Tensor, size: int, corner: Tensor | None = None) -> Tensor:
     return out.to(torch.float32).div_(255.0).contiguous(memory_format=torch.channels_last)
 
 
+def in_crop(point: Tensor, image: Tensor, corner: Tensor, size: int) -> Tensor:
+    """Points [B, P, 2] in sides of the frames [B, 3, H, H] -> in sides of their crops of `size` px at `corner`."""
+    return (point * image.shape[-1] - corner[:, None]) / size
+
+
 def best_action(
     network: QNetwork,
     features: Tensor,

@@ -10,6 +10,8 @@ import torch
 
 from sim.tasks import TASK_NAMES
 
+FORMAT = 2  # of what `on_save_checkpoint` writes (train/qtopt.py) and of the networks' layers
+
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged, or made for another world; the message names both sides."""
@@ -29,6 +31,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     about = checkpoint.get("switchyard") if isinstance(checkpoint, dict) else None
     if not isinstance(about, dict) or "tasks" not in about:
         raise CheckpointError(f"{path}: a checkpoint, but not one of Switchyard's")
+    if about.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {about.get('format')}, this version reads {FORMAT}")
     tasks = tuple(about["tasks"])
     if tasks != TASK_NAMES:
         raise CheckpointError(f"{path}: trained for the task list {tasks}, this version has {TASK_NAMES}")

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from sim.actions import BOUNDS, MAX_TRANSLATION_M
 from sim.landmarks import LANDMARK_SIZE, LANDMARKS, POINTS
 from sim.options import choose
+from sim.views import QTOPT_FROM_PX, check_size
 
 HEIGHT_SCALE_M = 0.2  # the gripper's height enters the network in units of this
 ACTION_FEATURES = 8  # translation 3, yaw sin and cos, close, open, terminate
 GRIPPER_FEATURES = 2  # closed, height
 CONDITIONINGS = ("heads", "one_hot")
-QTOPT_FROM_PX = 220  # below, the three VALID convolutions run out of map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         choose("conditioning", self.conditioning, CONDITIONINGS)
-        if not (48 <= self.image_size <= 128 or self.image_size >= QTOPT_FROM_PX):
-            raise ValueError(f"image size {self.image_size} px: the small network takes 48-128, QT-Opt's 220 and more")
+        check_size(self.image_size)
 
 
 def action_features(action: Tensor) -> Tensor:

@@ -7,16 +7,18 @@ A process has one EGL instance at most (PyBullet's own limit).
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing as mp
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pybullet
 from numpy.typing import NDArray
 
 from sim.options import choose
-from sim.views import MIN_SIZE_PX, CameraSpec
+from sim.views import RENDERERS, SMALL_PX, CameraSpec
 
-RENDERERS = ("auto", "tiny", "egl")
 EGL_FROM_PX = 160  # below this TinyRenderer is the faster of the two on a CPU (bench/world.py)
 
 
@@ -24,8 +26,8 @@ class Camera:
     """Renders the scene of one PyBullet client as uint8 `[size, size, 3]`."""
 
     def __init__(self, client: int, size: int, renderer: str = "auto", spec: CameraSpec | None = None) -> None:
-        if size < MIN_SIZE_PX:
-            raise ValueError(f"the image size is at least {MIN_SIZE_PX} px, got {size}")
+        if size < SMALL_PX[0]:
+            raise ValueError(f"the image size is at least {SMALL_PX[0]} px, got {size}")
         choose("renderer", renderer, RENDERERS)
         self.size = size
         self._client = client
@@ -70,3 +72,28 @@ def _load_egl(client: int) -> int:
         return -1
     load: Callable[..., int] = pybullet.loadPlugin
     return load(spec.origin, "_eglRendererPlugin", physicsClientId=client)
+
+
+def resolve_renderer(renderer: str, size: int) -> str:
+    """Which renderer this means for pictures of `size` px here; tried in its own process, as drivers may crash."""
+    choose("renderer", renderer, RENDERERS)
+    if renderer == "tiny" or (renderer == "auto" and size < EGL_FROM_PX):
+        return "tiny"
+    with ProcessPoolExecutor(1, mp_context=mp.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_try_renderer, renderer, size).result()
+        except BrokenProcessPool:
+            if renderer == "auto":
+                return "tiny"
+            raise ValueError(f"renderer {renderer} crashes on this machine: use --renderer tiny") from None
+
+
+def _try_renderer(renderer: str, size: int) -> str:
+    client = pybullet.connect(pybullet.DIRECT)
+    try:
+        camera = Camera(client, size, renderer)
+        camera.render()
+        camera.close()
+        return camera.renderer
+    finally:
+        pybullet.disconnect(client)

@@ -27,13 +27,13 @@ class Landmarks:
     """`value` [..., L, 5]: the offset from the gripper in units of `OFFSET_UNIT_M`, then cosine and sine, times
     `TURN_SCALE`, of twice the angle between the object's long axis and the fingers (a half turn looks the same),
     shrunk as the axis leaves the horizontal. `point` [..., P, 2]: where the frame shows them, in sides of the frame.
-    `present` [..., L] and `visible` [..., P] say which of them exist and lie inside the frame.
+    `present` [..., L] and `point_present` [..., P] say which of them exist.
     """
 
     value: NDArray[np.float32]
     present: NDArray[np.bool_]
     point: NDArray[np.float32]
-    visible: NDArray[np.bool_]
+    point_present: NDArray[np.bool_]
 
 
 def landmarks(state: SceneState, camera: CameraSpec | None = None) -> Landmarks:
@@ -45,12 +45,11 @@ def landmarks(state: SceneState, camera: CameraSpec | None = None) -> Landmarks:
     turn[..., :O, :] = TURN_SCALE * _doubled_angle(state)
     present = np.concatenate([state["object_present"], state["fixture_present"]], axis=-1) > 0
     point = (camera or CameraSpec()).project(np.concatenate([position, tip], axis=-2))
-    exists = np.concatenate([present, np.ones_like(present[..., :1])], axis=-1)
     return Landmarks(
         value=np.concatenate([offset, turn], axis=-1).astype(np.float32),
         present=present,
         point=point,
-        visible=exists & (point > 0).all(-1) & (point < 1).all(-1),
+        point_present=np.concatenate([present, np.ones_like(present[..., :1])], axis=-1),
     )
 
 

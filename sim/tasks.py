@@ -87,6 +87,16 @@ def task_by_name(name: str) -> TaskSpec:
     return TASKS[choose("task", name, TASK_NAMES)]
 
 
+def check_tasks(names: tuple[str, ...]) -> None:
+    """Raises ValueError unless `names` are one or more different tasks."""
+    if not names:
+        raise ValueError("name at least one task")
+    for name in names:
+        task_by_name(name)
+        if names.count(name) > 1:
+            raise ValueError(f"task {name} is named twice")
+
+
 def verdicts(state: SceneState) -> NDArray[np.bool_]:
     """Every task's verdict: `[...]` states -> bool `[..., N]` in the order of `TASKS`."""
     return np.stack([spec.success(state) for spec in TASKS.values()], axis=-1)

@@ -8,7 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_SIZE_PX = 48  # of a picture
+RENDERERS = ("auto", "tiny", "egl")
+SMALL_PX = (48, 128)  # what the small network sees, in steps of four pixels
+QTOPT_FROM_PX = 220  # below, the last three convolutions of QT-Opt's network run out of map
+
+
+def check_size(size_px: int) -> None:
+    """Raises ValueError for a picture size that no network takes."""
+    if not ((SMALL_PX[0] <= size_px <= SMALL_PX[1] and size_px % 4 == 0) or size_px >= QTOPT_FROM_PX):
+        raise ValueError(
+            f"no network sees {size_px} px: the small one takes {SMALL_PX[0]} to {SMALL_PX[1]} in steps of 4, "
+            f"QT-Opt's {QTOPT_FROM_PX} and more"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,6 @@ from sim.tasks import TaskSpec
 from sim.urdf import write_body, write_panda
 from sim.views import CameraSpec
 
-SIM_VERSION = 1
 TIMESTEP_S = 1 / 240
 STEPS_PER_ACTION = 40  # 6 actions a second
 STEPS_PER_GRIPPER_COMMAND = 24  # more, when the fingers have to travel
@@ -130,7 +129,7 @@ class World:
             self._fixtures[int(index)] = self._spawn(spec, (x, y, 0.001), turn)
 
     def _put_into_hand(self, index: int, rng: np.random.Generator) -> None:
-        """Close the fingers on an object that is kept in place until they hold it: the one use of `reset` on a body."""
+        """Close the fingers on an object that is kept in place until they hold it."""
         spec = OBJECTS[OBJECT_NAMES[index]]
         tilt = spec.rests[int(rng.integers(len(spec.rests)))]
         along = _rotate(pybullet.getQuaternionFromEuler(tilt), spec.long_axis)

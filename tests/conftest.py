@@ -61,6 +61,7 @@ def _write_dataset(folder, shards):
     folder.mkdir(parents=True, exist_ok=True)
     rows = [write_shard(folder / f"shard-{n:05d}.h5", episodes, {}) for n, episodes in enumerate(shards)]
     manifest = {"schema": 1, "size": 16, "renderer": "tiny", "tasks": list(TASK_NAMES), "shards": rows}
+    manifest["episodes"] = sum(len(episodes) for episodes in shards)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 

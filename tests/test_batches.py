@@ -76,6 +76,19 @@ def test_the_share_of_own_successes_is_exactly_as_configured(replay, success, nu
         assert (own[:, target[0] == task].sum(axis=1) == 4).all()
 
 
+def test_small_batches_keep_the_shares_on_average(replay):
+    """The paper's preset draws three transitions per task: neither share is a whole number of them."""
+    rng = np.random.default_rng(0)
+    sampler = sampler_of(replay, per_task=3)
+    draws = [sampler.draw(rng) for _ in range(2000)]
+    episode = np.stack([replay.step_episode[steps] for steps, _ in draws])
+    target = draws[0][1]
+    own = replay.episode_task[episode] == target
+    won = own & replay.success[episode, target]
+    assert own.mean() == pytest.approx(0.5, abs=0.02)
+    assert won.sum() / own.sum() == pytest.approx(0.5, abs=0.03)
+
+
 @pytest.mark.parametrize(
     ("rule", "sources"),
     [
@@ -135,7 +148,6 @@ def test_reward_done_and_source_of_every_step_for_every_target(replay):
         assert batch.source_task_index[row] == TASKS[task].index
         assert batch.is_shared[row] == (names[target] != task)
     assert batch.reward.sum() == 5
-    assert (batch.weight == 1).all()
     assert torch.equal(batch.action, torch.from_numpy(replay.action[steps]))
 
 
@@ -147,12 +159,11 @@ def test_image_and_next_image_are_frames_t_and_t_plus_one_of_one_episode(replay)
         levels = pictures.float().flatten(1)
         assert (levels - torch.tensor(12.0 * frame)[:, None]).abs().max() <= 2
     for gripper, frame in ((batch.gripper, first), (batch.next_gripper, first + 1)):
-        assert np.array_equal(gripper[:, 0], replay.gripper_closed[frame])
-        assert np.array_equal(gripper[:, 1], replay.gripper_height[frame])
+        assert np.array_equal(gripper, replay.gripper[frame])
     assert np.allclose(batch.landmark, replay.landmark[first])
     assert np.array_equal(batch.landmark_present, replay.landmark_present[first])
     assert np.array_equal(batch.point, replay.point[first])
-    assert np.array_equal(batch.point_visible, replay.point_visible[first])
+    assert np.array_equal(batch.point_present, replay.point_present[first])
 
 
 def test_a_stream_resumed_at_batch_n_goes_on_as_if_it_had_never_stopped(replay):

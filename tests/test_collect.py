@@ -149,7 +149,7 @@ def test_a_damaged_list_of_options_is_refused_by_name(copied, tiny_collection):
         ({"quality": 101}, "quality is 1 to 100, got 101"),
         ({"tasks": ("lift-cann",)}, "unknown task 'lift-cann'.*Did you mean 'lift-can'"),
         ({"renderer": "tinny"}, "unknown renderer 'tinny'.*Did you mean 'tiny'"),
-        ({"size": 20}, "size is at least 48 px, got 20"),
+        ({"size": 20}, "no network sees 20 px"),
         ({"noise": -1.0}, "noise"),
         ({"tasks": ()}, "task"),
     ],

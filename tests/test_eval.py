@@ -12,7 +12,7 @@ import pytest
 
 from eval.__main__ import EvalConfig, averages, data_success, evaluate
 from eval.policy import CEMPolicy
-from eval.rollout import EpisodeOutcome, EvalResult, summarise, wilson
+from eval.rollout import EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise, wilson
 from models.checkpoint import CheckpointError
 from sim.state import STATE_SIZE
 
@@ -193,3 +193,43 @@ def test_a_policy_depends_on_image_task_and_generator(tiny_checkpoint):
     assert np.array_equal(first, act(frames[0], 0, 0))
     for other in (act(frames[1], 0, 0), act(frames[0], 7, 0), act(frames[0], 0, 1)):
         assert not np.array_equal(first, other)
+
+
+def test_a_policy_takes_frames_of_its_own_size_alone(tiny_checkpoint):
+    policy = CEMPolicy.load(tiny_checkpoint)
+    observation = {
+        "image": np.zeros((1, 64, 64, 3), np.uint8),
+        "gripper_closed": np.zeros(1, np.float32),
+        "gripper_height": np.zeros(1, np.float32),
+        "state": np.zeros((1, STATE_SIZE), np.float32),
+    }
+    assert policy.frame_size == 56
+    with pytest.raises(ValueError, match=r"frames of 56 px, got \(64, 64\)"):
+        policy.act(observation, np.zeros(1, np.int64), np.random.default_rng(0))
+
+
+def test_a_worker_that_dies_ends_the_evaluation():
+    """The start of each worker fails: a pool that restarted them would never end."""
+    jobs = [EpisodeJob(task="lift-can", number=0, seed=0, filmed=False)]
+    with pytest.raises(ValueError, match="an evaluating process died"):
+        list(rollout("checkpoint", "no such file", 48, "tiny", jobs, 1))
+
+
+def test_what_is_wrong_is_said_before_the_first_episode(tiny_checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="no dataset here"):
+        evaluate(EvalConfig(checkpoint=str(tiny_checkpoint), data=str(tmp_path / "none"), episodes=10**6))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tasks": ("lift-can", "lift-can")}, "lift-can is named twice"),
+        ({"policies": ("checkpiont",)}, "unknown policy 'checkpiont'.*Did you mean 'checkpoint'"),
+        ({"episodes": 0}, "episodes is at least 1"),
+        ({"workers": 0}, "workers is at least 1"),
+        ({"seed": -1}, "seed is 0 or more"),
+    ],
+)
+def test_an_evaluation_that_makes_no_sense_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        EvalConfig(checkpoint="a.ckpt", **wrong)

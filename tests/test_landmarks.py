@@ -65,13 +65,10 @@ def test_a_batch_of_states_gets_the_landmarks_of_each_alone():
         assert np.allclose(getattr(together, field.name)[1, 2], getattr(alone, field.name), atol=1e-5), field.name
 
 
-def test_a_point_is_visible_where_it_exists_inside_the_frame():
+def test_the_points_are_the_landmarks_and_the_finger_tips():
     state = SceneState.empty()
     state["object_present"][[0, 1]] = 1
-    state["object_position"][:] = [0.5, 0.0, 0.0]
-    state["object_position"][1] = [0.5, 3.0, 0.0]  # far beside the table
-    state["gripper_position"][:] = [0.5, 0.0, 0.2]
-    assert np.flatnonzero(landmarks(state).visible).tolist() == [0, 10]
+    assert np.flatnonzero(landmarks(state).point_present).tolist() == [0, 1, 10]
 
 
 def test_the_camera_projects_as_pybullet_does():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from eval.policy import CEMPolicy
-from models.acting import crop, crop_corner
+from models.acting import crop, crop_corner, in_crop
 from models.cem import CEMConfig
 from models.networks import NetworkConfig, action_features, build_network
 
@@ -158,21 +158,28 @@ def test_the_cloned_policy_has_a_head_per_task():
     assert (mean[1] - mean_after[1]).abs().max() > 0.01
 
 
-def test_attention_on_one_cell_reads_its_place_and_its_description_alone():
+def test_attention_on_one_cell_reads_that_cell_alone():
     network = network_of(64)
     image, gripper, _, _ = inputs(64, 1, 1)
+    row, column = 5, 9
+    spike = torch.zeros(16, 16)
+    spike[row, column] = 1e4
+    network.attend.register_forward_hook(lambda _m, _given, out: out * 0 + spike)
+    seen = {}
     with torch.no_grad():
-        x = network.trunk((image - 0.5) * 4)
-        network.attend.weight.zero_()
-        network.attend.bias.zero_()
-        even = network.look(image, gripper).landmark
-        hooks = [network.attend.register_forward_hook(lambda _m, _given, out: out.index_fill(-1, torch.tensor(5), 1e4))]
-        column = network.look(image, gripper).landmark
-        hooks[0].remove()
-        again = network.look(image, gripper).landmark
-    assert x.shape == (1, 32, 16, 16)
-    assert torch.equal(even, again)
-    assert (even - column).abs().max() > 1e-3
+        for name, (y, x) in {"none": (None, None), "here": (row, column), "beside": (row, column + 1)}.items():
+            hook = network.trunk.register_forward_hook(lambda _m, _given, out, y=y, x=x: changed_at(out, y, x))
+            seen[name] = network.look(image, gripper).landmark
+            hook.remove()
+    assert torch.equal(seen["none"], seen["beside"])
+    assert (seen["none"] - seen["here"]).abs().min(dim=-1).values.min() > 0
+
+
+def changed_at(features, row, column):
+    out = features.clone()
+    if row is not None:
+        out[:, :, row, column] += 3.0
+    return out
 
 
 def test_a_landmark_needs_the_gripper_reading_as_well_as_the_picture():
@@ -196,9 +203,9 @@ def test_qtopts_network_takes_odd_sizes_too(size):
         assert network(image, gripper, action[:, 0], task).shape == (1,)
 
 
-@pytest.mark.parametrize("size", [47, 129, 219])
+@pytest.mark.parametrize("size", [44, 66, 132, 219])
 def test_image_sizes_that_no_network_takes_are_refused(size):
-    with pytest.raises(ValueError, match=f"image size {size} px"):
+    with pytest.raises(ValueError, match=f"no network sees {size} px"):
         NetworkConfig(image_size=size, num_tasks=10)
 
 
@@ -240,6 +247,13 @@ def test_corners_are_central_without_a_generator_and_anywhere_in_the_frame_with_
     assert crop_corner(frame, 4).unique(dim=0).tolist() == [[3, 2]]
     drawn = crop_corner(frame, 4, torch.Generator().manual_seed(0)).unique(dim=0).tolist()
     assert drawn == [[x, y] for x in range(7) for y in range(5)]
+
+
+def test_points_move_with_the_crop():
+    """8 px cut to 4 px at (3, 1): pixel (5, 2) of the frame is (2, 1) of the crop, half and a quarter of a side."""
+    point = torch.tensor([[[5 / 8, 2 / 8]]])
+    moved = in_crop(point, torch.zeros(1, 3, 8, 8), torch.tensor([[3, 1]]), 4)
+    assert moved.tolist() == [[[0.5, 0.25]]]
 
 
 def test_a_frame_smaller_than_the_crop_is_refused():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import shutil
@@ -12,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -22,6 +22,7 @@ from data.replay import Replay
 from data.shards import DatasetError
 from data.sharing import RULES
 from eval.policy import CEMPolicy
+from models.acting import crop, crop_corner, in_crop
 from models.checkpoint import CheckpointError, read_checkpoint
 from sim.options import from_options
 from sim.tasks import TASK_NAMES, TASKS
@@ -97,12 +98,8 @@ def train_until_stopped(options, number):
     running = subprocess.Popen(command(options), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while not last.is_file() and running.poll() is None:
         time.sleep(0.02)
-    time.sleep(0.3)  # a signal in the midst of saving may be swallowed by fsspec's `exists`
-    while running.poll() is None:
-        running.send_signal(number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            running.wait(10)
-    output = running.communicate()[0]
+    running.send_signal(number)
+    output = running.communicate(timeout=60)[0]
     assert last.is_file(), output
     return read_checkpoint(last)["switchyard"]["steps"], output
 
@@ -131,7 +128,50 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on(demo_training, tmp_pat
     assert f"last.ckpt holds step {step}; the same command goes on from there" in output
     assert "Traceback" not in output
     path = train(from_options(TrainConfig, {**options, "steps": step + 3}, **vars(PRESETS["demo"])))
+    again = {**options, "steps": step + 3, "out": str(tmp_path / "straight")}
+    straight = train(from_options(TrainConfig, again, **vars(PRESETS["demo"])))
     assert read_checkpoint(path)["switchyard"]["steps"] == step + 3
+    assert changes(weights(straight), weights(path)) == []
+
+
+def test_options_that_never_trained_bind_nobody(tiny_training, tmp_path):
+    with pytest.raises(ValueError, match="no episode of task lift-can"):
+        train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "tasks": ("lift-banana", "lift-can")}))
+    assert train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "steps": 1})).is_file()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_frame_found_damaged_in_training_is_named_in_one_line(tiny_training, tmp_path, workers):
+    folder = tmp_path / "set"
+    shutil.copytree(tiny_training["data"], folder)
+    for path in folder.glob("shard-*.h5"):
+        content = bytearray(path.read_bytes())
+        with h5py.File(path) as file:
+            begin, size = file["frame/bytes"].id.get_offset(), file["frame/bytes"].shape[0]
+        content[begin : begin + size : 50] = b"x" * len(content[begin : begin + size : 50])
+        path.write_bytes(content)
+    options = {**tiny_training, "data": str(folder), "workers": workers}
+    with pytest.raises(DatasetError, match=r"^\S+\.h5: damaged shard, the checksum of frame \d+ does not match$"):
+        train(TrainConfig(out=str(tmp_path / "run"), **options))
+
+
+def test_the_network_learns_to_point_at_things(tiny_training, tmp_path):
+    """Trained on six episodes with random crops, asked at the centre crop: a wrong axis or corner would miss."""
+    options = {**tiny_training, "steps": 250, "batch_size": 16, "landmark_weight": 1.0, "random_crop": True}
+    options |= {"checkpoint_every": 250, "learning_rate": 3e-3, "target_decay": 0.9}
+    network = CEMPolicy.load(train(TrainConfig(out=str(tmp_path / "run"), **options))).network
+    replay = Replay(tiny_training["data"])
+    count = len(replay.gripper)
+    frames = torch.from_numpy(replay.frames(range(count))).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        attention = network.look(crop(frames, 48), torch.from_numpy(replay.gripper)).attention
+    cells = attention.shape[-1]
+    best = attention.flatten(2).argmax(-1)
+    found = (torch.stack([best % cells, best // cells], dim=-1) + 0.5) / cells
+    point = in_crop(torch.from_numpy(replay.point), frames, crop_corner(frames, 48), 48)
+    visible = torch.from_numpy(replay.point_present) & (point > 0).all(-1) & (point < 1).all(-1)
+    near = ((found - point).abs().amax(-1) < 1.5 / cells)[visible]
+    assert near.float().mean() > 0.95
 
 
 def test_another_number_of_steps_is_refused_where_the_learning_rate_falls_over_them(tiny_training, tmp_path):
@@ -329,7 +369,7 @@ def test_a_policy_acts_with_the_averaged_weights(tiny_checkpoint):
         ({"shared_part": 1.5}, "shared_part is between 0 and 1"),
         ({"percentile": 200.0}, "percentile is 0 to 100"),
         ({"cem_elites": 9}, "CEM needs"),
-        ({"image_size": 200, "prior": False}, "image size 200 px"),
+        ({"image_size": 200, "prior": False}, "no network sees 200 px"),
         ({"image_size": 472}, "need the small network"),
         ({"steps": 0}, "steps"),
         ({"checkpoint_every": 0}, "checkpoint_every"),

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         from train.run import train
 
         train(config)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

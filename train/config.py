@@ -10,7 +10,8 @@ from data.sharing import RULES
 from models.cem import CEMConfig
 from models.networks import CONDITIONINGS, NetworkConfig
 from sim.options import choose
-from sim.tasks import TASK_NAMES, task_by_name
+from sim.tasks import TASK_NAMES, check_tasks
+from sim.views import SMALL_PX
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 
@@ -61,26 +62,27 @@ class TrainConfig:
     log_every: int = _option(50, "steps between log lines")
 
     def __post_init__(self) -> None:
-        if not self.tasks:
-            raise ValueError("name at least one task to train")
-        for name in self.tasks:
-            task_by_name(name)
+        check_tasks(self.tasks)
         choose("sharing rule", self.rule, tuple(RULES))
         choose("conditioning", self.conditioning, CONDITIONINGS)
         choose("precision", self.precision, PRECISIONS)
+        for name in ("conservative_weight", "landmark_weight", "prior_loyalty", "prior_std", "nearby_std"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is 0 or more, got {getattr(self, name)}")
         if self.batch_size < len(self.tasks):
             raise ValueError(f"a batch of {self.batch_size} cannot hold {len(self.tasks)} tasks")
-        for name in ("steps", "checkpoint_every", "log_every"):
+        for name in ("steps", "checkpoint_every", "log_every", "devices", "nodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
-        if self.unseen_actions < 0:
-            raise ValueError(f"unseen_actions is 0 or more, got {self.unseen_actions}")
-        for name in ("shared_part", "success_part", "nearby_share"):
+        for name in ("seed", "unseen_actions", "workers", "lagged_target_steps", "learning_rate", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is 0 or more, got {getattr(self, name)}")
+        for name in ("shared_part", "success_part", "nearby_share", "discount", "target_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is between 0 and 1, got {getattr(self, name)}")
         if self.shared_part == 1 and RULES[self.rule].uses_q:
             raise ValueError(f"rule {self.rule} compares with own transitions: shared_part must be below 1")
-        if (self.prior or self.landmark_weight) and self.image_size > 128:
+        if (self.prior or self.landmark_weight) and self.image_size > SMALL_PX[1]:
             raise ValueError("prior and landmark_weight need the small network (48-128 px)")
         _ = self.network, self.cem, self.router  # their own checks
 

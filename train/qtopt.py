@@ -16,8 +16,9 @@ from torch import Tensor
 
 from data.batches import Batch
 from data.router import Router
-from models.acting import best_action, crop, crop_corner
+from models.acting import best_action, crop, crop_corner, in_crop
 from models.cem import sample_uniform
+from models.checkpoint import FORMAT
 from models.losses import bellman_loss, bellman_target, cloning_loss, conservative_loss, landmark_loss, point_loss
 from models.networks import SmallQNetwork, bounds, build_network
 from sim.tasks import TASK_NAMES
@@ -39,7 +40,7 @@ class QTOpt(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         config = self.config
-        seed = (config.seed << 32) + self.global_step
+        seed = ((config.seed * 4096 + self.global_rank) << 32) + self.global_step
         generator = torch.Generator(self.device).manual_seed(seed)
         cutter = torch.Generator().manual_seed(seed) if config.random_crop else None
         corner, next_corner = (crop_corner(batch.image, config.image_size, cutter) for _ in range(2))
@@ -66,8 +67,9 @@ class QTOpt(lightning.LightningModule):
             loss = loss + cloning
             info["cloning"] = cloning.detach()
         if config.landmark_weight:
-            point = (batch.point * batch.image.shape[-1] - corner[:, None].to(self.device)) / config.image_size
-            pointing = point_loss(attention.float(), point, batch.point_visible)
+            point = in_crop(batch.point, batch.image, corner.to(self.device), config.image_size)
+            visible = batch.point_present & (point > 0).all(-1) & (point < 1).all(-1)
+            pointing = point_loss(attention.float(), point, visible)
             telling = landmark_loss(landmark.float(), batch.landmark, batch.landmark_present)
             loss = loss + config.landmark_weight * (pointing + telling)
             info |= {"point": pointing.detach(), "landmark": telling.detach()}
@@ -155,10 +157,12 @@ class QTOpt(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What `Policy.load` needs to act, and what another run needs to refuse a mismatch: plain values only."""
         checkpoint["switchyard"] = {
+            "format": FORMAT,
             "network": dataclasses.asdict(self.config.network),
             "cem": dataclasses.asdict(self.config.cem),
             "prior_std": self.config.prior_std,
             "prior_loyalty": self.config.prior_loyalty,
+            "landmark_weight": self.config.landmark_weight,
             "renderer": self.renderer,
             "tasks": list(TASK_NAMES),
             "trained_tasks": list(self.config.tasks),

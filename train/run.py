@@ -7,6 +7,8 @@ import functools
 import json
 import logging
 import os
+import signal
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -20,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from data.batches import BatchStream, Sampler, SamplerConfig
 from data.replay import Replay
-from data.shards import write_atomic
+from data.shards import DatasetError, read_json, write_atomic
 from data.sharing import RULES
 from models.checkpoint import CheckpointError, read_checkpoint
 from sim.tasks import TASK_NAMES, task_by_name
@@ -60,7 +62,10 @@ def train(config: TrainConfig) -> Path:
     quiet_lightning()
     trainer = _trainer(config, out, first_step)
     loader = _loader(config, replay, first_step, trainer.global_rank)
-    trainer.fit(module, loader, ckpt_path=None if resume is None else str(resume), weights_only=True)
+    try:
+        trainer.fit(module, loader, ckpt_path=None if resume is None else str(resume), weights_only=True)
+    except DatasetError as error:  # from a loader process it comes with that process's traceback around it
+        raise DatasetError(str(error).strip().splitlines()[-1].split("DatasetError: ")[-1]) from None
     return out / LAST
 
 
@@ -76,20 +81,19 @@ def _with_present_tasks(config: TrainConfig, replay: Replay) -> TrainConfig:
 def _claim(out: Path, config: TrainConfig) -> Path | None:
     """The checkpoint to go on from, or None for a new run; refuses a folder that holds something else."""
     values = json.loads(json.dumps(dataclasses.asdict(config)))
-    path = out / CONFIG
-    if path.is_file():
-        found = json.loads(path.read_text())
+    path, last = out / CONFIG, out / LAST
+    if path.is_file() and last.is_file():  # options that never trained bind nobody
+        found = read_json(path)
         fixed = {"steps"} if config.learning_rate_decay else set()  # the decay is laid out over the steps
         free = set(FREE_TO_CHANGE) - fixed
         differs = [k for k in values if k not in free and values[k] != found.get(k)]
         if differs:
             pairs = ", ".join(f"{k} {found.get(k)!r} (now {values[k]!r})" for k in differs)
             raise CheckpointError(f"{out}: already holds a run with other options: {pairs}; choose another --out")
-    elif out.exists() and any(out.iterdir()):
+    elif not path.is_file() and out.exists() and any(out.iterdir()):
         raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {CONFIG})")
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(values, indent=1))
-    last = out / LAST
     return last if last.is_file() else None
 
 
@@ -103,8 +107,13 @@ def _loader(config: TrainConfig, replay: Replay, first_step: int, rank: int) -> 
         batch_size=None,
         num_workers=config.workers,
         prefetch_factor=4 if config.workers else None,
+        worker_init_fn=_ignore_interrupt,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _ignore_interrupt(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
 
 def _trainer(config: TrainConfig, out: Path, first_step: int) -> lightning.Trainer:
@@ -131,20 +140,27 @@ def _trainer(config: TrainConfig, out: Path, first_step: int) -> lightning.Train
 
 
 class SaveAtEnd(Callback):
-    """Writes the last checkpoint when training ends or is interrupted by Ctrl-C."""
+    """Writes the last checkpoint when training ends. Ctrl-C ends it after the step under way, so that what is saved is
+    the state between two steps; a second one stops at once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._interrupted = False
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGINT, functools.partial(self._interrupt, trainer))
+
+    def _interrupt(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self._interrupted = trainer.should_stop = True
+        signal.signal(signal.SIGINT, self._handler)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         trainer.save_checkpoint(self._path)
-
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
-        if isinstance(exception, KeyboardInterrupt):
-            trainer.save_checkpoint(self._path)
+        if self._interrupted:
             print(f"\nstopped: {self._path} holds step {trainer.global_step}; the same command goes on from there")
+        elif threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._handler)
 
 
 def resolve_precision(name: str) -> str:
