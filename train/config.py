@@ -115,6 +115,7 @@ _VISION_64 = replace(
     lagged_target_steps=1000,
     unseen_actions=32,
     nearby_share=0.5,
+    landmark_weight=0.3,
     workers=2,
 )
 _DEMO = replace(
@@ -132,7 +133,6 @@ _DEMO = replace(
     cem_elites=4,
     unseen_actions=16,
     prior=True,
-    landmark_weight=0.3,
     random_crop=False,
     conservative_weight=0.3,
     workers=1,
