@@ -10,7 +10,7 @@ import torch
 
 from sim.tasks import TASK_NAMES
 
-FORMAT = 2  # of what `on_save_checkpoint` writes (train/qtopt.py) and of the networks' layers
+FORMAT = 1  # of what `on_save_checkpoint` writes (train/qtopt.py) and of the networks' layers
 
 
 class CheckpointError(ValueError):
