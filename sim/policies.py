@@ -21,6 +21,7 @@ FINGER_DEPTH_M = 0.038  # how far below an object's top the finger tips may reac
 CARRY_BOTTOM_M = 0.075  # a carried object clears every rim
 RELEASE_BOTTOM_M = 0.022
 LIFTED_BOTTOM_M = 0.085
+EXACT = np.zeros(4)
 
 
 class Observation(TypedDict):
@@ -80,15 +81,57 @@ class ScriptedPolicy:
         return out
 
 
-def _pick(state: SceneState, target: int) -> NDArray[np.float32]:
+class CrudePolicy:
+    """A scripted pick and place that misjudges where its target is and often does not look whether it holds it.
+
+    The bootstrap of QT-Opt (sec. 4.3) and MT-Opt: a random approach, a grasp, a random release. Each attempt draws an
+    error of place and angle, `noise` times Gaussian, kept until the fingers open again; after a failed grasp it tries
+    again in two of five cases, else it lifts nothing and terminates. One instance serves one batch, for one episode.
+    """
+
+    lift_error = np.array([0.036, 0.036, 0.014, 0.50])  # standard deviations at noise 1: m, m, m, rad
+    place_error = np.array([0.040, 0.040, 0.015, 0.0])
+    attention = 0.4  # probability to notice a failed grasp
+
+    def __init__(self, noise: float = 1.0) -> None:
+        self.noise = noise
+        self._attempts: dict[int, tuple[NDArray[np.float64], bool]] = {}  # of each scene: error, whether it will notice
+
+    def act(
+        self, observation: Observation, task_index: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.float32]:
+        out = np.zeros((len(task_index), actions.ACTION_SIZE), np.float32)
+        for b, index in enumerate(task_index):
+            state, skill, target = SceneState(observation["state"][b]), SKILLS[index], TASKS[TASK_NAMES[index]].target
+            if b not in self._attempts:
+                scale = self.lift_error if skill == "lift" else self.place_error
+                self._attempts[b] = (self.noise * rng.normal(0.0, scale), bool(rng.random() < self.attention))
+            error, notices = self._attempts[b]
+            out[b] = (_pick if skill == "lift" else _place)(state, target, error, notices)
+            if out[b, 4] == actions.OPEN:
+                del self._attempts[b]
+            out[b, :4] += self.noise * rng.normal(0.0, [0.008, 0.008, 0.005, 0.08])
+        out[:, :4] = np.clip(out[:, :4], -actions.BOUNDS, actions.BOUNDS)
+        return out
+
+
+def _pick(
+    state: SceneState, target: int, error: NDArray[np.float64] = EXACT, notices: bool = True
+) -> NDArray[np.float32]:
+    """One step of a pick whose target seems to lie `error` [4] (m, rad) away; who `notices` drops a failed grasp."""
     tip = state["gripper_position"]
     if int(state["held"]) == target:
         if state["object_bottom"][target] >= LIFTED_BOTTOM_M:
             return _action(np.zeros(3), 0.0, actions.TERMINATE)
         return _action(np.array([0.0, 0.0, 0.055]), 0.0, actions.NONE)
     if state["gripper_closed"] > 0:
-        return _action(np.array([0.0, 0.0, 0.05]), 0.0, actions.OPEN)
+        if notices:
+            return _action(np.array([0.0, 0.0, 0.05]), 0.0, actions.OPEN)
+        command = actions.TERMINATE if tip[2] > 0.12 else actions.NONE
+        return _action(np.array([0.0, 0.0, 0.055]), 0.0, command)
     spot, turn = _grasp(state, target)
+    spot += error[:3]
+    turn += error[3]
     move = spot - tip
     beside = float(np.hypot(move[0], move[1]))
     if beside > 0.03:
@@ -119,7 +162,10 @@ def _grasp(state: SceneState, target: int) -> tuple[NDArray[np.float32], float]:
     return spot, float((turn + fold / 2) % fold - fold / 2)
 
 
-def _place(state: SceneState, target: int) -> NDArray[np.float32]:
+def _place(
+    state: SceneState, target: int, error: NDArray[np.float64] = EXACT, notices: bool = True
+) -> NDArray[np.float32]:
+    """One step of a place whose fixture seems to lie `error` [4] away."""
     tip = state["gripper_position"]
     if state["gripper_closed"] == 0:
         if tip[2] > 0.17:
@@ -128,7 +174,7 @@ def _place(state: SceneState, target: int) -> NDArray[np.float32]:
     held = int(state["held"])
     if held < 0:  # dropped on the way
         return _action(np.array([0.0, 0.0, 0.05]), 0.0, actions.OPEN)
-    move = state["fixture_position"][target] - state["object_position"][held]
+    move = state["fixture_position"][target].astype(np.float64) + error[:3] - state["object_position"][held]
     beside = float(np.hypot(move[0], move[1]))
     bottom = float(state["object_bottom"][held])
     move[2] = (CARRY_BOTTOM_M if beside > 0.05 else RELEASE_BOTTOM_M) - bottom

@@ -17,6 +17,7 @@ from sim.options import choose
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES, SceneState
 
 LIFT_HEIGHT_M = 0.06  # the lowest point of a lifted object is at least this high
+LEAST_GRIP_M = 0.005  # fingers closer than this hold nothing between them: it lies on top of them
 REST_SPEED_M_S = 0.05  # a placed object moves slower than this
 REST_SPIN_RAD_S = 1.0
 UPRIGHT_COSINE = 0.94  # a fixture tilted by more than 20 degrees holds nothing
@@ -24,11 +25,13 @@ FIXTURE_RADIUS_M = {"bowl": 0.085, "plate": 0.105, "divider-plate": 0.115}  # an
 
 
 def lifted(state: SceneState, *, object_index: int) -> NDArray[np.bool_]:
-    """True where the object is held by both fingers, high, and touches neither table nor object nor fixture."""
+    """True where the object is held between the closed fingers, high, clear of table, other objects and fixtures."""
     i = object_index
     return (
         (state["object_present"][..., i] > 0)
         & (state["object_on_finger"][..., i, :] > 0).all(-1)
+        & (state["gripper_closed"] > 0)
+        & (state["finger_width"] >= LEAST_GRIP_M)
         & (state["object_bottom"][..., i] >= LIFT_HEIGHT_M)
         & (state["object_on_table"][..., i] == 0)
         & (state["object_on_object"][..., i] == 0)

@@ -29,6 +29,7 @@ def _final_state(accepted):
         if TASKS[name].skill == "lift":
             state["object_present"][target] = 1
             state["object_on_finger"][target] = 1
+            state["gripper_closed"][...], state["finger_width"][...] = 1, 0.03
             state["object_bottom"][target] = 0.10
         else:
             state["object_present"][6] = 1
@@ -44,7 +45,7 @@ def _make_episode(task="lift-banana", steps=2, accepted=(), levels=None, rng=Non
     levels = list(range(0, 20 * (steps + 1), 20)) if levels is None else levels
     state = np.stack([SceneState.empty().vector] * steps + [_final_state(accepted).vector])
     SceneState(state)["gripper_position"][:, 2] = rng.uniform(0.02, 0.3, steps + 1)
-    SceneState(state)["gripper_closed"][...] = rng.integers(0, 2, steps + 1)
+    SceneState(state)["gripper_closed"][:-1] = rng.integers(0, 2, steps)
     return Episode(
         task_index=TASKS[task].index,
         terminated=True,

@@ -19,6 +19,8 @@ def lifted_banana():
     state["object_on_finger"][BANANA] = 1
     state["object_bottom"][BANANA] = 0.08
     state["object_on_table"][BOTTLE] = 1
+    state["gripper_closed"][...] = 1
+    state["finger_width"][...] = 0.035
     state["held"][...] = BANANA
     return state
 
@@ -70,6 +72,7 @@ def test_each_lift_task_accepts_its_own_object_alone(index):
     state["object_present"][index] = 1
     state["object_on_finger"][index] = 1
     state["object_bottom"][index] = 0.08
+    state["gripper_closed"][...], state["finger_width"][...] = 1, 0.03
     assert accepted(state) == {f"lift-{OBJECT_NAMES[index]}"}
 
 
@@ -92,6 +95,25 @@ def test_height_counts_from_six_centimetres():
 def test_an_object_on_one_finger_only_is_not_lifted(finger):
     state = lifted_banana()
     state["object_on_finger"][BANANA, finger] = 0
+    assert accepted(state) == set()
+
+
+def test_an_object_pushed_up_a_wall_by_one_finger_is_not_lifted():
+    state = lifted_banana()
+    state["object_on_finger"][BANANA] = [1, 0]
+    state["object_on_object"][[BANANA, BOTTLE]] = 1
+    assert accepted(state) == set()
+
+
+def test_an_object_balanced_on_the_closed_gripper_is_not_lifted():
+    state = lifted_banana()
+    state["finger_width"][...] = 0.001
+    assert accepted(state) == set()
+
+
+def test_an_object_that_leans_on_both_open_fingers_is_not_lifted():
+    state = lifted_banana()
+    state["gripper_closed"][...] = 0
     assert accepted(state) == set()
 
 

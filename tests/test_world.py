@@ -15,7 +15,7 @@ import sim.world
 from sim import actions
 from sim.env import PickPlaceEnv, as_action, as_batch
 from sim.objects import OBJECTS
-from sim.policies import RandomPolicy, ScriptedPolicy
+from sim.policies import CrudePolicy, RandomPolicy, ScriptedPolicy
 from sim.state import OBJECT_NAMES, SceneState
 from sim.tasks import SKILLS, TASK_NAMES, TASKS, verdicts
 from sim.views import frame_size
@@ -267,6 +267,14 @@ def test_close_and_open_move_the_fingers(env):
 def test_noise_spoils_the_scripted_policy_but_not_always(env):
     won = sum(run(env, ScriptedPolicy(1.5), TASK_NAMES[seed % 10], seed)[1] for seed in range(20))
     assert 2 <= won <= 18
+
+
+def test_the_crude_policy_fails_often_at_lifting_and_sometimes_at_placing(env):
+    won = [run(env, CrudePolicy(), TASK_NAMES[seed % 10], seed)[1] for seed in range(100)]
+    lifts = [reward for seed, reward in enumerate(won) if seed % 10 < 7]
+    places = [reward for seed, reward in enumerate(won) if seed % 10 >= 7]
+    assert 0.25 < np.mean(lifts) < 0.6
+    assert 0.6 < np.mean(places) < 0.97
 
 
 def test_every_object_is_drawn_in_its_own_colours():
