@@ -12,7 +12,7 @@ import os
 import queue
 import signal
 import threading
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,31 +33,38 @@ from data.shards import (
     write_shard,
 )
 from sim.options import choose
+from sim.policies import COLLECTORS
 from sim.tasks import TASK_NAMES, TASKS, check_tasks
 from sim.views import RENDERERS, check_size, frame_size
 
 FREE_TO_CHANGE = ("episodes", "workers")  # options that may differ when a dataset is continued
 
 
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True, kw_only=True)
 class CollectConfig:
     """What to collect. `size` is the network's crop in px; frames are stored a little larger (sim/views.py)."""
 
-    out: str
-    episodes: int = 2000
-    size: int = 472
-    workers: int = os.cpu_count() or 1
-    tasks: tuple[str, ...] = TASK_NAMES
-    noise: float = 1.5  # each episode draws its own between 0 and this
-    seed: int = 0
-    renderer: str = "auto"
-    quality: int = 95
-    episodes_per_shard: int = 20
+    out: str = field(metadata={"help": "folder of the dataset"})
+    episodes: int = _option(2000, "in all; the tasks take turns")
+    size: int = _option(472, "what the network will see, px")
+    workers: int = _option(len(os.sched_getaffinity(0)), "processes")
+    tasks: tuple[str, ...] = _option(TASK_NAMES, "tasks to collect")
+    policy: str = _option("crude", f"of {', '.join(COLLECTORS)}")
+    noise: float = _option(1.0, "of the policy; scripted: each episode draws its own between 0 and this")
+    seed: int = _option(0, "of everything; episode n depends on (seed, n) alone")
+    renderer: str = _option("auto", f"of {', '.join(RENDERERS)}")
+    quality: int = _option(95, "of the JPEG frames, 1 to 100")
+    episodes_per_shard: int = _option(20, "episodes in one file")
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
         check_size(self.size)
         choose("renderer", self.renderer, RENDERERS)
+        choose("policy", self.policy, tuple(COLLECTORS))
         for name in ("noise", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is 0 or more, got {getattr(self, name)}")
@@ -214,12 +221,12 @@ def _end_with_parent() -> None:
 def collect_episode(env: Any, config: CollectConfig, index: int) -> Episode:
     """Episode number `index` of the dataset: its task goes round, its randomness is (seed, index)."""
     from sim.env import as_action, as_batch
-    from sim.policies import ScriptedPolicy
 
     rng = np.random.default_rng([config.seed, index])
     task = TASKS[config.tasks[index % len(config.tasks)]]
-    noise = float(rng.uniform(0.0, config.noise))
-    policy = ScriptedPolicy(noise)
+    kind = COLLECTORS[config.policy]
+    noise = config.noise * (1 - kind.noise_spread * (1 - rng.random()))
+    policy = kind(noise)
     observation, info = env.reset(seed=int(rng.integers(2**31)), options={"task": task.name})
     frames, states, outcomes, taken = [], [], [], []
     terminated = truncated = False

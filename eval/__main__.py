@@ -34,7 +34,7 @@ class EvalConfig:
     tasks: tuple[str, ...] = field(default=(), metadata={"help": "default: those it was trained for"})
     policies: tuple[str, ...] = field(default=("checkpoint", "random"), metadata={"help": f"of {', '.join(POLICIES)}"})
     seed: int = field(default=1000, metadata={"help": "of scenes and policies; collection's seeds are apart"})
-    workers: int = field(default=os.cpu_count() or 1, metadata={"help": "processes"})
+    workers: int = field(default=len(os.sched_getaffinity(0)), metadata={"help": "processes"})
     renderer: str = field(default="auto", metadata={"help": "auto: the one the checkpoint was trained on"})
     reuse: bool = field(default=False, metadata={"help": "print an evaluation that is already there"})
     data: str = field(default="", metadata={"help": "its dataset, to show the data's own success"})

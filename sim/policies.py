@@ -62,6 +62,8 @@ class ScriptedPolicy:
     Noise is Gaussian on the motion, and now and then a random command.
     """
 
+    noise_spread = 1.0  # collection draws each episode's noise from all below the one asked for
+
     def __init__(self, noise: float = 0.0) -> None:
         self.noise = noise
 
@@ -91,6 +93,7 @@ class CrudePolicy:
 
     lift_error = np.array([0.036, 0.036, 0.014, 0.50])  # standard deviations at noise 1: m, m, m, rad
     place_error = np.array([0.040, 0.040, 0.015, 0.0])
+    noise_spread = 0.0  # collection takes the noise asked for
     attention = 0.4  # probability to notice a failed grasp
 
     def __init__(self, noise: float = 1.0) -> None:
@@ -113,6 +116,9 @@ class CrudePolicy:
             out[b, :4] += self.noise * rng.normal(0.0, [0.008, 0.008, 0.005, 0.08])
         out[:, :4] = np.clip(out[:, :4], -actions.BOUNDS, actions.BOUNDS)
         return out
+
+
+COLLECTORS: dict[str, type[CrudePolicy | ScriptedPolicy]] = {"crude": CrudePolicy, "scripted": ScriptedPolicy}
 
 
 def _pick(

@@ -102,7 +102,7 @@ def test_a_finished_collection_is_left_as_it_is(copied, tiny_collection):
     ("other", "message"),
     [
         ({"seed": 4}, r"other options: seed 3 \(now 4\)"),
-        ({"noise": 0.25}, r"other options: noise 1\.5 \(now 0\.25\)"),
+        ({"noise": 0.25}, r"other options: noise 1\.0 \(now 0\.25\)"),
         ({"size": 64}, r"other options: size 48 \(now 64\)"),
         ({"tasks": ("lift-can",)}, "other options: tasks"),
         ({"renderer": "egl"}, "rendered by tiny, asked for egl"),
@@ -149,7 +149,9 @@ def test_a_damaged_list_of_options_is_refused_by_name(copied, tiny_collection):
         ({"quality": 101}, "quality is 1 to 100, got 101"),
         ({"tasks": ("lift-cann",)}, "unknown task 'lift-cann'.*Did you mean 'lift-can'"),
         ({"renderer": "tinny"}, "unknown renderer 'tinny'.*Did you mean 'tiny'"),
+        ({"policy": "crud"}, "unknown policy 'crud'.*Did you mean 'crude'"),
         ({"size": 20}, "no network sees 20 px"),
+        ({"seed": -1}, "seed is 0 or more"),
         ({"noise": -1.0}, "noise"),
         ({"tasks": ()}, "task"),
     ],
