@@ -13,7 +13,7 @@ from sim.tasks import TASK_NAMES
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    add_options(commands.add_parser("collect", help="collect episodes with a policy that needs no learning"), CollectConfig)
+    add_options(commands.add_parser("collect", help="collect episodes by a scripted policy"), CollectConfig)
     info = commands.add_parser("info", help="check a dataset's tables and print what it holds")
     info.add_argument("folder")
     options = vars(parser.parse_args(arguments))
