@@ -96,6 +96,8 @@ def collect(config: CollectConfig) -> dict[str, Any]:
     if not todo:
         tqdm.write(f"{folder}: all {config.episodes} episodes are there")
     else:
+        if config.episodes < len(config.tasks):
+            tqdm.write(f"{config.episodes} episodes reach the first {config.episodes} of {len(config.tasks)} tasks")
         _run_workers(config, todo, rows, done)
     return _write_manifest(folder, config, rows)
 
@@ -153,6 +155,8 @@ def _run_workers(config: CollectConfig, todo: list[int], rows: dict[int, dict[st
                 if not any(worker.is_alive() for worker in workers):
                     raise DatasetError("every collecting worker has died; its error is printed above") from None
                 continue
+            if kind == "error":
+                raise DatasetError(value)
             if kind == "episode":
                 collected += 1
                 successes += value
@@ -187,8 +191,6 @@ def _write_manifest(folder: Path, config: CollectConfig, rows: dict[int, dict[st
 
 def _worker(config: CollectConfig, jobs: mp.Queue[int], news: mp.Queue[tuple[str, Any]]) -> None:
     """Make shards until there is no job left. Ctrl-C is the parent's to handle."""
-    from sim.env import PickPlaceEnv
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
@@ -196,18 +198,27 @@ def _worker(config: CollectConfig, jobs: mp.Queue[int], news: mp.Queue[tuple[str
             number = jobs.get(timeout=0.5)
         except queue.Empty:
             return
-        env = PickPlaceEnv(image_size=frame_size(config.size), renderer=config.renderer)
-        first = number * config.episodes_per_shard
-        last = min(first + config.episodes_per_shard, config.episodes)
-        episodes = []
-        for index in range(first, last):
-            episodes.append(collect_episode(env, config, index))
-            news.put(("episode", bool(episodes[-1].verdict[-1, episodes[-1].task_index])))
-        env.close()
-        attributes = {"renderer": config.renderer, "seed": config.seed}
-        attributes |= {"size": config.size, "first_episode": first, "config": json.dumps(asdict(config))}
-        row = write_shard(Path(config.out) / shard_name(number), episodes, attributes)
-        news.put(("shard", (number, row)))
+        try:
+            news.put(("shard", (number, _make_shard(config, number, news))))
+        except (OSError, ValueError) as error:  # a full disk, say
+            news.put(("error", f"{shard_name(number)}: {error}"))
+            return
+
+
+def _make_shard(config: CollectConfig, number: int, news: mp.Queue[tuple[str, Any]]) -> dict[str, Any]:
+    from sim.env import PickPlaceEnv
+
+    env = PickPlaceEnv(image_size=frame_size(config.size), renderer=config.renderer)
+    first = number * config.episodes_per_shard
+    last = min(first + config.episodes_per_shard, config.episodes)
+    episodes = []
+    for index in range(first, last):
+        episodes.append(collect_episode(env, config, index))
+        news.put(("episode", bool(episodes[-1].verdict[-1, episodes[-1].task_index])))
+    env.close()
+    attributes = {"renderer": config.renderer, "seed": config.seed, "size": config.size}
+    attributes |= {"first_episode": first, "config": json.dumps(asdict(config))}
+    return write_shard(Path(config.out) / shard_name(number), episodes, attributes)
 
 
 def _end_with_parent() -> None:

@@ -146,10 +146,13 @@ class Shard:
     def __init__(self, path: Path, expected_bytes: int | None = None) -> None:
         self.path = path
         if not path.is_file():
-            raise DatasetError(f"{path}: the manifest lists this shard but it is missing")
+            raise DatasetError(f"{path}: the manifest lists this shard but it is missing; collect again to remake it")
         size = path.stat().st_size
         if expected_bytes is not None and size != expected_bytes:
-            raise DatasetError(f"{path}: damaged shard, {size} bytes where the manifest says {expected_bytes}")
+            raise DatasetError(
+                f"{path}: damaged shard, {size} bytes where the manifest says {expected_bytes}; "
+                "delete it and collect again"
+            )
         try:
             with h5py.File(path, "r") as file:
                 self._read(file)

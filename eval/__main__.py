@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data.shards import read_json, write_atomic
+from data.shards import DatasetError, read_json, write_atomic
 from eval.policy import CEMPolicy
 from eval.report import write_report
 from eval.rollout import POLICIES, EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise, wilson
 from models.checkpoint import CheckpointError, read_checkpoint
-from sim.camera import resolve_renderer
 from sim.options import Parser, add_options, choose, from_options
 from sim.tasks import SKILLS, TASKS, check_tasks
 from sim.views import RENDERERS, frame_size
@@ -74,6 +73,9 @@ def evaluate(config: EvalConfig) -> Path:
     if renderer != about["renderer"]:
         raise CheckpointError(f"{config.checkpoint}: trained on {about['renderer']} images, asked to act on {renderer}")
     tasks = config.tasks or tuple(about["trained_tasks"])
+    untrained = [name for name in tasks if name not in about["trained_tasks"]]
+    if untrained:
+        raise CheckpointError(f"{config.checkpoint}: never trained for {', '.join(untrained)}")
     out = Path(config.out or Path(config.checkpoint).parent)
     out.mkdir(parents=True, exist_ok=True)
     settings = {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key != "workers"}
@@ -82,8 +84,10 @@ def evaluate(config: EvalConfig) -> Path:
         print_table([EvalResult.from_json(row) for row in found["results"] + found["data"]])
         print(f"report: {out / 'report.html'} (already there)")
         return out / "report.html"
-    data = data_success(config.data, tasks) if config.data else []
     size = about["network"]["image_size"]
+    data = data_success(config.data, tasks, size, renderer) if config.data else []
+    from sim.camera import resolve_renderer  # imports PyBullet, which greets on the terminal
+
     CEMPolicy.load(config.checkpoint)  # what is wrong with it is said here, not by every worker
     if resolve_renderer(renderer, frame_size(size)) != renderer:
         raise CheckpointError(f"{config.checkpoint}: trained on {renderer} images, which this machine cannot render")
@@ -138,11 +142,15 @@ def _roll(
     return sorted(outcomes, key=lambda outcome: (TASKS[outcome.task].index, outcome.number))
 
 
-def data_success(folder: str, tasks: tuple[str, ...]) -> list[EvalResult]:
+def data_success(folder: str, tasks: tuple[str, ...], size: int, renderer: str) -> list[EvalResult]:
     """The success of the episodes that were collected for each task, in the form of a policy's result."""
     from data.replay import Replay
 
     replay = Replay(folder)
+    if (replay.size, replay.renderer) != (size, renderer):
+        raise DatasetError(
+            f"{folder}: {replay.size} px, {replay.renderer}: not the data of a policy of {size} px, {renderer}"
+        )
     results = []
     for name in tasks:
         index = TASKS[name].index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load checks no checksum
+            damaged = archive.testzip()
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint ({(str(error) or type(error).__name__).splitlines()[0]})"
-        ) from error
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({path.stat().st_size} bytes)") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path}: damaged checkpoint, the checksum of {damaged} does not match")
     about = checkpoint.get("switchyard") if isinstance(checkpoint, dict) else None
     if not isinstance(about, dict) or "tasks" not in about:
         raise CheckpointError(f"{path}: a checkpoint, but not one of Switchyard's")

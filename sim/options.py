@@ -15,7 +15,7 @@ Config = TypeVar("Config")
 
 def nearest(name: str, choices: Sequence[str]) -> str:
     """'choose from a, b. Did you mean a?'"""
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.3)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     return f"choose from {', '.join(choices)}." + (f" Did you mean {near[0]!r}?" if near else "")
 
 

@@ -75,7 +75,9 @@ def test_the_datas_own_success_is_that_of_the_episodes_collected_for_the_task(tm
         make_episode("lift-banana", 1, ("lift-can",)),
         make_episode("lift-can", 1, ("lift-banana",)),
     ]
-    rows = data_success(str(write_dataset(tmp_path / "set", [episodes])), ("lift-banana", "lift-can", "lift-milk"))
+    rows = data_success(
+        str(write_dataset(tmp_path / "set", [episodes])), ("lift-banana", "lift-can", "lift-milk"), 16, "tiny"
+    )
     assert [(row.task, row.successes, row.episodes) for row in rows] == [("lift-banana", 1, 2), ("lift-can", 0, 1)]
 
 
@@ -218,6 +220,14 @@ def test_a_worker_that_dies_ends_the_evaluation():
 def test_what_is_wrong_is_said_before_the_first_episode(tiny_checkpoint, tmp_path):
     with pytest.raises(ValueError, match="no dataset here"):
         evaluate(EvalConfig(checkpoint=str(tiny_checkpoint), data=str(tmp_path / "none"), episodes=10**6))
+    with pytest.raises(ValueError, match="never trained for place-plate"):
+        evaluate(EvalConfig(checkpoint=str(tiny_checkpoint), tasks=("place-plate",), episodes=10**6))
+
+
+def test_the_data_of_another_size_is_no_policys_data(tmp_path, make_episode, write_dataset):
+    folder = write_dataset(tmp_path / "set", [[make_episode()]])
+    with pytest.raises(ValueError, match="16 px, tiny: not the data of a policy of 64 px, egl"):
+        data_success(str(folder), ("lift-banana",), 64, "egl")
 
 
 @pytest.mark.parametrize(

@@ -294,9 +294,19 @@ def test_a_truncated_checkpoint_is_refused_by_name(run, tiny_training, keep):
     path = run / "last.ckpt"
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content))])
-    with pytest.raises(CheckpointError, match=r"last\.ckpt: not a readable checkpoint"):
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: not a checkpoint, or a damaged one"):
         train(TrainConfig(out=str(run), **{**tiny_training, "steps": 6}))
     with pytest.raises(CheckpointError, match=r"last\.ckpt"):
+        CEMPolicy.load(path)
+
+
+def test_a_checkpoint_with_a_damaged_weight_is_refused_by_name(run):
+    path = run / "last.ckpt"
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4] = bytes(255 - value for value in content[middle : middle + 4])
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: damaged checkpoint, the checksum of \S+ does not match"):
         CEMPolicy.load(path)
 
 
@@ -319,7 +329,7 @@ class Trap:
 
 def test_a_checkpoint_never_runs_code(tmp_path):
     torch.save({"switchyard": Trap(tmp_path / "sprung")}, tmp_path / "trap.ckpt")
-    with pytest.raises(CheckpointError, match=r"trap\.ckpt: not a readable checkpoint"):
+    with pytest.raises(CheckpointError, match=r"trap\.ckpt: not a checkpoint, or a damaged one"):
         read_checkpoint(tmp_path / "trap.ckpt")
     assert not (tmp_path / "sprung").exists()
 

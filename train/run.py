@@ -133,10 +133,25 @@ def _trainer(config: TrainConfig, out: Path, first_step: int) -> lightning.Train
                 out, filename="last", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
             ),
             SaveAtEnd(out / LAST),
-            TQDMProgressBar(refresh_rate=10),
+            Progress(first_step, refresh_rate=min(10, config.log_every)),
         ],
         enable_model_summary=False,
     )
+
+
+class Progress(TQDMProgressBar):
+    """Lightning's bar, which after a resume neither knows the total nor counts from where the run goes on."""
+
+    def __init__(self, first_step: int, refresh_rate: int) -> None:
+        super().__init__(refresh_rate)
+        self._first_step = first_step
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, *arguments: Any) -> None:
+        super().on_train_epoch_start(trainer, *arguments)
+        self.train_progress_bar.reset(total=trainer.max_steps)
+        self.train_progress_bar.initial = self._first_step
+        self.train_progress_bar.n = self._first_step
+        self.train_progress_bar.set_description("train")
 
 
 class SaveAtEnd(Callback):
@@ -159,6 +174,7 @@ class SaveAtEnd(Callback):
         trainer.save_checkpoint(self._path)
         if self._interrupted:
             print(f"\nstopped: {self._path} holds step {trainer.global_step}; the same command goes on from there")
+            raise SystemExit(130)
         elif threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._handler)
 
