@@ -32,7 +32,7 @@ from data.shards import (
     write_atomic,
     write_shard,
 )
-from sim.options import choose
+from sim.options import choose, option
 from sim.policies import COLLECTORS
 from sim.tasks import TASK_NAMES, TASKS, check_tasks
 from sim.views import RENDERERS, check_size, frame_size
@@ -40,25 +40,21 @@ from sim.views import RENDERERS, check_size, frame_size
 FREE_TO_CHANGE = ("episodes", "workers")  # options that may differ when a dataset is continued
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True, kw_only=True)
 class CollectConfig:
     """What to collect. `size` is the network's crop in px; frames are stored a little larger (sim/views.py)."""
 
     out: str = field(metadata={"help": "folder of the dataset"})
-    episodes: int = _option(2000, "in all; the tasks take turns")
-    size: int = _option(472, "what the network will see, px")
-    workers: int = _option(len(os.sched_getaffinity(0)), "processes")
-    tasks: tuple[str, ...] = _option(TASK_NAMES, "tasks to collect")
-    policy: str = _option("crude", f"of {', '.join(COLLECTORS)}")
-    noise: float = _option(1.0, "of the policy; scripted: each episode draws its own between 0 and this")
-    seed: int = _option(0, "of everything; episode n depends on (seed, n) alone")
-    renderer: str = _option("auto", f"of {', '.join(RENDERERS)}")
-    quality: int = _option(95, "of the JPEG frames, 1 to 100")
-    episodes_per_shard: int = _option(20, "episodes in one file")
+    episodes: int = option(2000, "in all; the tasks take turns")
+    size: int = option(472, "what the network will see, px")
+    workers: int = option(len(os.sched_getaffinity(0)), "processes")
+    tasks: tuple[str, ...] = option(TASK_NAMES, "tasks to collect")
+    policy: str = option("crude", f"of {', '.join(COLLECTORS)}")
+    noise: float = option(1.0, "of the policy; scripted: each episode draws its own between 0 and this")
+    seed: int = option(0, "of everything; episode n depends on (seed, n) alone")
+    renderer: str = option("auto", f"of {', '.join(RENDERERS)}")
+    quality: int = option(95, "of the JPEG frames, 1 to 100")
+    episodes_per_shard: int = option(20, "episodes in one file")
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)

@@ -18,7 +18,7 @@ from eval.policy import CEMPolicy
 from eval.report import write_report
 from eval.rollout import POLICIES, EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise, wilson
 from models.checkpoint import CheckpointError, read_checkpoint
-from sim.options import Parser, add_options, choose, from_options
+from sim.options import Parser, add_options, choose, from_options, option
 from sim.tasks import SKILLS, TASKS, check_tasks
 from sim.views import RENDERERS, frame_size
 
@@ -28,15 +28,15 @@ FILMED_EPISODES = 2  # of each task, shown in the report
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     checkpoint: str = field(metadata={"help": "what to evaluate"})
-    out: str = field(default="", metadata={"help": "folder of eval.json and report.html; default: the checkpoint's"})
-    episodes: int = field(default=50, metadata={"help": "per task"})
-    tasks: tuple[str, ...] = field(default=(), metadata={"help": "default: those it was trained for"})
-    policies: tuple[str, ...] = field(default=("checkpoint", "random"), metadata={"help": f"of {', '.join(POLICIES)}"})
-    seed: int = field(default=1000, metadata={"help": "of scenes and policies; collection's seeds are apart"})
-    workers: int = field(default=len(os.sched_getaffinity(0)), metadata={"help": "processes"})
-    renderer: str = field(default="auto", metadata={"help": "auto: the one the checkpoint was trained on"})
-    reuse: bool = field(default=False, metadata={"help": "print an evaluation that is already there"})
-    data: str = field(default="", metadata={"help": "its dataset, to show the data's own success"})
+    out: str = option("", "folder of eval.json and report.html; default: the checkpoint's")
+    episodes: int = option(50, "per task")
+    tasks: tuple[str, ...] = option((), "default: those it was trained for")
+    policies: tuple[str, ...] = option(("checkpoint", "random"), f"of {', '.join(POLICIES)}")
+    seed: int = option(1000, "of scenes and policies; collection's seeds are apart")
+    workers: int = option(len(os.sched_getaffinity(0)), "processes")
+    renderer: str = option("auto", "auto: the one the checkpoint was trained on")
+    reuse: bool = option(False, "print an evaluation that is already there")
+    data: str = option("", "its dataset, to show the data's own success")
 
     def __post_init__(self) -> None:
         if self.tasks:

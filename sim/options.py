@@ -44,6 +44,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+def option(default: Any, text: str) -> Any:
+    """A field of an options dataclass, with its help text."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
 def add_options(parser: argparse.ArgumentParser, config: type, defaults: Any = None) -> None:
     """One `--option` per field of a dataclass, `-` and `_` alike. Unset options are absent from the namespace."""
     hints = typing.get_type_hints(config)

@@ -2,64 +2,59 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from data.router import RouterConfig
 from data.sharing import RULES
 from models.cem import CEMConfig
 from models.networks import CONDITIONINGS, NetworkConfig
-from sim.options import choose
+from sim.options import choose, option
 from sim.tasks import TASK_NAMES, check_tasks
 from sim.views import SMALL_PX
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Every option of `python -m train`. Where the defaults are not the papers', docs/vision.md says why."""
 
-    data: str = _option("datasets/vision", "folder of the dataset")
-    out: str = _option("runs/vision", "folder of the run: checkpoints, logs, config")
-    seed: int = _option(0, "seed of everything")
-    tasks: tuple[str, ...] = _option(TASK_NAMES, "tasks to train")
-    image_size: int = _option(472, "what the network sees, px; the dataset's size must match")
-    conditioning: str = _option("heads", "heads: one final stack per task; one_hot: the task in the vector branch")
-    steps: int = _option(200_000, "gradient steps")
-    batch_size: int = _option(32, "transitions per step and device, rounded to the same number for every task")
-    learning_rate: float = _option(1e-4, "of Adam")
-    learning_rate_decay: bool = _option(False, "to zero, linearly, over the steps of the run")
-    weight_decay: float = _option(7e-5, "L2")
-    discount: float = _option(0.9, "gamma")
-    target_decay: float = _option(0.9999, "per step, of the averaged weights that give targets and act")
-    lagged_target_steps: int = _option(6000, "lag of the second target in the minimum; 0: no second target")
-    conservative_weight: float = _option(1.0, "of the conservative term")
-    unseen_actions: int = _option(16, "sampled per state for the conservative term")
-    nearby_share: float = _option(0.0, "part of the unseen actions drawn around the data's action")
-    nearby_std: float = _option(0.3, "their spread, in units of the action's bounds")
-    prior: bool = _option(False, "clone the successes, choose among samples of the clone (EMaQ; off in the paper)")
-    prior_std: float = _option(0.1, "spread of those samples, in units of the action's bounds")
-    prior_loyalty: float = _option(1.0, "of log pi_b beside log Q when choosing among them; 0: by Q alone (EMaQ)")
-    landmark_weight: float = _option(0.0, "of the auxiliary prediction of where things are (off in the paper)")
-    rule: str = _option("cds", f"sharing rule: {', '.join(RULES)}")
-    percentile: float = _option(10.0, "k of CDS, percent from the top")
-    shared_part: float = _option(0.5, "part of each task's batch drawn from other tasks")
-    success_part: float = _option(0.5, "part of own transitions from successful episodes")
-    cem_samples: int = _option(64, "candidates a round")
-    cem_elites: int = _option(6, "kept to refit")
-    cem_iterations: int = _option(2, "rounds")
-    random_crop: bool = _option(True, "cut training images at random, else at the centre as in evaluation")
-    precision: str = _option("auto", "32-true, bf16-mixed, or auto: whichever multiplies matrices faster here")
-    devices: int = _option(1, "GPUs or CPU processes per machine")
-    nodes: int = _option(1, "machines")
-    workers: int = _option(1, "loader processes")
-    checkpoint_every: int = _option(1000, "steps between checkpoints")
-    log_every: int = _option(50, "steps between log lines")
+    data: str = option("datasets/vision", "folder of the dataset")
+    out: str = option("runs/vision", "folder of the run: checkpoints, logs, config")
+    seed: int = option(0, "seed of everything")
+    tasks: tuple[str, ...] = option(TASK_NAMES, "tasks to train")
+    image_size: int = option(472, "what the network sees, px; the dataset's size must match")
+    conditioning: str = option("heads", "heads: one final stack per task; one_hot: the task in the vector branch")
+    steps: int = option(200_000, "gradient steps")
+    batch_size: int = option(32, "transitions per step and device, rounded to the same number for every task")
+    learning_rate: float = option(1e-4, "of Adam")
+    learning_rate_decay: bool = option(False, "to zero, linearly, over the steps of the run")
+    weight_decay: float = option(7e-5, "L2")
+    discount: float = option(0.9, "gamma")
+    target_decay: float = option(0.9999, "per step, of the averaged weights that give targets and act")
+    lagged_target_steps: int = option(6000, "lag of the second target in the minimum; 0: no second target")
+    conservative_weight: float = option(1.0, "of the conservative term")
+    unseen_actions: int = option(16, "sampled per state for the conservative term")
+    nearby_share: float = option(0.0, "part of the unseen actions drawn around the data's action")
+    nearby_std: float = option(0.3, "their spread, in units of the action's bounds")
+    prior: bool = option(False, "clone the successes, choose among samples of the clone (EMaQ; off in the paper)")
+    prior_std: float = option(0.1, "spread of those samples, in units of the action's bounds")
+    prior_loyalty: float = option(1.0, "of log pi_b beside log Q when choosing among them; 0: by Q alone (EMaQ)")
+    landmark_weight: float = option(0.0, "of the auxiliary prediction of where things are (off in the paper)")
+    rule: str = option("cds", f"sharing rule: {', '.join(RULES)}")
+    percentile: float = option(10.0, "k of CDS, percent from the top")
+    shared_part: float = option(0.5, "part of each task's batch drawn from other tasks")
+    success_part: float = option(0.5, "part of own transitions from successful episodes")
+    cem_samples: int = option(64, "candidates a round")
+    cem_elites: int = option(6, "kept to refit")
+    cem_iterations: int = option(2, "rounds")
+    random_crop: bool = option(True, "cut training images at random, else at the centre as in evaluation")
+    precision: str = option("auto", "32-true, bf16-mixed, or auto: whichever multiplies matrices faster here")
+    devices: int = option(1, "GPUs or CPU processes per machine")
+    nodes: int = option(1, "machines")
+    workers: int = option(1, "loader processes")
+    checkpoint_every: int = option(1000, "steps between checkpoints")
+    log_every: int = option(50, "steps between log lines")
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
