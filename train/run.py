@@ -175,7 +175,7 @@ class SaveAtEnd(Callback):
         if self._interrupted:
             print(f"\nstopped: {self._path} holds step {trainer.global_step}; the same command goes on from there")
             raise SystemExit(130)
-        elif threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._handler)
 
 
