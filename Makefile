@@ -21,7 +21,7 @@ DEMO_STEPS ?= 2600
 DEMO_EVALUATIONS ?= 20
 ARGS ?=
 
-.PHONY: help setup demo test lint bench collect train-vision evaluate clean
+.PHONY: help setup demo test lint bench bench-world collect train-vision evaluate clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -51,6 +51,9 @@ lint: $(READY)  ## ruff, mypy, import-linter
 
 bench: $(READY)  ## speed beside peers and ceilings: a table and bench/results/bench.json
 	@$(PY) -m bench $(ARGS)
+
+bench-world: $(READY)  ## the world's own figures: speed, success of the experts, renderers, stability (40 minutes)
+	@$(PY) -m bench --only world,tasks,renderers,stability $(ARGS)
 
 collect: $(READY)  ## collect EPISODES at SIZE px with WORKERS processes into DATA
 	@$(PY) -m data collect --out $(DATA) --episodes $(EPISODES) --size $(SIZE) --workers $(WORKERS) --seed $(SEED) $(ARGS)

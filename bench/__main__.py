@@ -13,6 +13,9 @@ from sim.options import Parser, choose
 # processes of a benchmark import this file again and should not pay for torch.
 BENCHMARKS: dict[str, str] = {
     "world": "bench.world",
+    "tasks": "bench.tasks",
+    "renderers": "bench.renderers",
+    "stability": "bench.stability",
     "collecting": "bench.collecting",
     "training": "bench.training",
 }
@@ -20,7 +23,9 @@ BENCHMARKS: dict[str, str] = {
 
 def main() -> int:
     parser = Parser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--only", default=",".join(BENCHMARKS), metavar="NAME,...", help="which benchmarks to run")
+    usual = ",".join(name for name in BENCHMARKS if name != "stability")
+    text = f"of {', '.join(BENCHMARKS)}; default: all but stability, which takes half an hour"
+    parser.add_argument("--only", default=usual, metavar="NAME,...", help=text)
     parser.add_argument("--quick", action="store_true", help="tiny counts: shows that everything runs, not how fast")
     options = parser.parse_args()
     try:

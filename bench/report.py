@@ -17,13 +17,15 @@ RESULTS = Path(__file__).parent / "results"
 class Row:
     """One measured figure. `peer` is what it is compared with, in the same unit; what was not measured is None.
 
-    `ratio` is always "how many times as fast as the peer". `target` is the least wanted ratio or value.
+    `ratio` is always "how many times as fast as the peer". `target` is the least wanted ratio or value, `most` the
+    greatest.
     """
 
     name: str
     value: float | None
     unit: str
     target: float | None = None
+    most: float | None = None
     target_of: Literal["ratio", "value"] = "ratio"
     peer: float | None = None
     ratio: float | None = None
@@ -32,7 +34,9 @@ class Row:
     @property
     def passed(self) -> bool | None:
         reached = self.ratio if self.target_of == "ratio" else self.value
-        return None if self.target is None or reached is None else reached >= self.target
+        if reached is None or (self.target is None and self.most is None):
+            return None
+        return (self.target is None or reached >= self.target) and (self.most is None or reached <= self.most)
 
 
 def machine() -> dict[str, Any]:
@@ -73,7 +77,9 @@ def print_table(rows: list[Row], about: dict[str, Any]) -> None:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    target = "" if row.target is None else f"{row.target:g}" + ("x" if row.target_of == "ratio" else f" {row.unit}")
+    least = "" if row.target is None else f">= {row.target:g}"
+    wanted = " ".join(part for part in (least, "" if row.most is None else f"<= {row.most:g}") if part)
+    target = wanted + ("x" if wanted and row.target_of == "ratio" else "")
     return (
         row.name,
         _number(row.value),

@@ -1,7 +1,7 @@
 """Collection: worker processes fill shards with scripted episodes, resumable to exactly the asked number.
 
-Every episode's randomness comes from (seed, episode number) alone and every shard gets a fresh world, so the episodes
-do not depend on the number of workers, and a shard that was interrupted is simply made again.
+Every episode's randomness comes from (seed, episode number) alone and a reset leaves nothing of the episode before, so
+they do not depend on the number of workers, and a shard that was interrupted is simply made again.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ from data.shards import (
     write_atomic,
     write_shard,
 )
+from sim.looks import SPLITS
 from sim.options import choose, option
 from sim.policies import COLLECTORS
+from sim.scenes import FACTORS, read_factors
 from sim.tasks import TASK_NAMES, TASKS, check_tasks
 from sim.views import RENDERERS, check_size, frame_size
 
@@ -53,6 +55,8 @@ class CollectConfig:
     noise: float = option(1.0, "of the policy; scripted: each episode draws its own between 0 and this")
     seed: int = option(0, "of everything; episode n depends on (seed, n) alone")
     renderer: str = option("auto", f"of {', '.join(RENDERERS)}")
+    randomise: str = option("all", f"all, none, or some of {', '.join(FACTORS)}")
+    split: str = option("train", f"of {', '.join(SPLITS)}: looks and sizes that never occur in the other")
     quality: int = option(95, "of the JPEG frames, 1 to 100")
     episodes_per_shard: int = option(20, "episodes in one file")
 
@@ -61,6 +65,8 @@ class CollectConfig:
         check_size(self.size)
         choose("renderer", self.renderer, RENDERERS)
         choose("policy", self.policy, tuple(COLLECTORS))
+        choose("split", self.split, SPLITS)
+        read_factors(self.randomise)
         for name in ("noise", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is 0 or more, got {getattr(self, name)}")
@@ -120,7 +126,7 @@ def _claim(folder: Path, config: CollectConfig) -> CollectConfig:
     else:
         from sim.camera import resolve_renderer
 
-        config = replace(config, renderer=resolve_renderer(config.renderer, frame_size(config.size)))
+        config = replace(config, renderer=resolve_renderer(config.renderer))
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink()
@@ -177,6 +183,8 @@ def _write_manifest(folder: Path, config: CollectConfig, rows: dict[int, dict[st
         "schema": SCHEMA_VERSION,
         "size": config.size,
         "renderer": config.renderer,
+        "randomise": list(read_factors(config.randomise)),
+        "split": config.split,
         "tasks": list(TASK_NAMES),
         "episodes": sum(row["episodes"] for row in rows.values()),
         "shards": [rows[number] for number in sorted(rows)],
@@ -187,31 +195,32 @@ def _write_manifest(folder: Path, config: CollectConfig, rows: dict[int, dict[st
 
 def _worker(config: CollectConfig, jobs: mp.Queue[int], news: mp.Queue[tuple[str, Any]]) -> None:
     """Make shards until there is no job left. Ctrl-C is the parent's to handle."""
+    from sim.env import PickPlaceEnv
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    env = PickPlaceEnv(
+        image_size=frame_size(config.size), renderer=config.renderer, randomise=config.randomise, split=config.split
+    )
     while True:
         try:
             number = jobs.get(timeout=0.5)
         except queue.Empty:
             return
         try:
-            news.put(("shard", (number, _make_shard(config, number, news))))
+            news.put(("shard", (number, _make_shard(env, config, number, news))))
         except (OSError, ValueError) as error:  # a full disk, say
             news.put(("error", f"{shard_name(number)}: {error}"))
             return
 
 
-def _make_shard(config: CollectConfig, number: int, news: mp.Queue[tuple[str, Any]]) -> dict[str, Any]:
-    from sim.env import PickPlaceEnv
-
-    env = PickPlaceEnv(image_size=frame_size(config.size), renderer=config.renderer)
+def _make_shard(env: Any, config: CollectConfig, number: int, news: mp.Queue[tuple[str, Any]]) -> dict[str, Any]:
     first = number * config.episodes_per_shard
     last = min(first + config.episodes_per_shard, config.episodes)
     episodes = []
     for index in range(first, last):
         episodes.append(collect_episode(env, config, index))
         news.put(("episode", bool(episodes[-1].verdict[-1, episodes[-1].task_index])))
-    env.close()
     attributes = {"renderer": config.renderer, "seed": config.seed, "size": config.size}
     attributes |= {"first_episode": first, "config": json.dumps(asdict(config))}
     return write_shard(Path(config.out) / shard_name(number), episodes, attributes)

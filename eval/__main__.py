@@ -18,7 +18,9 @@ from eval.policy import CEMPolicy
 from eval.report import write_report
 from eval.rollout import POLICIES, EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise, wilson
 from models.checkpoint import CheckpointError, read_checkpoint
+from sim.looks import SPLITS
 from sim.options import Parser, add_options, choose, from_options, option
+from sim.scenes import FACTORS, read_factors
 from sim.tasks import SKILLS, TASKS, check_tasks
 from sim.views import RENDERERS, frame_size
 
@@ -35,6 +37,8 @@ class EvalConfig:
     seed: int = option(1000, "of scenes and policies; collection's seeds are apart")
     workers: int = option(len(os.sched_getaffinity(0)), "processes")
     renderer: str = option("auto", "auto: the one the checkpoint was trained on")
+    randomise: str = option("auto", f"auto: what the checkpoint's data had; all, none, or some of {', '.join(FACTORS)}")
+    split: str = option("train", f"of {', '.join(SPLITS)}: test has looks and sizes that no training data has")
     reuse: bool = option(False, "print an evaluation that is already there")
     data: str = option("", "its dataset, to show the data's own success")
 
@@ -44,6 +48,9 @@ class EvalConfig:
         for name in self.policies:
             choose("policy", name, tuple(POLICIES))
         choose("renderer", self.renderer, RENDERERS)
+        choose("split", self.split, SPLITS)
+        if self.randomise != "auto":
+            read_factors(self.randomise)
         for name in ("episodes", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
@@ -89,12 +96,14 @@ def evaluate(config: EvalConfig) -> Path:
     from sim.camera import resolve_renderer  # imports PyBullet, which greets on the terminal
 
     CEMPolicy.load(config.checkpoint)  # what is wrong with it is said here, not by every worker
-    if resolve_renderer(renderer, frame_size(size)) != renderer:
+    if resolve_renderer(renderer) != renderer:
         raise CheckpointError(f"{config.checkpoint}: trained on {renderer} images, which this machine cannot render")
+    randomise = tuple(about["randomise"]) if config.randomise == "auto" else read_factors(config.randomise)
+    world = {"image_size": frame_size(size), "renderer": renderer, "randomise": randomise, "split": config.split}
     results: list[EvalResult] = []
     films: list[EpisodeOutcome] = []
     for policy in config.policies:
-        outcomes = _roll(config, policy, tasks, size, renderer)
+        outcomes = _roll(config, policy, tasks, world)
         results += summarise(outcomes, policy, config.checkpoint if policy == "checkpoint" else None, config.seed)
         films += [outcome for outcome in outcomes if outcome.film]
     payload = {
@@ -102,6 +111,8 @@ def evaluate(config: EvalConfig) -> Path:
         "checkpoint": config.checkpoint,
         "steps": about["steps"],
         "renderer": renderer,
+        "randomise": randomise,
+        "split": config.split,
         "image_size": size,
         "results": [result.to_json() for result in results],
         "data": [result.to_json() for result in data],
@@ -123,9 +134,7 @@ def _finished(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     return found if found.get("settings") == settings else None
 
 
-def _roll(
-    config: EvalConfig, policy: str, tasks: tuple[str, ...], image_size: int, renderer: str
-) -> list[EpisodeOutcome]:
+def _roll(config: EvalConfig, policy: str, tasks: tuple[str, ...], world: dict[str, Any]) -> list[EpisodeOutcome]:
     filmed = FILMED_EPISODES if policy == "checkpoint" else 0
     jobs = [
         EpisodeJob(task=task, number=number, seed=config.seed, filmed=number < filmed)
@@ -134,7 +143,7 @@ def _roll(
     ]
     outcomes: list[EpisodeOutcome] = []
     bar = tqdm(total=len(jobs), unit="episode", desc=f"evaluate {policy}", smoothing=0.1)
-    for outcome in rollout(policy, config.checkpoint, image_size, renderer, jobs, config.workers):
+    for outcome in rollout(policy, config.checkpoint, world, jobs, config.workers):
         outcomes.append(outcome)
         bar.update()
         bar.set_postfix_str(f"success {np.mean([o.success for o in outcomes]):.0%}", refresh=False)

@@ -18,7 +18,6 @@ from scipy.stats import binomtest
 
 from sim.policies import Policy, RandomPolicy, ScriptedPolicy
 from sim.tasks import TASKS, task_by_name
-from sim.views import frame_size
 
 FILM_PX = 240  # pictures for people, apart from what the network sees
 
@@ -95,10 +94,10 @@ POLICIES: dict[str, Callable[[str], Policy]] = {  # from the checkpoint's path
 
 
 def rollout(
-    policy: str, checkpoint: str, image_size: int, renderer: str, jobs: list[EpisodeJob], workers: int
+    policy: str, checkpoint: str, world: dict[str, Any], jobs: list[EpisodeJob], workers: int
 ) -> Iterator[EpisodeOutcome]:
-    """Run the episodes in `workers` processes and yield each as it ends (in no particular order)."""
-    start = (policy, checkpoint, image_size, renderer)
+    """Run the episodes in `workers` processes, each with a `PickPlaceEnv(**world)`, and yield each as it ends."""
+    start = (policy, checkpoint, world)
     context = mp.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start_worker, initargs=start)
     try:
@@ -110,11 +109,11 @@ def rollout(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start_worker(policy: str, checkpoint: str, image_size: int, renderer: str) -> None:
+def _start_worker(policy: str, checkpoint: str, world: dict[str, Any]) -> None:
     from sim.env import PickPlaceEnv
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _run_episode.env = PickPlaceEnv(image_size=frame_size(image_size), renderer=renderer)  # type: ignore[attr-defined]
+    _run_episode.env = PickPlaceEnv(**world)  # type: ignore[attr-defined]
     _run_episode.policy = POLICIES[policy](checkpoint)  # type: ignore[attr-defined]
 
 

@@ -17,8 +17,13 @@ BOUNDS = np.array([MAX_TRANSLATION_M] * 3 + [MAX_YAW_RAD], np.float32)  # of the
 
 
 def clip(action: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The nearest action inside the bounds; refuses what is not a finite vector of five with a known command."""
+    """The nearest action inside the bounds. Raises ValueError for what has none, with the number's index and value."""
     action = np.asarray(action, np.float32)
-    if action.shape != (ACTION_SIZE,) or not np.isfinite(action).all() or action[4] not in (0, 1, 2, 3):
-        raise ValueError(f"an action is {ACTION_SIZE} finite numbers ending in a command 0 to 3, got {action!r}")
+    if action.shape != (ACTION_SIZE,):
+        raise ValueError(f"an action has {ACTION_SIZE} numbers, got shape {action.shape}")
+    for index, value in enumerate(action[:4]):
+        if not np.isfinite(value):
+            raise ValueError(f"action[{index}] ({['x', 'y', 'z', 'yaw'][index]}) is {value}")
+    if action[4] not in range(len(COMMANDS)):
+        raise ValueError(f"action[4] is a command 0 to 3 ({', '.join(COMMANDS)}), got {action[4]:g}")
     return np.concatenate([np.clip(action[:4], -BOUNDS, BOUNDS), action[4:]])

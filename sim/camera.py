@@ -1,99 +1,109 @@
-"""Cameras and renderers: an over-the-shoulder view, through EGL (Mesa or a GPU) or PyBullet's TinyRenderer.
+"""The camera of a world: draws with OpenGL where EGL starts, or with PyBullet's TinyRenderer.
 
-The two renderers shade differently, so the renderer's name travels with every dataset and every checkpoint.
-A process has one EGL instance at most (PyBullet's own limit).
+The two shade differently, so the renderer's name travels with every dataset and every checkpoint.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import multiprocessing as mp
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import functools
+import sys
+from pathlib import Path
 
 import numpy as np
 import pybullet
 from numpy.typing import NDArray
 
+from sim.drawing import Body, Geometry
+from sim.looks import Paint
+from sim.meshes import Mesh
+from sim.opengl import OpenGLError, OpenGLRenderer, open_context
 from sim.options import choose
-from sim.views import RENDERERS, SMALL_PX, CameraSpec
+from sim.scenes import Scene
+from sim.tiny import TinyRenderer
+from sim.views import RENDERERS, SMALL_PX
 
-EGL_FROM_PX = 160  # below this TinyRenderer is the faster of the two on a CPU (bench/world.py)
+EGL_PACKAGES = "libegl1 libgl1 libgles2 libgl1-mesa-dri"  # Debian's and Ubuntu's names, for a machine without a GPU
 
 
 class Camera:
-    """Renders the scene of one PyBullet client as uint8 `[size, size, 3]`."""
+    """Draws the scene of one PyBullet client; `size` is the side of its pictures in px."""
 
-    def __init__(self, client: int, size: int, renderer: str = "auto", spec: CameraSpec | None = None) -> None:
+    def __init__(self, size: int, renderer: str) -> None:
         if size < SMALL_PX[0]:
             raise ValueError(f"the image size is at least {SMALL_PX[0]} px, got {size}")
-        choose("renderer", renderer, RENDERERS)
         self.size = size
+        self._asked = choose("renderer", renderer, RENDERERS)
+
+    @functools.cached_property
+    def renderer(self) -> str:
+        """egl or tiny; ValueError for EGL where there is none."""
+        return resolve_renderer(self._asked)
+
+    def open(self, client: int, folder: Path, meshes: dict[str, list[Mesh]], paints: list[Paint]) -> None:
+        """Start drawing bodies of this client with these meshes and paints; TinyRenderer keeps files in the folder."""
         self._client = client
-        spec = spec or CameraSpec()
-        self._view = pybullet.computeViewMatrix(spec.eye_m, spec.look_at_m, [0, 0, 1])
-        self._projection = pybullet.computeProjectionMatrixFOV(spec.field_of_view_deg, 1.0, spec.near_m, spec.far_m)
-        self._plugin = -1
-        if renderer == "egl" or (renderer == "auto" and size >= EGL_FROM_PX):
-            self._plugin = _load_egl(client)
-            if self._plugin < 0 and renderer == "egl":
-                raise ValueError("EGL rendering does not start on this machine: use --renderer tiny or auto")
-        self.renderer = "egl" if self._plugin >= 0 else "tiny"
+        self._draw: OpenGLRenderer | TinyRenderer
+        self._draw = OpenGLRenderer(meshes, paints) if self.renderer == "egl" else TinyRenderer(client, folder)
+
+    def dress(self, scene: Scene, bodies: list[Body]) -> None:
+        """Take the looks, the light and the view of a scene that consists of these bodies."""
+        self._bodies = bodies
+        self._draw.dress(scene, bodies)
 
     def render(self, size: int | None = None) -> NDArray[np.uint8]:
         """The view as uint8 [size, size, 3]; another size than the camera's own is for people to look at."""
-        size = size or self.size
-        _, _, rgba, _, _ = pybullet.getCameraImage(
-            size,
-            size,
-            self._view,
-            self._projection,
-            lightDirection=[0.03, -0.03, 1.0],
-            lightColor=[1.0, 1.0, 1.0],
-            lightAmbientCoeff=0.55,
-            lightDiffuseCoeff=0.5,
-            lightSpecularCoeff=0.05,
-            shadow=0,
-            flags=pybullet.ER_NO_SEGMENTATION_MASK,
-            renderer=pybullet.ER_BULLET_HARDWARE_OPENGL if self._plugin >= 0 else pybullet.ER_TINY_RENDERER,
-            physicsClientId=self._client,
-        )
-        return np.ascontiguousarray(np.asarray(rgba, np.uint8).reshape(size, size, 4)[..., :3])
+        return self._draw.render(size or self.size, self._poses())
+
+    def geometry(self, size: int | None = None) -> Geometry:
+        """Depth and segmentation of the view."""
+        return self._draw.geometry(size or self.size, self._poses())
 
     def close(self) -> None:
-        if self._plugin >= 0:
-            pybullet.unloadPlugin(self._plugin, physicsClientId=self._client)
+        self._draw.close()
+
+    def _poses(self) -> list[NDArray[np.float64]]:
+        if self.renderer != "egl":
+            return []
+        poses = []
+        links = [body.link for body in self._bodies if body.link >= 0]
+        robot = next(body.uid for body in self._bodies if body.link >= 0)
+        states = dict(zip(links, pybullet.getLinkStates(robot, links, physicsClientId=self._client), strict=True))
+        for body in self._bodies:
+            if body.link >= 0:
+                position, turn = states[body.link][4:6]
+            elif body.uid == robot:
+                position, turn = (
+                    (0.0, 0.0, 0.0),
+                    (0.0, 0.0, 0.0, 1.0),
+                )  # its base link; PyBullet tells its centre of mass
+            else:
+                position, turn = pybullet.getBasePositionAndOrientation(body.uid, physicsClientId=self._client)
+            pose = np.eye(4)
+            pose[:3, :3], pose[:3, 3] = np.reshape(pybullet.getMatrixFromQuaternion(turn), (3, 3)), position
+            poses.append(pose)
+        return poses
 
 
-def _load_egl(client: int) -> int:
-    spec = importlib.util.find_spec("eglRenderer")
-    if spec is None or spec.origin is None:
-        return -1
-    load: Callable[..., int] = pybullet.loadPlugin
-    return load(spec.origin, "_eglRendererPlugin", physicsClientId=client)
-
-
-def resolve_renderer(renderer: str, size: int) -> str:
-    """Which renderer this means for pictures of `size` px here; tried in its own process, as drivers may crash."""
+def resolve_renderer(renderer: str) -> str:
+    """Which renderer this means on this machine; ValueError for EGL where there is none."""
     choose("renderer", renderer, RENDERERS)
-    if renderer == "tiny" or (renderer == "auto" and size < EGL_FROM_PX):
+    reason = "" if renderer == "tiny" else _why_no_egl()
+    if renderer == "egl" and reason:
+        raise ValueError(f"{reason}: use --renderer tiny, or install EGL ({EGL_PACKAGES})")
+    if reason:
+        print(
+            f"rendering with TinyRenderer, several times slower: {reason}; for EGL install {EGL_PACKAGES}",
+            file=sys.stderr,
+        )
         return "tiny"
-    with ProcessPoolExecutor(1, mp_context=mp.get_context("spawn")) as pool:
-        try:
-            return pool.submit(_try_renderer, renderer, size).result()
-        except BrokenProcessPool:
-            if renderer == "auto":
-                return "tiny"
-            raise ValueError(f"renderer {renderer} crashes on this machine: use --renderer tiny") from None
+    return "tiny" if renderer == "tiny" else "egl"
 
 
-def _try_renderer(renderer: str, size: int) -> str:
-    client = pybullet.connect(pybullet.DIRECT)
+@functools.cache
+def _why_no_egl() -> str:
+    """Empty where EGL starts."""
     try:
-        camera = Camera(client, size, renderer)
-        camera.render()
-        camera.close()
-        return camera.renderer
-    finally:
-        pybullet.disconnect(client)
+        open_context().release()
+    except OpenGLError as error:
+        return str(error)
+    return ""

@@ -10,7 +10,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from sim import actions
+from sim.looks import SPLITS
+from sim.options import choose
 from sim.policies import Observation
+from sim.scenes import draw_scene, read_factors
 from sim.tasks import TASK_NAMES, task_by_name, verdicts
 from sim.world import World
 
@@ -30,8 +33,12 @@ class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
         image_size: int = 472,
         renderer: str = "auto",
         horizon: int | None = None,
+        randomise: str | tuple[str, ...] = "all",
+        split: str = "train",
         render_mode: str | None = "rgb_array",
     ) -> None:
+        self._factors = read_factors(randomise)
+        self._split = choose("split", split, SPLITS)
         self._task_name = None if task is None else task_by_name(task).name
         self._horizon = horizon
         self.render_mode = render_mode
@@ -60,7 +67,7 @@ class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
         if name is None:
             name = TASK_NAMES[int(self.np_random.integers(len(TASK_NAMES)))]
         self.task = task_by_name(name)
-        self.world.reset(self.task, self.np_random)
+        self.world.reset(draw_scene(self.task, self.np_random, self._factors, self._split))
         self._steps = 0
         return self._observe()
 
@@ -105,4 +112,6 @@ def as_action(vector: NDArray[np.float32]) -> dict[str, Any]:
     return {"translation": vector[:3], "yaw": np.array(vector[3], np.float32), "command": int(vector[4])}
 
 
-gymnasium.register(id="switchyard/PickPlace-v0", entry_point="sim.env:PickPlaceEnv")
+gymnasium.register(
+    id="switchyard/PickPlace-v0", entry_point="sim.env:PickPlaceEnv", vector_entry_point="sim.vector:make_vector"
+)

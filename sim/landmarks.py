@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.objects import OBJECTS
+from sim.rotations import rotate
 from sim.state import OBJECT_NAMES, F, O, SceneState
-from sim.views import CameraSpec
+from sim.views import CameraSpec, project
 
 LANDMARKS = O + F
 POINTS = LANDMARKS + 1
@@ -36,15 +37,16 @@ class Landmarks:
     point_present: NDArray[np.bool_]
 
 
-def landmarks(state: SceneState, camera: CameraSpec | None = None) -> Landmarks:
-    """The landmarks of states with any leading dimensions, as `camera` (the default one) sees them."""
+def landmarks(state: SceneState) -> Landmarks:
+    """The landmarks of states with any leading dimensions."""
     tip = state["gripper_position"][..., None, :]
     position = np.concatenate([state["object_position"], state["fixture_position"]], axis=-2)
     offset = np.clip((position - tip) / OFFSET_UNIT_M, -MAX_OFFSET, MAX_OFFSET)  # one may have rolled off the table
     turn = np.zeros((*offset.shape[:-1], 2), np.float32)
     turn[..., :O, :] = TURN_SCALE * _doubled_angle(state)
     present = np.concatenate([state["object_present"], state["fixture_present"]], axis=-1) > 0
-    point = (camera or CameraSpec()).project(np.concatenate([position, tip], axis=-2))
+    points = np.concatenate([position, tip], axis=-2)
+    point = project(points, state["camera_position"], state["camera_axes"], CameraSpec())
     return Landmarks(
         value=np.concatenate([offset, turn], axis=-1).astype(np.float32),
         present=present,
@@ -55,13 +57,8 @@ def landmarks(state: SceneState, camera: CameraSpec | None = None) -> Landmarks:
 
 def _doubled_angle(state: SceneState) -> NDArray[np.floating]:
     axes = np.array([OBJECTS[name].long_axis for name in OBJECT_NAMES], np.float32)
-    along = _rotate(state["object_orientation"], axes)
-    fingers = _rotate(state["gripper_orientation"], np.array([0.0, 1.0, 0.0], np.float32))
+    along = rotate(state["object_orientation"], axes)
+    fingers = rotate(state["gripper_orientation"], np.array([0.0, 1.0, 0.0], np.float32))
     doubled = (along[..., 0] + 1j * along[..., 1]) ** 2
     doubled = doubled * np.conj((fingers[..., 0] + 1j * fingers[..., 1]) ** 2)[..., None]
     return np.stack([doubled.real, doubled.imag], axis=-1)
-
-
-def _rotate(quaternion: NDArray[np.float32], vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    axis, w = quaternion[..., :3], quaternion[..., 3:]
-    return vector + 2 * np.cross(axis, np.cross(axis, np.broadcast_to(vector, axis.shape)) + w * vector)

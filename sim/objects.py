@@ -1,7 +1,8 @@
 """The seven objects and three fixtures, as data: one record each, with procedural meshes.
 
 Lengths in metres, masses in kilograms; sizes and weights of the real things, scaled where an 8 cm gripper needs it.
-A visual part is a mesh with one colour; a collider is a primitive or the convex hull of a part.
+A part is a mesh with one paint; a collider is a primitive or the convex hull of a part. To add an object, add its
+record to `OBJECTS` (docs/world.md).
 """
 
 from __future__ import annotations
@@ -12,100 +13,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-Colour = tuple[float, float, float]
-Point = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Mesh:
-    """`vertices` [V, 3] m, `normals` [V, 3] unit, `faces` [F, 3] indices."""
-
-    vertices: NDArray[np.float64]
-    normals: NDArray[np.float64]
-    faces: NDArray[np.int64]
-
-
-UP, SIDEWAYS = (0.0, 0.0, 1.0), (0.0, 1.0, 0.0)
-
-
-def tube(path: list[Point], radii: list[float], normal: Point = SIDEWAYS, sides: int = 20) -> Mesh:
-    """A closed tube swept along `path`, which lies in a plane with this `normal`, with a radius at each point."""
-    centres, radius = np.array(path), np.array(radii)
-    tangents = np.gradient(centres, axis=0)
-    tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
-    side = np.array(normal)
-    across = np.cross(tangents, side)
-    across /= np.linalg.norm(across, axis=1, keepdims=True)
-    angle = np.linspace(0, 2 * np.pi, sides, endpoint=False)
-    spokes = np.cos(angle)[None, :, None] * side + np.sin(angle)[None, :, None] * across[:, None, :]
-    rings = (centres[:, None, :] + radius[:, None, None] * spokes).reshape(-1, 3)
-    vertices = np.concatenate([rings, centres[:1], centres[-1:]])
-    first, last = len(rings), len(rings) + 1
-    faces: list[tuple[int, int, int]] = []
-    for ring in range(len(path) - 1):
-        for k in range(sides):
-            a, b = ring * sides + k, ring * sides + (k + 1) % sides
-            faces += [(a, b, b + sides), (a, b + sides, a + sides)]
-    top = (len(path) - 1) * sides
-    for k in range(sides):
-        faces += [(first, (k + 1) % sides, k), (last, top + k, top + (k + 1) % sides)]
-    return _flat_shaded(vertices, np.array(faces), crease_cosine=0.6)
-
-
-def prism(outline: list[tuple[float, float]], length: float) -> Mesh:
-    """A convex outline in x and z, extruded along y and centred there."""
-    n = len(outline)
-    near = [(x, -length / 2, z) for x, z in outline]
-    far = [(x, length / 2, z) for x, z in outline]
-    faces = [(0, k, k + 1) for k in range(1, n - 1)] + [(n, n + k + 1, n + k) for k in range(1, n - 1)]
-    for k in range(n):
-        j = (k + 1) % n
-        faces += [(k, n + k, n + j), (k, n + j, j)]
-    return _flat_shaded(np.array(near + far), np.array(faces), crease_cosine=0.9)
-
-
-def box(size: Point, centre: Point = (0.0, 0.0, 0.0)) -> Mesh:
-    hx, hz = size[0] / 2, size[2] / 2
-    mesh = prism([(-hx, -hz), (hx, -hz), (hx, hz), (-hx, hz)], size[1])
-    return Mesh(mesh.vertices + np.array(centre), mesh.normals, mesh.faces)
-
-
-def revolve(profile: list[tuple[float, float]], sides: int = 36) -> Mesh:
-    """A surface of revolution about z from (radius, z) points; may be an open or a folded shell (bowls, plates)."""
-    angle = np.linspace(0, 2 * np.pi, sides, endpoint=False)
-    vertices = np.array([(r * np.cos(a), r * np.sin(a), z) for r, z in profile for a in angle])
-    faces = []
-    for ring in range(len(profile) - 1):
-        for k in range(sides):
-            a, b = ring * sides + k, ring * sides + (k + 1) % sides
-            faces += [(a, b, b + sides), (a, b + sides, a + sides)]
-    return _flat_shaded(vertices, np.array(faces), crease_cosine=0.6)
-
-
-def _flat_shaded(vertices: NDArray[np.float64], faces: NDArray[np.int64], crease_cosine: float) -> Mesh:
-    """Give each face its own vertices; normals are averaged over the neighbours that bend less than the crease."""
-    corners = vertices[faces]
-    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    area = np.linalg.norm(normal, axis=1, keepdims=True)
-    keep = area[:, 0] > 1e-12
-    faces, corners, normal = faces[keep], corners[keep], (normal / np.maximum(area, 1e-12))[keep]
-    at_vertex: dict[int, list[int]] = {}
-    for face, triple in enumerate(faces):
-        for vertex in triple:
-            at_vertex.setdefault(int(vertex), []).append(face)
-    smooth = np.empty_like(corners)
-    for face, triple in enumerate(faces):
-        for corner, vertex in enumerate(triple):
-            around = normal[at_vertex[int(vertex)]]
-            mean = around[around @ normal[face] > crease_cosine].sum(axis=0)
-            smooth[face, corner] = mean / np.linalg.norm(mean)
-    return Mesh(corners.reshape(-1, 3), smooth.reshape(-1, 3), np.arange(3 * len(faces)).reshape(-1, 3))
-
-
-@dataclass(frozen=True)
-class Part:
-    mesh: Mesh
-    colour: Colour
+from sim.looks import Colour, Look, Looks, Paint
+from sim.meshes import UP, Mesh, Point, box, prism, revolve, tube
 
 
 @dataclass(frozen=True)
@@ -121,26 +30,32 @@ class Collider:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectSpec:
-    """A thing that can be lifted. `long_axis` is in its own frame; `rests` are the orientations it starts in."""
+    """A thing that can be lifted. `long_axis` is in its own frame; `rests` are the orientations it can lie or stand in.
+
+    `looks` paint the parts, in their order."""
 
     name: str
     mass_kg: float
     friction: float
-    parts: tuple[Part, ...]
+    parts: tuple[Mesh, ...]
     colliders: tuple[Collider, ...]
+    looks: Looks
     long_axis: Point
     rests: tuple[Point, ...] = ((0.0, 0.0, 0.0),)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixtureSpec:
-    """A thing to place on; its origin is the centre of its base, z up. `radius_m` is its outer radius."""
+    """A thing to place on; its origin is the centre of its base, z up. What lies within `inner_radius_m` lies on it."""
 
     name: str
     mass_kg: float
     radius_m: float
-    parts: tuple[Part, ...]
+    inner_radius_m: float
+    parts: tuple[Mesh, ...]
     colliders: tuple[Collider, ...]
+    looks: Looks
+    friction: float = 0.8
 
 
 def _arc(radius: float, half_angle: float, count: int) -> list[Point]:
@@ -161,17 +76,35 @@ def _chain(path: list[Point], radii: list[float]) -> tuple[Collider, ...]:
     return tuple(out)
 
 
+def _looks(train: list[Look], test: list[Look]) -> Looks:
+    return Looks(tuple(train), tuple(test))
+
+
 def _banana() -> ObjectSpec:
     path = _arc(0.105, 0.75, 13)
     radii = [0.006, 0.011, 0.0145, 0.0165, 0.0175, 0.018, 0.018, 0.018, 0.0175, 0.0165, 0.0145, 0.010, 0.006]
-    tip = [(path[-1][0] + 0.001, path[-1][1], 0.0), (path[-1][0] + 0.012, path[-1][1] - 0.009, 0.0)]
+    stalk = [(path[-1][0] + 0.001, path[-1][1], 0.0), (path[-1][0] + 0.012, path[-1][1] - 0.009, 0.0)]
+    brown = Paint((0.35, 0.25, 0.10))
     return ObjectSpec(
         name="banana",
         mass_kg=0.12,
         friction=0.8,
-        parts=(Part(tube(path, radii, UP), (0.95, 0.80, 0.12)), Part(tube(tip, [0.005, 0.004], UP), (0.35, 0.25, 0.1))),
+        parts=(tube(path, radii, UP), tube(stalk, [0.005, 0.004], UP)),
         colliders=_chain(path[1:-1:2], radii[1:-1:2]),
+        looks=_looks(
+            train=[
+                (Paint((0.95, 0.80, 0.12), "blush", (0.80, 0.72, 0.20)), brown),
+                (Paint((0.93, 0.76, 0.10), "speckles", (0.45, 0.28, 0.08)), brown),
+                (Paint((0.86, 0.84, 0.25), "blush", (0.55, 0.70, 0.20)), Paint((0.40, 0.45, 0.15))),
+                (Paint((0.98, 0.86, 0.30)), Paint((0.55, 0.45, 0.15))),
+            ],
+            test=[
+                (Paint((0.66, 0.78, 0.20), "blush", (0.40, 0.62, 0.16)), Paint((0.30, 0.45, 0.12))),
+                (Paint((0.88, 0.66, 0.10), "blush", (0.40, 0.26, 0.08)), brown),
+            ],
+        ),
         long_axis=(1.0, 0.0, 0.0),
+        rests=(FLAT, FLIPPED),
     )
 
 
@@ -182,48 +115,92 @@ def _sausage() -> ObjectSpec:
         name="sausage",
         mass_kg=0.09,
         friction=0.8,
-        parts=(Part(tube(path, radii, UP), (0.62, 0.22, 0.13)),),
+        parts=(tube(path, radii, UP),),
         colliders=_chain([path[1], path[4], path[7]], [0.015, 0.016, 0.015]),
+        looks=_looks(
+            train=[
+                (Paint((0.62, 0.22, 0.13), "speckles", (0.75, 0.40, 0.28)),),
+                (Paint((0.70, 0.30, 0.18), "blush", (0.50, 0.18, 0.10)),),
+                (Paint((0.78, 0.45, 0.32), "speckles", (0.55, 0.25, 0.18)),),
+                (Paint((0.50, 0.16, 0.12)),),
+            ],
+            test=[
+                (Paint((0.85, 0.62, 0.48), "blush", (0.70, 0.42, 0.30)),),
+                (Paint((0.58, 0.26, 0.20), "stripes", (0.36, 0.13, 0.09)),),
+            ],
+        ),
         long_axis=(1.0, 0.0, 0.0),
+        rests=(FLAT, FLIPPED),
     )
 
 
 def _carrot() -> ObjectSpec:
     body: list[Point] = [(-0.075, 0, 0), (-0.06, 0, 0), (-0.02, 0, 0), (0.03, 0, 0), (0.058, 0, 0), (0.064, 0, 0)]
     radii = [0.003, 0.006, 0.0115, 0.0165, 0.0175, 0.010]
-    mesh = tube(body, radii, UP)
+    root = tube(body, radii, UP)
     leaves = tube([(0.062, 0, 0), (0.075, 0, 0), (0.092, 0, 0)], [0.006, 0.012, 0.004], UP)
+    green = Paint((0.18, 0.50, 0.15), "stripes", (0.26, 0.60, 0.20))
     return ObjectSpec(
         name="carrot",
         mass_kg=0.08,
         friction=0.8,
-        parts=(Part(mesh, (0.96, 0.45, 0.08)), Part(leaves, (0.18, 0.50, 0.15))),
-        colliders=(Collider("hull", points=mesh.vertices),),
+        parts=(root, leaves),
+        colliders=(Collider("hull", points=root.vertices),),
+        looks=_looks(
+            train=[
+                (Paint((0.96, 0.45, 0.08), "rings", (0.92, 0.41, 0.07)), green),
+                (Paint((0.90, 0.38, 0.10), "blush", (0.80, 0.45, 0.15)), green),
+                (Paint((0.98, 0.56, 0.18)), Paint((0.30, 0.58, 0.22))),
+                (Paint((0.93, 0.48, 0.14), "speckles", (0.75, 0.35, 0.10)), Paint((0.14, 0.42, 0.14))),
+            ],
+            test=[
+                (Paint((0.48, 0.18, 0.40), "rings", (0.40, 0.14, 0.34)), green),
+                (Paint((0.96, 0.78, 0.30), "blush", (0.90, 0.66, 0.22)), Paint((0.22, 0.46, 0.12))),
+            ],
+        ),
         long_axis=(1.0, 0.0, 0.0),
     )
 
 
 LYING = (np.pi / 2, 0.0, 0.0)
-STANDING = (0.0, 0.0, 0.0)
+STANDING = FLAT = (0.0, 0.0, 0.0)
+FLIPPED = (np.pi, 0.0, 0.0)
+ON_EDGE = (0.0, np.pi / 2, 0.0)
+
+
+def _upright(*heights: float) -> list[Point]:
+    return [(0.0, 0.0, z) for z in heights]
 
 
 def _bottle() -> ObjectSpec:
-    def along(z: list[float]) -> list[Point]:
-        return [(0.0, 0.0, v) for v in z]
+    def look(glass: Colour, label: Paint, cap: Colour) -> Look:
+        return (Paint(glass), label, Paint(glass), Paint(cap))
 
     return ObjectSpec(
         name="bottle",
         mass_kg=0.25,
         friction=0.7,
         parts=(
-            Part(tube(along([-0.08, -0.04]), [0.028, 0.028]), (0.10, 0.45, 0.30)),
-            Part(tube(along([-0.04, 0.015]), [0.0284, 0.0284]), (0.95, 0.95, 0.90)),
-            Part(tube(along([0.015, 0.03, 0.05, 0.068]), [0.028, 0.027, 0.013, 0.012]), (0.10, 0.45, 0.30)),
-            Part(tube(along([0.066, 0.08]), [0.0145, 0.0145]), (0.85, 0.15, 0.12)),
+            tube(_upright(-0.08, -0.04), [0.028, 0.028]),
+            tube(_upright(-0.04, 0.015), [0.0284, 0.0284]),
+            tube(_upright(0.015, 0.03, 0.05, 0.068), [0.028, 0.027, 0.013, 0.012]),
+            tube(_upright(0.066, 0.08), [0.0145, 0.0145]),
         ),
         colliders=(
             Collider("cylinder", (0.028, 0.11), (0.0, 0.0, -0.025)),
             Collider("cylinder", (0.0145, 0.05), (0.0, 0.0, 0.055)),
+        ),
+        looks=_looks(
+            train=[
+                look((0.10, 0.45, 0.30), Paint((0.95, 0.95, 0.90), "SODA", (0.10, 0.40, 0.25)), (0.85, 0.15, 0.12)),
+                look((0.35, 0.20, 0.08), Paint((0.90, 0.82, 0.55), "ALE", (0.45, 0.12, 0.08)), (0.75, 0.65, 0.20)),
+                look((0.55, 0.75, 0.85), Paint((0.20, 0.40, 0.80), "AQUA", (1.0, 1.0, 1.0)), (0.15, 0.30, 0.70)),
+                look((0.75, 0.15, 0.15), Paint((0.98, 0.95, 0.85), "band", (0.80, 0.20, 0.15)), (0.95, 0.95, 0.95)),
+            ],
+            test=[
+                look((0.30, 0.15, 0.40), Paint((0.85, 0.85, 0.90), "WINE", (0.35, 0.15, 0.45)), (0.15, 0.15, 0.18)),
+                look((0.90, 0.60, 0.15), Paint((0.98, 0.98, 0.95), "stripes", (0.95, 0.65, 0.20)), (0.20, 0.55, 0.25)),
+            ],
         ),
         long_axis=(0.0, 0.0, 1.0),
         rests=(STANDING, LYING),
@@ -231,20 +208,33 @@ def _bottle() -> ObjectSpec:
 
 
 def _can() -> ObjectSpec:
-    def along(*z: float) -> list[Point]:
-        return [(0.0, 0.0, v) for v in z]
+    def look(paint: Paint, label: Paint) -> Look:
+        metal = Paint((0.75, 0.76, 0.78))
+        return (paint, label, metal, metal)
 
     return ObjectSpec(
         name="can",
         mass_kg=0.20,
         friction=0.7,
         parts=(
-            Part(tube(along(-0.043, 0.043), [0.031, 0.031]), (0.80, 0.10, 0.12)),
-            Part(tube(along(-0.012, 0.018), [0.0314, 0.0314]), (0.96, 0.92, 0.80)),
-            Part(tube(along(0.043, 0.049), [0.031, 0.027]), (0.75, 0.76, 0.78)),
-            Part(tube(along(-0.049, -0.043), [0.027, 0.031]), (0.75, 0.76, 0.78)),
+            tube(_upright(-0.043, 0.043), [0.031, 0.031]),
+            tube(_upright(-0.020, 0.022), [0.0314, 0.0314]),
+            tube(_upright(0.043, 0.049), [0.031, 0.027]),
+            tube(_upright(-0.049, -0.043), [0.027, 0.031]),
         ),
         colliders=(Collider("cylinder", (0.031, 0.098)),),
+        looks=_looks(
+            train=[
+                look(Paint((0.80, 0.10, 0.12)), Paint((0.96, 0.92, 0.80), "SOUP", (0.80, 0.10, 0.12))),
+                look(Paint((0.15, 0.45, 0.20)), Paint((0.92, 0.94, 0.88), "PEAS", (0.10, 0.45, 0.15))),
+                look(Paint((0.80, 0.82, 0.85)), Paint((0.15, 0.30, 0.65), "TUNA", (1.0, 1.0, 1.0))),
+                look(Paint((0.15, 0.15, 0.18)), Paint((0.85, 0.20, 0.15), "COLA", (1.0, 1.0, 1.0))),
+            ],
+            test=[
+                look(Paint((0.95, 0.75, 0.15)), Paint((0.98, 0.96, 0.90), "CORN", (0.85, 0.55, 0.05))),
+                look(Paint((0.45, 0.20, 0.50)), Paint((0.90, 0.85, 0.92), "dots", (0.45, 0.20, 0.50))),
+            ],
+        ),
         long_axis=(0.0, 0.0, 1.0),
         rests=(STANDING, LYING),
     )
@@ -255,34 +245,59 @@ def _milk() -> ObjectSpec:
     gable = prism([(-w, h), (w, h), (0.004, top - 0.008), (-0.004, top - 0.008)], 2 * w)
     body = box((2 * w, 2 * w, 0.11), (0.0, 0.0, -0.01))
     ridge = box((0.006, 2 * w, 0.012), (0.0, 0.0, top - 0.003))
+
+    def look(carton: Colour, colour: Colour, pattern: str) -> Look:
+        return (Paint(carton), Paint(colour, pattern, carton), Paint(colour), Paint(carton))
+
     return ObjectSpec(
         name="milk",
         mass_kg=0.25,
         friction=0.7,
-        parts=(
-            Part(body, (0.96, 0.96, 0.98)),
-            Part(box((2 * w + 0.001, 2 * w + 0.001, 0.035), (0.0, 0.0, -0.005)), (0.15, 0.35, 0.85)),
-            Part(gable, (0.15, 0.35, 0.85)),
-            Part(ridge, (0.96, 0.96, 0.98)),
-        ),
+        parts=(body, box((2 * w + 0.001, 2 * w + 0.001, 0.045), (0.0, 0.0, -0.005)), gable, ridge),
         colliders=(Collider("hull", points=np.concatenate([body.vertices, gable.vertices])),),
+        looks=_looks(
+            train=[
+                look((0.96, 0.96, 0.98), (0.15, 0.35, 0.85), "MILK"),
+                look((0.96, 0.96, 0.92), (0.12, 0.50, 0.25), "MILK"),
+                look((0.94, 0.90, 0.82), (0.45, 0.28, 0.16), "COCOA"),
+                look((0.98, 0.96, 0.96), (0.82, 0.15, 0.20), "dots"),
+            ],
+            test=[
+                look((0.98, 0.96, 0.88), (0.92, 0.55, 0.10), "JUICE"),
+                look((0.85, 0.88, 0.95), (0.35, 0.20, 0.55), "stripes"),
+            ],
+        ),
         long_axis=(0.0, 0.0, 1.0),
-        rests=(STANDING, LYING),
+        rests=(STANDING, LYING, ON_EDGE),
     )
 
 
 def _food() -> ObjectSpec:
     size = (0.05, 0.09, 0.036)
+
+    def look(carton: Colour, label: Paint) -> Look:
+        return (Paint(carton), label)
+
     return ObjectSpec(
         name="food",
         mass_kg=0.18,
         friction=0.7,
-        parts=(
-            Part(box(size), (0.45, 0.20, 0.55)),
-            Part(box((0.0505, 0.05, 0.0365)), (0.98, 0.85, 0.30)),
-        ),
+        parts=(box(size), box((0.0505, 0.055, 0.0365))),
         colliders=(Collider("box", size),),
+        looks=_looks(
+            train=[
+                look((0.45, 0.20, 0.55), Paint((0.98, 0.85, 0.30), "RICE", (0.45, 0.20, 0.55))),
+                look((0.85, 0.30, 0.15), Paint((0.98, 0.93, 0.80), "TEA", (0.60, 0.15, 0.10))),
+                look((0.15, 0.45, 0.60), Paint((0.90, 0.96, 0.98), "PASTA", (0.10, 0.30, 0.50))),
+                look((0.95, 0.80, 0.25), Paint((0.75, 0.15, 0.15), "checks", (0.98, 0.95, 0.90))),
+            ],
+            test=[
+                look((0.55, 0.75, 0.30), Paint((0.98, 0.98, 0.90), "OATS", (0.25, 0.45, 0.10))),
+                look((0.20, 0.20, 0.25), Paint((0.85, 0.70, 0.40), "band", (0.20, 0.20, 0.25))),
+            ],
+        ),
         long_axis=(0.0, 1.0, 0.0),
+        rests=(FLAT, ON_EDGE, LYING),
     )
 
 
@@ -316,7 +331,17 @@ def _bowl() -> FixtureSpec:
         name="bowl",
         mass_kg=0.5,
         radius_m=0.094,
-        parts=(Part(shell, (0.20, 0.55, 0.75)),),
+        inner_radius_m=0.085,
+        parts=(shell,),
+        looks=_looks(
+            train=[
+                (Paint((0.20, 0.55, 0.75)),),
+                (Paint((0.30, 0.60, 0.45)),),
+                (Paint((0.20, 0.25, 0.55)),),
+                (Paint((0.75, 0.78, 0.82)),),
+            ],
+            test=[(Paint((0.55, 0.40, 0.65)),), (Paint((0.10, 0.40, 0.42)),)],
+        ),
         colliders=(
             Collider("cylinder", (0.06, 0.006), (0.0, 0.0, 0.003)),
             *_ring(0.076, (0.006, 0.050), 0.028, lean=0.62),
@@ -332,7 +357,17 @@ def _plate() -> FixtureSpec:
         name="plate",
         mass_kg=0.5,
         radius_m=0.108,
-        parts=(Part(shell, (0.93, 0.93, 0.90)),),
+        inner_radius_m=0.105,
+        parts=(shell,),
+        looks=_looks(
+            train=[
+                (Paint((0.93, 0.93, 0.90)),),
+                (Paint((0.90, 0.85, 0.70)),),
+                (Paint((0.96, 0.96, 0.98), "dots", (0.75, 0.82, 0.92)),),
+                (Paint((0.70, 0.75, 0.72)),),
+            ],
+            test=[(Paint((0.85, 0.90, 0.80)),), (Paint((0.95, 0.93, 0.88), "stripes", (0.88, 0.80, 0.70)),)],
+        ),
         colliders=(
             Collider("cylinder", (0.072, 0.006), (0.0, 0.0, 0.003)),
             *_ring(0.088, (0.05, 0.004), 0.011, lean=-0.33),
@@ -342,33 +377,36 @@ def _plate() -> FixtureSpec:
 
 def _divider_plate() -> FixtureSpec:
     shell = revolve([(0.0, 0.0), (0.116, 0.0), (0.118, 0.03), (0.113, 0.03), (0.112, 0.006), (0.0, 0.006)])
-    walls = []
-    for k in range(3):
-        a = 2 * np.pi * k / 3
-        centre = (0.056 * np.cos(a), 0.056 * np.sin(a), 0.014)
-        walls.append(Collider("box", (0.112, 0.006, 0.016), centre, (0.0, 0.0, a)))
-    visual_walls = tuple(Part(_turned(box(_edges(w.size)), w.euler[2], w.centre), (0.85, 0.35, 0.45)) for w in walls)
+    walls = tuple(
+        Collider("box", (0.112, 0.006, 0.016), (0.056 * np.cos(a), 0.056 * np.sin(a), 0.014), (0.0, 0.0, a))
+        for a in 2 * np.pi * np.arange(3) / 3
+    )
+    visible = tuple(box((0.112, 0.006, 0.016)).moved(wall.centre, wall.euler[2]) for wall in walls)
+
+    def look(colour: Colour) -> Look:
+        return (Paint(colour),) * (1 + len(visible))
+
     return FixtureSpec(
         name="divider-plate",
         mass_kg=0.5,
         radius_m=0.118,
-        parts=(Part(shell, (0.85, 0.35, 0.45)), *visual_walls),
+        inner_radius_m=0.115,
+        parts=(shell, *visible),
+        looks=_looks(
+            train=[
+                look((0.85, 0.35, 0.45)),
+                look((0.90, 0.55, 0.30)),
+                look((0.60, 0.25, 0.30)),
+                look((0.88, 0.62, 0.66)),
+            ],
+            test=[look((0.75, 0.45, 0.75)), look((0.95, 0.70, 0.55))],
+        ),
         colliders=(
             Collider("cylinder", (0.116, 0.006), (0.0, 0.0, 0.003)),
             *_ring(0.115, (0.006, 0.026), 0.017),
             *walls,
         ),
     )
-
-
-def _edges(size: tuple[float, ...]) -> Point:
-    return size[0], size[1], size[2]
-
-
-def _turned(mesh: Mesh, yaw: float, centre: Point) -> Mesh:
-    c, s = np.cos(yaw), np.sin(yaw)
-    turn = np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])
-    return Mesh(mesh.vertices @ turn + np.array(centre), mesh.normals @ turn, mesh.faces)
 
 
 OBJECTS: dict[str, ObjectSpec] = {

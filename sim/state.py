@@ -3,7 +3,7 @@
 Everything a success detector needs is in this vector, so every task's reward can be recomputed from disk without a
 simulator. Leading dimensions (time, batch) are allowed everywhere; the last dimension is `STATE_SIZE`.
 
-Shapes: `O` objects (7, the order of `OBJECT_NAMES`), `F` fixtures (3, the order of `FIXTURE_NAMES`).
+Shapes: `O` objects and `F` fixtures, in the order of their tables (sim/objects.py).
 World frame: metres, the table top is z = 0, the robot's base is the origin, x points away from the robot.
 """
 
@@ -14,20 +14,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-OBJECT_NAMES = ("banana", "bottle", "sausage", "milk", "food", "can", "carrot")
-FIXTURE_NAMES = ("bowl", "plate", "divider-plate")
+from sim.objects import FIXTURES, OBJECTS
+
+OBJECT_NAMES = tuple(OBJECTS)
+FIXTURE_NAMES = tuple(FIXTURES)
 O, F = len(OBJECT_NAMES), len(FIXTURE_NAMES)  # noqa: E741
 
 # name -> shape. Order is the order in the vector; a change of this table is a change of `STATE_VERSION`.
-STATE_VERSION = 1
-SIM_VERSION = 1  # of physics, scenes, camera and looks: data of another version show another world
+STATE_VERSION = 2
+SIM_VERSION = 2  # of physics, scenes, camera and looks: data of another version show another world
 LAYOUT: dict[str, tuple[int, ...]] = {
     "object_present": (O,),  # 0 or 1
     "object_position": (O, 3),  # m, centre of mass
     "object_orientation": (O, 4),  # quaternion x, y, z, w
     "object_velocity": (O, 3),  # m/s
     "object_spin": (O, 3),  # rad/s
-    "object_bottom": (O,),  # m, lowest point above the table (bounding box)
+    "object_bottom": (O,),  # m, how high its lowest point is above the table
     "object_on_finger": (O, 2),  # 0 or 1, contact with the left and the right finger
     "object_on_table": (O,),  # 0 or 1
     "object_on_object": (O,),  # 0 or 1, contact with any other object
@@ -37,9 +39,12 @@ LAYOUT: dict[str, tuple[int, ...]] = {
     "fixture_orientation": (F, 4),  # quaternion x, y, z, w
     "gripper_position": (3,),  # m, the point between the finger tips
     "gripper_orientation": (4,),  # quaternion x, y, z, w
+    "gripper_goal": (3,),  # m, where the actions so far send that point, delayed ones too
     "finger_width": (),  # m, opening between the fingers, 0 to 0.08
-    "gripper_closed": (),  # 0 or 1, the last gripper command
+    "gripper_closed": (),  # 0 or 1, the last gripper command that was carried out
     "held": (),  # index of the object that touches both fingers, -1 for none
+    "camera_position": (3,),  # m
+    "camera_axes": (3, 3),  # right, up and backwards, one a row
     "target": (),  # index of the object (lift) or fixture (place) that the episode's task names
 }
 _SLICES: dict[str, slice] = {}

@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.objects import FIXTURES
 from sim.options import choose
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES, SceneState
 
@@ -21,7 +22,6 @@ LEAST_GRIP_M = 0.005  # fingers closer than this hold nothing between them: it l
 REST_SPEED_M_S = 0.05  # a placed object moves slower than this
 REST_SPIN_RAD_S = 1.0
 UPRIGHT_COSINE = 0.94  # a fixture tilted by more than 20 degrees holds nothing
-FIXTURE_RADIUS_M = {"bowl": 0.085, "plate": 0.105, "divider-plate": 0.115}  # an object's centre lies inside
 
 
 def lifted(state: SceneState, *, object_index: int) -> NDArray[np.bool_]:
@@ -51,7 +51,7 @@ def placed(state: SceneState, *, fixture_index: int) -> NDArray[np.bool_]:
         & (state["object_on_fixture"].sum(-1) == state["object_on_fixture"][..., f])
         & (state["object_on_table"] == 0)
         & (state["object_on_finger"] == 0).all(-1)
-        & (np.linalg.norm(offset, axis=-1) <= FIXTURE_RADIUS_M[FIXTURE_NAMES[f]])
+        & (np.linalg.norm(offset, axis=-1) <= FIXTURES[FIXTURE_NAMES[f]].inner_radius_m)
         & (np.linalg.norm(state["object_velocity"], axis=-1) < REST_SPEED_M_S)
         & (np.linalg.norm(state["object_spin"], axis=-1) < REST_SPIN_RAD_S)
     )

@@ -2,59 +2,74 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pybullet_data
+from numpy.typing import NDArray
+from scipy.spatial import ConvexHull
 
-from sim.objects import Collider, FixtureSpec, Mesh, ObjectSpec
+from sim.meshes import Mesh
+from sim.objects import Collider, FixtureSpec, ObjectSpec
 
 
-def write_body(spec: ObjectSpec | FixtureSpec, folder: Path) -> Path:
-    """`<name>.urdf` in `folder`, with an OBJ per coloured part and per convex hull; returns its path."""
-    visuals, collisions = [], []
-    for number, part in enumerate(spec.parts):
-        mesh = _write_obj(part.mesh, folder / f"{spec.name}-{number}.obj")
-        red, green, blue = part.colour
-        visuals.append(
-            f'<visual><geometry><mesh filename="{mesh}"/></geometry>'
-            f'<material name="{spec.name}-{number}"><color rgba="{red} {green} {blue} 1"/></material></visual>'
-        )
+def write_body(spec: ObjectSpec | FixtureSpec, folder: Path, visible: bool) -> Path:
+    """`<name>.urdf` in `folder`, with an OBJ per convex hull and, for PyBullet's own renderer, per `visible` part."""
+    shapes = []
+    for number, mesh in enumerate(spec.parts if visible else ()):
+        path = _write_obj(mesh, folder / f"{spec.name}-{number}.obj")
+        shapes.append(f'<visual><geometry><mesh filename="{path}"/></geometry></visual>')
     for number, collider in enumerate(spec.colliders):
-        collisions.append(_collision(collider, folder / f"{spec.name}-hull-{number}.obj"))
-    low, high = _bounds(spec)
-    x, y, z = (high - low) ** 2 * spec.mass_kg / 12  # the inertia of a box of the same size
+        shapes.append(_collision(collider, folder / f"{spec.name}-hull-{number}.obj"))
     path = folder / f"{spec.name}.urdf"
     path.write_text(
         f'<robot name="{spec.name}"><link name="body"><inertial><mass value="{spec.mass_kg}"/>'
-        f'<inertia ixx="{y + z:.8f}" iyy="{x + z:.8f}" izz="{x + y:.8f}" ixy="0" ixz="0" iyz="0"/></inertial>'
-        + "".join(visuals + collisions)
+        '<inertia ixx="1" iyy="1" izz="1" ixy="0" ixz="0" iyz="0"/></inertial>'  # sim/world.py sets it
+        + "".join(shapes)
         + "</link></robot>"
     )
     return path
 
 
-def write_panda(folder: Path) -> Path:
-    """PyBullet's Panda with its collision meshes as visuals: 4 thousand triangles to draw instead of 100."""
+def write_panda(folder: Path, visible: bool) -> Path:
+    """PyBullet's Panda, colliding as the corners of its convex hulls, which load faster than its meshes. If `visible`
+    it is drawn with its collision meshes: 4 thousand triangles instead of 100."""
     source = Path(pybullet_data.getDataPath()) / "franka_panda"
-    text = (source / "panda.urdf").read_text()
+    text = (source / "panda.urdf").read_text().replace("package://meshes", str(source / "meshes"))
     for name in [f"link{number}" for number in range(8)] + ["hand"]:
         text = text.replace(f"meshes/visual/{name}.obj", f"meshes/collision/{name}.obj")
-    path = folder / "panda.urdf"
-    path.write_text(text.replace("package://meshes", str(source / "meshes")))
+
+    def with_hull(collision: re.Match[str]) -> str:
+        mesh = Path(collision[1])
+        hull = _write_hull(read_obj(mesh)[0], folder / f"panda-{mesh.stem}.obj")
+        return collision[0].replace(collision[1], str(hull))
+
+    text = re.sub(r'<collision>.*?filename="([^"]+)".*?</collision>', with_hull, text, flags=re.DOTALL)
+    if not visible:
+        text = re.sub(r"<visual>.*?</visual>", "", text, flags=re.DOTALL)
+    path = folder / ("panda-visible.urdf" if visible else "panda.urdf")
+    path.write_text(text)
     return path
 
 
-def _bounds(spec: ObjectSpec | FixtureSpec) -> tuple[np.ndarray, np.ndarray]:
-    points = np.concatenate([part.mesh.vertices for part in spec.parts])
-    return points.min(axis=0), points.max(axis=0)
+def read_obj(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The vertices [V, 3] and the triangles [F, 3] of an OBJ file."""
+    vertices, faces = [], []
+    for line in path.read_text().splitlines():
+        kind, *values = line.split() or [""]
+        if kind == "v":
+            vertices.append([float(v) for v in values[:3]])
+        elif kind == "f":
+            corner = [int(v.split("/")[0]) - 1 for v in values]
+            faces += [(corner[0], corner[k], corner[k + 1]) for k in range(1, len(corner) - 1)]
+    return np.array(vertices), np.array(faces)
 
 
 def _collision(collider: Collider, hull_path: Path) -> str:
     sizes = " ".join(str(v) for v in collider.size)
     if collider.points is not None:
-        _write_obj(Mesh(collider.points, np.ones((1, 3)), np.arange(len(collider.points)).reshape(-1, 3)), hull_path)
-        shape = f'<mesh filename="{hull_path}"/>'
+        shape = f'<mesh filename="{_write_hull(collider.points, hull_path)}"/>'
     elif collider.kind == "box":
         shape = f'<box size="{sizes}"/>'
     else:
@@ -63,10 +78,20 @@ def _collision(collider: Collider, hull_path: Path) -> str:
     return f"<collision>{origin}<geometry>{shape}</geometry></collision>"
 
 
+def _write_hull(points: NDArray[np.float64], path: Path) -> Path:
+    hull = ConvexHull(points)
+    lines = ["v {:.6f} {:.6f} {:.6f}".format(*points[corner]) for corner in hull.vertices]
+    number = {int(corner): k + 1 for k, corner in enumerate(hull.vertices)}
+    lines += ["f {} {} {}".format(*(number[int(corner)] for corner in face)) for face in hull.simplices]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 def _write_obj(mesh: Mesh, path: Path) -> Path:
     lines = [f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in mesh.vertices]
     lines += [f"vn {x:.5f} {y:.5f} {z:.5f}" for x, y, z in mesh.normals]
-    own = len(mesh.normals) == len(mesh.vertices)
-    lines += ["f " + " ".join(f"{v + 1}//{v + 1 if own else 1}" for v in face) for face in mesh.faces]
+    lines += [f"vt {u:.5f} {v:.5f}" for u, v in mesh.uv]
+    corners = [f"{k}/{k}/{k}" for k in range(1, len(mesh.vertices) + 1)]
+    lines += ["f " + " ".join(corners[k : k + 3]) for k in range(0, len(corners), 3)]
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -24,22 +24,51 @@ def check_size(size_px: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CameraSpec:
-    eye_m: tuple[float, float, float] = (1.14, 0.0, 0.70)
-    look_at_m: tuple[float, float, float] = (0.50, 0.0, 0.06)
-    field_of_view_deg: float = 37.0
+    """A pinhole camera that sees a square. Its axes are right, up and backwards (OpenGL's)."""
+
+    eye_m: tuple[float, float, float] = (-0.04, -0.60, 0.76)  # over the robot's right shoulder
+    look_at_m: tuple[float, float, float] = (0.53, 0.01, 0.05)
+    roll_rad: float = 0.0
+    field_of_view_deg: float = 38.0
     near_m: float = 0.1
     far_m: float = 2.5
 
-    def project(self, points_m: NDArray[np.floating]) -> NDArray[np.float32]:
-        """World points [..., 3] (m) -> where a square frame shows them [..., 2]: right, down, in sides of the frame."""
-        forward = np.subtract(self.look_at_m, self.eye_m)
-        forward /= np.linalg.norm(forward)
-        right = np.cross(forward, [0.0, 0.0, 1.0])
+    def axes(self) -> NDArray[np.float64]:
+        """[3, 3]: the camera's right, up and backward directions in the world, one a row."""
+        back = np.subtract(self.eye_m, self.look_at_m)
+        back /= np.linalg.norm(back)
+        right = np.cross([0.0, 0.0, 1.0], back)
         right /= np.linalg.norm(right)
-        away = points_m - np.array(self.eye_m)
-        depth = np.maximum(away @ forward, self.near_m) * 2 * math.tan(math.radians(self.field_of_view_deg) / 2)
-        across = np.stack([away @ right, away @ np.cross(forward, right)], axis=-1)
-        return (0.5 + across / depth[..., None]).astype(np.float32)
+        up = np.cross(back, right)
+        c, s = math.cos(self.roll_rad), math.sin(self.roll_rad)
+        return np.stack([c * right + s * up, c * up - s * right, back])
+
+    def view(self) -> NDArray[np.float64]:
+        """[4, 4]: world -> camera."""
+        matrix = np.eye(4)
+        matrix[:3, :3] = self.axes()
+        matrix[:3, 3] = -matrix[:3, :3] @ np.array(self.eye_m)
+        return matrix
+
+    def lens(self) -> NDArray[np.float64]:
+        """[4, 4]: camera -> clip space."""
+        near, far = self.near_m, self.far_m
+        matrix = np.zeros((4, 4))
+        matrix[0, 0] = matrix[1, 1] = 1 / math.tan(math.radians(self.field_of_view_deg) / 2)
+        matrix[2, 2:] = -(far + near) / (far - near), -2 * far * near / (far - near)
+        matrix[3, 2] = -1
+        return matrix
+
+
+def project(
+    points_m: NDArray[np.floating], eye_m: NDArray[np.floating], axes: NDArray[np.floating], spec: CameraSpec
+) -> NDArray[np.float32]:
+    """World points [..., P, 3] -> where a square frame shows them [..., P, 2]: right, down, in sides of the frame.
+
+    `eye_m` [..., 3] and `axes` [..., 3, 3] are the camera's pose at the time; the lens is that of `spec`."""
+    seen = np.einsum("...pi,...ci->...pc", points_m - eye_m[..., None, :], axes)
+    depth = np.maximum(-seen[..., 2:], spec.near_m) * 2 * math.tan(math.radians(spec.field_of_view_deg) / 2)
+    return (0.5 + seen[..., :2] * [1, -1] / depth).astype(np.float32)
 
 
 def frame_size(crop_size: int) -> int:

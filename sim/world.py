@@ -6,7 +6,11 @@ After `reset` everything happens by physics: fingers hold by friction, no constr
 from __future__ import annotations
 
 import tempfile
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pybullet
@@ -14,17 +18,21 @@ from numpy.typing import NDArray
 
 from sim import actions
 from sim.camera import Camera
+from sim.drawing import TABLE, Body, Geometry
+from sim.looks import TABLE_TEXTURE_M, Paint
+from sim.meshes import Mesh, Point, box, hull, inertia, smooth
 from sim.objects import FIXTURES, OBJECTS, FixtureSpec, ObjectSpec
+from sim.rotations import rotate
+from sim.scenes import Item, Scene
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES, SceneState
-from sim.tasks import TaskSpec
-from sim.urdf import write_body, write_panda
-from sim.views import CameraSpec
+from sim.urdf import read_obj, write_body, write_panda
 
 TIMESTEP_S = 1 / 240
 STEPS_PER_ACTION = 40  # 6 actions a second
 STEPS_PER_GRIPPER_COMMAND = 24  # more, when the fingers have to travel
-SETTLE_STEPS = 60
+SETTLE_STEPS = 30
 WORKSPACE_M = np.array([[0.34, -0.30, 0.008], [0.70, 0.30, 0.36]])  # of the point between the finger tips
+WINDUP_M = 0.08  # how far the goal may be ahead of a blocked arm
 FINGER_OPEN_M = 0.04  # each finger
 FINGER_FORCE_N = 25.0
 ARM_JOINTS = tuple(range(7))
@@ -33,29 +41,44 @@ TIP_LINK = 11  # "panda_grasptarget": the point between the finger tips
 ARM_FORCES_N_M = [87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0]
 HOME_RAD = [0.0, -0.2, 0.0, -2.35, 0.0, 2.15, 0.785]
 CONTACT_M = 0.0005
-NUM_DISTRACTORS = 2
-FIXTURE_SPOTS_M = ((0.42, -0.13), (0.42, 0.13), (0.63, 0.0))  # near, near, far; jittered
+TABLE_M = ((1.50, 1.70, 0.20), (0.40, 0.0, -0.10))  # edges and centre; the top is z = 0
+TABLE_FRICTION = 0.8
+ACTUATION_NOISE = (0.05, 0.001, 0.009)  # of a motion: share of it, m, rad (standard deviations)
+ROBOT_PAINT, FINGER_PAINT = Paint((0.92, 0.92, 0.93)), Paint((0.18, 0.18, 0.20))
+
+
+class _Target(NamedTuple):
+    """Where an action sends the gripper."""
+
+    goal_m: NDArray[np.float64]
+    yaw_rad: float
+    command: int
 
 
 class World:
-    """One scene. `reset` draws it from a generator, `step` acts, `snapshot` tells everything, `render` shows it."""
+    """One scene at a time. `reset` builds it, `step` acts, `snapshot` tells everything, `render` shows it."""
 
-    def __init__(self, image_size: int = 472, renderer: str = "auto", camera: CameraSpec | None = None) -> None:
+    def __init__(self, image_size: int = 472, renderer: str = "auto") -> None:
+        self.camera = Camera(image_size, renderer)
+        self._client = -1
+
+    def _open(self) -> None:
+        """Start PyBullet and the renderer: not before the first reset, because neither survives a fork."""
         self._client = pybullet.connect(pybullet.DIRECT)
         assert pybullet.isNumpyEnabled(), "PyBullet was built without numpy: rendering would be very slow"
-        try:
-            self.camera = Camera(self._client, image_size, renderer, camera)
-        except ValueError:
-            pybullet.disconnect(self._client)
-            raise
         self._scratch = tempfile.TemporaryDirectory(prefix="switchyard-")
         folder = Path(self._scratch.name)
-        self._panda_urdf = write_panda(folder)
-        bodies: list[ObjectSpec | FixtureSpec] = [*OBJECTS.values(), *FIXTURES.values()]
-        self._urdfs = {spec.name: write_body(spec, folder) for spec in bodies}
-        self._objects: dict[int, int] = {}  # index in OBJECT_NAMES -> PyBullet body
-        self._fixtures: dict[int, int] = {}
-        self._load_fixed()
+        specs: list[ObjectSpec | FixtureSpec] = [*OBJECTS.values(), *FIXTURES.values()]
+        visible = self.camera.renderer == "tiny"
+        self._panda_urdf = write_panda(folder, visible)
+        self._urdfs = {spec.name: write_body(spec, folder, visible) for spec in specs}
+        self._inertia = {spec.name: inertia(list(spec.parts), 1.0) for spec in specs}
+        self._hulls = [hull(list(spec.parts)) for spec in OBJECTS.values()]
+        self._robot, meshes = self._robot_bodies(write_panda(folder, visible=True))
+        meshes |= {spec.name: list(spec.parts) for spec in specs} | {TABLE: [_table_mesh()]}
+        looks = [look for spec in specs for look in (*spec.looks.train, *spec.looks.test)]
+        paints = [ROBOT_PAINT, FINGER_PAINT, *(paint for look in looks for paint in look)]
+        self.camera.open(self._client, folder, meshes, paints)
 
     def close(self) -> None:
         if self._client >= 0:
@@ -66,112 +89,151 @@ class World:
 
     # ------------------------------------------------------------------ reset
 
-    def reset(self, task: TaskSpec, rng: np.random.Generator) -> None:
-        """A new scene for the task. Lift: its object among others; place: any object held, all three fixtures."""
-        for body in (*self._objects.values(), *self._fixtures.values()):
-            pybullet.removeBody(body, physicsClientId=self._client)
-        self._objects, self._fixtures = {}, {}
-        self._task = task
-        self._yaw = float(rng.uniform(-0.3, 0.3))
-        self._goal = np.array([rng.uniform(0.44, 0.56), rng.uniform(-0.10, 0.10), rng.uniform(0.19, 0.25)])
+    def reset(self, scene: Scene) -> None:
+        """Build a scene and let it come to rest."""
+        if self._client < 0:
+            self._open()
+        self._objects: dict[int, int] = {}  # index in OBJECT_NAMES -> PyBullet body
+        self._fixtures: dict[int, int] = {}
+        self._load_table_and_robot()
+        self.scene = scene
+        self._rng = np.random.default_rng(scene.noise_seed)
+        self._yaw, self._goal = scene.start_yaw_rad, np.array(scene.start_m)
+        self._waiting = deque([_Target(self._goal, self._yaw, actions.NONE)] * scene.delay_steps)
         self._set_arm(FINGER_OPEN_M)
-        if task.skill == "lift":
-            self._scatter_objects(task.target, rng)
-            self._settle(SETTLE_STEPS)
+        for item in scene.fixtures:
+            spec = FIXTURES[FIXTURE_NAMES[item.index]]
+            self._fixtures[item.index] = self._spawn(spec, item, (*item.spot_m, 0.001))
+        for item in scene.objects:
+            height = 0.001 - self._lowest(item, item.turn)
+            self._objects[item.index] = self._spawn(OBJECTS[OBJECT_NAMES[item.index]], item, (*item.spot_m, height))
+        if scene.task.skill == "place":
+            self._put_into_hand(scene.objects[0])
         else:
-            self._scatter_fixtures(rng)
-            self._put_into_hand(int(rng.integers(len(OBJECT_NAMES))), rng)
+            self._settle(SETTLE_STEPS)
+        self.camera.dress(scene, self._bodies())
 
-    def _load_fixed(self) -> None:
+    def _load_table_and_robot(self) -> None:
+        """From nothing: bodies that have moved before, or are made again, give other last bits to an equal episode."""
         c = self._client
         pybullet.resetSimulation(physicsClientId=c)
         pybullet.setGravity(0, 0, -9.81, physicsClientId=c)
         pybullet.setPhysicsEngineParameter(
             fixedTimeStep=TIMESTEP_S, numSolverIterations=30, deterministicOverlappingPairs=1, physicsClientId=c
         )
-        half = [0.40, 0.55, 0.02]
+        size, centre = TABLE_M
+        half = [edge / 2 for edge in size]
         shape = pybullet.createCollisionShape(pybullet.GEOM_BOX, halfExtents=half, physicsClientId=c)
-        look = pybullet.createVisualShape(
-            pybullet.GEOM_BOX, halfExtents=half, rgbaColor=[0.55, 0.50, 0.45, 1], physicsClientId=c
-        )
-        self._table = pybullet.createMultiBody(0, shape, look, [0.60, 0, -half[2]], physicsClientId=c)
-        pybullet.changeVisualShape(self._table, -1, specularColor=[0, 0, 0], physicsClientId=c)
-        pybullet.changeDynamics(self._table, -1, lateralFriction=0.8, physicsClientId=c)
+        look = -1
+        if self.camera.renderer == "tiny":
+            mesh = _table_mesh()
+            look = pybullet.createVisualShape(
+                pybullet.GEOM_MESH,
+                vertices=mesh.vertices.tolist(),
+                indices=list(range(len(mesh.vertices))),
+                normals=mesh.normals.tolist(),
+                uvs=mesh.uv.tolist(),
+                physicsClientId=c,
+            )
+        self._table = pybullet.createMultiBody(0, shape, look, centre, physicsClientId=c)
+        pybullet.changeDynamics(self._table, -1, lateralFriction=TABLE_FRICTION, physicsClientId=c)
         self._panda = pybullet.loadURDF(str(self._panda_urdf), useFixedBase=True, physicsClientId=c)
         for link in FINGER_LINKS:
             pybullet.changeDynamics(
                 self._panda, link, lateralFriction=1.2, spinningFriction=0.02, rollingFriction=0.002, physicsClientId=c
             )
-            pybullet.changeVisualShape(self._panda, link, rgbaColor=[0.18, 0.18, 0.20, 1], physicsClientId=c)
 
-    def _scatter_objects(self, target: int, rng: np.random.Generator) -> None:
-        others = [i for i in range(len(OBJECT_NAMES)) if i != target]
-        chosen = [target, *(int(i) for i in rng.choice(others, NUM_DISTRACTORS, replace=False))]
-        taken: list[NDArray[np.float64]] = []
-        for index in chosen:
-            spec = OBJECTS[OBJECT_NAMES[index]]
-            spot = _free_spot(taken, 0.13, np.array([[0.42, -0.17], [0.62, 0.17]]), rng)
-            taken.append(spot)
-            tilt = spec.rests[int(rng.integers(len(spec.rests)))]
-            body = self._spawn(spec, (*spot, 0.5), _turned(tilt, float(rng.uniform(-np.pi, np.pi))))
-            self._objects[index] = body
-            position, turn = pybullet.getBasePositionAndOrientation(body, physicsClientId=self._client)
-            lift = 0.001 - self._bottom(body)
-            position = [position[0], position[1], position[2] + lift]
-            pybullet.resetBasePositionAndOrientation(body, position, turn, physicsClientId=self._client)
+    def _robot_bodies(self, urdf: Path) -> tuple[list[Body], dict[str, list[Mesh]]]:
+        """The Panda's links as bodies to draw, and their meshes."""
+        c = self._client
+        panda = pybullet.loadURDF(str(urdf), useFixedBase=True, physicsClientId=c)
+        bodies, meshes = [], {}
+        for _, link, _, _, path, position, turn, *_ in pybullet.getVisualShapeData(panda, physicsClientId=c):
+            vertices, faces = read_obj(Path(path.decode()))
+            name = f"robot-{link}"
+            meshes[name] = [smooth(rotate(np.array(turn), vertices) + np.array(position), faces, 0.75)]
+            paint = FINGER_PAINT if link in FINGER_LINKS else ROBOT_PAINT
+            bodies.append(Body(name=name, segment="robot", uid=panda, link=link, paints=(paint,), gloss=0.12))
+        pybullet.removeBody(panda, physicsClientId=c)
+        return bodies, meshes
 
-    def _scatter_fixtures(self, rng: np.random.Generator) -> None:
-        spots = np.array(FIXTURE_SPOTS_M) * [1, rng.choice([-1, 1])]
-        for spot, index in zip(spots, rng.permutation(len(FIXTURE_NAMES)), strict=True):
-            spec = FIXTURES[FIXTURE_NAMES[index]]
-            x, y = spot + rng.uniform(-0.008, 0.008, 2)
-            turn = pybullet.getQuaternionFromEuler([0, 0, rng.uniform(-np.pi, np.pi)])
-            self._fixtures[int(index)] = self._spawn(spec, (x, y, 0.001), turn)
+    def _bodies(self) -> list[Body]:
+        """Everything to draw, the table first."""
+        scene = self.scene
+        table = Body(name=TABLE, segment=TABLE, uid=self._table, tint=scene.table_tint)
+        things = [table, *(replace(body, uid=self._panda) for body in self._robot)]
+        items: list[tuple[Item, ObjectSpec | FixtureSpec, int]] = [
+            *((item, OBJECTS[OBJECT_NAMES[item.index]], self._objects[item.index]) for item in scene.objects),
+            *((item, FIXTURES[FIXTURE_NAMES[item.index]], self._fixtures[item.index]) for item in scene.fixtures),
+        ]
+        for item, spec, uid in items:
+            paints = spec.looks.of(scene.split)[item.look]
+            things.append(
+                Body(
+                    name=spec.name,
+                    segment=spec.name,
+                    uid=uid,
+                    scale=item.scale,
+                    paints=paints,
+                    tint=item.tint,
+                    gloss=0.18,
+                )
+            )
+        return things
 
-    def _put_into_hand(self, index: int, rng: np.random.Generator) -> None:
+    def _put_into_hand(self, item: Item) -> None:
         """Close the fingers on an object that is kept in place until they hold it."""
-        spec = OBJECTS[OBJECT_NAMES[index]]
-        tilt = spec.rests[int(rng.integers(len(spec.rests)))]
-        along = _rotate(pybullet.getQuaternionFromEuler(tilt), spec.long_axis)
-        lying = abs(along[2]) < 0.7
-        turn = _turned(tilt, self._yaw - (np.arctan2(along[1], along[0]) if lying else 0.0))  # across the fingers
-        body = self._spawn(spec, (0.0, 0.0, 1.0), turn)
-        self._objects[index] = body
-        low, high = pybullet.getAABB(body, physicsClientId=self._client)
-        drop = max(0.0, (high[2] - low[2]) / 2 - 0.035)  # tall things hang lower, clear of the palm
+        body = self._objects[item.index]
+        drop = max(0.0, -self._lowest(item, item.turn) - 0.035)  # tall things hang lower, clear of the palm
         spot = [self._goal[0], self._goal[1], self._goal[2] - drop]
-        self._command_arm(0.0)
+        self._command(self._goal, self._yaw, 0.0)
         for _ in range(48):
-            pybullet.resetBasePositionAndOrientation(body, spot, turn, physicsClientId=self._client)
+            pybullet.resetBasePositionAndOrientation(body, spot, item.turn, physicsClientId=self._client)
             pybullet.resetBaseVelocity(body, [0, 0, 0], [0, 0, 0], physicsClientId=self._client)
             pybullet.stepSimulation(physicsClientId=self._client)
-        self._settle(SETTLE_STEPS // 2)
+        self._settle(SETTLE_STEPS)
 
-    def _spawn(self, spec: ObjectSpec | FixtureSpec, position: tuple[float, ...], turn: tuple[float, ...]) -> int:
+    def _spawn(self, spec: ObjectSpec | FixtureSpec, item: Item, position: Point) -> int:
         c = self._client
-        flags = pybullet.URDF_USE_INERTIA_FROM_FILE
-        body: int = pybullet.loadURDF(str(self._urdfs[spec.name]), position, turn, flags=flags, physicsClientId=c)
-        friction = spec.friction if isinstance(spec, ObjectSpec) else 0.8
+        body: int = pybullet.loadURDF(
+            str(self._urdfs[spec.name]), position, item.turn, globalScaling=item.scale, physicsClientId=c
+        )
         pybullet.changeDynamics(
-            body, -1, lateralFriction=friction, rollingFriction=0.001, spinningFriction=0.002, physicsClientId=c
+            body,
+            -1,
+            mass=item.mass_kg,
+            localInertiaDiagonal=(self._inertia[spec.name] * item.mass_kg * item.scale**2).tolist(),
+            lateralFriction=item.friction,
+            rollingFriction=0.001,
+            spinningFriction=0.002,
+            physicsClientId=c,
         )
         return body
 
     # ------------------------------------------------------------------ step
 
     def step(self, action: NDArray[np.float32]) -> None:
-        """Move by the action's translation and yaw, then open or close the gripper if it is asked to."""
+        """Move by the action's translation and yaw, then open or close the gripper if it is asked to.
+
+        A delayed world carries out the action before this one. Raises ValueError for what is not an action."""
         action = actions.clip(action)
-        command = int(action[4])
-        reach = np.array(self._tip_position())
-        goal = np.clip(self._goal + action[:3], *WORKSPACE_M)
-        self._goal = np.clip(goal, reach - 0.08, reach + 0.08)  # a blocked arm does not wind its goal up
-        self._yaw = float(np.clip(self._yaw + action[3], -2.0, 2.0))
+        share, spread_m, spread_rad = ACTUATION_NOISE
+        noise = self.scene.actuation_noise * self._rng.normal(size=(4, 2))
+        motion = action[:4] * (1 + share * noise[:, 0]) + noise[:, 1] * [*[spread_m] * 3, spread_rad]
+        reach = WINDUP_M + len(self._waiting) * actions.MAX_TRANSLATION_M
+        tip = np.array(self._tip_position())
+        goal = np.clip(self._goal + motion[:3], *WORKSPACE_M)
+        self._goal = np.clip(goal, tip - reach, tip + reach)  # a blocked arm does not wind its goal up
+        self._yaw = float(np.clip(self._yaw + motion[3], -2.0, 2.0))
+        self._waiting.append(_Target(self._goal, self._yaw, int(action[4])))
+        self._carry_out(self._waiting.popleft())
+
+    def _carry_out(self, target: _Target) -> None:
         closed = self._finger_goal == 0.0
-        self._command_arm(self._finger_goal)
+        self._command(target.goal_m, target.yaw_rad, self._finger_goal)
         self._settle(STEPS_PER_ACTION)
-        if (command == actions.CLOSE and not closed) or (command == actions.OPEN and closed):
-            self._command_arm(0.0 if command == actions.CLOSE else FINGER_OPEN_M)
+        if (target.command == actions.CLOSE and not closed) or (target.command == actions.OPEN and closed):
+            self._command(target.goal_m, target.yaw_rad, 0.0 if target.command == actions.CLOSE else FINGER_OPEN_M)
             self._settle(STEPS_PER_GRIPPER_COMMAND)
 
     def _settle(self, steps: int) -> None:
@@ -182,12 +244,12 @@ class World:
         state = pybullet.getLinkState(self._panda, TIP_LINK, physicsClientId=self._client)
         return tuple(state[4])  # type: ignore[return-value]
 
-    def _joint_goal(self, iterations: int) -> list[float]:
-        turn = pybullet.getQuaternionFromEuler([np.pi, 0.0, self._yaw])
+    def _joint_goal(self, goal_m: NDArray[np.float64], yaw_rad: float, iterations: int) -> list[float]:
+        turn = pybullet.getQuaternionFromEuler([np.pi, 0.0, yaw_rad])
         joints = pybullet.calculateInverseKinematics(
             self._panda,
             TIP_LINK,
-            self._goal.tolist(),
+            goal_m.tolist(),
             turn,
             maxNumIterations=iterations,
             residualThreshold=1e-5,
@@ -198,19 +260,19 @@ class World:
     def _set_arm(self, finger_m: float) -> None:
         for joint, angle in zip(ARM_JOINTS, HOME_RAD, strict=True):
             pybullet.resetJointState(self._panda, joint, angle, physicsClientId=self._client)
-        for joint, angle in zip(ARM_JOINTS, self._joint_goal(200), strict=True):
+        for joint, angle in zip(ARM_JOINTS, self._joint_goal(self._goal, self._yaw, 200), strict=True):
             pybullet.resetJointState(self._panda, joint, angle, physicsClientId=self._client)
         for joint in FINGER_LINKS:
             pybullet.resetJointState(self._panda, joint, finger_m, physicsClientId=self._client)
-        self._command_arm(finger_m)
+        self._command(self._goal, self._yaw, finger_m)
 
-    def _command_arm(self, finger_m: float) -> None:
+    def _command(self, goal_m: NDArray[np.float64], yaw_rad: float, finger_m: float) -> None:
         self._finger_goal = finger_m
         pybullet.setJointMotorControlArray(
             self._panda,
             ARM_JOINTS,
             pybullet.POSITION_CONTROL,
-            targetPositions=self._joint_goal(30),
+            targetPositions=self._joint_goal(goal_m, yaw_rad, 30),
             forces=ARM_FORCES_N_M,
             positionGains=[0.12] * 7,
             physicsClientId=self._client,
@@ -227,14 +289,20 @@ class World:
     # ------------------------------------------------------------------ observe
 
     def render(self) -> NDArray[np.uint8]:
+        """The camera's picture, uint8 [H, W, 3]."""
         return self.camera.render()
+
+    def geometry(self) -> Geometry:
+        """Depth and segmentation of the same view."""
+        return self.camera.geometry()
 
     def snapshot(self) -> SceneState:
         c = self._client
         state = SceneState.empty()
         object_of = {body: index for index, body in self._objects.items()}
         fixture_of = {body: index for index, body in self._fixtures.items()}
-        for index, body in self._objects.items():
+        for item in self.scene.objects:
+            index, body = item.index, self._objects[item.index]
             position, turn = pybullet.getBasePositionAndOrientation(body, physicsClientId=c)
             velocity, spin = pybullet.getBaseVelocity(body, physicsClientId=c)
             state["object_present"][index] = 1
@@ -242,7 +310,7 @@ class World:
             state["object_orientation"][index] = turn
             state["object_velocity"][index] = velocity
             state["object_spin"][index] = spin
-            state["object_bottom"][index] = self._bottom(body)
+            state["object_bottom"][index] = position[2] + self._lowest(item, turn)
         for index, body in self._fixtures.items():
             position, turn = pybullet.getBasePositionAndOrientation(body, physicsClientId=c)
             state["fixture_present"][index] = 1
@@ -264,38 +332,24 @@ class World:
         tip = pybullet.getLinkState(self._panda, TIP_LINK, physicsClientId=c)
         state["gripper_position"][:] = tip[4]
         state["gripper_orientation"][:] = tip[5]
+        state["gripper_goal"][:] = self._goal
+        state["camera_position"][:] = self.scene.camera.eye_m
+        state["camera_axes"][:] = self.scene.camera.axes()
         fingers = pybullet.getJointStates(self._panda, FINGER_LINKS, physicsClientId=c)
         state["finger_width"][...] = fingers[0][0] + fingers[1][0]
         state["gripper_closed"][...] = float(self._finger_goal == 0.0)
         held = np.flatnonzero((state["object_on_finger"] > 0).all(-1))
         state["held"][...] = held[0] if len(held) else -1
-        state["target"][...] = self._task.target
+        state["target"][...] = self.scene.task.target
         return state
 
-    def _bottom(self, body: int) -> float:
-        low, _ = pybullet.getAABB(body, physicsClientId=self._client)
-        return float(low[2])
+    def _lowest(self, item: Item, turn: Sequence[float]) -> float:
+        """How high the lowest point of an object lies above its centre (m): a negative number."""
+        down = pybullet.getMatrixFromQuaternion(turn)[6:]
+        return float((self._hulls[item.index] @ down).min()) * item.scale
 
 
-def _turned(tilt: tuple[float, float, float], yaw: float) -> tuple[float, ...]:
-    first = pybullet.getQuaternionFromEuler(tilt)
-    then = pybullet.getQuaternionFromEuler([0, 0, yaw])
-    _, turn = pybullet.multiplyTransforms([0, 0, 0], then, [0, 0, 0], first)
-    return tuple(turn)
-
-
-def _rotate(turn: tuple[float, ...], vector: tuple[float, float, float]) -> NDArray[np.float64]:
-    point, _ = pybullet.multiplyTransforms([0, 0, 0], turn, vector, [0, 0, 0, 1])
-    return np.array(point)
-
-
-def _free_spot(
-    taken: list[NDArray[np.float64]], gap: float, area: NDArray[np.float64], rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """A point of the area at least `gap` metres from the others, or the farthest of 50 draws."""
-    draws = rng.uniform(area[0], area[1], (50, 2))
-    if not taken:
-        return draws[0]
-    distance = np.linalg.norm(draws[:, None] - np.array(taken)[None], axis=-1).min(axis=1)
-    good = np.flatnonzero(distance >= gap)
-    return draws[good[0] if len(good) else int(distance.argmax())]
+def _table_mesh() -> Mesh:
+    size, centre = TABLE_M
+    mesh = box(size)
+    return Mesh(mesh.vertices, mesh.normals, (mesh.vertices + np.array(centre))[:, :2] / TABLE_TEXTURE_M)

@@ -106,6 +106,8 @@ def test_a_finished_collection_is_left_as_it_is(copied, tiny_collection):
         ({"size": 64}, r"other options: size 48 \(now 64\)"),
         ({"tasks": ("lift-can",)}, "other options: tasks"),
         ({"renderer": "egl"}, "rendered by tiny, asked for egl"),
+        ({"randomise": "none"}, r"other options: randomise 'all' \(now 'none'\)"),
+        ({"split": "test"}, r"other options: split 'train' \(now 'test'\)"),
         ({"episodes": 5}, "already holds 6 episodes, asked for 5"),
     ],
 )

@@ -7,14 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import data.__main__
 import eval.__main__
+import sim.__main__
 import train.__main__
 
 ROOT = Path(__file__).parents[1]
-MAIN = {"data": data.__main__.main, "train": train.__main__.main, "eval": eval.__main__.main}
+MAIN = {
+    "data": data.__main__.main,
+    "train": train.__main__.main,
+    "eval": eval.__main__.main,
+    "sim": sim.__main__.main,
+}
 
 
 @pytest.fixture
@@ -41,6 +49,7 @@ def typed(capsys):
         ("train --help", "--preset"),
         ("train --preset demo --help", "default demo"),
         ("eval --help", "--checkpoint"),
+        ("sim watch --help", "--policy"),
     ],
 )
 def test_help_is_given_and_is_no_error(typed, line, mentions):
@@ -76,6 +85,15 @@ def test_help_is_given_and_is_no_error(typed, line, mentions):
         ("eval --checkpoints nowhere.ckpt", "Did you mean '--checkpoint'?"),
         ("eval --checkpoint nowhere.ckpt --tasks lift-cann", "Did you mean 'lift-can'?"),
         ("eval --checkpoint nowhere.ckpt --policies expert", "unknown policy 'expert'"),
+        ("eval --checkpoint nowhere.ckpt --split tset", "unknown split 'tset'"),
+        ("eval --checkpoint nowhere.ckpt --randomise lihgt", "Did you mean 'light'?"),
+        ("data collect --out nowhere --randomise sise", "Did you mean 'size'?"),
+        ("sim watch --task lift-cann", "Did you mean 'lift-can'?"),
+        (
+            "sim watch --policy exprt",
+            "unknown policy 'exprt': choose from expert, crude, random. Did you mean 'expert'?",
+        ),
+        ("sim watch --out nowhere/film.mp4", "unknown file format '.mp4': choose from .gif, .webp, .png"),
     ],
 )
 def test_a_mistake_exits_with_2_and_says_what_would_be_right(typed, line, complaint):
@@ -116,6 +134,31 @@ def test_every_preset_resolves_with_hyphens_and_underscores_alike(typed, preset)
         assert json.loads(out)["batch_size"] == 77
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
+def test_watch_writes_a_film_of_every_step_with_the_verdict_drawn_in(typed, tmp_path, suffix):
+    path = tmp_path / "films" / f"can{suffix}"
+    line = f"sim watch --task lift-can --policy expert --size 160 --renderer tiny --out {path} --window no"
+    status, out, _ = typed(line)
+    assert status == 0
+    assert out.endswith(str(path))
+    with Image.open(path) as film:
+        assert film.size == (160, 204)
+        assert film.n_frames >= 6
+        first = np.asarray(film.convert("RGB")).copy()
+        film.seek(film.n_frames - 1)
+        last = np.asarray(film.convert("RGB")).astype(int)
+    green = (last[160:, :, 1] - last[160:, :, 0]) > 50
+    assert green.any()  # the words "detected: lift-can"
+    assert not ((first[160:, :, 1].astype(int) - first[160:, :, 0]) > 50).any()
+
+
+def test_a_sheet_shows_scenes_of_every_task(typed, tmp_path):
+    status, _, _ = typed(f"sim sheet --rows 2 --size 64 --renderer tiny --out {tmp_path / 'sheet.png'}")
+    assert status == 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (5 * 64, 4 * (64 + 22))
+
+
 def test_info_prints_what_a_dataset_holds(typed, tiny_dataset):
     status, out, _ = typed(f"data info {tiny_dataset}")
     assert status == 0
@@ -135,7 +178,8 @@ def test_learning_from_disk_loads_no_simulator():
     """A machine that only trains has neither PyBullet nor MuJoCo nor gymnasium."""
     code = (
         "import sys; import data.replay, train.qtopt, train.run, train.__main__; "
-        "print([name for name in ('pybullet', 'pybullet_data', 'mujoco', 'gymnasium') if name in sys.modules])"
+        "simulator = ('pybullet', 'pybullet_data', 'mujoco', 'gymnasium', 'moderngl', 'trimesh'); "
+        "print([name for name in simulator if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -14,6 +14,7 @@ from eval.__main__ import EvalConfig, averages, data_success, evaluate
 from eval.policy import CEMPolicy
 from eval.rollout import EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise, wilson
 from models.checkpoint import CheckpointError
+from sim.scenes import FACTORS
 from sim.state import STATE_SIZE
 
 TASKS_USED = ("lift-banana", "place-bowl")
@@ -111,6 +112,8 @@ def test_an_evaluation_writes_a_row_per_task_and_policy(evaluation):
     assert [(row["task"], row["episodes"]) for row in payload["data"]] == [(task, 3) for task in TASKS_USED]
     assert payload["steps"] == 4
     assert payload["renderer"] == "tiny"
+    assert payload["randomise"] == list(FACTORS)
+    assert payload["split"] == "train"
     assert all(row["seed"] == 1000 for row in payload["results"])
 
 
@@ -214,7 +217,7 @@ def test_a_worker_that_dies_ends_the_evaluation():
     """The start of each worker fails: a pool that restarted them would never end."""
     jobs = [EpisodeJob(task="lift-can", number=0, seed=0, filmed=False)]
     with pytest.raises(ValueError, match="an evaluating process died"):
-        list(rollout("checkpoint", "no such file", 48, "tiny", jobs, 1))
+        list(rollout("checkpoint", "no such file", {"image_size": 48, "renderer": "tiny"}, jobs, 1))
 
 
 def test_what_is_wrong_is_said_before_the_first_episode(tiny_checkpoint, tmp_path):

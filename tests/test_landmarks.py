@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pybullet
 import pytest
 
+from sim.drawing import SEGMENTS
 from sim.landmarks import MAX_OFFSET, OFFSET_UNIT_M, Landmarks, landmarks
+from sim.scenes import draw_scene
 from sim.state import OBJECT_NAMES, SceneState
 from sim.tasks import TASKS
-from sim.views import CameraSpec
+from sim.views import CameraSpec, project
 from sim.world import World
 
 BANANA, BOTTLE = 0, 1  # long along x, long along z
@@ -72,23 +74,26 @@ def test_the_points_are_the_landmarks_and_the_finger_tips():
 
 
 def test_the_camera_projects_as_pybullet_does():
-    camera = CameraSpec(eye_m=(1.0, -0.2, 0.6))
+    camera = CameraSpec(eye_m=(1.0, -0.2, 0.6), look_at_m=(0.5, 0.1, 0.0))
     points = np.random.default_rng(0).uniform([0.3, -0.3, 0.0], [0.7, 0.3, 0.3], (20, 3))
     view = np.reshape(pybullet.computeViewMatrix(camera.eye_m, camera.look_at_m, [0, 0, 1]), (4, 4)).T
     lens = pybullet.computeProjectionMatrixFOV(camera.field_of_view_deg, 1.0, camera.near_m, camera.far_m)
     clip = np.concatenate([points, np.ones((20, 1))], axis=1) @ (np.reshape(lens, (4, 4)).T @ view).T
     expected = 0.5 + clip[:, :2] / clip[:, 3:] * [0.5, -0.5]
-    assert np.allclose(camera.project(points), expected, atol=1e-5)
+    assert np.allclose(np.reshape(view, (4, 4)), camera.view(), atol=1e-6)
+    assert np.allclose(np.reshape(lens, (4, 4)).T, camera.lens(), atol=1e-6)
+    assert np.allclose(project(points, np.array(camera.eye_m), camera.axes(), camera), expected, atol=1e-5)
 
 
 def test_a_drawn_object_lies_where_its_point_says():
-    world = World(image_size=128, renderer="tiny")
-    world.reset(TASKS["lift-can"], np.random.default_rng(1))
+    """From a camera that this scene has moved and rolled."""
+    world = World(image_size=472, renderer="tiny")
+    scene = draw_scene(TASKS["lift-can"], np.random.default_rng(1))
+    camera = replace(scene.camera, roll_rad=0.2, eye_m=(0.1, -0.6, 0.8))
+    world.reset(replace(scene, camera=camera, objects=scene.objects[:1]))
     can = OBJECT_NAMES.index("can")
-    point = landmarks(world.snapshot()).point[can] * 128
-    before = world.render().astype(int)
-    pybullet.removeBody(world._objects.pop(can), physicsClientId=world._client)
-    changed = np.argwhere(np.abs(world.render().astype(int) - before).sum(-1) > 30)  # row, column
+    point = landmarks(world.snapshot()).point[can] * 472
+    shown = np.argwhere(world.geometry().segmentation == SEGMENTS.index("can"))  # row, column
     world.close()
-    assert len(changed) > 40
-    assert np.allclose(changed.mean(axis=0)[::-1], point, atol=4)
+    assert len(shown) > 1000
+    assert np.allclose(shown.mean(axis=0)[::-1], point, atol=6)

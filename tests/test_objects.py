@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from sim.meshes import box, hull, inertia, tube
 from sim.objects import FIXTURES, OBJECTS
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES
 
@@ -16,11 +17,11 @@ PARTS = [(name, number) for name, spec in BODIES.items() for number in range(len
 
 
 def part(name, number):
-    return BODIES[name].parts[number].mesh
+    return BODIES[name].parts[number]
 
 
 def points(spec):
-    return np.concatenate([part.mesh.vertices for part in spec.parts])
+    return np.concatenate([mesh.vertices for mesh in spec.parts])
 
 
 def test_the_tables_have_the_order_of_the_state_vector():
@@ -32,7 +33,7 @@ def test_the_tables_have_the_order_of_the_state_vector():
 def test_every_mesh_is_closed(name, number):
     """Each edge is walked once in each direction, so there is no hole and no face is flipped among its neighbours."""
     mesh = part(name, number)
-    corners = np.round(mesh.vertices[mesh.faces], 9) + 0.0
+    corners = np.round(mesh.vertices.reshape(-1, 3, 3), 7) + 0.0
     edges = Counter()
     for triangle in corners:
         for begin, end in zip(triangle, np.roll(triangle, -1, axis=0), strict=True):
@@ -43,10 +44,10 @@ def test_every_mesh_is_closed(name, number):
 @pytest.mark.parametrize(("name", "number"), PARTS)
 def test_every_mesh_faces_outward(name, number):
     mesh = part(name, number)
-    a, b, c = mesh.vertices[mesh.faces].transpose(1, 0, 2)
+    a, b, c = mesh.vertices.reshape(-1, 3, 3).transpose(1, 0, 2)
     volume = np.einsum("fi,fi->", a, np.cross(b, c)) / 6
     assert volume > 1e-8
-    assert (np.einsum("fi,fi->f", np.cross(b - a, c - a), mesh.normals[mesh.faces[:, 0]]) > 0).all()
+    assert (np.einsum("fi,fi->f", np.cross(b - a, c - a), mesh.normals[::3]) > 0).all()
 
 
 @pytest.mark.parametrize("name", OBJECT_NAMES)
@@ -64,3 +65,37 @@ def test_a_fixtures_radius_is_that_of_its_mesh_and_its_base_lies_at_zero(name):
     cloud = points(spec)
     assert np.hypot(cloud[:, 0], cloud[:, 1]).max() == pytest.approx(spec.radius_m, abs=1e-6)
     assert cloud[:, 2].min() == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_every_look_paints_every_part_and_no_look_is_held_out_and_trained_on(name):
+    spec = BODIES[name]
+    looks = spec.looks.train + spec.looks.test
+    assert all(len(look) == len(spec.parts) for look in looks)
+    assert len(set(looks)) == len(looks) >= 6
+    assert spec.looks.train
+    assert spec.looks.test
+
+
+def test_every_object_is_drawn_in_its_own_colours():
+    usual = [spec.looks.train[0] for spec in BODIES.values()]
+    assert len(set(usual)) == len(usual)
+
+
+def test_the_inertia_of_a_cylinder_is_that_of_the_textbook():
+    mass, radius, height = 0.2, 0.03, 0.1
+    cylinder = tube([(0, 0, -height / 2), (0, 0, height / 2)], [radius, radius], sides=200)
+    about_x, about_y, about_z = inertia([cylinder], mass)
+    assert about_z == pytest.approx(mass * radius**2 / 2, rel=0.01)
+    assert about_x == pytest.approx(mass * (3 * radius**2 + height**2) / 12, rel=0.01)
+    assert about_y == pytest.approx(about_x, rel=1e-3)
+
+
+def test_the_hull_of_a_box_is_its_corners():
+    assert sorted(map(tuple, np.abs(hull([box((2, 4, 6))])))) == [(1.0, 2.0, 3.0)] * 8
+
+
+def test_a_boxs_picture_stands_upright_on_its_upright_faces():
+    mesh = box((1, 1, 1))
+    upright = np.abs(mesh.normals[:, 2]) < 0.5
+    assert np.array_equal(mesh.uv[upright, 1] > 0.5, mesh.vertices[upright, 2] > 0)

@@ -163,7 +163,7 @@ def test_a_missing_shard_is_refused_by_name(dataset):
     ("key", "value", "message"),
     [
         ("schema", 2, "schema 2, this version reads schema 1"),
-        ("state_version", 9, "state_version 9, this version reads state_version 1"),
+        ("state_version", 9, "state_version 9, this version reads state_version 2"),
         ("tasks", json.dumps(["lift-banana"]), "recorded for the tasks"),
         ("tasks", "not JSON", "not a readable"),
     ],
@@ -209,7 +209,7 @@ def test_an_invalid_manifest_is_refused_by_name(dataset, text):
         Replay(dataset)
 
 
-@pytest.mark.parametrize("lost", ["size", "renderer", "name", "bytes"])
+@pytest.mark.parametrize("lost", ["size", "renderer", "randomise", "name", "bytes"])
 def test_a_manifest_that_lacks_an_entry_is_refused_by_name(dataset, lost):
     path = dataset / "manifest.json"
     manifest = json.loads(path.read_text())

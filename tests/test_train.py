@@ -25,6 +25,7 @@ from eval.policy import CEMPolicy
 from models.acting import crop, crop_corner, in_crop
 from models.checkpoint import CheckpointError, read_checkpoint
 from sim.options import from_options
+from sim.scenes import FACTORS
 from sim.tasks import TASK_NAMES, TASKS
 from train.config import PRESETS, TrainConfig
 from train.qtopt import QTOpt
@@ -220,6 +221,7 @@ def test_a_checkpoint_describes_itself(tiny_checkpoint):
     assert about["tasks"] == list(TASK_NAMES)
     assert about["trained_tasks"] == ["lift-banana", "place-bowl"]
     assert about["renderer"] == "tiny"
+    assert about["randomise"] == list(FACTORS)
     assert about["network"]["image_size"] == 48
     assert about["sharing"]["rule"] == "cds"
     weight = about["sharing"]["weights"][TASKS["lift-banana"].index]

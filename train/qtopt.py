@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
@@ -164,10 +165,12 @@ class QTOpt(lightning.LightningModule):
             "prior_loyalty": self.config.prior_loyalty,
             "landmark_weight": self.config.landmark_weight,
             "renderer": self.renderer,
+            "randomise": list(self.randomise),
             "tasks": list(TASK_NAMES),
             "trained_tasks": list(self.config.tasks),
             "sharing": {"rule": self.config.rule, "weights": self.router.report()},
             "steps": self.global_step,
         }
 
-    renderer = "unknown"  # of the dataset; set by the training command
+    renderer = "unknown"  # of the dataset, as the factors it randomises; set by the training command
+    randomise: Sequence[str] = ()

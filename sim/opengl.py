@@ -1,0 +1,267 @@
+"""The OpenGL renderer (EGL, without a window): textured bodies, one light with shadows, depth and segmentation.
+
+PyBullet's own EGL plugin always draws a 4096 x 4096 shadow map of 20 x 20 m, with mipmaps, whatever the picture's size
+(docs/world.md). This one shadows the workspace alone, and may be opened many times in a process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import moderngl
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.drawing import TABLE, Body, Geometry, segment_of
+from sim.looks import SPLITS, TABLES, Paint, texture
+from sim.meshes import Mesh
+from sim.scenes import Scene
+from sim.views import CameraSpec
+
+BACKGROUND = (0.70, 0.72, 0.75)
+SHADOWED_CENTRE_M = np.array([0.52, 0.0, 0.12])
+SHADOWED_RADIUS_M = 0.62
+SHADOW_PX = ((160, 512), (4096, 1024))  # pictures up to the first number -> side of the shadow map
+MAX_PARTS = 8
+
+VERTEX = """
+#version 330
+in vec3 position; in vec3 normal; in vec2 uv; in float part;
+uniform mat4 model, view, lens, to_shadow; uniform float scale; uniform float layers[8];
+out vec3 facing; out vec3 place; out vec3 shadow_place; out vec3 picture;
+void main() {
+    vec4 world = model * vec4(position * scale, 1.0);
+    place = world.xyz;
+    facing = mat3(model) * normal;
+    shadow_place = (to_shadow * world).xyz * 0.5 + 0.5;
+    picture = vec3(uv, layers[int(part)]);
+    gl_Position = lens * view * world;
+}
+"""
+FRAGMENT = """
+#version 330
+in vec3 facing; in vec3 place; in vec3 shadow_place; in vec3 picture;
+uniform vec3 light, light_colour, ambient, eye, tint; uniform float gloss;
+uniform sampler2DShadow shadow; uniform sampler2DArray paint;
+out vec4 colour;
+void main() {
+    vec3 normal = normalize(facing);
+    float slope = dot(normal, light);
+    float lit = 0.0;
+    if (slope > 0.0) {
+        vec3 at = shadow_place;
+        at.z -= 0.0015 + 0.002 * (1.0 - slope);
+        lit = texture(shadow, at) * slope;
+    }
+    vec3 half_way = normalize(light + normalize(eye - place));
+    float gleam = gloss * pow(max(dot(normal, half_way), 0.0), 24.0) * lit;
+    vec3 base = tint * texture(paint, picture).rgb;
+    colour = vec4(base * (ambient * (0.85 + 0.15 * normal.z) + light_colour * lit) + light_colour * gleam, 1.0);
+}
+"""
+DEPTH_VERTEX = """
+#version 330
+in vec3 position;
+uniform mat4 model, view, lens; uniform float scale;
+void main() { gl_Position = lens * view * model * vec4(position * scale, 1.0); }
+"""
+DEPTH_FRAGMENT = """
+#version 330
+void main() {}
+"""
+SEGMENT_FRAGMENT = """
+#version 330
+uniform float segment;
+out vec4 colour;
+void main() { colour = vec4(segment / 255.0, 0.0, 0.0, 1.0); }
+"""
+
+
+class OpenGLError(ValueError):
+    """OpenGL does not start on this machine."""
+
+
+def open_context() -> Any:
+    """An EGL context, or `OpenGLError`."""
+    _load_triton()
+    try:
+        settings: dict[str, Any] = {"backend": "egl", "libgl": "libGL.so.1", "libegl": "libEGL.so.1"}
+        return moderngl.create_context(require=330, standalone=True, **settings)
+    except Exception as error:  # moderngl raises bare Exceptions
+        raise OpenGLError(f"EGL does not start: {error}") from error
+
+
+@functools.cache
+def _load_triton() -> None:
+    """Torch loads Triton at some later time. Triton and Mesa each bring an LLVM whose symbols everybody sees, and the
+    one that is loaded second uses those of the first. Mesa survives that, Triton ends the process."""
+    spec = importlib.util.find_spec("triton")
+    library = Path((spec and spec.origin) or "/none").parent / "_C" / "libtriton.so"
+    if library.is_file():
+        ctypes.CDLL(str(library))
+
+
+class OpenGLRenderer:
+    """Draws the bodies of a PyBullet client. `dress` is called once for each scene, `render` for each picture."""
+
+    name = "egl"
+
+    def __init__(self, meshes: dict[str, list[Mesh]], paints: list[Paint]) -> None:
+        self._context = c = open_context()
+        with c:  # a process may have several contexts
+            self._shade = c.program(vertex_shader=VERTEX, fragment_shader=FRAGMENT)
+            self._depth_only = c.program(vertex_shader=DEPTH_VERTEX, fragment_shader=DEPTH_FRAGMENT)
+            self._segment = c.program(vertex_shader=DEPTH_VERTEX, fragment_shader=SEGMENT_FRAGMENT)
+            self._arrays = {name: self._upload(parts) for name, parts in meshes.items()}
+            self._layers = {paint: layer for layer, paint in enumerate(dict.fromkeys(paints))}
+            self._paints = _texture_array(c, [texture(paint) for paint in self._layers])
+            self._tables = _texture_array(c, [make() for split in SPLITS for make in TABLES[split]])
+            c.enable_only(moderngl.DEPTH_TEST | moderngl.CULL_FACE)
+        self._targets: dict[int, tuple[Any, Any]] = {}
+        self._shadows: dict[int, tuple[Any, Any]] = {}
+
+    def _upload(self, parts: list[Mesh]) -> tuple[Any, Any, Any]:
+        """A vertex array for each of the three programs."""
+        c = self._context
+        assert len(parts) <= MAX_PARTS
+        rows = np.concatenate(
+            [np.column_stack([m.vertices, m.normals, m.uv, np.full(len(m.vertices), k)]) for k, m in enumerate(parts)]
+        )
+        shaded = self._indexed(rows)
+        places = self._indexed(rows[:, :3])
+        return (
+            c.vertex_array(self._shade, [(shaded[0], "3f 3f 2f f", "position", "normal", "uv", "part")], shaded[1]),
+            c.vertex_array(self._depth_only, [(places[0], "3f", "position")], places[1]),
+            c.vertex_array(self._segment, [(places[0], "3f", "position")], places[1]),
+        )
+
+    def _indexed(self, rows: NDArray[np.float64]) -> tuple[Any, Any]:
+        unique, index = np.unique(np.round(rows, 6), axis=0, return_inverse=True)
+        return self._context.buffer(unique.astype("f4").tobytes()), self._context.buffer(index.astype("i4").tobytes())
+
+    def dress(self, scene: Scene, bodies: list[Body]) -> None:
+        """Take the looks, the light and the camera of a scene whose bodies are these."""
+        self._scene = scene
+        tables = sum(len(TABLES[split]) for split in SPLITS[: SPLITS.index(scene.split)])
+        self._drawn: list[tuple[Body, NDArray[np.float32]]] = []
+        for body in bodies:
+            if body.name == TABLE:
+                layers = [tables + scene.table_look]
+            else:
+                layers = [self._layers[paint] for paint in body.paints]
+            self._drawn.append((body, np.resize(np.array(layers, "f4"), MAX_PARTS)))
+        self._view, self._lens = scene.camera.view(), scene.camera.lens()
+        self._light_view, self._light_lens = _light_matrices(np.array(scene.light.direction))
+
+    def render(self, size: int, poses: list[NDArray[np.float64]]) -> NDArray[np.uint8]:
+        """The picture [size, size, 3] of the bodies at these poses [4, 4], in the order of `dress`."""
+        with self._context:
+            return self._render(size, [_bytes(pose) for pose in poses])
+
+    def _render(self, size: int, poses: list[bytes]) -> NDArray[np.uint8]:
+        self._draw_shadow(size, poses)
+        frame, picture = self._target(size)
+        frame.use()
+        frame.clear(*BACKGROUND)
+        program, light = self._shade, self._scene.light
+        program["view"].write(_bytes(self._view))
+        program["lens"].write(_bytes(self._lens))
+        program["to_shadow"].write(_bytes(self._light_lens @ self._light_view))
+        program["light"].value = light.direction
+        program["light_colour"].value = light.colour
+        program["ambient"].value = light.ambient
+        program["eye"].value = self._scene.camera.eye_m
+        program["shadow"].value, program["paint"].value = 0, 1
+        self._shadow_map(size)[1].use(0)
+        self._paints.use(1)
+        self._tables.use(2)
+        for (body, layers), pose in zip(reversed(self._drawn), reversed(poses), strict=True):  # the table last
+            program["model"].write(pose)
+            program["scale"].value = body.scale
+            program["tint"].value = body.tint
+            program["layers"].write(layers.tobytes())
+            program["gloss"].value = body.gloss
+            if body.name == TABLE:
+                program["paint"].value = 2
+            self._arrays[body.name][0].render()
+        frame.read_into(picture, components=3, alignment=1)
+        return picture[::-1].copy()
+
+    def geometry(self, size: int, poses: list[NDArray[np.float64]]) -> Geometry:
+        """Depth and segmentation of the same view."""
+        with self._context:
+            return self._geometry(size, poses)
+
+    def _geometry(self, size: int, poses: list[NDArray[np.float64]]) -> Geometry:
+        frame, _ = self._target(size)
+        frame.use()
+        frame.clear(0.0, 0.0, 0.0)
+        program = self._segment
+        program["view"].write(_bytes(self._view))
+        program["lens"].write(_bytes(self._lens))
+        for (body, _), pose in zip(self._drawn, poses, strict=True):
+            program["model"].write(_bytes(pose))
+            program["scale"].value = body.scale
+            program["segment"].value = segment_of(body)
+            self._arrays[body.name][2].render()
+        segments = np.frombuffer(frame.read(components=1, alignment=1), np.uint8).reshape(size, size)
+        depth = np.frombuffer(frame.read(attachment=-1, components=1, dtype="f4", alignment=1), "f4")
+        return Geometry.from_buffer(depth.reshape(size, size)[::-1], segments[::-1].copy(), self._scene.camera)
+
+    def _draw_shadow(self, size: int, poses: list[bytes]) -> None:
+        frame, _ = self._shadow_map(size)
+        frame.use()
+        frame.clear()
+        program = self._depth_only
+        program["view"].write(_bytes(self._light_view))
+        program["lens"].write(_bytes(self._light_lens))
+        for (body, _), pose in zip(self._drawn, poses, strict=True):
+            if body.name != TABLE:
+                program["model"].write(pose)
+                program["scale"].value = body.scale
+                self._arrays[body.name][1].render()
+
+    def _target(self, size: int) -> tuple[Any, NDArray[np.uint8]]:
+        if size not in self._targets:
+            c = self._context
+            frame = c.framebuffer([c.texture((size, size), 4)], c.depth_texture((size, size)))
+            self._targets[size] = (frame, np.empty((size, size, 3), np.uint8))
+        return self._targets[size]
+
+    def _shadow_map(self, size: int) -> tuple[Any, Any]:
+        side = next(side for limit, side in SHADOW_PX if size <= limit)
+        if side not in self._shadows:
+            depth = self._context.depth_texture((side, side))
+            depth.compare_func, depth.filter = "<=", (moderngl.LINEAR, moderngl.LINEAR)
+            depth.repeat_x = depth.repeat_y = False
+            self._shadows[side] = (self._context.framebuffer(depth_attachment=depth), depth)
+        return self._shadows[side]
+
+    def close(self) -> None:
+        self._context.release()
+
+
+def _texture_array(context: Any, pictures: list[NDArray[np.uint8]]) -> Any:
+    size = pictures[0].shape[0]
+    data = np.stack([picture[::-1] for picture in pictures])
+    array = context.texture_array((size, size, len(pictures)), 3, data.tobytes(), alignment=1)
+    array.build_mipmaps()
+    array.filter = (moderngl.LINEAR_MIPMAP_NEAREST, moderngl.LINEAR)
+    return array
+
+
+def _light_matrices(direction: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """World -> light and light -> clip space of an orthographic view along the light."""
+    eye = CameraSpec(eye_m=tuple(SHADOWED_CENTRE_M + 1.5 * direction), look_at_m=tuple(SHADOWED_CENTRE_M))
+    near, far = 0.3, 2.7
+    lens = np.diag([1 / SHADOWED_RADIUS_M, 1 / SHADOWED_RADIUS_M, -2 / (far - near), 1.0])
+    lens[2, 3] = -(far + near) / (far - near)
+    return eye.view(), lens
+
+
+def _bytes(matrix: NDArray[np.float64]) -> bytes:
+    return matrix.T.astype("f4").tobytes()

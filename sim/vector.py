@@ -1,0 +1,25 @@
+"""Many environments at once: gymnasium's vector API over worker processes, pictures through shared memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+
+from sim.env import PickPlaceEnv
+
+
+def make_vector(
+    num_envs: int = 1, task: str | Sequence[str | None] | None = None, autoreset: str = "NextStep", **world: Any
+) -> AsyncVectorEnv:
+    """`num_envs` environments `PickPlaceEnv(task, **world)`, each in a process of its own; several tasks take turns.
+
+    `autoreset` is one of gymnasium's modes: NextStep, SameStep or Disabled. Observations are copies of the shared
+    memory, so that a final observation is never overwritten (gymnasium #1132). Also what `gymnasium.make_vec` makes.
+    """
+    tasks = [task] if task is None or isinstance(task, str) else list(task)
+    makers = [partial(PickPlaceEnv, tasks[number % len(tasks)], **world) for number in range(num_envs)]
+    mode = AutoresetMode(autoreset)
+    return AsyncVectorEnv(makers, shared_memory=True, copy=True, context="spawn", autoreset_mode=mode)

@@ -1,0 +1,164 @@
+"""Films of scripted episodes, with the detectors' verdicts drawn in, and sheets of scenes, for people to look at."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.actions import COMMANDS
+from sim.looks import SPLITS
+from sim.options import choose, option
+from sim.policies import CrudePolicy, Policy, RandomPolicy, ScriptedPolicy
+from sim.scenes import FACTORS, read_factors
+from sim.tasks import TASK_NAMES, task_by_name
+from sim.views import RENDERERS
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+WATCHED: dict[str, type[Policy]] = {"expert": ScriptedPolicy, "crude": CrudePolicy, "random": RandomPolicy}
+FORMATS = (".gif", ".webp", ".png")
+FRAMES_PER_S = 6
+CAPTION_PX = 44
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    task: str = option("lift-can", "what to do")
+    policy: str = option("expert", f"of {', '.join(WATCHED)}")
+    seed: int = option(0, "of the first scene")
+    episodes: int = option(1, "one after the other, with the next seeds")
+    size: int = option(472, "px")
+    out: str = option("", f"the file, of {', '.join(FORMATS)}; default runs/watch/TASK-POLICY-SEED.gif")
+    randomise: str = option("all", f"all, none, or some of {', '.join(FACTORS)}")
+    split: str = option("train", f"of {', '.join(SPLITS)}")
+    renderer: str = option("auto", f"of {', '.join(RENDERERS)}")
+    window: bool = option(True, "show it too, where there is a display")
+
+    def __post_init__(self) -> None:
+        task_by_name(self.task)
+        choose("policy", self.policy, tuple(WATCHED))
+        choose("split", self.split, SPLITS)
+        read_factors(self.randomise)
+        if self.out:
+            choose("file format", Path(self.out).suffix, FORMATS)
+        if self.seed < 0 or self.episodes < 1:
+            raise ValueError(f"seed is 0 or more and episodes at least 1, got {self.seed} and {self.episodes}")
+
+
+def watch(config: WatchConfig) -> Path:
+    """Write the film and show it where there is a display; returns the file."""
+    path = Path(config.out or f"runs/watch/{config.task}-{config.policy}-{config.seed}.gif")
+    frames: list[Image.Image] = []
+    from sim.env import PickPlaceEnv, as_action, as_batch
+
+    env = PickPlaceEnv(config.task, config.size, config.renderer, randomise=config.randomise, split=config.split)
+    for seed in range(config.seed, config.seed + config.episodes):
+        policy, rng = WATCHED[config.policy](), np.random.default_rng(seed)
+        observation, info = env.reset(seed=seed)
+        frames.append(_captioned(observation["image"], f"{config.task}, {config.policy}, seed {seed}", "begins", info))
+        done = False
+        while not done:
+            action = policy.act(as_batch(observation, info), np.array([env.task.index]), rng)[0]
+            observation, reward, terminated, truncated, info = env.step(as_action(action))
+            done = terminated or truncated
+            doing = COMMANDS[int(action[4])] if action[4] else "moves"
+            doing = f"ends: {'success' if reward else 'failure'}" if done else doing
+            frames.append(_captioned(observation["image"], f"{config.task}, step {len(frames)}", doing, info))
+        frames += [frames[-1]] * FRAMES_PER_S
+    env.close()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pause_ms = 1000 // FRAMES_PER_S
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause_ms, loop=0)
+    if config.window and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        _show(frames, pause_ms)
+    return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class SheetConfig:
+    rows: int = option(4, "scenes of each task")
+    size: int = option(236, "of each scene, px")
+    seed: int = option(0, "of the first scene")
+    out: str = option("runs/watch/sheet.jpg", "the file")
+    randomise: str = option("all", f"all, none, or some of {', '.join(FACTORS)}")
+    split: str = option("train", f"of {', '.join(SPLITS)}")
+    renderer: str = option("auto", f"of {', '.join(RENDERERS)}")
+
+    def __post_init__(self) -> None:
+        choose("split", self.split, SPLITS)
+        read_factors(self.randomise)
+        if self.rows < 1 or self.seed < 0:
+            raise ValueError(f"rows is at least 1 and seed 0 or more, got {self.rows} and {self.seed}")
+
+
+def sheet(config: SheetConfig) -> Path:
+    """One picture of `rows` scenes of every task, five tasks side by side; returns the file."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    from sim.env import PickPlaceEnv
+
+    side_by_side, caption_px = 5, 22
+    blocks = -(-len(TASK_NAMES) // side_by_side)
+    whole = Image.new(
+        "RGB", (side_by_side * config.size, blocks * config.rows * (config.size + caption_px)), (24, 24, 26)
+    )
+    draw, font = ImageDraw.Draw(whole), ImageFont.load_default(size=14)
+    env = PickPlaceEnv(None, config.size, config.renderer, randomise=config.randomise, split=config.split)
+    for index, name in enumerate(TASK_NAMES):
+        for row in range(config.rows):
+            seed = config.seed + row * len(TASK_NAMES) + index
+            observation, _ = env.reset(seed=seed, options={"task": name})
+            left = index % side_by_side * config.size
+            top = (index // side_by_side * config.rows + row) * (config.size + caption_px)
+            whole.paste(Image.fromarray(observation["image"]), (left, top))
+            draw.text((left + 4, top + config.size + 2), f"{name}, seed {seed}", fill=(220, 220, 220), font=font)
+    env.close()
+    path = Path(config.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole.save(path)
+    return path
+
+
+def _captioned(picture: NDArray[np.uint8], title: str, doing: str, info: dict[str, object]) -> Image.Image:
+    """The picture over two lines of text: what happens, and which tasks the detectors find done now."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    size = picture.shape[0]
+    sheet = Image.new("RGB", (size, size + CAPTION_PX), (24, 24, 26))
+    sheet.paste(Image.fromarray(picture), (0, 0))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
+    done = [name for name, verdict in zip(TASK_NAMES, np.asarray(info["verdicts"]), strict=True) if verdict]
+    draw.text((6, size + 3), f"{title}: {doing}", fill=(235, 235, 235), font=font)
+    draw.text(
+        (6, size + 23),
+        f"detected: {', '.join(done) or 'nothing'}",
+        fill=(120, 220, 120) if done else (150, 150, 150),
+        font=font,
+    )
+    return sheet
+
+
+def _show(frames: list[Image.Image], pause_ms: int) -> None:
+    """Play the film in a window, over and over, until it is closed."""
+    import tkinter
+
+    from PIL import ImageTk
+
+    root = tkinter.Tk()
+    root.title("Switchyard")
+    pictures = [ImageTk.PhotoImage(frame) for frame in frames]
+    label = tkinter.Label(root)
+    label.pack()
+
+    def show(number: int) -> None:
+        label.configure(image=pictures[number])
+        root.after(pause_ms, show, (number + 1) % len(pictures))
+
+    show(0)
+    root.mainloop()

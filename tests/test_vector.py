@@ -1,0 +1,70 @@
+"""Many environments at once: the same episodes as one at a time, and pictures that stay what they were."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import AsyncVectorEnv
+
+from sim.env import PickPlaceEnv
+from sim.tasks import TASKS
+from sim.vector import make_vector
+
+TASK_CYCLE = ("lift-can", "place-bowl")
+
+
+@pytest.fixture(scope="module")
+def vector():
+    envs = make_vector(2, TASK_CYCLE, "Disabled", image_size=48, renderer="tiny", horizon=3)
+    yield envs
+    envs.close()
+
+
+def test_each_environment_is_the_one_it_would_be_alone(vector):
+    observation, info = vector.reset(seed=[5, 6])
+    assert info["task_index"].tolist() == [TASKS[name].index for name in TASK_CYCLE]
+    action = {"translation": np.full((2, 3), 0.02), "yaw": np.full(2, 0.1), "command": np.zeros(2, np.int64)}
+    after, _, _, _, info_after = vector.step(action)
+    for number, seed in enumerate((5, 6)):
+        env = PickPlaceEnv(TASK_CYCLE[number], image_size=48, renderer="tiny", horizon=3)
+        alone, alone_info = env.reset(seed=seed)
+        assert np.array_equal(alone["image"], observation["image"][number])
+        assert np.array_equal(alone_info["state"], info["state"][number])
+        alone, _, _, _, alone_info = env.step({name: value[number] for name, value in action.items()})
+        assert np.array_equal(alone["image"], after["image"][number])
+        assert np.array_equal(alone_info["state"], info_after["state"][number])
+        env.close()
+
+
+def test_an_observation_stays_what_it_was_when_the_worlds_go_on(vector):
+    observation, _ = vector.reset(seed=[1, 2])
+    kept = observation["image"].copy()
+    vector.step({"translation": np.full((2, 3), 0.05), "yaw": np.zeros(2), "command": np.zeros(2, np.int64)})
+    assert np.array_equal(observation["image"], kept)
+
+
+def test_one_environment_may_begin_again_while_the_other_goes_on(vector):
+    vector.reset(seed=[1, 2])
+    still = {"translation": np.zeros((2, 3)), "yaw": np.zeros(2), "command": np.zeros(2, np.int64)}
+    for _ in range(3):
+        _, _, _, truncated, info = vector.step(still)
+    assert truncated.tolist() == [True, True]
+    other = info["state"][1]
+    _, info = vector.reset(seed=[9, None], options={"reset_mask": np.array([True, False])})
+    _, _, _, truncated, info = vector.step(still)
+    assert truncated.tolist() == [False, True]
+    assert np.abs(info["state"][1] - other).max() < 0.5
+
+
+def test_gymnasium_makes_the_same_vector_by_the_registered_name():
+    envs = gymnasium.make_vec("switchyard/PickPlace-v0", num_envs=2, task="lift-can", image_size=48, renderer="tiny")
+    assert isinstance(envs, AsyncVectorEnv)
+    observation, _ = envs.reset(seed=3)
+    assert observation["image"].shape == (2, 48, 48, 3)
+    envs.close()
+
+
+def test_a_mistake_in_the_arguments_is_said_by_the_parent():
+    with pytest.raises(ValueError, match=r"unknown task 'lift-cann'.*Did you mean 'lift-can'"):
+        make_vector(2, "lift-cann", image_size=48)
