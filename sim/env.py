@@ -10,19 +10,24 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from sim import actions
+from sim.drawing import SEGMENTS
 from sim.looks import SPLITS
 from sim.options import choose
 from sim.policies import Observation
 from sim.scenes import draw_scene, read_factors
 from sim.tasks import TASK_NAMES, task_by_name, verdicts
+from sim.views import CameraSpec
 from sim.world import World
+
+EXTRAS = ("depth", "segmentation")
 
 
 class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
     """One task, or `task=None` for a new task each reset. Reward 1 when the episode ends in success, else 0.
 
     An episode terminates by the terminate command and is truncated after the task's horizon. `info` holds
-    `task_index`, the privileged `state` [S] and the `verdicts` [N] of every task.
+    `task_index`, the privileged `state` [S] and the `verdicts` [N] of every task. `extras` adds `depth` (m) and
+    `segmentation` (values of sim.drawing.SEGMENTS) to the observation.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 6}
@@ -35,6 +40,7 @@ class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
         horizon: int | None = None,
         randomise: str | tuple[str, ...] = "all",
         split: str = "train",
+        extras: tuple[str, ...] = (),
         render_mode: str | None = "rgb_array",
     ) -> None:
         self._factors = read_factors(randomise)
@@ -43,13 +49,18 @@ class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
         self._horizon = horizon
         self.render_mode = render_mode
         self.world = World(image_size, renderer)
-        self.observation_space = spaces.Dict(
-            {
-                "image": spaces.Box(0, 255, (image_size, image_size, 3), np.uint8),
-                "gripper_closed": spaces.Box(0.0, 1.0, (), np.float32),
-                "gripper_height": spaces.Box(-1.0, 2.0, (), np.float32),
-            }
-        )
+        self._extras = tuple(choose("extra observation", name, EXTRAS) for name in extras)
+        side = (image_size, image_size)
+        observed: dict[str, spaces.Space[Any]] = {
+            "image": spaces.Box(0, 255, (*side, 3), np.uint8),
+            "gripper_closed": spaces.Box(0.0, 1.0, (), np.float32),
+            "gripper_height": spaces.Box(-1.0, 2.0, (), np.float32),
+        }
+        possible: dict[str, spaces.Space[Any]] = {
+            "depth": spaces.Box(0.0, CameraSpec().far_m, side, np.float32),
+            "segmentation": spaces.Box(0, len(SEGMENTS) - 1, side, np.uint8),
+        }
+        self.observation_space = spaces.Dict(observed | {name: possible[name] for name in self._extras})
         reach, turn = actions.MAX_TRANSLATION_M, actions.MAX_YAW_RAD
         self.action_space = spaces.Dict(
             {
@@ -94,6 +105,10 @@ class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
             "gripper_closed": np.array(state["gripper_closed"], np.float32),
             "gripper_height": np.array(state["gripper_position"][2], np.float32),
         }
+        if self._extras:
+            geometry = self.world.geometry()
+            seen = {"depth": geometry.depth_m, "segmentation": geometry.segmentation}
+            observation |= {name: seen[name] for name in self._extras}
         return observation, {"task_index": self.task.index, "state": state.vector, "verdicts": verdicts(state)}
 
 

@@ -33,7 +33,7 @@ FACTORS: dict[str, str] = {  # that a scene randomises
     "delay": "in half of the episodes an action is carried out one step late",
 }
 SIZES = {"train": ((0.92, 1.08),), "test": ((0.86, 0.92), (1.08, 1.14))}
-OBJECT_AREA_M = np.array([[0.40, -0.20], [0.64, 0.20]])
+OBJECT_AREA_M = np.array([[0.41, -0.18], [0.63, 0.18]])
 OBJECT_GAP_M = 0.125  # between centres, where there is room
 FIXTURE_SPOTS_M = ((0.42, -0.13), (0.42, 0.13), (0.63, 0.0))  # near, near, far; jittered
 START_M = np.array([[0.44, -0.10, 0.19], [0.56, 0.10, 0.25]])

@@ -26,10 +26,10 @@ def check_size(size_px: int) -> None:
 class CameraSpec:
     """A pinhole camera that sees a square. Its axes are right, up and backwards (OpenGL's)."""
 
-    eye_m: tuple[float, float, float] = (-0.04, -0.60, 0.76)  # over the robot's right shoulder
-    look_at_m: tuple[float, float, float] = (0.53, 0.01, 0.05)
+    eye_m: tuple[float, float, float] = (0.0, -0.52, 0.80)  # over the robot's right shoulder
+    look_at_m: tuple[float, float, float] = (0.52, 0.0, 0.05)
     roll_rad: float = 0.0
-    field_of_view_deg: float = 38.0
+    field_of_view_deg: float = 31.0
     near_m: float = 0.1
     far_m: float = 2.5
 

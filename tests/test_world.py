@@ -235,6 +235,17 @@ def test_gymnasiums_own_check_accepts_the_registered_environment():
     env.close()
 
 
+def test_depth_and_segmentation_are_observed_on_request():
+    env = PickPlaceEnv("lift-can", 48, "tiny", extras=("depth", "segmentation"))
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    assert np.array_equal(observation["depth"], env.world.geometry().depth_m)
+    assert np.array_equal(observation["segmentation"], env.world.geometry().segmentation)
+    env.close()
+    with pytest.raises(ValueError, match="unknown extra observation 'dept'"):
+        PickPlaceEnv("lift-can", 48, "tiny", extras=("dept",))
+
+
 def test_an_episode_is_truncated_at_its_horizon_and_rewarded_there_alone(env):
     env.reset(seed=0, options={"task": "lift-can"})
     ends = [env.step(as_action(STILL))[1:4] for _ in range(25)]
