@@ -15,8 +15,14 @@ from PIL import Image
 from eval.rollout import EpisodeOutcome
 from sim.tasks import TASK_NAMES, TASKS
 
-COLOURS = {"checkpoint": "#2166ac", "random": "#b2182b", "scripted": "#1b7837", "data": "#878787"}
-LABELS = {"checkpoint": "trained policy", "random": "random policy", "scripted": "scripted expert", "data": "the data"}
+COLOURS = {"checkpoint": "#2166ac", "random": "#b2182b", "expert": "#1b7837", "data": "#878787"}
+LABELS = {
+    "checkpoint": "trained policy",
+    "random": "random policy",
+    "expert": "scripted expert",
+    "crude": "crude policy",
+    "data": "the data",
+}
 CURVES = {  # TensorBoard tag -> what it is
     "train/loss": "total loss",
     "train/bellman": "Bellman cross-entropy",

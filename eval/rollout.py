@@ -89,7 +89,7 @@ def _checkpoint_policy(checkpoint: str) -> Policy:
 POLICIES: dict[str, Callable[[str], Policy]] = {  # from the checkpoint's path
     "checkpoint": _checkpoint_policy,
     "random": lambda checkpoint: RandomPolicy(),
-    "scripted": lambda checkpoint: ScriptedPolicy(0.0),  # the expert
+    "expert": lambda checkpoint: ScriptedPolicy(0.0),
 }
 
 

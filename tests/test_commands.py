@@ -84,7 +84,7 @@ def test_help_is_given_and_is_no_error(typed, line, mentions):
         ("eval --checkpoint nowhere.ckpt", "nowhere.ckpt: no such checkpoint"),
         ("eval --checkpoints nowhere.ckpt", "Did you mean '--checkpoint'?"),
         ("eval --checkpoint nowhere.ckpt --tasks lift-cann", "Did you mean 'lift-can'?"),
-        ("eval --checkpoint nowhere.ckpt --policies expert", "unknown policy 'expert'"),
+        ("eval --checkpoint nowhere.ckpt --policies exprt", "unknown policy 'exprt'"),
         ("eval --checkpoint nowhere.ckpt --split tset", "unknown split 'tset'"),
         ("eval --checkpoint nowhere.ckpt --randomise lihgt", "Did you mean 'light'?"),
         ("data collect --out nowhere --randomise sise", "Did you mean 'size'?"),

@@ -91,7 +91,7 @@ def evaluation(tiny_checkpoint, tiny_dataset, tmp_path_factory):
         "checkpoint": str(run / "last.ckpt"),
         "episodes": 1,
         "tasks": TASKS_USED,
-        "policies": ("checkpoint", "scripted"),
+        "policies": ("checkpoint", "expert"),
         "workers": 1,
         "data": str(tiny_dataset),
     }
@@ -108,7 +108,7 @@ def test_an_evaluation_writes_a_row_per_task_and_policy(evaluation):
     run, _ = evaluation
     payload = json.loads((run / "eval.json").read_text())
     rows = [(row["task"], row["policy"]) for row in payload["results"]]
-    assert rows == [(task, policy) for policy in ("checkpoint", "scripted") for task in TASKS_USED]
+    assert rows == [(task, policy) for policy in ("checkpoint", "expert") for task in TASKS_USED]
     assert [(row["task"], row["episodes"]) for row in payload["data"]] == [(task, 3) for task in TASKS_USED]
     assert payload["steps"] == 4
     assert payload["renderer"] == "tiny"
@@ -146,7 +146,7 @@ def test_one_seed_gives_one_result_whatever_the_number_of_workers(evaluation, tm
 def test_a_finished_evaluation_may_be_reused_only_with_the_same_options(evaluation, tmp_path, capsys):
     run, options = evaluation
     shutil.copytree(run, tmp_path / "run")
-    reusing = {**options, "checkpoint": str(tmp_path / "run" / "last.ckpt"), "policies": ("scripted",), "reuse": True}
+    reusing = {**options, "checkpoint": str(tmp_path / "run" / "last.ckpt"), "policies": ("expert",), "reuse": True}
     evaluate(EvalConfig(**reusing))
     assert "already there" not in capsys.readouterr().out
     first = (tmp_path / "run" / "report.html").stat().st_mtime_ns
@@ -170,7 +170,7 @@ def test_a_missing_checkpoint_is_refused(tmp_path):
     ("wrong", "message"),
     [
         ({"tasks": ("lift-cann",)}, "unknown task 'lift-cann'.*Did you mean 'lift-can'"),
-        ({"policies": ("expert",)}, "unknown policy 'expert'.*scripted"),
+        ({"policies": ("exprt",)}, "unknown policy 'exprt'.*Did you mean 'expert'"),
         ({"renderer": "tinny"}, "unknown renderer 'tinny'"),
         ({"episodes": 0}, "episodes is at least 1"),
     ],
