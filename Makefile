@@ -38,7 +38,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)  ## collect, share, train, evaluate and report, at most 15 minutes on two cores
 	@$(PY) -m data collect --out datasets/$(DEMO) --episodes $(DEMO_EPISODES) --size 64 --workers $(WORKERS) \
-	    --policy scripted --noise 1.2
+	    --policy scripted --noise 1.2 --randomise start
 	@$(PY) -m train --preset demo --data datasets/$(DEMO) --out runs/$(DEMO) --steps $(DEMO_STEPS)
 	@$(PY) -m eval --checkpoint runs/$(DEMO)/last.ckpt --data datasets/$(DEMO) --episodes $(DEMO_EVALUATIONS) \
 	    --workers $(WORKERS) --reuse true
