@@ -6,7 +6,7 @@ import numpy as np
 
 from bench.report import Row
 from sim.camera import resolve_renderer
-from sim.drawing import SEGMENTS
+from sim.drawing import overlaps
 from sim.scenes import draw_scene
 from sim.tasks import TASKS
 from sim.world import World
@@ -24,24 +24,21 @@ def run(quick: bool) -> list[Row]:
 
 def _overlap(size_px: int, rounds: int) -> Row:
     worlds = [World(size_px, renderer) for renderer in ("egl", "tiny")]
-    overlaps = []
+    shares: list[float] = []
     for seed in range(rounds):
         for task in TASKS.values():
             scene = draw_scene(task, np.random.default_rng([seed, task.index]))
             for world in worlds:
                 world.reset(scene)
             masks = [world.geometry().segmentation for world in worlds]
-            for value in range(len(SEGMENTS)):
-                mine, other = (mask == value for mask in masks)
-                if max(mine.sum(), other.sum()) > LARGE_PX:
-                    overlaps.append(float((mine & other).sum() / (mine | other).sum()))
+            shares += overlaps(masks[0], masks[1], LARGE_PX)
     for world in worlds:
         world.close()
     return Row(
         name=f"overlap of the renderers' masks, {size_px} px",
-        value=min(overlaps),
+        value=min(shares),
         unit="least IoU",
         target=LEAST_OVERLAP,
         target_of="value",
-        note=f"{len(overlaps)} masks larger than {LARGE_PX} px, mean {np.mean(overlaps):.5f}",
+        note=f"{len(shares)} masks larger than {LARGE_PX} px, mean {np.mean(shares):.5f}",
     )

@@ -27,6 +27,7 @@ class Replay:
         self.size: int = manifest["size"]
         self.renderer: str = manifest["renderer"]
         self.randomise: list[str] = manifest["randomise"]
+        self.split: str = manifest["split"]
         self.shards = [Shard(self.folder / row["name"], row["bytes"]) for row in manifest["shards"]]
         if not self.shards:
             raise DatasetError(f"{self.folder}: the dataset holds no finished shard yet")

@@ -212,6 +212,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("schema") != SCHEMA_VERSION or not isinstance(manifest.get("shards"), list):
         raise DatasetError(f"{path}: not a Switchyard manifest of schema {SCHEMA_VERSION}")
     rows_are_whole = all(isinstance(row, dict) and {"name", "bytes"} <= row.keys() for row in manifest["shards"])
-    if not {"size", "renderer", "randomise", "episodes"} <= manifest.keys() or not rows_are_whole:
+    if not {"size", "renderer", "randomise", "split", "episodes"} <= manifest.keys() or not rows_are_whole:
         raise DatasetError(f"{path}: damaged manifest, an entry is missing")
     return manifest

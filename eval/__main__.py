@@ -30,7 +30,7 @@ FILMED_EPISODES = 2  # of each task, shown in the report
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     checkpoint: str = field(metadata={"help": "what to evaluate"})
-    out: str = option("", "folder of eval.json and report.html; default: the checkpoint's")
+    out: str = option("", "folder of eval.json and report.html; default: the checkpoint's, or test-split in it")
     episodes: int = option(50, "per task")
     tasks: tuple[str, ...] = option((), "default: those it was trained for")
     policies: tuple[str, ...] = option(("checkpoint", "random"), f"of {', '.join(POLICIES)}")
@@ -38,7 +38,7 @@ class EvalConfig:
     workers: int = option(len(os.sched_getaffinity(0)), "processes")
     renderer: str = option("auto", "auto: the one the checkpoint was trained on")
     randomise: str = option("auto", f"auto: what the checkpoint's data had; all, none, or some of {', '.join(FACTORS)}")
-    split: str = option("train", f"of {', '.join(SPLITS)}: test has looks and sizes that no training data has")
+    split: str = option("train", f"of {', '.join(SPLITS)}: test has looks and sizes that train never shows")
     reuse: bool = option(False, "print an evaluation that is already there")
     data: str = option("", "its dataset, to show the data's own success")
 
@@ -83,7 +83,8 @@ def evaluate(config: EvalConfig) -> Path:
     untrained = [name for name in tasks if name not in about["trained_tasks"]]
     if untrained:
         raise CheckpointError(f"{config.checkpoint}: never trained for {', '.join(untrained)}")
-    out = Path(config.out or Path(config.checkpoint).parent)
+    folder = Path(config.checkpoint).parent
+    out = Path(config.out or (folder if config.split == "train" else folder / f"{config.split}-split"))
     out.mkdir(parents=True, exist_ok=True)
     settings = {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key != "workers"}
     settings["steps"] = about["steps"]
@@ -113,6 +114,7 @@ def evaluate(config: EvalConfig) -> Path:
         "renderer": renderer,
         "randomise": randomise,
         "split": config.split,
+        "trained_split": about["split"],
         "image_size": size,
         "results": [result.to_json() for result in results],
         "data": [result.to_json() for result in data],

@@ -54,8 +54,9 @@ def write_report(run: Path, payload: dict[str, Any], films: list[EpisodeOutcome]
     steps, size = payload["steps"], payload["image_size"]
     about = (
         f"{html.escape(str(payload['checkpoint']))}, {steps} gradient steps at {size} x {size} px, "
-        f"renderer {payload['renderer']}, sharing rule {payload['sharing']['rule']}, scenes of the {payload['split']} "
-        f"split, randomised: {', '.join(payload['randomise']) or 'nothing'}"
+        f"renderer {payload['renderer']}, sharing rule {payload['sharing']['rule']}, trained on the "
+        f"{payload['trained_split']} split; scenes of the {payload['split']} split, "
+        f"randomised: {', '.join(payload['randomise']) or 'nothing'}"
     )
     parts = [
         f"<h1>Switchyard: success per task</h1><p class=note>{about}</p>",

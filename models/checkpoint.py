@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES
 
-FORMAT = 1  # of what `on_save_checkpoint` writes (train/qtopt.py) and of the networks' layers
+FORMAT = 2  # of what `on_save_checkpoint` writes (train/qtopt.py) and of the networks' layers
 
 
 class CheckpointError(ValueError):
@@ -36,6 +37,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: a checkpoint, but not one of Switchyard's")
     if about.get("format") != FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {about.get('format')}, this version reads {FORMAT}")
+    if about.get("sim_version") != SIM_VERSION:
+        raise CheckpointError(f"{path}: trained in world {about.get('sim_version')}, this version has {SIM_VERSION}")
     tasks = tuple(about["tasks"])
     if tasks != TASK_NAMES:
         raise CheckpointError(f"{path}: trained for the task list {tasks}, this version has {TASK_NAMES}")

@@ -22,7 +22,7 @@ from sim.scenes import Scene
 from sim.tiny import TinyRenderer
 from sim.views import RENDERERS, SMALL_PX
 
-EGL_PACKAGES = "libegl1 libgl1 libgles2 libgl1-mesa-dri"  # Debian's and Ubuntu's names, for a machine without a GPU
+EGL_PACKAGES = "libegl1 libgl1 libgl1-mesa-dri"  # Debian's and Ubuntu's names, for a machine without a GPU
 
 
 class Camera:
@@ -72,10 +72,7 @@ class Camera:
             if body.link >= 0:
                 position, turn = states[body.link][4:6]
             elif body.uid == robot:
-                position, turn = (
-                    (0.0, 0.0, 0.0),
-                    (0.0, 0.0, 0.0, 1.0),
-                )  # its base link; PyBullet tells its centre of mass
+                position, turn = (0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)  # PyBullet tells its centre of mass
             else:
                 position, turn = pybullet.getBasePositionAndOrientation(body.uid, physicsClientId=self._client)
             pose = np.eye(4)
@@ -91,12 +88,15 @@ def resolve_renderer(renderer: str) -> str:
     if renderer == "egl" and reason:
         raise ValueError(f"{reason}: use --renderer tiny, or install EGL ({EGL_PACKAGES})")
     if reason:
-        print(
-            f"rendering with TinyRenderer, several times slower: {reason}; for EGL install {EGL_PACKAGES}",
-            file=sys.stderr,
-        )
+        _say(f"rendering with TinyRenderer, several times slower: {reason}; for EGL install {EGL_PACKAGES}")
         return "tiny"
     return "tiny" if renderer == "tiny" else "egl"
+
+
+@functools.cache
+def _say(line: str) -> None:
+    """Once in a process."""
+    print(line, file=sys.stderr)
 
 
 @functools.cache

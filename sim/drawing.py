@@ -33,6 +33,16 @@ def segment_of(body: Body) -> int:
     return SEGMENTS.index(body.segment)
 
 
+def overlaps(one: NDArray[np.uint8], other: NDArray[np.uint8], larger_than_px: int) -> list[float]:
+    """The intersection over union of each segment of two segmentations that is large enough in one of them."""
+    shares = []
+    for value in range(len(SEGMENTS)):
+        mine, theirs = one == value, other == value
+        if max(mine.sum(), theirs.sum()) > larger_than_px:
+            shares.append(float((mine & theirs).sum() / (mine | theirs).sum()))
+    return shares
+
+
 @dataclass(frozen=True)
 class Geometry:
     """`depth_m` float32 [H, W], along the optical axis (the far plane where there is nothing), and `segmentation` uint8
@@ -45,4 +55,5 @@ class Geometry:
     def from_buffer(cls, buffer: NDArray[np.floating], segmentation: NDArray[np.uint8], camera: CameraSpec) -> Geometry:
         """From OpenGL's depth buffer, 0 at the near and 1 at the far plane."""
         near, far = camera.near_m, camera.far_m
-        return cls((near * far / (far - buffer * (far - near))).astype(np.float32), segmentation)
+        depth = near * far / (far - np.asarray(buffer, np.float64) * (far - near))
+        return cls(np.minimum(depth, far).astype(np.float32), segmentation)

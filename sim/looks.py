@@ -9,6 +9,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.options import choose
+
 Colour = tuple[float, float, float]
 SPLITS = ("train", "test")
 TEXTURE_PX = 64  # of an object's part
@@ -23,6 +25,10 @@ class Paint:
     colour: Colour
     pattern: str = "plain"
     second: Colour = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not self.pattern.isupper():
+            choose("pattern", self.pattern, tuple(PATTERNS))
 
 
 Look = tuple[Paint, ...]  # one paint for each part of the body

@@ -28,6 +28,19 @@ class Collider:
     points: NDArray[np.float64] | None = None
 
 
+MAX_PARTS = 8  # of a body
+
+
+def _check(spec: ObjectSpec | FixtureSpec) -> None:
+    if not 1 <= len(spec.parts) <= MAX_PARTS:
+        raise ValueError(f"{spec.name}: a body has 1 to {MAX_PARTS} parts, got {len(spec.parts)}")
+    for look in (*spec.looks.train, *spec.looks.test):
+        if len(look) != len(spec.parts):
+            raise ValueError(f"{spec.name}: a look paints each of its {len(spec.parts)} parts, got {len(look)} paints")
+    if not spec.looks.train or not spec.looks.test:
+        raise ValueError(f"{spec.name}: needs a look to train on and one that is held out")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ObjectSpec:
     """A thing that can be lifted. `long_axis` is in its own frame; `rests` are the orientations it can lie or stand in.
@@ -43,6 +56,9 @@ class ObjectSpec:
     long_axis: Point
     rests: tuple[Point, ...] = ((0.0, 0.0, 0.0),)
 
+    def __post_init__(self) -> None:
+        _check(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FixtureSpec:
@@ -56,6 +72,9 @@ class FixtureSpec:
     colliders: tuple[Collider, ...]
     looks: Looks
     friction: float = 0.8
+
+    def __post_init__(self) -> None:
+        _check(self)
 
 
 def _arc(radius: float, half_angle: float, count: int) -> list[Point]:

@@ -6,6 +6,7 @@ PyBullet's own EGL plugin always draws a 4096 x 4096 shadow map of 20 x 20 m, wi
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from sim.drawing import TABLE, Body, Geometry, segment_of
 from sim.looks import SPLITS, TABLES, Paint, texture
 from sim.meshes import Mesh
+from sim.objects import MAX_PARTS
 from sim.scenes import Scene
 from sim.views import CameraSpec
 
@@ -26,7 +28,6 @@ BACKGROUND = (0.70, 0.72, 0.75)
 SHADOWED_CENTRE_M = np.array([0.52, 0.0, 0.12])
 SHADOWED_RADIUS_M = 0.62
 SHADOW_PX = ((160, 512), (4096, 1024))  # pictures up to the first number -> side of the shadow map
-MAX_PARTS = 8
 
 VERTEX = """
 #version 330
@@ -102,13 +103,12 @@ def _load_triton() -> None:
     spec = importlib.util.find_spec("triton")
     library = Path((spec and spec.origin) or "/none").parent / "_C" / "libtriton.so"
     if library.is_file():
-        ctypes.CDLL(str(library))
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(str(library))
 
 
 class OpenGLRenderer:
     """Draws the bodies of a PyBullet client. `dress` is called once for each scene, `render` for each picture."""
-
-    name = "egl"
 
     def __init__(self, meshes: dict[str, list[Mesh]], paints: list[Paint]) -> None:
         self._context = c = open_context()
@@ -127,7 +127,6 @@ class OpenGLRenderer:
     def _upload(self, parts: list[Mesh]) -> tuple[Any, Any, Any]:
         """A vertex array for each of the three programs."""
         c = self._context
-        assert len(parts) <= MAX_PARTS
         rows = np.concatenate(
             [np.column_stack([m.vertices, m.normals, m.uv, np.full(len(m.vertices), k)]) for k, m in enumerate(parts)]
         )

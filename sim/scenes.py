@@ -21,12 +21,12 @@ from sim.views import CameraSpec
 
 FACTORS: dict[str, str] = {  # that a scene randomises
     "size": "of objects: up to 8% more or less; 8 to 14% in the held-out split",
-    "mass": "of objects: 70 to 130%",
-    "friction": "of objects: 80 to 120%",
+    "mass": "of objects: 70 to 130% of what one of their size weighs",
+    "friction": "of objects and fixtures: 80 to 120%",
     "look": "colours and textures of objects and fixtures, and a tint",
     "light": "direction, colour and strength",
     "table": "texture and tint",
-    "camera": "up to 8 mm and a degree and a half",
+    "camera": "up to 8 mm each way, about a degree aside, a degree of roll",
     "distractors": "two to four beside the object to lift, instead of two",
     "start": "where the arm begins",
     "actuation": "noise on every motion: 5% of it, a millimetre and half a degree",
@@ -41,12 +41,17 @@ START_YAW_RAD = 0.3
 
 
 def read_factors(text: str | Iterable[str]) -> tuple[str, ...]:
-    """'all', 'none' or names of `FACTORS` -> the names, in the order of that table."""
-    names = text.split(",") if isinstance(text, str) else list(text)
-    if names == ["all"]:
-        return tuple(FACTORS)
-    named = [choose("factor", name, ("all", "none", *FACTORS)) for name in names if name not in ("", "none")]
-    return tuple(name for name in FACTORS if name in named)
+    """'all', 'none', names of `FACTORS`, or 'all,-delay' -> the names, in the order of that table."""
+    on: set[str] = set()
+    for word in text.split(",") if isinstance(text, str) else text:
+        name = choose("factor", word.removeprefix("-") or "none", ("all", "none", *FACTORS))
+        if name == "all":
+            on = set(FACTORS)
+        elif word.startswith("-"):
+            on -= {name}
+        elif name != "none":
+            on.add(name)
+    return tuple(name for name in FACTORS if name in on)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +118,7 @@ def draw_scene(
         )
     else:
         objects = (_held(int(layout.integers(len(OBJECTS))), start_yaw, layout),)
-        fixtures = _fixtures(layout)
+        fixtures = _fixtures(task.target, layout)
     return Scene(
         task=task,
         split=split,
@@ -152,10 +157,12 @@ def _held(index: int, gripper_yaw_rad: float, rng: np.random.Generator) -> Item:
     return _item(index, spec, (0.0, 0.0), multiply(euler_quaternion(0.0, 0.0, yaw), rest))
 
 
-def _fixtures(rng: np.random.Generator) -> tuple[Item, ...]:
+def _fixtures(target: int, rng: np.random.Generator) -> tuple[Item, ...]:
+    """The target among others, as many as there are spots."""
     spots = np.array(FIXTURE_SPOTS_M) * [1, rng.choice([-1, 1])]
+    others = rng.permutation([i for i in range(len(FIXTURES)) if i != target])
     items = []
-    for spot, index in zip(spots, rng.permutation(len(FIXTURES))[: len(spots)], strict=True):
+    for spot, index in zip(spots, rng.permutation([target, *others[: len(spots) - 1]]), strict=True):
         x, y = spot + rng.uniform(-0.008, 0.008, 2)
         turn = euler_quaternion(0.0, 0.0, rng.uniform(-np.pi, np.pi))
         items.append(_item(int(index), FIXTURES[FIXTURE_NAMES[index]], (float(x), float(y)), turn))
@@ -182,7 +189,9 @@ def _item(index: int, spec: ObjectSpec | FixtureSpec, spot: tuple[float, float],
 def _varied(
     item: Item, spec: ObjectSpec | FixtureSpec, draws: dict[str, np.random.Generator], on: set[str], split: str
 ) -> Item:
-    """The item with the size, weight, friction and look of this episode. The held-out split always differs."""
+    """The item with the size, weight, friction and look of this episode.
+
+    The held-out split draws sizes and looks even where they are not randomised: its objects have no usual ones."""
     scale, mass = item.scale, item.mass_kg
     if isinstance(spec, ObjectSpec):
         bands = SIZES[split]

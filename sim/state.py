@@ -31,6 +31,7 @@ LAYOUT: dict[str, tuple[int, ...]] = {
     "object_spin": (O, 3),  # rad/s
     "object_bottom": (O,),  # m, how high its lowest point is above the table
     "object_on_finger": (O, 2),  # 0 or 1, contact with the left and the right finger
+    "object_on_arm": (O,),  # 0 or 1, contact with any other part of the robot
     "object_on_table": (O,),  # 0 or 1
     "object_on_object": (O,),  # 0 or 1, contact with any other object
     "object_on_fixture": (O, F),  # 0 or 1

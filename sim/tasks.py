@@ -21,6 +21,7 @@ LIFT_HEIGHT_M = 0.06  # the lowest point of a lifted object is at least this hig
 LEAST_GRIP_M = 0.005  # fingers closer than this hold nothing between them: it lies on top of them
 REST_SPEED_M_S = 0.05  # a placed object moves slower than this
 REST_SPIN_RAD_S = 1.0
+STANDING_M = 0.02  # a fixture whose base is higher than this does not stand on the table
 UPRIGHT_COSINE = 0.94  # a fixture tilted by more than 20 degrees holds nothing
 
 
@@ -40,7 +41,8 @@ def lifted(state: SceneState, *, object_index: int) -> NDArray[np.bool_]:
 
 
 def placed(state: SceneState, *, fixture_index: int) -> NDArray[np.bool_]:
-    """True where some object rests on the upright fixture alone, inside its rim, and no finger touches it."""
+    """True where some object rests inside the rim of the fixture, which stands upright, and touches neither the robot
+    nor anything else."""
     f = fixture_index
     quaternion = state["fixture_orientation"][..., f, :]
     up_z = 1.0 - 2.0 * (quaternion[..., 0] ** 2 + quaternion[..., 1] ** 2)
@@ -51,11 +53,13 @@ def placed(state: SceneState, *, fixture_index: int) -> NDArray[np.bool_]:
         & (state["object_on_fixture"].sum(-1) == state["object_on_fixture"][..., f])
         & (state["object_on_table"] == 0)
         & (state["object_on_finger"] == 0).all(-1)
+        & (state["object_on_arm"] == 0)
         & (np.linalg.norm(offset, axis=-1) <= FIXTURES[FIXTURE_NAMES[f]].inner_radius_m)
         & (np.linalg.norm(state["object_velocity"], axis=-1) < REST_SPEED_M_S)
         & (np.linalg.norm(state["object_spin"], axis=-1) < REST_SPIN_RAD_S)
     )
-    return (state["fixture_present"][..., f] > 0) & (up_z >= UPRIGHT_COSINE) & resting.any(-1)
+    stands = (up_z >= UPRIGHT_COSINE) & (state["fixture_position"][..., f, 2] < STANDING_M)
+    return (state["fixture_present"][..., f] > 0) & stands & resting.any(-1)
 
 
 @dataclass(frozen=True, kw_only=True)

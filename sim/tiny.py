@@ -19,8 +19,6 @@ SPECULAR = 0.05
 class TinyRenderer:
     """Draws the visual shapes of one PyBullet client. `dress` is called once for each scene."""
 
-    name = "tiny"
-
     def __init__(self, client: int, folder: Path) -> None:
         self._client, self._folder = client, folder
         self._files: dict[Any, str] = {}  # the picture of a paint or of a table

@@ -8,7 +8,10 @@ from typing import Any
 
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
+from sim.camera import resolve_renderer
 from sim.env import PickPlaceEnv
+from sim.options import choose
+from sim.tasks import task_by_name
 
 
 def make_vector(
@@ -20,6 +23,12 @@ def make_vector(
     memory, so that a final observation is never overwritten (gymnasium #1132). Also what `gymnasium.make_vec` makes.
     """
     tasks = [task] if task is None or isinstance(task, str) else list(task)
+    if not tasks or num_envs < 1:
+        raise ValueError(f"name at least one task and one environment, got {tasks} and {num_envs}")
+    for name in tasks:
+        if name is not None:
+            task_by_name(name)
+    world["renderer"] = resolve_renderer(world.get("renderer", "auto"))  # once for all of them
     makers = [partial(PickPlaceEnv, tasks[number % len(tasks)], **world) for number in range(num_envs)]
-    mode = AutoresetMode(autoreset)
+    mode = AutoresetMode(choose("autoreset mode", autoreset, [mode.value for mode in AutoresetMode]))
     return AsyncVectorEnv(makers, shared_memory=True, copy=True, context="spawn", autoreset_mode=mode)

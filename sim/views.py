@@ -33,6 +33,10 @@ class CameraSpec:
     near_m: float = 0.1
     far_m: float = 2.5
 
+    def __post_init__(self) -> None:
+        if np.allclose(self.eye_m[:2], self.look_at_m[:2]):
+            raise ValueError(f"the camera looks straight up or down, from {self.eye_m} to {self.look_at_m}")
+
     def axes(self) -> NDArray[np.float64]:
         """[3, 3]: the camera's right, up and backward directions in the world, one a row."""
         back = np.subtract(self.eye_m, self.look_at_m)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 WATCHED: dict[str, type[Policy]] = {"expert": ScriptedPolicy, "crude": CrudePolicy, "random": RandomPolicy}
 FORMATS = (".gif", ".webp", ".png")
-FRAMES_PER_S = 6
 CAPTION_PX = 44
 
 
@@ -57,23 +57,25 @@ def watch(config: WatchConfig) -> Path:
     frames: list[Image.Image] = []
     from sim.env import PickPlaceEnv, as_action, as_batch
 
+    frames_per_s: int = PickPlaceEnv.metadata["render_fps"]
     env = PickPlaceEnv(config.task, config.size, config.renderer, randomise=config.randomise, split=config.split)
     for seed in range(config.seed, config.seed + config.episodes):
         policy, rng = WATCHED[config.policy](), np.random.default_rng(seed)
         observation, info = env.reset(seed=seed)
         frames.append(_captioned(observation["image"], f"{config.task}, {config.policy}, seed {seed}", "begins", info))
-        done = False
+        done, step = False, 0
         while not done:
             action = policy.act(as_batch(observation, info), np.array([env.task.index]), rng)[0]
             observation, reward, terminated, truncated, info = env.step(as_action(action))
             done = terminated or truncated
             doing = COMMANDS[int(action[4])] if action[4] else "moves"
             doing = f"ends: {'success' if reward else 'failure'}" if done else doing
-            frames.append(_captioned(observation["image"], f"{config.task}, step {len(frames)}", doing, info))
-        frames += [frames[-1]] * FRAMES_PER_S
+            step += 1
+            frames.append(_captioned(observation["image"], f"{config.task}, step {step}", doing, info))
+        frames += [frames[-1]] * frames_per_s
     env.close()
     path.parent.mkdir(parents=True, exist_ok=True)
-    pause_ms = 1000 // FRAMES_PER_S
+    pause_ms = 1000 // frames_per_s
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause_ms, loop=0)
     if config.window and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         _show(frames, pause_ms)
@@ -146,11 +148,18 @@ def _captioned(picture: NDArray[np.uint8], title: str, doing: str, info: dict[st
 
 def _show(frames: list[Image.Image], pause_ms: int) -> None:
     """Play the film in a window, over and over, until it is closed."""
-    import tkinter
+    try:
+        import tkinter
 
-    from PIL import ImageTk
-
-    root = tkinter.Tk()
+        from PIL import ImageTk
+    except ImportError as error:
+        print(f"no window: {error}", file=sys.stderr)
+        return
+    try:
+        root = tkinter.Tk()
+    except tkinter.TclError as error:
+        print(f"no window: {error}", file=sys.stderr)
+        return
     root.title("Switchyard")
     pictures = [ImageTk.PhotoImage(frame) for frame in frames]
     label = tkinter.Label(root)

@@ -64,12 +64,12 @@ class World:
 
     def _open(self) -> None:
         """Start PyBullet and the renderer: not before the first reset, because neither survives a fork."""
+        visible = self.camera.renderer == "tiny"  # or a ValueError
         self._client = pybullet.connect(pybullet.DIRECT)
         assert pybullet.isNumpyEnabled(), "PyBullet was built without numpy: rendering would be very slow"
         self._scratch = tempfile.TemporaryDirectory(prefix="switchyard-")
         folder = Path(self._scratch.name)
         specs: list[ObjectSpec | FixtureSpec] = [*OBJECTS.values(), *FIXTURES.values()]
-        visible = self.camera.renderer == "tiny"
         self._panda_urdf = write_panda(folder, visible)
         self._urdfs = {spec.name: write_body(spec, folder, visible) for spec in specs}
         self._inertia = {spec.name: inertia(list(spec.parts), 1.0) for spec in specs}
@@ -325,6 +325,8 @@ class World:
                     state["object_on_table"][index] = 1
                 elif other == self._panda and link in FINGER_LINKS:
                     state["object_on_finger"][index, FINGER_LINKS.index(link)] = 1
+                elif other == self._panda:
+                    state["object_on_arm"][index] = 1
                 elif other in object_of:
                     state["object_on_object"][index] = 1
                 elif other in fixture_of:

@@ -61,7 +61,8 @@ def _write_dataset(folder, shards):
     """Shards, each a list of episodes, and the manifest that lists them."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [write_shard(folder / f"shard-{n:05d}.h5", episodes, {}) for n, episodes in enumerate(shards)]
-    manifest = {"schema": 1, "size": 16, "renderer": "tiny", "randomise": [], "tasks": list(TASK_NAMES)}
+    manifest = {"schema": 1, "size": 16, "renderer": "tiny", "randomise": [], "split": "train"}
+    manifest["tasks"] = list(TASK_NAMES)
     manifest["shards"] = rows
     manifest["episodes"] = sum(len(episodes) for episodes in shards)
     (folder / "manifest.json").write_text(json.dumps(manifest))

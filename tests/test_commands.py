@@ -152,6 +152,16 @@ def test_watch_writes_a_film_of_every_step_with_the_verdict_drawn_in(typed, tmp_
     assert not ((first[160:, :, 1].astype(int) - first[160:, :, 0]) > 50).any()
 
 
+def test_watch_without_a_display_that_answers_writes_the_film_and_says_so(typed, tmp_path, monkeypatch):
+    monkeypatch.setenv("DISPLAY", ":99")
+    path = tmp_path / "film.gif"
+    status, out, err = typed(f"sim watch --policy random --size 64 --renderer tiny --out {path}")
+    assert status == 0
+    assert out.endswith(str(path))
+    assert "no window: " in err
+    assert path.is_file()
+
+
 def test_a_sheet_shows_scenes_of_every_task(typed, tmp_path):
     status, _, _ = typed(f"sim sheet --rows 2 --size 64 --renderer tiny --out {tmp_path / 'sheet.png'}")
     assert status == 0

@@ -113,7 +113,7 @@ def test_an_evaluation_writes_a_row_per_task_and_policy(evaluation):
     assert payload["steps"] == 4
     assert payload["renderer"] == "tiny"
     assert payload["randomise"] == list(FACTORS)
-    assert payload["split"] == "train"
+    assert payload["split"] == payload["trained_split"] == "train"
     assert all(row["seed"] == 1000 for row in payload["results"])
 
 

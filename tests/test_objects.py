@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from sim.looks import Paint
 from sim.meshes import box, hull, inertia, tube
 from sim.objects import FIXTURES, OBJECTS
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES
@@ -75,6 +77,13 @@ def test_every_look_paints_every_part_and_no_look_is_held_out_and_trained_on(nam
     assert len(set(looks)) == len(looks) >= 6
     assert spec.looks.train
     assert spec.looks.test
+
+
+def test_a_record_that_does_not_paint_every_part_and_an_unknown_pattern_are_refused():
+    with pytest.raises(ValueError, match="banana: a look paints each of its 1 parts, got 2 paints"):
+        replace(OBJECTS["banana"], parts=OBJECTS["banana"].parts[:1])
+    with pytest.raises(ValueError, match=r"unknown pattern 'specles'.*Did you mean 'speckles'"):
+        Paint((1, 1, 1), "specles")
 
 
 def test_every_object_is_drawn_in_its_own_colours():

@@ -209,7 +209,7 @@ def test_an_invalid_manifest_is_refused_by_name(dataset, text):
         Replay(dataset)
 
 
-@pytest.mark.parametrize("lost", ["size", "renderer", "randomise", "name", "bytes"])
+@pytest.mark.parametrize("lost", ["size", "renderer", "randomise", "split", "name", "bytes"])
 def test_a_manifest_that_lacks_an_entry_is_refused_by_name(dataset, lost):
     path = dataset / "manifest.json"
     manifest = json.loads(path.read_text())

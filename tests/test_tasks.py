@@ -163,6 +163,19 @@ def test_an_object_that_a_finger_touches_is_not_placed(finger):
     assert accepted(state) == set()
 
 
+def test_an_object_that_the_palm_holds_down_is_not_placed():
+    state = carrot_in_bowl()
+    state["object_on_arm"][CARROT] = 1
+    assert accepted(state) == set()
+
+
+def test_an_object_in_a_bowl_that_is_carried_is_not_placed():
+    state = carrot_in_bowl()
+    state["fixture_position"][BOWL, 2] = 0.03
+    state["object_position"][CARROT, 2] = 0.06
+    assert accepted(state) == set()
+
+
 @pytest.mark.parametrize(("name", "still", "moving"), [("object_velocity", 0.04, 0.06), ("object_spin", 0.9, 1.1)])
 def test_an_object_that_still_rolls_is_not_placed(name, still, moving):
     state = carrot_in_bowl()

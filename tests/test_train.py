@@ -26,6 +26,7 @@ from models.acting import crop, crop_corner, in_crop
 from models.checkpoint import CheckpointError, read_checkpoint
 from sim.options import from_options
 from sim.scenes import FACTORS
+from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES, TASKS
 from train.config import PRESETS, TrainConfig
 from train.qtopt import QTOpt
@@ -222,6 +223,7 @@ def test_a_checkpoint_describes_itself(tiny_checkpoint):
     assert about["trained_tasks"] == ["lift-banana", "place-bowl"]
     assert about["renderer"] == "tiny"
     assert about["randomise"] == list(FACTORS)
+    assert about["split"] == "train"
     assert about["network"]["image_size"] == 48
     assert about["sharing"]["rule"] == "cds"
     weight = about["sharing"]["weights"][TASKS["lift-banana"].index]
@@ -339,6 +341,12 @@ def test_a_checkpoint_never_runs_code(tmp_path):
 def test_a_missing_checkpoint_is_refused_by_name(tmp_path):
     with pytest.raises(CheckpointError, match=r"none\.ckpt: no such checkpoint"):
         read_checkpoint(tmp_path / "none.ckpt")
+
+
+def test_a_checkpoint_of_another_world_is_refused(run):
+    edited(run / "last.ckpt", lambda about: about.update(sim_version=1))
+    with pytest.raises(CheckpointError, match=f"trained in world 1, this version has {SIM_VERSION}"):
+        CEMPolicy.load(run / "last.ckpt")
 
 
 def test_a_checkpoint_of_another_renderer_is_refused_naming_both(run, tiny_training):

@@ -67,4 +67,8 @@ def test_gymnasium_makes_the_same_vector_by_the_registered_name():
 
 def test_a_mistake_in_the_arguments_is_said_by_the_parent():
     with pytest.raises(ValueError, match=r"unknown task 'lift-cann'.*Did you mean 'lift-can'"):
-        make_vector(2, "lift-cann", image_size=48)
+        make_vector(2, ("lift-can", "lift-cann"), image_size=48)
+    with pytest.raises(ValueError, match=r"unknown autoreset mode 'NextStp'.*Did you mean 'NextStep'"):
+        make_vector(2, autoreset="NextStp", image_size=48)
+    with pytest.raises(ValueError, match="at least one task"):
+        make_vector(2, (), image_size=48)

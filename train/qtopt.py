@@ -22,6 +22,7 @@ from models.cem import sample_uniform
 from models.checkpoint import FORMAT
 from models.losses import bellman_loss, bellman_target, cloning_loss, conservative_loss, landmark_loss, point_loss
 from models.networks import SmallQNetwork, bounds, build_network
+from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES
 from train.config import TrainConfig
 
@@ -166,6 +167,8 @@ class QTOpt(lightning.LightningModule):
             "landmark_weight": self.config.landmark_weight,
             "renderer": self.renderer,
             "randomise": list(self.randomise),
+            "split": self.split,
+            "sim_version": SIM_VERSION,
             "tasks": list(TASK_NAMES),
             "trained_tasks": list(self.config.tasks),
             "sharing": {"rule": self.config.rule, "weights": self.router.report()},
@@ -174,3 +177,4 @@ class QTOpt(lightning.LightningModule):
 
     renderer = "unknown"  # of the dataset, as the factors it randomises; set by the training command
     randomise: Sequence[str] = ()
+    split = "train"

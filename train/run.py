@@ -58,7 +58,7 @@ def train(config: TrainConfig) -> Path:
         print(f"{out}: going on from step {first_step}")
     lightning.seed_everything(config.seed, verbose=False)
     module = QTOpt(config)
-    module.renderer, module.randomise = replay.renderer, replay.randomise
+    module.renderer, module.randomise, module.split = replay.renderer, replay.randomise, replay.split
     quiet_lightning()
     trainer = _trainer(config, out, first_step)
     loader = _loader(config, replay, first_step, trainer.global_rank)
