@@ -35,11 +35,12 @@ def main() -> int:
         return 2
     os.environ["TQDM_DISABLE"] = "1"  # read by tqdm when it is imported; workers inherit it
     rows: list[Row] = []
+    about = machine() | {"quick": options.quick}
+    path = RESULTS / "bench.json"
     for name in names:
         print(f"bench: {name} ...", flush=True)
         rows += importlib.import_module(BENCHMARKS[name]).run(options.quick)
-    about = machine() | {"quick": options.quick}
-    path = write_json(rows, about, RESULTS / "bench.json")
+        write_json(rows, about, path)  # what is done stays, if a later one is stopped
     print_table(rows, about)
     print(f"also in {path}")
     return 0
