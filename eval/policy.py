@@ -52,6 +52,12 @@ class CEMPolicy:
         """Side of the frames that `act` takes, px."""
         return frame_size(self.network.config.image_size)
 
+    @property
+    def world(self) -> dict[str, Any]:
+        """The arguments of `PickPlaceEnv` for the world of its data: size, renderer, what is randomised."""
+        about = self.about
+        return {"image_size": self.frame_size, "renderer": about["renderer"], "randomise": tuple(about["randomise"])}
+
     @torch.no_grad()
     def act(
         self, observation: Observation, task_index: NDArray[np.int64], rng: np.random.Generator

@@ -224,6 +224,8 @@ def test_a_checkpoint_describes_itself(tiny_checkpoint):
     assert about["renderer"] == "tiny"
     assert about["randomise"] == list(FACTORS)
     assert about["split"] == "train"
+    world = CEMPolicy.load(tiny_checkpoint).world
+    assert world == {"image_size": 56, "renderer": "tiny", "randomise": tuple(FACTORS)}
     assert about["network"]["image_size"] == 48
     assert about["sharing"]["rule"] == "cds"
     weight = about["sharing"]["weights"][TASKS["lift-banana"].index]
