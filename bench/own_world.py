@@ -1,6 +1,6 @@
 """Switchyard's side of bench/world.py: the same loop as bench/peer_kuka.py over our environment, and a split.
 
-Usage: python -m bench.own_world SIZE_PX CPU. A process of its own, so that each size may have its EGL instance.
+Usage: python -m bench.own_world SIZE_PX CPU. A process of its own, like the peer's.
 """
 
 from __future__ import annotations

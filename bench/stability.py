@@ -93,7 +93,7 @@ def _play(worker: int, episodes: int) -> Tally:
         tally.not_finite += odd
         tally.sunk += sunk
         tally.fallen += fallen
-        if number == min(WARM_EPISODES, episodes - 1):
+        if number == min(WARM_EPISODES, episodes // 2):
             tally.before_mib = _resident_mib()
     tally.after_mib = _resident_mib()
     world.close()

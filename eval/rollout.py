@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from sim.policies import Policy, RandomPolicy, ScriptedPolicy
+from sim.policies import CrudePolicy, Policy, RandomPolicy, ScriptedPolicy
 from sim.tasks import TASKS, task_by_name
 
 FILM_PX = 240  # pictures for people, apart from what the network sees
@@ -77,19 +77,24 @@ class EpisodeOutcome:
     film: tuple[NDArray[np.uint8], ...]  # each [FILM_PX, FILM_PX, 3]; empty unless asked for
 
 
-def _checkpoint_policy(checkpoint: str) -> Policy:
+PolicyMaker = Callable[[], Policy]  # called for each episode: some policies remember within one
+
+
+def _from_checkpoint(checkpoint: str) -> PolicyMaker:
     import torch
 
     from eval.policy import CEMPolicy
 
     torch.set_num_threads(1)  # the workers share the cores
-    return CEMPolicy.load(checkpoint)
+    policy = CEMPolicy.load(checkpoint)
+    return lambda: policy
 
 
-POLICIES: dict[str, Callable[[str], Policy]] = {  # from the checkpoint's path
-    "checkpoint": _checkpoint_policy,
-    "random": lambda checkpoint: RandomPolicy(),
-    "expert": lambda checkpoint: ScriptedPolicy(0.0),
+POLICIES: dict[str, Callable[[str], PolicyMaker]] = {  # from the checkpoint's path
+    "checkpoint": _from_checkpoint,
+    "random": lambda checkpoint: RandomPolicy,
+    "expert": lambda checkpoint: ScriptedPolicy,
+    "crude": lambda checkpoint: CrudePolicy,
 }
 
 
@@ -114,13 +119,13 @@ def _start_worker(policy: str, checkpoint: str, world: dict[str, Any]) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _run_episode.env = PickPlaceEnv(**world)  # type: ignore[attr-defined]
-    _run_episode.policy = POLICIES[policy](checkpoint)  # type: ignore[attr-defined]
+    _run_episode.make_policy = POLICIES[policy](checkpoint)  # type: ignore[attr-defined]
 
 
 def _run_episode(job: EpisodeJob) -> EpisodeOutcome:
     from sim.env import as_action, as_batch
 
-    env, policy = _run_episode.env, _run_episode.policy  # type: ignore[attr-defined]
+    env, policy = _run_episode.env, _run_episode.make_policy()  # type: ignore[attr-defined]
     begin = time.perf_counter()
     task = task_by_name(job.task)
     rng = np.random.default_rng([job.seed, task.index, job.number])

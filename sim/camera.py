@@ -83,14 +83,15 @@ class Camera:
 
 def resolve_renderer(renderer: str) -> str:
     """Which renderer this means on this machine; ValueError for EGL where there is none."""
-    choose("renderer", renderer, RENDERERS)
-    reason = "" if renderer == "tiny" else _why_no_egl()
-    if renderer == "egl" and reason:
-        raise ValueError(f"{reason}: use --renderer tiny, or install EGL ({EGL_PACKAGES})")
-    if reason:
-        _say(f"rendering with TinyRenderer, several times slower: {reason}; for EGL install {EGL_PACKAGES}")
+    if choose("renderer", renderer, RENDERERS) == "tiny":
         return "tiny"
-    return "tiny" if renderer == "tiny" else "egl"
+    reason = _why_no_egl()
+    if not reason:
+        return "egl"
+    if renderer == "egl":
+        raise ValueError(f"{reason}: use --renderer tiny, or install EGL ({EGL_PACKAGES})")
+    _say(f"rendering with TinyRenderer, several times slower: {reason}; for EGL install {EGL_PACKAGES}")
+    return "tiny"
 
 
 @functools.cache

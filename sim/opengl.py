@@ -27,7 +27,8 @@ from sim.views import CameraSpec
 BACKGROUND = (0.70, 0.72, 0.75)
 SHADOWED_CENTRE_M = np.array([0.52, 0.0, 0.12])
 SHADOWED_RADIUS_M = 0.62
-SHADOW_PX = ((160, 512), (4096, 1024))  # pictures up to the first number -> side of the shadow map
+SMALL_PICTURE_PX = 160
+SHADOW_PX = (512, 1024)  # side of the shadow map of small and of larger pictures
 
 VERTEX = """
 #version 330
@@ -232,7 +233,7 @@ class OpenGLRenderer:
         return self._targets[size]
 
     def _shadow_map(self, size: int) -> tuple[Any, Any]:
-        side = next(side for limit, side in SHADOW_PX if size <= limit)
+        side = SHADOW_PX[size > SMALL_PICTURE_PX]
         if side not in self._shadows:
             depth = self._context.depth_texture((side, side))
             depth.compare_func, depth.filter = "<=", (moderngl.LINEAR, moderngl.LINEAR)

@@ -101,7 +101,6 @@ def draw_scene(
     rng: np.random.Generator,
     factors: Iterable[str] = tuple(FACTORS),
     split: str = "train",
-    camera: CameraSpec | None = None,
 ) -> Scene:
     """A new scene for the task. Lift: its object among others; place: any object held, all three fixtures."""
     choose("split", split, SPLITS)
@@ -129,7 +128,7 @@ def draw_scene(
         light=_light(draws["light"]) if "light" in on else Light(),
         table_look=int(draws["table"].integers(len(TABLES[split]))) if "table" in on or split != "train" else 0,
         table_tint=_tint(draws["table"], 0.10) if "table" in on else (1.0, 1.0, 1.0),
-        camera=_moved(camera or CameraSpec(), draws["camera"]) if "camera" in on else camera or CameraSpec(),
+        camera=_moved(CameraSpec(), draws["camera"]) if "camera" in on else CameraSpec(),
         actuation_noise=1.0 if "actuation" in on else 0.0,
         delay_steps=int(draws["delay"].integers(2)) if "delay" in on else 0,
         noise_seed=int(draws["actuation"].integers(2**63)),

@@ -83,8 +83,8 @@ class TinyRenderer:
             size, size, shadow=0, projectionMatrix=self._lens(size), **self._options
         )
         segments = np.zeros((size, size), np.uint8)
-        for body in self._bodies:
-            segments[np.reshape(owner, (size, size)) == body.uid] = segment_of(body)
+        for uid, value in {body.uid: segment_of(body) for body in self._bodies}.items():
+            segments[np.reshape(owner, (size, size)) == uid] = value
         return Geometry.from_buffer(np.reshape(depth, (size, size)), segments, self._scene.camera)
 
     def _lens(self, size: int) -> list[float]:

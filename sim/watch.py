@@ -15,8 +15,8 @@ from sim.actions import COMMANDS
 from sim.looks import SPLITS
 from sim.options import choose, option
 from sim.policies import CrudePolicy, Policy, RandomPolicy, ScriptedPolicy
-from sim.scenes import FACTORS, read_factors
-from sim.tasks import TASK_NAMES, task_by_name
+from sim.scenes import FACTORS
+from sim.tasks import TASK_NAMES
 from sim.views import RENDERERS
 
 if TYPE_CHECKING:
@@ -41,10 +41,7 @@ class WatchConfig:
     window: bool = option(True, "show it too, where there is a display")
 
     def __post_init__(self) -> None:
-        task_by_name(self.task)
         choose("policy", self.policy, tuple(WATCHED))
-        choose("split", self.split, SPLITS)
-        read_factors(self.randomise)
         if self.out:
             choose("file format", Path(self.out).suffix, FORMATS)
         if self.seed < 0 or self.episodes < 1:
@@ -93,8 +90,6 @@ class SheetConfig:
     renderer: str = option("auto", f"of {', '.join(RENDERERS)}")
 
     def __post_init__(self) -> None:
-        choose("split", self.split, SPLITS)
-        read_factors(self.randomise)
         if self.rows < 1 or self.seed < 0:
             raise ValueError(f"rows is at least 1 and seed 0 or more, got {self.rows} and {self.seed}")
 

@@ -5,6 +5,7 @@ After `reset` everything happens by physics: fingers hold by friction, no constr
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections import deque
 from collections.abc import Sequence
@@ -70,11 +71,12 @@ class World:
         self._scratch = tempfile.TemporaryDirectory(prefix="switchyard-")
         folder = Path(self._scratch.name)
         specs: list[ObjectSpec | FixtureSpec] = [*OBJECTS.values(), *FIXTURES.values()]
-        self._panda_urdf = write_panda(folder, visible)
+        shown = write_panda(folder, visible=True)
+        self._panda_urdf = shown if visible else write_panda(folder, visible=False)
         self._urdfs = {spec.name: write_body(spec, folder, visible) for spec in specs}
         self._inertia = {spec.name: inertia(list(spec.parts), 1.0) for spec in specs}
         self._hulls = [hull(list(spec.parts)) for spec in OBJECTS.values()]
-        self._robot, meshes = self._robot_bodies(write_panda(folder, visible=True))
+        self._robot, meshes = self._robot_bodies(shown)
         meshes |= {spec.name: list(spec.parts) for spec in specs} | {TABLE: [_table_mesh()]}
         looks = [look for spec in specs for look in (*spec.looks.train, *spec.looks.test)]
         paints = [ROBOT_PAINT, FINGER_PAINT, *(paint for look in looks for paint in look)]
@@ -351,6 +353,7 @@ class World:
         return float((self._hulls[item.index] @ down).min()) * item.scale
 
 
+@functools.cache
 def _table_mesh() -> Mesh:
     size, centre = TABLE_M
     mesh = box(size)
