@@ -72,6 +72,7 @@ class FixtureSpec:
     colliders: tuple[Collider, ...]
     looks: Looks
     friction: float = 0.8
+    sections: tuple[Point, ...] = ((0.0, 0.0, 0.0),)  # where a scripted policy puts things
 
     def __post_init__(self) -> None:
         _check(self)
@@ -102,14 +103,16 @@ def _looks(train: list[Look], test: list[Look]) -> Looks:
 def _banana() -> ObjectSpec:
     path = _arc(0.105, 0.75, 13)
     radii = [0.006, 0.011, 0.0145, 0.0165, 0.0175, 0.018, 0.018, 0.018, 0.0175, 0.0165, 0.0145, 0.010, 0.006]
-    stalk = [(path[-1][0] + 0.001, path[-1][1], 0.0), (path[-1][0] + 0.012, path[-1][1] - 0.009, 0.0)]
+    stalk = tube(
+        [(path[-1][0] + 0.001, path[-1][1], 0.0), (path[-1][0] + 0.012, path[-1][1] - 0.009, 0.0)], [0.005, 0.004], UP
+    )
     brown = Paint((0.35, 0.25, 0.10))
     return ObjectSpec(
         name="banana",
         mass_kg=0.12,
         friction=0.8,
-        parts=(tube(path, radii, UP), tube(stalk, [0.005, 0.004], UP)),
-        colliders=_chain(path[1:-1:2], radii[1:-1:2]),
+        parts=(tube(path, radii, UP), stalk),
+        colliders=(*_chain(path[1:-1:2], radii[1:-1:2]), Collider("hull", points=stalk.vertices)),
         looks=_looks(
             train=[
                 (Paint((0.95, 0.80, 0.12), "blush", (0.80, 0.72, 0.20)), brown),
@@ -164,7 +167,7 @@ def _carrot() -> ObjectSpec:
         mass_kg=0.08,
         friction=0.8,
         parts=(root, leaves),
-        colliders=(Collider("hull", points=root.vertices),),
+        colliders=(Collider("hull", points=root.vertices), Collider("hull", points=leaves.vertices)),
         looks=_looks(
             train=[
                 (Paint((0.96, 0.45, 0.08), "rings", (0.92, 0.41, 0.07)), green),
@@ -264,6 +267,7 @@ def _milk() -> ObjectSpec:
     gable = prism([(-w, h), (w, h), (0.004, top - 0.008), (-0.004, top - 0.008)], 2 * w)
     body = box((2 * w, 2 * w, 0.11), (0.0, 0.0, -0.01))
     ridge = box((0.006, 2 * w, 0.012), (0.0, 0.0, top - 0.003))
+    filled = np.concatenate([body.vertices, gable.vertices])
 
     def look(carton: Colour, colour: Colour, pattern: str) -> Look:
         return (Paint(carton), Paint(colour, pattern, carton), Paint(colour), Paint(carton))
@@ -273,7 +277,7 @@ def _milk() -> ObjectSpec:
         mass_kg=0.25,
         friction=0.7,
         parts=(body, box((2 * w + 0.001, 2 * w + 0.001, 0.045), (0.0, 0.0, -0.005)), gable, ridge),
-        colliders=(Collider("hull", points=np.concatenate([body.vertices, gable.vertices])),),
+        colliders=(Collider("hull", points=filled), Collider("hull", points=ridge.vertices)),
         looks=_looks(
             train=[
                 look((0.96, 0.96, 0.98), (0.15, 0.35, 0.85), "MILK"),
@@ -363,7 +367,7 @@ def _bowl() -> FixtureSpec:
         ),
         colliders=(
             Collider("cylinder", (0.06, 0.006), (0.0, 0.0, 0.003)),
-            *_ring(0.076, (0.006, 0.050), 0.028, lean=0.62),
+            *_ring(0.0755, (0.006, 0.055), 0.029, lean=0.62),
         ),
     )
 
@@ -425,6 +429,7 @@ def _divider_plate() -> FixtureSpec:
             *_ring(0.115, (0.006, 0.026), 0.017),
             *walls,
         ),
+        sections=tuple((0.05 * np.cos(a), 0.05 * np.sin(a), 0.0) for a in np.pi * np.array([1, 3, 5]) / 3),
     )
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim import actions
-from sim.objects import OBJECTS
+from sim.objects import FIXTURES, OBJECTS
 from sim.rotations import rotate
-from sim.state import OBJECT_NAMES, SceneState
+from sim.state import FIXTURE_NAMES, OBJECT_NAMES, SceneState
 from sim.tasks import REST_SPEED_M_S, REST_SPIN_RAD_S, SKILLS, TASK_NAMES, TASKS
 
 HOVER_M = 0.07  # above the grasp while the gripper is still beside it
@@ -93,7 +93,7 @@ class CrudePolicy:
     """
 
     lift_error = np.array([0.036, 0.036, 0.014, 0.50])  # standard deviations at noise 1: m, m, m, rad
-    place_error = np.array([0.047, 0.047, 0.015, 0.0])
+    place_error = np.array([0.043, 0.043, 0.015, 0.0])
     noise_spread = 0.0  # collection takes the noise asked for
     attention = 0.4  # probability to notice a failed grasp
 
@@ -176,19 +176,27 @@ def _place(
     tip = state["gripper_position"]
     if state["gripper_closed"] == 0:
         if tip[2] > 0.17:
-            rolling = notices and bool((_unrest(state) > 0.5).any())
+            rolling = notices and bool((_unrest(state) > 0.15).any())
             return _action(np.zeros(3), 0.0, actions.NONE if rolling else actions.TERMINATE)
         return _action(np.array([0.0, 0.0, 0.06]), 0.0, actions.NONE)
     held = int(state["held"])
     if held < 0:  # dropped on the way
         return _action(np.array([0.0, 0.0, 0.05]), 0.0, actions.OPEN)
     ahead = state["gripper_goal"].astype(np.float64) - tip  # of where it is: the arm is on its way there
-    move = state["fixture_position"][target] + error[:3] - state["object_position"][held] - ahead
+    move = _nearest_section(state, target, held) + error[:3] - state["object_position"][held] - ahead
     beside = float(np.hypot(move[0], move[1]))
     bottom = float(state["object_bottom"][held] + ahead[2])
     move[2] = (CARRY_BOTTOM_M if beside > 0.05 else RELEASE_BOTTOM_M) - bottom
     release = beside < 0.04 and bottom < RELEASE_BOTTOM_M + 0.05
     return _action(move, 0.0, actions.OPEN if release else actions.NONE)
+
+
+def _nearest_section(state: SceneState, target: int, held: int) -> NDArray[np.float64]:
+    """Of the fixture, the one nearest to the held object: where that is to go (m)."""
+    offsets = np.array(FIXTURES[FIXTURE_NAMES[target]].sections)
+    spots = state["fixture_position"][target] + rotate(state["fixture_orientation"][target], offsets)
+    away = np.linalg.norm((spots - state["object_position"][held])[:, :2], axis=1)
+    return spots[away.argmin()]
 
 
 def _unrest(state: SceneState) -> NDArray[np.floating]:

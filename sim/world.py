@@ -42,6 +42,7 @@ TIP_LINK = 11  # "panda_grasptarget": the point between the finger tips
 ARM_FORCES_N_M = [87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0]
 HOME_RAD = [0.0, -0.2, 0.0, -2.35, 0.0, 2.15, 0.785]
 CONTACT_M = 0.0005
+CONTACT_ERP = 0.9  # part of an overlap undone in a step; Bullet's 0.2 lets a pressing arm sink things by 9 mm
 TABLE_M = ((1.50, 1.70, 0.20), (0.40, 0.0, -0.10))  # edges and centre; the top is z = 0
 TABLE_FRICTION = 0.8
 ACTUATION_NOISE = (0.05, 0.001, 0.009)  # of a motion: share of it, m, rad (standard deviations)
@@ -121,7 +122,11 @@ class World:
         pybullet.resetSimulation(physicsClientId=c)
         pybullet.setGravity(0, 0, -9.81, physicsClientId=c)
         pybullet.setPhysicsEngineParameter(
-            fixedTimeStep=TIMESTEP_S, numSolverIterations=30, deterministicOverlappingPairs=1, physicsClientId=c
+            fixedTimeStep=TIMESTEP_S,
+            numSolverIterations=30,
+            contactERP=CONTACT_ERP,
+            deterministicOverlappingPairs=1,
+            physicsClientId=c,
         )
         size, centre = TABLE_M
         half = [edge / 2 for edge in size]
