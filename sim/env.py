@@ -40,14 +40,18 @@ class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
         horizon: int | None = None,
         randomise: str | tuple[str, ...] = "all",
         split: str = "train",
-        extras: tuple[str, ...] = (),
+        extras: str | tuple[str, ...] = (),
         render_mode: str | None = "rgb_array",
     ) -> None:
+        if horizon is not None and horizon < 1:
+            raise ValueError(f"horizon is at least 1, got {horizon}")
+        extras = (extras,) if isinstance(extras, str) else extras
         self._factors = read_factors(randomise)
         self._split = choose("split", split, SPLITS)
         self._task_name = None if task is None else task_by_name(task).name
         self._horizon = horizon
         self.render_mode = render_mode
+        self._steps = -1  # since the reset
         self.world = World(image_size, renderer)
         self._extras = tuple(choose("extra observation", name, EXTRAS) for name in extras)
         side = (image_size, image_size)
@@ -74,6 +78,8 @@ class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)
+        for key in options or {}:
+            choose("option of reset", key, ("task",))
         name = (options or {}).get("task", self._task_name)
         if name is None:
             name = TASK_NAMES[int(self.np_random.integers(len(TASK_NAMES)))]
@@ -83,8 +89,11 @@ class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
         return self._observe()
 
     def step(self, action: dict[str, Any]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        vector = np.array([*action["translation"], action["yaw"], action["command"]], np.float32)
-        self.world.step(vector)
+        self._check_is_reset()
+        translation, yaw = np.asarray(action["translation"], np.float32), np.asarray(action["yaw"], np.float32)
+        if translation.shape != (3,) or yaw.size != 1:
+            raise ValueError(f"translation has 3 numbers and yaw one, got {action['translation']} and {action['yaw']}")
+        self.world.step(np.array([*translation, yaw.item(), action["command"]], np.float32))
         self._steps += 1
         terminated = int(action["command"]) == actions.TERMINATE
         truncated = not terminated and self._steps >= (self._horizon or self.task.horizon)
@@ -93,10 +102,16 @@ class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
         return observation, reward, terminated, truncated, info
 
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+        self._check_is_reset()
         return self.world.render()
 
     def close(self) -> None:
         self.world.close()
+        self._steps = -1
+
+    def _check_is_reset(self) -> None:
+        if self._steps < 0:
+            raise gymnasium.error.ResetNeeded("call reset first")
 
     def _observe(self) -> tuple[dict[str, Any], dict[str, Any]]:
         state = self.world.snapshot()

@@ -7,6 +7,8 @@ record to `OBJECTS` (docs/world.md).
 
 from __future__ import annotations
 
+import functools
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 
 from sim.looks import Colour, Look, Looks, Paint
 from sim.meshes import UP, Mesh, Point, box, prism, revolve, tube
+from sim.options import choose
+from sim.rotations import euler_quaternion, rotate
 
 
 @dataclass(frozen=True)
@@ -27,18 +31,44 @@ class Collider:
     euler: Point = (0.0, 0.0, 0.0)
     points: NDArray[np.float64] | None = None
 
+    def __post_init__(self) -> None:
+        numbers = {"box": 3, "cylinder": 2, "capsule": 2, "hull": 0}
+        if len(self.size) != numbers[choose("kind of collider", self.kind, tuple(numbers))]:
+            raise ValueError(f"a {self.kind} has {numbers[self.kind]} sizes, got {self.size}")
+        if (self.kind == "hull") != (self.points is not None) or not all(size > 0 for size in self.size):
+            raise ValueError(f"a {self.kind} of sizes {self.size}: a hull has points, all others sizes above 0")
+
 
 MAX_PARTS = 8  # of a body
 
 
 def _check(spec: ObjectSpec | FixtureSpec) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", spec.name):
+        raise ValueError(f"a name has small letters, digits and hyphens, got {spec.name!r}")
+    if not (spec.mass_kg > 0 and spec.friction >= 0 and spec.colliders):
+        raise ValueError(
+            f"{spec.name}: has a weight, a friction and a collider, "
+            f"got {spec.mass_kg} kg, {spec.friction} and {len(spec.colliders)} colliders"
+        )
     if not 1 <= len(spec.parts) <= MAX_PARTS:
         raise ValueError(f"{spec.name}: a body has 1 to {MAX_PARTS} parts, got {len(spec.parts)}")
     for look in (*spec.looks.train, *spec.looks.test):
+        if not all(0 <= level <= 1 for paint in look for level in paint.colour):
+            raise ValueError(f"{spec.name}: colours are three numbers between 0 and 1, got {look}")
         if len(look) != len(spec.parts):
             raise ValueError(f"{spec.name}: a look paints each of its {len(spec.parts)} parts, got {len(look)} paints")
     if not spec.looks.train or not spec.looks.test:
         raise ValueError(f"{spec.name}: needs a look to train on and one that is held out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """What a thing at rest covers of the table: all within `radius_m` of a line through its centre, which runs at
+    `angle_rad` and begins and ends at `line_m`."""
+
+    angle_rad: float
+    line_m: tuple[float, float]
+    radius_m: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +88,26 @@ class ObjectSpec:
 
     def __post_init__(self) -> None:
         _check(self)
+        if not self.rests:
+            raise ValueError(f"{self.name}: needs an orientation to rest in")
+
+    @functools.cached_property
+    def footprints(self) -> tuple[Footprint, ...]:
+        """In each of its `rests`, at its usual size."""
+        vertices = np.concatenate([part.vertices for part in self.parts])
+        return tuple(_footprint(vertices, np.array(self.long_axis), euler_quaternion(*rest)) for rest in self.rests)
+
+
+def _footprint(vertices: NDArray[np.float64], axis: NDArray[np.float64], turn: NDArray[np.float64]) -> Footprint:
+    corners, along = rotate(turn, vertices)[:, :2], rotate(turn, axis)
+    angle = float(np.arctan2(along[1], along[0]))
+    lengths, widths = corners @ [np.cos(angle), np.sin(angle)], corners @ [-np.sin(angle), np.cos(angle)]
+    if abs(along[2]) > 0.7:  # it stands
+        return Footprint(angle_rad=0.0, line_m=(0.0, 0.0), radius_m=float(np.linalg.norm(corners, axis=1).max()))
+    half = float(np.abs(widths).max())
+    line = min(float(lengths.min()) + half, 0.0), max(float(lengths.max()) - half, 0.0)
+    beyond = lengths - np.clip(lengths, *line)
+    return Footprint(angle_rad=angle, line_m=line, radius_m=float(np.hypot(beyond, widths).max()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +176,7 @@ def _banana() -> ObjectSpec:
             ],
         ),
         long_axis=(1.0, 0.0, 0.0),
-        rests=(FLAT, FLIPPED),
+        rests=((0.146, 0.0, 0.0), (np.pi - 0.146, 0.0, 0.0)),
     )
 
 
@@ -181,6 +231,7 @@ def _carrot() -> ObjectSpec:
             ],
         ),
         long_axis=(1.0, 0.0, 0.0),
+        rests=((0.0, -0.1, 0.0),),
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.looks import SPLITS, TABLES
-from sim.objects import FIXTURES, OBJECTS, FixtureSpec, ObjectSpec
+from sim.objects import FIXTURES, OBJECTS, FixtureSpec, Footprint, ObjectSpec
 from sim.options import choose
 from sim.rotations import euler_quaternion, multiply, rotate
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES
@@ -34,17 +34,19 @@ FACTORS: dict[str, str] = {  # that a scene randomises
 }
 SIZES = {"train": ((0.92, 1.08),), "test": ((0.86, 0.92), (1.08, 1.14))}
 OBJECT_AREA_M = np.array([[0.41, -0.18], [0.63, 0.18]])
-OBJECT_GAP_M = 0.125  # between centres, where there is room
+MOST_DISTRACTORS = 4
+OBJECT_GAP_M = 0.02  # between what they cover of the table
 FIXTURE_SPOTS_M = ((0.42, -0.13), (0.42, 0.13), (0.63, 0.0))  # near, near, far; jittered
 START_M = np.array([[0.44, -0.10, 0.19], [0.56, 0.10, 0.25]])
 START_YAW_RAD = 0.3
 
 
 def read_factors(text: str | Iterable[str]) -> tuple[str, ...]:
-    """'all', 'none', names of `FACTORS`, or 'all,-delay' -> the names, in the order of that table."""
-    on: set[str] = set()
-    for word in text.split(",") if isinstance(text, str) else text:
-        name = choose("factor", word.removeprefix("-") or "none", ("all", "none", *FACTORS))
+    """'all', 'none', names of `FACTORS`, or 'all,-delay', for which '-delay' is short -> the names in that order."""
+    words = [word.strip() for word in (text.split(",") if isinstance(text, str) else text)]
+    on = set(FACTORS) if words and words[0].startswith("-") else set[str]()
+    for word in words:
+        name = choose("factor", word.removeprefix("-"), ("all", "none", *FACTORS))
         if name == "all":
             on = set(FACTORS)
         elif word.startswith("-"):
@@ -112,9 +114,8 @@ def draw_scene(
     fixtures: tuple[Item, ...] = ()
     start_yaw = float(draws["start"].uniform(-START_YAW_RAD, START_YAW_RAD)) if "start" in on else 0.0
     if task.skill == "lift":
-        objects = _scattered(
-            task.target, int(draws["distractors"].integers(2, 5)) if "distractors" in on else 2, layout
-        )
+        others = int(draws["distractors"].integers(2, MOST_DISTRACTORS + 1)) if "distractors" in on else 2
+        objects = _scattered(task.target, layout)[: 1 + others]
     else:
         objects = (_held(int(layout.integers(len(OBJECTS))), start_yaw, layout),)
         fixtures = _fixtures(task.target, layout)
@@ -135,15 +136,45 @@ def draw_scene(
     )
 
 
-def _scattered(target: int, num_others: int, rng: np.random.Generator) -> tuple[Item, ...]:
+def _scattered(target: int, rng: np.random.Generator) -> tuple[Item, ...]:
+    """The target and as many others as there may be, each clear of the ones before; where one finds no room, all are
+    drawn again."""
     others = rng.permutation([i for i in range(len(OBJECTS)) if i != target])
-    items: list[Item] = []
-    for index in (target, *(int(i) for i in others[:num_others])):
-        spec = OBJECTS[OBJECT_NAMES[index]]
-        spot = _free_spot([item.spot_m for item in items], rng)
-        yaw = euler_quaternion(0.0, 0.0, rng.uniform(-np.pi, np.pi))
-        items.append(_item(index, spec, spot, multiply(yaw, _rest(spec, rng))))
-    return tuple(items)
+    indices = (target, *(int(i) for i in others[:MOST_DISTRACTORS]))
+    for _ in range(1000):
+        items: list[Item] = []
+        taken: list[_Covered] = []
+        for index in indices:
+            spec = OBJECTS[OBJECT_NAMES[index]]
+            rest, yaw = int(rng.integers(len(spec.rests))), rng.uniform(-np.pi, np.pi)
+            spots = rng.uniform(OBJECT_AREA_M[0], OBJECT_AREA_M[1], (50, 2))
+            covered = _Covered(spec.footprints[rest], yaw)
+            free = np.flatnonzero(np.all([covered.gaps(spots, other) >= OBJECT_GAP_M for other in taken], axis=0))
+            if taken and not len(free):
+                break
+            x, y = (float(v) for v in spots[free[0] if taken else 0])
+            covered.line_m += [x, y]
+            taken.append(covered)
+            turn = multiply(euler_quaternion(0.0, 0.0, yaw), euler_quaternion(*spec.rests[rest]))
+            items.append(_item(index, spec, (x, y), turn))
+        else:
+            return tuple(items)
+    raise ValueError(f"there is no room on the table for {', '.join(OBJECT_NAMES[index] for index in indices)} together")
+
+
+class _Covered:
+    """What an object at its largest covers of the table: all within `radius_m` of a line [K, 2]."""
+
+    def __init__(self, footprint: Footprint, yaw: float) -> None:
+        largest = max(high for bands in SIZES.values() for _, high in bands)
+        angle = yaw + footprint.angle_rad
+        along = np.linspace(*footprint.line_m, 5)[:, None] * [math.cos(angle), math.sin(angle)]
+        self.line_m, self.radius_m = largest * along, largest * footprint.radius_m
+
+    def gaps(self, spots: NDArray[np.float64], other: _Covered) -> NDArray[np.float64]:
+        """[S]: the gap to another if this one, which lies at the origin, is put at each of the spots [S, 2] (m)."""
+        apart = spots[:, None] - (other.line_m[:, None] - self.line_m).reshape(-1, 2)
+        return np.sqrt((apart**2).sum(-1).min(-1)) - self.radius_m - other.radius_m
 
 
 def _held(index: int, gripper_yaw_rad: float, rng: np.random.Generator) -> Item:
@@ -210,7 +241,8 @@ def _varied(
 
 
 def _tint(rng: np.random.Generator, spread: float) -> tuple[float, ...]:
-    return tuple(float(v) for v in rng.uniform(1 - spread, 1 + spread) * rng.uniform(1 - spread / 2, 1 + spread / 2, 3))
+    """Darker and towards a colour, never brighter: TinyRenderer could not show it."""
+    return tuple(float(v) for v in rng.uniform(1 - 2 * spread, 1) * rng.uniform(1 - spread, 1, 3))
 
 
 def _light(rng: np.random.Generator) -> Light:
@@ -230,14 +262,3 @@ def _moved(camera: CameraSpec, rng: np.random.Generator) -> CameraSpec:
     look_at = np.array(camera.look_at_m) + rng.uniform(-0.014, 0.014, 3)  # a metre away: 14 mm are 0.8 degrees
     roll = camera.roll_rad + rng.uniform(-0.02, 0.02)
     return replace(camera, eye_m=tuple(eye), look_at_m=tuple(look_at), roll_rad=float(roll))
-
-
-def _free_spot(taken: list[tuple[float, float]], rng: np.random.Generator) -> tuple[float, float]:
-    """A point of the area that keeps the gap to the others, or else the farthest of the points drawn."""
-    points = rng.uniform(OBJECT_AREA_M[0], OBJECT_AREA_M[1], (100, 2))
-    best = 0
-    if taken:
-        distance = np.linalg.norm(points[:, None] - np.array(taken)[None], axis=-1).min(axis=1)
-        good = np.flatnonzero(distance >= OBJECT_GAP_M)
-        best = int(good[0]) if len(good) else int(distance.argmax())
-    return float(points[best, 0]), float(points[best, 1])

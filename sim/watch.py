@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 
 WATCHED: dict[str, type[Policy]] = {"expert": ScriptedPolicy, "crude": CrudePolicy, "random": RandomPolicy}
 FORMATS = (".gif", ".webp", ".png")
+SHEET_FORMATS = (".jpg", ".png", ".webp")
 CAPTION_PX = 44
+SMALLEST_PX = 320  # of a film; smaller frames are enlarged, so that the caption has room
+LARGEST_PX = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
 class WatchConfig:
-    task: str = option("lift-can", "what to do")
+    task: str = option("lift-can", f"of {', '.join(TASK_NAMES)}")
     policy: str = option("expert", f"of {', '.join(WATCHED)}")
     seed: int = option(0, "of the first scene")
     episodes: int = option(1, "one after the other, with the next seeds")
@@ -43,7 +46,8 @@ class WatchConfig:
     def __post_init__(self) -> None:
         choose("policy", self.policy, tuple(WATCHED))
         if self.out:
-            choose("file format", Path(self.out).suffix, FORMATS)
+            choose("file format", Path(self.out).suffix.lower(), FORMATS)
+        _check_size(self.size)
         if self.seed < 0 or self.episodes < 1:
             raise ValueError(f"seed is 0 or more and episodes at least 1, got {self.seed} and {self.episodes}")
 
@@ -51,6 +55,7 @@ class WatchConfig:
 def watch(config: WatchConfig) -> Path:
     """Write the film and show it where there is a display; returns the file."""
     path = Path(config.out or f"runs/watch/{config.task}-{config.policy}-{config.seed}.gif")
+    path.parent.mkdir(parents=True, exist_ok=True)
     frames: list[Image.Image] = []
     from sim.env import PickPlaceEnv, as_action, as_batch
 
@@ -71,9 +76,9 @@ def watch(config: WatchConfig) -> Path:
             frames.append(_captioned(observation["image"], f"{config.task}, step {step}", doing, info))
         frames += [frames[-1]] * frames_per_s
     env.close()
-    path.parent.mkdir(parents=True, exist_ok=True)
     pause_ms = 1000 // frames_per_s
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause_ms, loop=0)
+    saved = _one_palette(frames) if path.suffix.lower() == ".gif" else frames
+    saved[0].save(path, save_all=True, append_images=saved[1:], duration=pause_ms, loop=0)
     if config.window and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         _show(frames, pause_ms)
     return path
@@ -90,6 +95,8 @@ class SheetConfig:
     renderer: str = option("auto", f"of {', '.join(RENDERERS)}")
 
     def __post_init__(self) -> None:
+        choose("file format", Path(self.out).suffix.lower(), SHEET_FORMATS)
+        _check_size(self.size)
         if self.rows < 1 or self.seed < 0:
             raise ValueError(f"rows is at least 1 and seed 0 or more, got {self.rows} and {self.seed}")
 
@@ -126,6 +133,7 @@ def _captioned(picture: NDArray[np.uint8], title: str, doing: str, info: dict[st
     """The picture over two lines of text: what happens, and which tasks the detectors find done now."""
     from PIL import Image, ImageDraw, ImageFont
 
+    picture = np.repeat(np.repeat(picture, factor := -(-SMALLEST_PX // len(picture)), axis=0), factor, axis=1)
     size = picture.shape[0]
     sheet = Image.new("RGB", (size, size + CAPTION_PX), (24, 24, 26))
     sheet.paste(Image.fromarray(picture), (0, 0))
@@ -139,6 +147,23 @@ def _captioned(picture: NDArray[np.uint8], title: str, doing: str, info: dict[st
         font=font,
     )
     return sheet
+
+
+def _check_size(size: int) -> None:
+    if not 16 <= size <= LARGEST_PX:
+        raise ValueError(f"size is 16 to {LARGEST_PX} px, got {size}")
+
+
+def _one_palette(frames: list[Image.Image]) -> list[Image.Image]:
+    """A film's frames in the same 256 colours, else things would change theirs from frame to frame."""
+    from PIL import Image
+
+    some = frames[:: max(1, len(frames) // 8)]
+    strip = Image.new("RGB", (some[0].width, sum(frame.height for frame in some)))
+    for number, frame in enumerate(some):
+        strip.paste(frame, (0, number * frame.height))
+    palette = strip.quantize(256, Image.Quantize.MEDIANCUT)
+    return [frame.quantize(palette=palette) for frame in frames]
 
 
 def _show(frames: list[Image.Image], pause_ms: int) -> None:

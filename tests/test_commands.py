@@ -142,14 +142,14 @@ def test_watch_writes_a_film_of_every_step_with_the_verdict_drawn_in(typed, tmp_
     assert status == 0
     assert out.endswith(str(path))
     with Image.open(path) as film:
-        assert film.size == (160, 204)
+        assert film.size == (320, 364)  # enlarged, for the caption
         assert film.n_frames >= 6
         first = np.asarray(film.convert("RGB")).copy()
         film.seek(film.n_frames - 1)
         last = np.asarray(film.convert("RGB")).astype(int)
-    green = (last[160:, :, 1] - last[160:, :, 0]) > 50
+    green = (last[320:, :, 1] - last[320:, :, 0]) > 50
     assert green.any()  # the words "detected: lift-can"
-    assert not ((first[160:, :, 1].astype(int) - first[160:, :, 0]) > 50).any()
+    assert not ((first[320:, :, 1].astype(int) - first[320:, :, 0]) > 50).any()
 
 
 def test_watch_without_a_display_that_answers_writes_the_film_and_says_so(typed, tmp_path, monkeypatch):

@@ -9,9 +9,9 @@ import numpy as np
 import pybullet
 import pytest
 
-from sim.looks import Paint
+from sim.looks import Looks, Paint
 from sim.meshes import box, hull, inertia, tube
-from sim.objects import FIXTURES, OBJECTS
+from sim.objects import FIXTURES, OBJECTS, Collider
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES
 
 GRIPPER_OPENING_M = 0.08
@@ -133,3 +133,32 @@ def test_what_is_seen_is_what_collides(spec):
     touched = np.max([reach(collider, directions) for collider in spec.colliders], axis=0)
     assert (seen - touched).max() < (0.002 if spec.name in OBJECTS else 0.004)
     assert (touched - seen).max() < 0.008
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"colliders": ()}, "a collider"),
+        ({"mass_kg": 0.0}, "a weight"),
+        ({"name": "a/b"}, "small letters"),
+        ({"rests": ()}, "an orientation to rest in"),
+        ({"looks": Looks(((Paint((255.0, 0.0, 0.0)),),), ((Paint((1.0, 0.0, 0.0)),),))}, "between 0 and 1"),
+    ],
+)
+def test_a_record_that_makes_no_sense_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        replace(OBJECTS["sausage"], **wrong)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("sphere", (0.1,)), "unknown kind of collider 'sphere'"),
+        (("box", (0.1,)), "a box has 3 sizes"),
+        (("cylinder", (0.1, 0.0)), "sizes above 0"),
+        (("hull", ()), "a hull has points"),
+    ],
+)
+def test_a_collider_that_makes_no_sense_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        Collider(*values)

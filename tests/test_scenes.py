@@ -13,6 +13,7 @@ from sim.rotations import euler_quaternion, multiply, rotate
 from sim.scenes import FACTORS, SIZES, draw_scene, read_factors
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES
 from sim.tasks import TASK_NAMES, TASKS
+from sim.world import World
 
 
 def scenes(task, factors="all", split="train", count=60):
@@ -142,7 +143,10 @@ def test_factors_are_read_from_words():
     assert read_factors("light,size") == ("size", "light")
     assert read_factors("all,-delay") == tuple(name for name in FACTORS if name != "delay")
     assert read_factors("all,light") == tuple(FACTORS)
-    assert read_factors("") == read_factors(()) == ()
+    assert read_factors("-delay") == read_factors("all, -delay") == read_factors("all,-delay")
+    assert read_factors(()) == ()
+    with pytest.raises(ValueError, match="unknown factor ''"):
+        read_factors("")
     with pytest.raises(ValueError, match=r"unknown factor 'lihgt'.*Did you mean 'light'"):
         read_factors("lihgt")
     with pytest.raises(ValueError, match=r"unknown split 'tset'.*Did you mean 'test'"):
@@ -156,3 +160,19 @@ def test_quaternions_turn_about_x_then_y_then_z():
     assert rotate(euler_quaternion(quarter, 0, quarter), np.array([0.0, 0.0, 1.0])) == pytest.approx([1, 0, 0])
     both = multiply(euler_quaternion(0, 0, quarter), euler_quaternion(quarter, 0, 0))
     assert both == pytest.approx(euler_quaternion(quarter, 0, quarter))
+
+
+def test_nothing_overlaps_and_everything_rests_where_it_was_put():
+    """Else things are flung apart, and the first picture shows another scene than the one that was drawn."""
+    world = World(48, "tiny")
+    for number in range(60):
+        task = TASKS[TASK_NAMES[number % 7]]
+        scene = draw_scene(task, np.random.default_rng([5, number]))
+        world.reset(scene)
+        state = world.snapshot()
+        for item in scene.objects:
+            away = np.linalg.norm(state["object_position"][item.index][:2] - item.spot_m)
+            assert away < 0.005, (number, item.index)
+            assert np.linalg.norm(state["object_velocity"][item.index]) < 0.03, (number, item.index)
+            assert np.linalg.norm(state["object_spin"][item.index]) < 0.5, (number, item.index)
+    world.close()

@@ -104,7 +104,7 @@ def test_a_held_object_stays_in_the_hand_while_it_is_moved_and_falls_when_the_fi
         for _ in range(4):
             env.world.step(STILL)
         low = env.world.snapshot()
-        assert low["object_bottom"][can] < 0.02
+        assert low["object_bottom"][can] < 0.06  # on the table, or on what lies there
         assert low["object_on_table"][can] == 1
         assert not verdicts(low)[TASKS["lift-can"].index]
         return
@@ -136,7 +136,8 @@ def test_other_seeds_give_other_scenes_and_pictures_follow_the_scene(env):
     second, other = env.reset(seed=1, options={"task": "lift-can"})
     assert not np.array_equal(info["state"], other["state"])
     assert not np.array_equal(first["image"], second["image"])
-    moved, *_ = env.step({"translation": [0, 0.06, 0], "yaw": 0.0, "command": 0})
+    for _ in range(2):  # the first may be delayed
+        moved, *_ = env.step({"translation": [0, 0.06, 0], "yaw": 0.0, "command": 0})
     assert not np.array_equal(second["image"], moved["image"])
 
 
@@ -367,3 +368,21 @@ def test_a_blocked_arm_does_not_wind_up(still_env):
     still_env.world.step(np.array([0, 0, 0.06, 0, 0], np.float32))
     still_env.world.step(np.array([0, 0, 0.06, 0, 0], np.float32))
     assert still_env.world.snapshot()["gripper_position"][2] > low + 0.03
+
+
+def test_what_needs_a_reset_says_so():
+    env = PickPlaceEnv("lift-can", 64, "tiny")
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(env.action_space.sample())
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.render()
+    with pytest.raises(ValueError, match=r"unknown option of reset 'tasks'.*Did you mean 'task'"):
+        env.reset(options={"tasks": "lift-can"})
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="translation has 3 numbers"):
+        env.step({"translation": [0.0, 0.0], "yaw": 0.0, "command": 0})
+    env.close()
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(env.action_space.sample())
+    with pytest.raises(ValueError, match="horizon is at least 1, got 0"):
+        PickPlaceEnv(horizon=0)
