@@ -159,7 +159,8 @@ def _scattered(target: int, rng: np.random.Generator) -> tuple[Item, ...]:
             items.append(_item(index, spec, (x, y), turn))
         else:
             return tuple(items)
-    raise ValueError(f"there is no room on the table for {', '.join(OBJECT_NAMES[index] for index in indices)} together")
+    names = ", ".join(OBJECT_NAMES[index] for index in indices)
+    raise ValueError(f"the table has no room for {names} together")
 
 
 class _Covered:
