@@ -98,11 +98,16 @@ class ObjectSpec:
         return tuple(_footprint(vertices, np.array(self.long_axis), euler_quaternion(*rest)) for rest in self.rests)
 
 
+def stands(along: NDArray[np.floating]) -> bool:
+    """Whether a thing whose long axis points along this unit vector [3] stands rather than lies."""
+    return bool(abs(along[2]) > 0.7)
+
+
 def _footprint(vertices: NDArray[np.float64], axis: NDArray[np.float64], turn: NDArray[np.float64]) -> Footprint:
     corners, along = rotate(turn, vertices)[:, :2], rotate(turn, axis)
     angle = float(np.arctan2(along[1], along[0]))
     lengths, widths = corners @ [np.cos(angle), np.sin(angle)], corners @ [-np.sin(angle), np.cos(angle)]
-    if abs(along[2]) > 0.7:  # it stands
+    if stands(along):
         return Footprint(angle_rad=0.0, line_m=(0.0, 0.0), radius_m=float(np.linalg.norm(corners, axis=1).max()))
     half = float(np.abs(widths).max())
     line = min(float(lengths.min()) + half, 0.0), max(float(lengths.max()) - half, 0.0)

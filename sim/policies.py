@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim import actions
-from sim.objects import FIXTURES, OBJECTS
+from sim.objects import FIXTURES, OBJECTS, stands
 from sim.rotations import rotate
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES, SceneState
 from sim.tasks import REST_SPEED_M_S, REST_SPIN_RAD_S, SKILLS, TASK_NAMES, TASKS
@@ -157,10 +157,9 @@ def _grasp(state: SceneState, target: int) -> tuple[NDArray[np.float32], float]:
     along = rotate(state["object_orientation"][target], np.array(spec.long_axis))
     bottom = float(state["object_bottom"][target])
     top = 2 * centre[2] - bottom
-    standing = abs(along[2]) > 0.7
     spot = np.array([centre[0], centre[1], max(centre[2] - 0.004, top - FINGER_DEPTH_M, 0.012)])
     fingers = rotate(state["gripper_orientation"], np.array([0.0, 1.0, 0.0]))  # the fingers close along their y
-    if standing:
+    if stands(along):
         face = rotate(state["object_orientation"][target], np.array([1.0, 0.0, 0.0]))
         wanted, fold = np.arctan2(face[1], face[0]), np.pi / 2
     else:

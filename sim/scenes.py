@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.looks import SPLITS, TABLES
-from sim.objects import FIXTURES, OBJECTS, FixtureSpec, Footprint, ObjectSpec
+from sim.objects import FIXTURES, OBJECTS, FixtureSpec, Footprint, ObjectSpec, stands
 from sim.options import choose
 from sim.rotations import euler_quaternion, multiply, rotate
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES
@@ -33,6 +33,7 @@ FACTORS: dict[str, str] = {  # that a scene randomises
     "delay": "in half of the episodes an action is carried out one step late",
 }
 SIZES = {"train": ((0.92, 1.08),), "test": ((0.86, 0.92), (1.08, 1.14))}
+LARGEST = max(high for bands in SIZES.values() for _, high in bands)
 OBJECT_AREA_M = np.array([[0.41, -0.18], [0.63, 0.18]])
 MOST_DISTRACTORS = 4
 OBJECT_GAP_M = 0.02  # between what they cover of the table
@@ -149,10 +150,12 @@ def _scattered(target: int, rng: np.random.Generator) -> tuple[Item, ...]:
             rest, yaw = int(rng.integers(len(spec.rests))), rng.uniform(-np.pi, np.pi)
             spots = rng.uniform(OBJECT_AREA_M[0], OBJECT_AREA_M[1], (50, 2))
             covered = _Covered(spec.footprints[rest], yaw)
-            free = np.flatnonzero(np.all([covered.gaps(spots, other) >= OBJECT_GAP_M for other in taken], axis=0))
-            if taken and not len(free):
+            free = np.ones(len(spots), np.bool_)
+            for other in taken:
+                free &= covered.gaps(spots, other) >= OBJECT_GAP_M
+            if not free.any():
                 break
-            x, y = (float(v) for v in spots[free[0] if taken else 0])
+            x, y = (float(v) for v in spots[free.argmax()])
             covered.line_m += [x, y]
             taken.append(covered)
             turn = multiply(euler_quaternion(0.0, 0.0, yaw), euler_quaternion(*spec.rests[rest]))
@@ -167,10 +170,9 @@ class _Covered:
     """What an object at its largest covers of the table: all within `radius_m` of a line [K, 2]."""
 
     def __init__(self, footprint: Footprint, yaw: float) -> None:
-        largest = max(high for bands in SIZES.values() for _, high in bands)
         angle = yaw + footprint.angle_rad
         along = np.linspace(*footprint.line_m, 5)[:, None] * [math.cos(angle), math.sin(angle)]
-        self.line_m, self.radius_m = largest * along, largest * footprint.radius_m
+        self.line_m, self.radius_m = LARGEST * along, LARGEST * footprint.radius_m
 
     def gaps(self, spots: NDArray[np.float64], other: _Covered) -> NDArray[np.float64]:
         """[S]: the gap to another if this one, which lies at the origin, is put at each of the spots [S, 2] (m)."""
@@ -181,10 +183,9 @@ class _Covered:
 def _held(index: int, gripper_yaw_rad: float, rng: np.random.Generator) -> Item:
     """An object as the fingers hold it: across its long axis."""
     spec = OBJECTS[OBJECT_NAMES[index]]
-    rest = _rest(spec, rng)
+    rest = euler_quaternion(*spec.rests[int(rng.integers(len(spec.rests)))])
     along = rotate(rest, np.array(spec.long_axis))
-    lying = abs(along[2]) < 0.7
-    yaw = gripper_yaw_rad - (np.arctan2(along[1], along[0]) if lying else 0.0)
+    yaw = gripper_yaw_rad - (0.0 if stands(along) else np.arctan2(along[1], along[0]))
     return _item(index, spec, (0.0, 0.0), multiply(euler_quaternion(0.0, 0.0, yaw), rest))
 
 
@@ -198,10 +199,6 @@ def _fixtures(target: int, rng: np.random.Generator) -> tuple[Item, ...]:
         turn = euler_quaternion(0.0, 0.0, rng.uniform(-np.pi, np.pi))
         items.append(_item(int(index), FIXTURES[FIXTURE_NAMES[index]], (float(x), float(y)), turn))
     return tuple(items)
-
-
-def _rest(spec: ObjectSpec, rng: np.random.Generator) -> NDArray[np.float64]:
-    return euler_quaternion(*spec.rests[int(rng.integers(len(spec.rests)))])
 
 
 def _item(index: int, spec: ObjectSpec | FixtureSpec, spot: tuple[float, float], turn: NDArray[np.float64]) -> Item:

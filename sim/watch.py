@@ -55,12 +55,12 @@ class WatchConfig:
 def watch(config: WatchConfig) -> Path:
     """Write the film and show it where there is a display; returns the file."""
     path = Path(config.out or f"runs/watch/{config.task}-{config.policy}-{config.seed}.gif")
-    path.parent.mkdir(parents=True, exist_ok=True)
     frames: list[Image.Image] = []
     from sim.env import PickPlaceEnv, as_action, as_batch
 
     frames_per_s: int = PickPlaceEnv.metadata["render_fps"]
     env = PickPlaceEnv(config.task, config.size, config.renderer, randomise=config.randomise, split=config.split)
+    path.parent.mkdir(parents=True, exist_ok=True)
     for seed in range(config.seed, config.seed + config.episodes):
         policy, rng = WATCHED[config.policy](), np.random.default_rng(seed)
         observation, info = env.reset(seed=seed)
@@ -114,6 +114,8 @@ def sheet(config: SheetConfig) -> Path:
     )
     draw, font = ImageDraw.Draw(whole), ImageFont.load_default(size=14)
     env = PickPlaceEnv(None, config.size, config.renderer, randomise=config.randomise, split=config.split)
+    path = Path(config.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
     for index, name in enumerate(TASK_NAMES):
         for row in range(config.rows):
             seed = config.seed + row * len(TASK_NAMES) + index
@@ -123,8 +125,6 @@ def sheet(config: SheetConfig) -> Path:
             whole.paste(Image.fromarray(observation["image"]), (left, top))
             draw.text((left + 4, top + config.size + 2), f"{name}, seed {seed}", fill=(220, 220, 220), font=font)
     env.close()
-    path = Path(config.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
     whole.save(path)
     return path
 
