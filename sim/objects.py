@@ -7,130 +7,13 @@ record to `OBJECTS` (docs/world.md).
 
 from __future__ import annotations
 
-import functools
-import re
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sim.bodies import Collider, FixtureSpec, ObjectSpec
 from sim.looks import Colour, Look, Looks, Paint
-from sim.meshes import UP, Mesh, Point, box, prism, revolve, tube
-from sim.options import choose
-from sim.rotations import euler_quaternion, rotate
-
-
-@dataclass(frozen=True)
-class Collider:
-    """`kind` is box (size = edges), cylinder or capsule (size = radius, length along z) or hull (points)."""
-
-    kind: str
-    size: tuple[float, ...] = ()
-    centre: Point = (0.0, 0.0, 0.0)
-    euler: Point = (0.0, 0.0, 0.0)
-    points: NDArray[np.float64] | None = None
-
-    def __post_init__(self) -> None:
-        numbers = {"box": 3, "cylinder": 2, "capsule": 2, "hull": 0}
-        if len(self.size) != numbers[choose("kind of collider", self.kind, tuple(numbers))]:
-            raise ValueError(f"a {self.kind} has {numbers[self.kind]} sizes, got {self.size}")
-        if (self.kind == "hull") != (self.points is not None) or not all(size > 0 for size in self.size):
-            raise ValueError(f"a {self.kind} of sizes {self.size}: a hull has points, all others sizes above 0")
-
-
-MAX_PARTS = 8  # of a body
-
-
-def _check(spec: ObjectSpec | FixtureSpec) -> None:
-    if not re.fullmatch(r"[a-z][a-z0-9-]*", spec.name):
-        raise ValueError(f"a name has small letters, digits and hyphens, got {spec.name!r}")
-    if not (spec.mass_kg > 0 and spec.friction >= 0 and spec.colliders):
-        raise ValueError(
-            f"{spec.name}: has a weight, a friction and a collider, "
-            f"got {spec.mass_kg} kg, {spec.friction} and {len(spec.colliders)} colliders"
-        )
-    if not 1 <= len(spec.parts) <= MAX_PARTS:
-        raise ValueError(f"{spec.name}: a body has 1 to {MAX_PARTS} parts, got {len(spec.parts)}")
-    for look in (*spec.looks.train, *spec.looks.test):
-        if not all(0 <= level <= 1 for paint in look for level in paint.colour):
-            raise ValueError(f"{spec.name}: colours are three numbers between 0 and 1, got {look}")
-        if len(look) != len(spec.parts):
-            raise ValueError(f"{spec.name}: a look paints each of its {len(spec.parts)} parts, got {len(look)} paints")
-    if not spec.looks.train or not spec.looks.test:
-        raise ValueError(f"{spec.name}: needs a look to train on and one that is held out")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Footprint:
-    """What a thing at rest covers of the table: all within `radius_m` of a line through its centre, which runs at
-    `angle_rad` and begins and ends at `line_m`."""
-
-    angle_rad: float
-    line_m: tuple[float, float]
-    radius_m: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectSpec:
-    """A thing that can be lifted. `long_axis` is in its own frame; `rests` are the orientations it can lie or stand in.
-
-    `looks` paint the parts, in their order."""
-
-    name: str
-    mass_kg: float
-    friction: float
-    parts: tuple[Mesh, ...]
-    colliders: tuple[Collider, ...]
-    looks: Looks
-    long_axis: Point
-    rests: tuple[Point, ...] = ((0.0, 0.0, 0.0),)
-
-    def __post_init__(self) -> None:
-        _check(self)
-        if not self.rests:
-            raise ValueError(f"{self.name}: needs an orientation to rest in")
-
-    @functools.cached_property
-    def footprints(self) -> tuple[Footprint, ...]:
-        """In each of its `rests`, at its usual size."""
-        vertices = np.concatenate([part.vertices for part in self.parts])
-        return tuple(_footprint(vertices, np.array(self.long_axis), euler_quaternion(*rest)) for rest in self.rests)
-
-
-def stands(along: NDArray[np.floating]) -> bool:
-    """Whether a thing whose long axis points along this unit vector [3] stands rather than lies."""
-    return bool(abs(along[2]) > 0.7)
-
-
-def _footprint(vertices: NDArray[np.float64], axis: NDArray[np.float64], turn: NDArray[np.float64]) -> Footprint:
-    corners, along = rotate(turn, vertices)[:, :2], rotate(turn, axis)
-    angle = float(np.arctan2(along[1], along[0]))
-    lengths, widths = corners @ [np.cos(angle), np.sin(angle)], corners @ [-np.sin(angle), np.cos(angle)]
-    if stands(along):
-        return Footprint(angle_rad=0.0, line_m=(0.0, 0.0), radius_m=float(np.linalg.norm(corners, axis=1).max()))
-    half = float(np.abs(widths).max())
-    line = min(float(lengths.min()) + half, 0.0), max(float(lengths.max()) - half, 0.0)
-    beyond = lengths - np.clip(lengths, *line)
-    return Footprint(angle_rad=angle, line_m=line, radius_m=float(np.hypot(beyond, widths).max()))
-
-
-@dataclass(frozen=True, kw_only=True)
-class FixtureSpec:
-    """A thing to place on; its origin is the centre of its base, z up. What lies within `inner_radius_m` lies on it."""
-
-    name: str
-    mass_kg: float
-    radius_m: float
-    inner_radius_m: float
-    parts: tuple[Mesh, ...]
-    colliders: tuple[Collider, ...]
-    looks: Looks
-    friction: float = 0.8
-    sections: tuple[Point, ...] = ((0.0, 0.0, 0.0),)  # where a scripted policy puts things
-
-    def __post_init__(self) -> None:
-        _check(self)
+from sim.meshes import UP, Point, box, prism, revolve, tube
 
 
 def _arc(radius: float, half_angle: float, count: int) -> list[Point]:
@@ -380,16 +263,17 @@ def _food() -> ObjectSpec:
     )
 
 
-def _ring(radius: float, size: tuple[float, float], centre_z: float, lean: float = 0.0) -> tuple[Collider, ...]:
-    """Sixteen boxes along a circle: a rim of (thickness, height) that `lean`s outwards (rad) and clears the table."""
-    count = 16
-    width = 2.2 * radius * np.tan(np.pi / count)
-    out = []
-    for k in range(count):
-        a = 2 * np.pi * k / count
-        centre = (radius * np.cos(a), radius * np.sin(a), centre_z)
-        out.append(Collider("box", (size[0], width, size[1]), centre, (0.0, lean, a)))
-    return tuple(out)
+def _wall(
+    foot: tuple[float, float], rim: tuple[float, float], thickness: float, count: int = 16
+) -> tuple[Collider, ...]:
+    """Boxes along a circle, each as high as from `foot` to `rim`: (distance from the middle, height)."""
+    (near, low), (far, high) = foot, rim
+    radius, lean = (near + far) / 2, float(np.arctan2(far - near, high - low))
+    size = (thickness, 2 * max(near, far) * np.tan(np.pi / count), float(np.hypot(far - near, high - low)))
+    return tuple(
+        Collider("box", size, (radius * np.cos(a), radius * np.sin(a), (low + high) / 2), (0.0, lean, a))
+        for a in 2 * np.pi * np.arange(count) / count
+    )
 
 
 def _bowl() -> FixtureSpec:
@@ -422,8 +306,9 @@ def _bowl() -> FixtureSpec:
             test=[(Paint((0.55, 0.40, 0.65)),), (Paint((0.10, 0.40, 0.42)),)],
         ),
         colliders=(
-            Collider("cylinder", (0.06, 0.006), (0.0, 0.0, 0.003)),
-            *_ring(0.0755, (0.006, 0.055), 0.029, lean=0.62),
+            Collider("cylinder", (0.052, 0.006), (0.0, 0.0, 0.003)),
+            *_wall((0.050, 0.004), (0.074, 0.018), 0.005),
+            *_wall((0.073, 0.017), (0.0915, 0.052), 0.004),
         ),
     )
 
@@ -449,7 +334,7 @@ def _plate() -> FixtureSpec:
         ),
         colliders=(
             Collider("cylinder", (0.072, 0.006), (0.0, 0.0, 0.003)),
-            *_ring(0.088, (0.05, 0.004), 0.011, lean=-0.33),
+            *_wall((0.070, 0.004), (0.106, 0.0155), 0.004),
         ),
     )
 
@@ -482,7 +367,7 @@ def _divider_plate() -> FixtureSpec:
         ),
         colliders=(
             Collider("cylinder", (0.116, 0.006), (0.0, 0.0, 0.003)),
-            *_ring(0.115, (0.006, 0.026), 0.017),
+            *_wall((0.115, 0.004), (0.115, 0.030), 0.006),
             *walls,
         ),
         sections=tuple((0.05 * np.cos(a), 0.05 * np.sin(a), 0.0) for a in np.pi * np.array([1, 3, 5]) / 3),

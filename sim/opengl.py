@@ -17,10 +17,10 @@ import moderngl
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.bodies import MAX_PARTS
 from sim.drawing import TABLE, Body, Geometry, segment_of
 from sim.looks import SPLITS, TABLES, Paint, texture
 from sim.meshes import Mesh
-from sim.objects import MAX_PARTS
 from sim.scenes import Scene
 from sim.views import CameraSpec
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim import actions
-from sim.objects import FIXTURES, OBJECTS, stands
+from sim.bodies import stands
+from sim.objects import FIXTURES, OBJECTS
 from sim.rotations import rotate
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES, SceneState
 from sim.tasks import REST_SPEED_M_S, REST_SPIN_RAD_S, SKILLS, TASK_NAMES, TASKS

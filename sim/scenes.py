@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.bodies import FixtureSpec, Footprint, ObjectSpec, stands
 from sim.looks import SPLITS, TABLES
-from sim.objects import FIXTURES, OBJECTS, FixtureSpec, Footprint, ObjectSpec, stands
+from sim.objects import FIXTURES, OBJECTS
 from sim.options import choose
 from sim.rotations import euler_quaternion, multiply, rotate
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES

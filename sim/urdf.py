@@ -10,8 +10,8 @@ import pybullet_data
 from numpy.typing import NDArray
 from scipy.spatial import ConvexHull
 
+from sim.bodies import Collider, FixtureSpec, ObjectSpec
 from sim.meshes import Mesh
-from sim.objects import Collider, FixtureSpec, ObjectSpec
 
 
 def write_body(spec: ObjectSpec | FixtureSpec, folder: Path, visible: bool) -> Path:

@@ -18,11 +18,12 @@ import pybullet
 from numpy.typing import NDArray
 
 from sim import actions
+from sim.bodies import FixtureSpec, ObjectSpec
 from sim.camera import Camera
 from sim.drawing import TABLE, Body, Geometry
 from sim.looks import TABLE_TEXTURE_M, Paint
 from sim.meshes import Mesh, Point, box, hull, inertia, smooth
-from sim.objects import FIXTURES, OBJECTS, FixtureSpec, ObjectSpec
+from sim.objects import FIXTURES, OBJECTS
 from sim.rotations import rotate
 from sim.scenes import Item, Scene
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES, SceneState
