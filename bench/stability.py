@@ -15,11 +15,12 @@ from bench.report import Row
 from sim import actions
 from sim.policies import RandomPolicy
 from sim.scenes import draw_scene
+from sim.state import OBJECT_NAMES
 from sim.tasks import TASK_NAMES, TASKS
 from sim.world import TABLE_M, World
 
 EPISODES = 20_000
-SUNK_M = -0.005  # the solver lets things sink in by a millimetre or two
+SUNK_M = -0.005  # the solver lets things sink in by a millimetre or two; in one step a fall of 30 cm goes on for 10
 WARM_EPISODES = 200  # of each worker, before its memory is first looked at
 PICTURE_PX = 64
 
@@ -30,6 +31,7 @@ class Tally:
     steps: int = 0
     not_finite: int = 0
     sunk: int = 0
+    stuck: int = 0  # still below the table an action later
     fallen: int = 0  # over the edge of the table
     before_mib: float = 0.0
     after_mib: float = 0.0
@@ -51,6 +53,7 @@ def run(quick: bool) -> list[Row]:
         Row(name="random actions", value=episodes, unit="episodes", note=f"{steps} steps, a picture each episode"),
         count("a number that is not finite", sum(t.not_finite for t in tallies)),
         count("an object below the table", sum(t.sunk for t in tallies)),
+        count("the same object still there an action later", sum(t.stuck for t in tallies)),
         Row(
             name="random actions: an object over the table's edge",
             value=sum(t.fallen for t in tallies),
@@ -76,7 +79,8 @@ def _play(worker: int, episodes: int) -> Tally:
         rng = np.random.default_rng([worker, number])
         world.reset(draw_scene(task, rng))
         world.render()
-        odd = sunk = fallen = False
+        odd = sunk = stuck = fallen = False
+        before = np.zeros(len(OBJECT_NAMES), np.bool_)
         for _ in range(task.horizon):
             action = policy.act({}, np.zeros(1, np.int64), rng)[0]  # type: ignore[typeddict-item]
             world.step(action)
@@ -87,11 +91,14 @@ def _play(worker: int, episodes: int) -> Tally:
             low = there & (state["object_bottom"] < SUNK_M)
             odd |= not np.isfinite(state.vector).all()
             sunk |= bool((low & over).any())
+            stuck |= bool((low & over & before).any())
+            before = low & over
             fallen |= bool((low & ~over).any())
             if action[4] == actions.TERMINATE:
                 break
         tally.not_finite += odd
         tally.sunk += sunk
+        tally.stuck += stuck
         tally.fallen += fallen
         if number == min(WARM_EPISODES, episodes // 2):
             tally.before_mib = _resident_mib()

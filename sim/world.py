@@ -40,10 +40,10 @@ FINGER_FORCE_N = 25.0
 ARM_JOINTS = tuple(range(7))
 FINGER_LINKS = (9, 10)
 TIP_LINK = 11  # "panda_grasptarget": the point between the finger tips
-ARM_FORCES_N_M = [87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0]
+ARM_FORCES_N_M = [70.0, 70.0, 70.0, 70.0, 12.0, 12.0, 12.0]  # the Panda may use 87 of the large ones
 HOME_RAD = [0.0, -0.2, 0.0, -2.35, 0.0, 2.15, 0.785]
 CONTACT_M = 0.0005
-CONTACT_ERP = 0.9  # part of an overlap undone in a step; Bullet's 0.2 lets a pressing arm sink things by 9 mm
+CONTACT_ERP = 0.4  # part of an overlap undone in a step: by 0.2 a pressed thing sinks 9 mm, by 0.9 what falls flies up
 TABLE_M = ((1.50, 1.70, 0.20), (0.40, 0.0, -0.10))  # edges and centre; the top is z = 0
 TABLE_FRICTION = 0.8
 ACTUATION_NOISE = (0.05, 0.001, 0.009)  # of a motion: share of it, m, rad (standard deviations)
