@@ -1,45 +1,149 @@
-"""`python -m data collect | info`."""
+"""`python -m data collect | info | check | view | merge | split | export`."""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
+
+from data.check import check
 from data.collect import CollectConfig, collect
+from data.export import EXPORTS
+from data.manifest import merge, select
 from data.replay import Replay
-from sim.options import Parser, add_options, from_options
-from sim.tasks import TASK_NAMES
+from data.view import OUTCOMES, view
+from sim.options import Parser, add_options, choose, from_options
+from sim.tasks import TASK_NAMES, check_tasks
+
+WORKERS = len(os.sched_getaffinity(0))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m data", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    add_options(commands.add_parser("collect", help="collect episodes by a scripted policy"), CollectConfig)
-    info = commands.add_parser("info", help="check a dataset's tables and print what it holds")
-    info.add_argument("folder")
-    options = vars(parser.parse_args(arguments))
+    options = vars(_parser().parse_args(arguments))
     try:
-        if options["command"] == "collect":
-            config = from_options(CollectConfig, options)
-            collect(config)
-            print_table(Replay(config.out))
-        else:
-            print_table(Replay(options["folder"]))
+        return COMMANDS[options.pop("command")](**options) or 0
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
-def print_table(replay: Replay) -> None:
+def _parser() -> Parser:
+    parser = Parser(prog="python -m data", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+
+    def command(name: str, text: str, *places: str) -> Parser:
+        added: Parser = commands.add_parser(name, help=text, description=text)
+        for place in places:
+            added.add_argument(place, type=Path)
+        return added
+
+    add_options(command("collect", "collect episodes into a new dataset, or go on with one"), CollectConfig)
+    command("info", "what a dataset holds, and how large it is", "folder")
+    checking = command("check", "read everything, and say what is wrong where", "folder")
+    checking.add_argument("--workers", type=int, default=WORKERS)
+    viewing = command("view", "a self-contained page of episodes, frame by frame", "folder")
+    viewing.add_argument("--out", type=Path, help="default: view.html in the folder")
+    viewing.add_argument("--episodes", type=int, default=40, help="at most so many (default 40)")
+    viewing.add_argument("--tasks", type=lambda text: tuple(text.split(",")), default=TASK_NAMES, metavar="A,B,...")
+    viewing.add_argument("--outcome", default="all", help=f"of {', '.join(OUTCOMES)}")
+    merging = command("merge", "one dataset of several, by a manifest: no picture is copied", "out")
+    merging.add_argument("folders", type=Path, nargs="+")
+    splitting = command(
+        "split", "two datasets of one, by manifests, each task and outcome alike", "folder", "first", "second"
+    )
+    splitting.add_argument("--share", type=float, default=0.9, help="of the episodes, for the first (default 0.9)")
+    splitting.add_argument("--seed", type=int, default=0)
+    exporting = command("export", "write a dataset in another layout", "folder", "out")
+    exporting.add_argument("--format", required=True, help=f"of {', '.join(EXPORTS)}")
+    return parser
+
+
+def _collect(**options: object) -> None:
+    config = from_options(CollectConfig, options)
+    collect(config)
+    print_info(Replay(config.out))
+
+
+def _info(folder: Path) -> None:
+    print_info(Replay(folder))
+
+
+def _check(folder: Path, workers: int) -> int:
+    frames, wrong = check(folder, max(1, workers))
+    print("\n".join(wrong) if wrong else f"{folder}: all {frames} frames are as they were written")
+    return 1 if wrong else 0
+
+
+def _view(folder: Path, out: Path | None, episodes: int, tasks: tuple[str, ...], outcome: str) -> None:
+    check_tasks(tasks)
+    page = out or folder / "view.html"
+    shown = view(Replay(folder), page, episodes, tasks, choose("outcome", outcome, OUTCOMES))
+    print(f"{page}: {shown} episodes, {page.stat().st_size / 1e6:.1f} MB")
+
+
+def _merge(out: Path, folders: list[Path]) -> None:
+    merge(out, folders)
+    print_info(Replay(out))
+
+
+def _split(folder: Path, first: Path, second: Path, share: float, seed: int) -> None:
+    if not 0 < share < 1:
+        raise ValueError(f"share is between 0 and 1, got {share}")
+    for out, wanted in zip((first, second), split(Replay(folder), share, seed), strict=True):
+        select(out, folder, wanted)
+        print_info(Replay(out))
+
+
+def split(replay: Replay, share: float, seed: int) -> tuple[list[list[int]], list[list[int]]]:
+    """A random `share` of the episodes of each task and outcome, and the others, as numbers within each shard."""
+    rng = np.random.default_rng(seed)
+    own = replay.success[np.arange(replay.num_episodes), replay.episode_task]
+    in_first = np.zeros(replay.num_episodes, np.bool_)
+    for task in range(len(TASK_NAMES)):
+        for won in (True, False):
+            group = np.flatnonzero((replay.episode_task == task) & (own == won))
+            in_first[rng.permutation(group)[: round(share * len(group))]] = True
+    parts = [in_first[replay.episode_shard == shard] for shard in range(len(replay.shards))]
+    return [np.flatnonzero(part).tolist() for part in parts], [np.flatnonzero(~part).tolist() for part in parts]
+
+
+def _export(folder: Path, out: Path, format: str) -> None:
+    EXPORTS[choose("format", format, tuple(EXPORTS))](Replay(folder), out)
+    print(f"{out}: {format}")
+
+
+COMMANDS: dict[str, Callable[..., int | None]] = {
+    "collect": _collect,
+    "info": _info,
+    "check": _check,
+    "view": _view,
+    "merge": _merge,
+    "split": _split,
+    "export": _export,
+}
+
+
+def print_info(replay: Replay) -> None:
     """Episodes, steps and own successes per task, then in how many of all episodes each task's detector says yes."""
-    print(f"{replay.folder}: {replay.num_episodes} episodes, {replay.num_steps} steps, {replay.renderer}")
-    if replay.num_changed_verdicts:
-        print(f"{replay.num_changed_verdicts} verdicts differ from those at collection; today's detectors decide")
-    print(f"{'task':<22}{'episodes':>9}{'success':>9}{'in all data':>13}")
+    used = sum(shard.row["bytes"] for shard in replay.shards)
+    frames = sum(shard.row["frames"] for shard in replay.shards)
+    print(
+        f"{replay.folder}: {replay.num_episodes} episodes, {replay.num_steps} steps, {len(replay.shards)} shards, "
+        f"{replay.frame_size} px for {replay.size}, {replay.renderer}"
+    )
+    full = used / frames * 26 * 100_000
+    print(
+        f"{used / 1e6:.1f} MB, {used / frames / 1e3:.1f} kB a frame; 100,000 episodes of 25 steps: {full / 1e9:.0f} GB"
+    )
+    print(f"{'task':<22}{'episodes':>9}{'success':>9}{'in all data':>13}  policies")
     for index, name in enumerate(TASK_NAMES):
         own = replay.episode_task == index
         rate = f"{replay.success[own, index].mean():.1%}" if own.any() else "-"
-        print(f"{name:<22}{own.sum():>9}{rate:>9}{replay.success[:, index].sum():>13}")
+        policies = sorted({replay.shards[shard].row["policy"] for shard in replay.episode_shard[own]})
+        print(f"{name:<22}{own.sum():>9}{rate:>9}{replay.success[:, index].sum():>13}  {', '.join(policies)}")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data import codec
 from data.replay import Replay
 from data.sharing import SharingRule
+from sim.landmarks import landmarks
+from sim.state import SceneState
 from sim.tasks import SKILLS, TASK_NAMES
 
 
@@ -24,7 +27,7 @@ from sim.tasks import SKILLS, TASK_NAMES
 class Batch:
     """B transitions (s, a, r_i, s') for the target task i = `task_index`; j = `source_task_index` collected them."""
 
-    image: Tensor  # uint8 [B, 3, H, W], stored size: not yet cropped
+    image: Tensor  # uint8 [B, 3, H, W], channels last in memory, stored size: not yet cropped
     next_image: Tensor  # uint8 [B, 3, H, W]
     gripper: Tensor  # float32 [B, 2]: closed (0/1), height (m)
     next_gripper: Tensor  # float32 [B, 2]
@@ -59,67 +62,86 @@ class SamplerConfig:
     success: float = 0.5
 
 
+class _Pool:
+    """Some episodes, of which any step is drawn as often as any other."""
+
+    def __init__(self, replay: Replay, member: NDArray[np.bool_]) -> None:
+        self._episode = np.flatnonzero(member)
+        self._end = np.cumsum(replay.episode_length[self._episode])
+        self._last_step = replay.last_step[self._episode]
+
+    def __bool__(self) -> bool:
+        return len(self._end) > 0
+
+    def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        number = rng.integers(self._end[-1], size=count)
+        member = np.searchsorted(self._end, number, side="right")
+        return self._last_step[member] - (self._end[member] - 1 - number)
+
+
 class Sampler:
     """Draws step numbers for whole batches: a pure function of the generator it is given."""
 
     def __init__(self, replay: Replay, tasks: tuple[int, ...], rule: SharingRule, config: SamplerConfig) -> None:
         self._replay, self._tasks, self._config = replay, tasks, config
         allowed = rule.sources(SKILLS)
-        task_of_step = replay.episode_task[replay.step_episode]
-        self._own: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-        self._others: list[NDArray[np.int64]] = []
+        source = replay.episode_task
+        self._pools: list[tuple[_Pool, _Pool, _Pool]] = []  # of each task: own successes, own failures, others'
         for task in tasks:
-            own = task_of_step == task
+            own, won = source == task, replay.success[:, task]
             if not own.any():
                 raise ValueError(f"{replay.folder}: holds no episode of task {TASK_NAMES[task]}; train without it")
-            won = replay.success[replay.step_episode, task]
-            self._own.append((np.flatnonzero(own & won), np.flatnonzero(own & ~won)))
-            sources = np.array([j for j in tasks if j != task and allowed[task, j]], np.int64)
-            self._others.append(np.flatnonzero(np.isin(task_of_step, sources)))
+            others = np.isin(source, [j for j in tasks if j != task and allowed[task, j]])
+            won_pool, lost_pool, other_pool = (_Pool(replay, member) for member in (own & won, own & ~won, others))
+            self._pools.append((won_pool, lost_pool, other_pool))
 
     def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(steps [B], target tasks [B]) of one batch, grouped by task."""
         steps, targets = [], []
-        for task, (won, lost), others in zip(self._tasks, self._own, self._others, strict=True):
+        for task, (won, lost, others) in zip(self._tasks, self._pools, strict=True):
             size = self._config.per_task
-            num_shared = _part_of(size, self._config.shared, rng) if len(others) else 0
+            num_shared = _part_of(size, self._config.shared, rng) if others else 0
             num_won = _part_of(size - num_shared, self._config.success, rng)
-            if not len(won) or not len(lost):
-                num_won = (size - num_shared) if len(won) else 0
+            if not won or not lost:
+                num_won = (size - num_shared) if won else 0
             for pool, count in ((won, num_won), (lost, size - num_shared - num_won), (others, num_shared)):
                 if count:
-                    steps.append(pool[rng.integers(len(pool), size=count)])
+                    steps.append(pool.draw(count, rng))
             targets.append(np.full(size, task, np.int64))
         return np.concatenate(steps), np.concatenate(targets)
 
     def load(self, steps: NDArray[np.int64], targets: NDArray[np.int64]) -> Batch:
         """Read and decode the transitions of these steps, with the reward of the target task."""
-        replay = self._replay
-        episode = replay.step_episode[steps]
-        frame = steps + episode
-        unique, where = np.unique(np.concatenate([frame, frame + 1]), return_inverse=True)
-        images = torch.from_numpy(replay.frames(unique)[where]).permute(0, 3, 1, 2)
-        done = replay.step_is_last[steps]
+        replay, size = self._replay, len(steps)
+        episode = replay.episode_of(steps)
+        frames = replay.read(np.concatenate([steps + episode, steps + episode + 1]))
+        images = torch.empty((2 * size, replay.frame_size, replay.frame_size, 3), dtype=torch.uint8)
+        for frame, out in zip(frames, images.numpy(), strict=True):
+            codec.decode(frame.picture, out)
+        images = images.permute(0, 3, 1, 2)
+        state = SceneState(np.stack([frame.state for frame in frames]))
+        gripper = np.stack([state["gripper_closed"], state["gripper_position"][:, 2]], axis=1)
+        marks = landmarks(SceneState(state.vector[:size]))
+        done = replay.is_last(steps)
         success = replay.success[episode, targets]
         source = replay.episode_task[episode]
-        size = len(steps)
 
         def tensor(array: NDArray[Any], kind: Any = np.float32) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array, kind))
 
         return Batch(
-            image=images[:size].contiguous(),
-            next_image=images[size:].contiguous(),
-            gripper=tensor(replay.gripper[frame]),
-            next_gripper=tensor(replay.gripper[frame + 1]),
-            action=tensor(replay.action[steps]),
+            image=images[:size],
+            next_image=images[size:],
+            gripper=tensor(gripper[:size]),
+            next_gripper=tensor(gripper[size:]),
+            action=tensor(np.stack([frame.action for frame in frames[:size]])),
             reward=tensor(done & success),
             done=tensor(done),
             success=tensor(success),
-            landmark=tensor(replay.landmark[frame]),
-            landmark_present=tensor(replay.landmark_present[frame], np.bool_),
-            point=tensor(replay.point[frame]),
-            point_present=tensor(replay.point_present[frame], np.bool_),
+            landmark=tensor(marks.value),
+            landmark_present=tensor(marks.present, np.bool_),
+            point=tensor(marks.point),
+            point_present=tensor(marks.point_present, np.bool_),
             task_index=tensor(targets, np.int64),
             source_task_index=tensor(source, np.int64),
             is_shared=tensor(source != targets, np.bool_),

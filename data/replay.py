@@ -1,75 +1,110 @@
-"""Replay: the small tables of a whole dataset in memory, its frames on disk, every task's reward recomputed.
+"""Replay: what each episode of a dataset is, in memory; its frames on disk, read one by one and checked.
 
-`E` episodes, `T` steps, `N` tasks. A step is a transition (s, a, s'): frames `step + episode` and `step + episode + 1`.
+`E` episodes, `N` tasks. Steps and frames are numbered through the dataset: an episode of t steps has t + 1 frames, and
+step s of episode e goes from frame s + e to frame s + e + 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.shards import DatasetError, Shard, read_manifest
-from sim.landmarks import landmarks
-from sim.state import SceneState
-from sim.tasks import TASK_NAMES, verdicts
+from data import codec
+from data.manifest import MANIFEST, read_manifest
+from data.shards import DatasetError, Frame, Shard, unpack_verdicts
 
 
 class Replay:
-    """A dataset, opened and checked. Sharing it across a fork is safe: it holds no open file."""
+    """A dataset. It holds no open file, so that it may be shared across a fork.
 
-    def __init__(self, folder: str | Path) -> None:
+    Frames that were read stay in memory, as they are on disk, up to `cache_bytes` in this process; the longest there
+    goes first.
+    """
+
+    def __init__(self, folder: str | Path, cache_bytes: int = 0) -> None:
         self.folder = Path(folder)
+        self.cache_bytes = cache_bytes
         manifest = read_manifest(self.folder)
-        self.size: int = manifest["size"]
+        try:
+            self._take(manifest)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise DatasetError(f"{self.folder / MANIFEST}: not a manifest this version can read ({error!r})") from error
+        if not self.num_episodes:
+            raise DatasetError(f"{self.folder}: the dataset holds no finished shard yet")
+
+    def _take(self, manifest: dict[str, Any]) -> None:
+        self.size: int = manifest["size"]  # what the network sees, px
+        self.frame_size: int = manifest["frame_size"]  # what is stored, px
         self.renderer: str = manifest["renderer"]
         self.randomise: list[str] = manifest["randomise"]
         self.split: str = manifest["split"]
-        self.shards = [Shard(self.folder / row["name"], row["bytes"]) for row in manifest["shards"]]
-        if not self.shards:
-            raise DatasetError(f"{self.folder}: the dataset holds no finished shard yet")
-        self.episode_task = self._join("episode/task")
-        self.episode_length = self._join("episode/length")
-        self.action = self._join("action")
-        self.num_episodes, self.num_steps = len(self.episode_task), len(self.action)
-        last_step = np.cumsum(self.episode_length) - 1
-        self.step_episode = np.repeat(np.arange(self.num_episodes), self.episode_length)
-        self.step_is_last = np.zeros(self.num_steps, np.bool_)
-        self.step_is_last[last_step] = True
-        self._shard_first_frame = np.cumsum([0, *(len(s.tables["state"]) for s in self.shards)])
-        self._read_states(last_step)
+        rows = manifest["shards"]
+        self.shards = [Shard(self.folder / row["name"], row) for row in rows]
 
-    def _join(self, key: str) -> NDArray[Any]:
-        return np.concatenate([shard.tables[key] for shard in self.shards])
+        def join(key: str) -> NDArray[np.int64]:
+            return np.array([value for row in rows for value in row[key]], np.int64)
 
-    def _read_states(self, last_step: NDArray[np.int64]) -> None:
-        """Gripper readings of every frame; success [E, N] of every task, decided again from the stored states."""
-        gripper, success, marks = [], [], []
-        self.num_changed_verdicts = 0  # where today's detectors decide otherwise than those at collection
-        for shard in self.shards:
-            state = SceneState(shard.tables.pop("state"))
-            gripper.append(np.stack([state["gripper_closed"], state["gripper_position"][:, 2]], axis=1))
-            marks.append(landmarks(state))
-            lengths = shard.tables["episode/length"]
-            final = np.cumsum(lengths + 1) - 1
-            decided = verdicts(SceneState(state.vector[final]))
-            self.num_changed_verdicts += int((decided != shard.tables["verdict"][final]).sum())
-            success.append(decided)
-        self.gripper = np.concatenate(gripper)  # float32 [frames, 2]: closed (0/1), height (m)
-        self.landmark = np.concatenate([m.value for m in marks])  # of every frame, as in sim/landmarks.py
-        self.landmark_present = np.concatenate([m.present for m in marks])
-        self.point = np.concatenate([m.point for m in marks])
-        self.point_present = np.concatenate([m.point_present for m in marks])
-        self.success = np.concatenate(success)  # bool [E, N]
-        assert self.success.shape == (self.num_episodes, len(TASK_NAMES))
+        self.episode_task = join("task")  # [E]
+        self.episode_length = join("length")  # [E], steps
+        self.success = unpack_verdicts(join("success"))  # bool [E, N], of every task, at collection
+        self.episode_shard = np.repeat(np.arange(len(rows)), [len(row["task"]) for row in rows])
+        self._first_in_shard = join("first")
+        self.num_episodes = len(self.episode_task)
+        self.last_step = np.cumsum(self.episode_length) - 1  # [E]
+        self.num_steps = int(self.episode_length.sum())
+        self._cache: dict[int, Frame] = {}
+        self.cached_bytes = 0
 
-    def frames(self, indices: Iterable[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Frames by their number in the dataset: uint8 [B, H, W, 3]."""
-        out = []
-        for index in indices:
-            shard = int(np.searchsorted(self._shard_first_frame, index, side="right")) - 1
-            out.append(self.shards[shard].frame(int(index) - int(self._shard_first_frame[shard])))
-        return np.stack(out)
+    def episode_of(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The episode of each of these steps."""
+        return np.searchsorted(self.last_step, steps, side="left")
+
+    def is_last(self, steps: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return self.last_step[self.episode_of(steps)] == steps
+
+    def frames_of(self, episode: int) -> range:
+        """The numbers of an episode's frames."""
+        last = int(self.last_step[episode]) + episode + 1
+        return range(last - int(self.episode_length[episode]), last + 1)
+
+    def read(self, frames: NDArray[np.int64] | Sequence[int]) -> list[Frame]:
+        """Frames by their number, as they are stored, in the order asked for."""
+        wanted = np.asarray(frames, np.int64)
+        found = {number: self._cache[number] for number in wanted.tolist() if number in self._cache}
+        missing = np.array(sorted(set(wanted.tolist()) - found.keys()), np.int64)
+        last_frame = self.last_step + np.arange(1, self.num_episodes + 1)
+        episode = np.searchsorted(last_frame, missing, side="left")
+        place = self._first_in_shard[episode] + self.episode_length[episode] - (last_frame[episode] - missing)
+        shard = self.episode_shard[episode]
+        for begin, end in _runs(shard):
+            read = self.shards[shard[begin]].frames(place[begin:end].tolist())
+            found.update(zip(missing[begin:end].tolist(), read, strict=True))
+        self._keep(found)
+        return [found[number] for number in wanted.tolist()]
+
+    def _keep(self, found: dict[int, Frame]) -> None:
+        for number, frame in found.items() if self.cache_bytes else ():
+            if number not in self._cache:
+                self._cache[number] = frame
+                self.cached_bytes += _size(frame)
+        while self.cached_bytes > self.cache_bytes:
+            self.cached_bytes -= _size(self._cache.pop(next(iter(self._cache))))
+
+    def pictures(self, frames: NDArray[np.int64] | Sequence[int]) -> NDArray[np.uint8]:
+        """uint8 [B, H, W, 3]."""
+        return np.stack([codec.decode(frame.picture) for frame in self.read(frames)])
+
+
+def _runs(values: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Begin and end of each stretch of equal values."""
+    edges = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
+    return list(itertools.pairwise(edges)) if len(values) else []
+
+
+def _size(frame: Frame) -> int:
+    return len(frame.picture) + frame.action.nbytes + frame.state.nbytes + frame.verdict.nbytes + 500  # of objects

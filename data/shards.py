@@ -1,20 +1,22 @@
-"""Replay shards: HDF5 files that are whole or absent, listed by a manifest that says what each must contain.
+"""Shards: HDF5 files of a few episodes each, whole or absent, every byte under a checksum.
 
-One shard holds a few episodes. Its keys (`E` episodes, `T` steps, `P` frames; an episode of t steps has t + 1 frames):
+Keys (`E` episodes, `P` frames, `N` tasks, `S` numbers of a state; an episode of t steps has t + 1 frames):
 
     episode/task        int64   [E]     index of the task it was collected for
-    episode/length      int64   [E]     steps
+    episode/number      int64   [E]     with the attributes `seed` and `source`, and the task, all its randomness
+    episode/length      int64   [E]     steps t
     episode/terminated  bool    [E]     ended by the terminate command (else truncated at the horizon)
-    episode/noise       float32 [E]     noise of the policy that collected it
-    action              float32 [T, 5]  sim/actions.py: translation (m), yaw (rad), command
-    state               float32 [P, S]  SceneState vector, sim/state.py
-    verdict             bool    [P, N]  every task's detector on that state
-    frame/bytes         uint8   [sum]   the JPEG files of all frames, one after another, contiguous in the file
+    episode/noise       float32 [E]     noise of the policy that acted
+    frame/action        float32 [P, 5]  taken at this frame: translation (m), yaw (rad), command; 0 at an episode's last
+    frame/state         float32 [P, S]  SceneState vector, sim/state.py
+    frame/verdict       bool    [P, N]  every task's detector on that state
+    frame/image         uint8   [sum]   the pictures, each a JPEG or a PNG file, one after another
     frame/offset        int64   [P + 1] where each begins
-    frame/crc32         uint32  [P]     checksum of each
+    frame/crc32         uint32  [P]     of each frame's picture, state, verdict and action together
 
-Each frame is stored once. The frames lie contiguously, so that readers map the file into memory and touch only the
-frames they decode: no HDF5 lock, nothing open across a fork. Tables carry a CRC-32, the manifest the file's size.
+Each frame is stored once. All tables are contiguous in the file, and the manifest's row of a shard says where: a reader
+takes a frame by `pread` alone, parses no HDF5, holds no file open, and trusts nothing that a checksum does not cover.
+The row's `index_crc32` covers the offsets and the frames' checksums, its `crc32` the whole file.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,25 +33,17 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from data import jpeg
 from sim.actions import ACTION_SIZE
 from sim.state import SIM_VERSION, STATE_SIZE, STATE_VERSION
 from sim.tasks import TASK_NAMES
 
-SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
-CONFIG = "collect.json"
-TABLES = (
-    "episode/task",
-    "episode/length",
-    "episode/terminated",
-    "episode/noise",
-    "action",
-    "state",
-    "verdict",
-    "frame/offset",
-    "frame/crc32",
-)
+SCHEMA_VERSION = 2
+EPISODE_TABLES = ("episode/task", "episode/number", "episode/length", "episode/terminated", "episode/noise")
+FRAME_TABLES = ("frame/action", "frame/state", "frame/verdict", "frame/image", "frame/offset", "frame/crc32")
+VERSIONS = {"schema": SCHEMA_VERSION, "state_version": STATE_VERSION, "sim_version": SIM_VERSION}
+ROW_BYTES = {"frame/action": 4 * ACTION_SIZE, "frame/state": 4 * STATE_SIZE, "frame/verdict": len(TASK_NAMES)}
+
+Row = dict[str, Any]
 
 
 class DatasetError(ValueError):
@@ -58,15 +52,16 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """One episode of T steps. Arrays as in the table above, without the leading episode dimension."""
+    """One episode of T steps."""
 
     task_index: int
+    number: int
     terminated: bool
     noise: float
     action: NDArray[np.float32]  # [T, 5]
     state: NDArray[np.float32]  # [T + 1, S]
     verdict: NDArray[np.bool_]  # [T + 1, N]
-    frames: tuple[bytes, ...]  # T + 1 JPEG files
+    frames: tuple[bytes, ...]  # T + 1 pictures
 
     def __post_init__(self) -> None:
         steps = len(self.action)
@@ -76,10 +71,28 @@ class Episode:
         assert len(self.frames) == steps + 1
 
 
-def write_atomic(path: Path, text: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """One frame as it is stored."""
+
+    picture: bytes
+    action: NDArray[np.float32]  # [5]
+    state: NDArray[np.float32]  # [S]
+    verdict: NDArray[np.bool_]  # [N]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """The file with this content, or no file: written under a temporary name, flushed, renamed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -93,125 +106,164 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def write_shard(path: Path, episodes: list[Episode], attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the shard under a temporary name, flush, rename. Returns its row of the manifest."""
-    frames = [frame for episode in episodes for frame in episode.frames]
+def write_shard(path: Path, episodes: Sequence[Episode], attributes: Mapping[str, Any]) -> Row:
+    """Write the shard whole or not at all; returns its row of the manifest. Equal arguments give equal bytes."""
+    pad = np.zeros((1, ACTION_SIZE), np.float32)
     tables: dict[str, NDArray[Any]] = {
         "episode/task": np.array([episode.task_index for episode in episodes], np.int64),
+        "episode/number": np.array([episode.number for episode in episodes], np.int64),
         "episode/length": np.array([len(episode.action) for episode in episodes], np.int64),
         "episode/terminated": np.array([episode.terminated for episode in episodes], np.bool_),
         "episode/noise": np.array([episode.noise for episode in episodes], np.float32),
-        "action": np.concatenate([episode.action for episode in episodes]),
-        "state": np.concatenate([episode.state for episode in episodes]),
-        "verdict": np.concatenate([episode.verdict for episode in episodes]),
-        "frame/offset": np.cumsum([0, *(len(frame) for frame in frames)], dtype=np.int64),
-        "frame/crc32": np.array([zlib.crc32(frame) for frame in frames], np.uint32),
+        "frame/action": np.concatenate([part for episode in episodes for part in (episode.action, pad)]),
+        "frame/state": np.concatenate([episode.state for episode in episodes]),
+        "frame/verdict": np.concatenate([episode.verdict for episode in episodes]),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with h5py.File(temporary, "w") as file:
-        file.attrs.update(
-            {
-                "schema": SCHEMA_VERSION,
-                "state_version": STATE_VERSION,
-                "sim_version": SIM_VERSION,
-                "tasks": json.dumps(TASK_NAMES),
-                **attributes,
-            }
-        )
+    pictures = [picture for episode in episodes for picture in episode.frames]
+    rest = zip(*(tables[key] for key in ("frame/action", "frame/state", "frame/verdict")), strict=True)
+    sums = [
+        frame_crc32(picture, *(row.tobytes() for row in rows)) for picture, rows in zip(pictures, rest, strict=True)
+    ]
+    tables["frame/image"] = np.frombuffer(b"".join(pictures), np.uint8)
+    tables["frame/offset"] = np.cumsum([0, *(len(picture) for picture in pictures)], dtype=np.int64)
+    tables["frame/crc32"] = np.array(sums, np.uint32)
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:  # in memory
+        file.attrs.update({**VERSIONS, "tasks": json.dumps(TASK_NAMES), **attributes})
         for key, table in tables.items():
-            dataset = file.create_dataset(key, data=table)
-            dataset.attrs["crc32"] = zlib.crc32(np.ascontiguousarray(table).data)
-        file.create_dataset("frame/bytes", data=np.frombuffer(b"".join(frames), np.uint8))
+            file.create_dataset(key, data=table)
         file.flush()
-    with temporary.open("rb") as flushed:
-        os.fsync(flushed.fileno())
-    os.replace(temporary, path)
-    return describe(path)
+        content = file.id.get_file_image()
+    write_whole(path, content)
+    return read_shard(path)[0]
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """The manifest's row of a shard that lies on disk, from a checked read of it."""
-    shard = Shard(path)
-    return {
-        "name": path.name,
-        "bytes": path.stat().st_size,
-        "episodes": len(shard.tables["episode/task"]),
-        "steps": len(shard.tables["action"]),
+def frame_crc32(picture: bytes, action: bytes, state: bytes, verdict: bytes) -> int:
+    return zlib.crc32(verdict, zlib.crc32(state, zlib.crc32(action, zlib.crc32(picture))))
+
+
+def index_crc32(offset: NDArray[np.int64], crc32: NDArray[np.uint32]) -> int:
+    return zlib.crc32(crc32.tobytes(), zlib.crc32(offset.tobytes()))
+
+
+def read_shard(path: Path) -> tuple[Row, dict[str, NDArray[Any]], dict[str, Any]]:
+    """Parse and verify a whole shard -> its row of the manifest, its tables (but the pictures), its attributes."""
+    if not path.is_file():
+        raise DatasetError(f"{path}: missing; collect again to remake it")
+    content = path.read_bytes()
+    try:
+        with h5py.File(path, "r") as file:
+            attributes = dict(file.attrs)
+            _check_attributes(path, attributes)
+            tables = {key: file[key][()] for key in (*EPISODE_TABLES, *FRAME_TABLES)}
+            at = {key: file[key].id.get_offset() for key in FRAME_TABLES}
+    except DatasetError:
+        raise
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise DatasetError(f"{path}: not a readable Switchyard shard ({error})") from error
+    lengths, offset = tables["episode/length"], tables["frame/offset"]
+    frames = len(tables["frame/state"])
+    shapes = {
+        **{key: (len(lengths),) for key in EPISODE_TABLES},
+        "frame/action": (frames, ACTION_SIZE),
+        "frame/state": (frames, STATE_SIZE),
+        "frame/verdict": (frames, len(TASK_NAMES)),
+        "frame/image": (int(offset[-1]) if offset.size else 0,),
+        "frame/offset": (frames + 1,),
+        "frame/crc32": (frames,),
     }
+    wrong = [key for key, shape in shapes.items() if tables[key].shape != shape]
+    if wrong or not len(lengths) or (lengths < 1).any() or (lengths + 1).sum() != frames or None in at.values():
+        raise DatasetError(f"{path}: damaged shard, its tables disagree about how much it holds {wrong or ''}".strip())
+    first = np.cumsum(lengths + 1) - (lengths + 1)
+    row = {
+        "name": path.name,
+        "bytes": len(content),
+        "crc32": zlib.crc32(content),
+        "frames": frames,
+        "index_crc32": index_crc32(offset, tables["frame/crc32"]),
+        "at": at,
+        "policy": str(attributes["policy"]),
+        "task": tables["episode/task"].tolist(),
+        "first": first.tolist(),
+        "length": lengths.tolist(),
+        "success": pack_verdicts(tables["frame/verdict"][first + lengths]),
+    }
+    shard = Shard(path, row)
+    for number in range(frames):
+        shard.frame(number)
+    del tables["frame/image"]
+    return row, tables, attributes
+
+
+def _check_attributes(path: Path, attributes: dict[str, Any]) -> None:
+    if "schema" not in attributes:
+        raise DatasetError(f"{path}: an HDF5 file, but not a Switchyard shard (it has no schema attribute)")
+    for key, wanted in VERSIONS.items():
+        if attributes.get(key) != wanted:
+            raise DatasetError(f"{path}: {key} {attributes.get(key)}, this version reads {key} {wanted}")
+    if tuple(json.loads(attributes["tasks"])) != TASK_NAMES:
+        raise DatasetError(f"{path}: recorded for the tasks {attributes['tasks']}, not for {TASK_NAMES}")
+
+
+def pack_verdicts(verdict: NDArray[np.bool_]) -> list[int]:
+    """bool [E, N] -> one number an episode, bit i for task i: how the manifest tells success."""
+    return [int(v) for v in verdict @ (1 << np.arange(verdict.shape[1], dtype=np.int64))]
+
+
+def unpack_verdicts(packed: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[E] -> bool [E, N]."""
+    return (packed[:, None] >> np.arange(len(TASK_NAMES))) & 1 > 0
 
 
 class Shard:
-    """A checked, read-only view of one shard: tables in memory, frames read one by one; it keeps no file open."""
+    """Frames of one shard, as the manifest's row describes it. Nothing is read before the first frame."""
 
-    def __init__(self, path: Path, expected_bytes: int | None = None) -> None:
-        self.path = path
-        if not path.is_file():
-            raise DatasetError(f"{path}: the manifest lists this shard but it is missing; collect again to remake it")
-        size = path.stat().st_size
-        if expected_bytes is not None and size != expected_bytes:
+    def __init__(self, path: Path, row: Row) -> None:
+        self.path, self.row = path, row
+        self._index: tuple[NDArray[np.int64], NDArray[np.uint32]] | None = None
+
+    def frame(self, number: int) -> Frame:
+        return self.frames([number])[0]
+
+    def frames(self, numbers: Sequence[int]) -> list[Frame]:
+        """These frames, checked. DatasetError where the file is not the one that the manifest lists."""
+        try:
+            handle = os.open(self.path, os.O_RDONLY)
+        except FileNotFoundError:
             raise DatasetError(
-                f"{path}: damaged shard, {size} bytes where the manifest says {expected_bytes}; "
+                f"{self.path}: the manifest lists this shard but it is missing; collect again to remake it"
+            ) from None
+        try:
+            if self._index is None:
+                self._index = self._read_index(handle)
+            return [self._read_frame(handle, number, *self._index) for number in numbers]
+        finally:
+            os.close(handle)
+
+    def _read_index(self, handle: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+        size, at = os.fstat(handle).st_size, self.row["at"]
+        if size != self.row["bytes"]:
+            raise DatasetError(
+                f"{self.path}: damaged shard, {size} bytes where the manifest says {self.row['bytes']}; "
                 "delete it and collect again"
             )
-        try:
-            with h5py.File(path, "r") as file:
-                self._read(file)
-        except DatasetError:
-            raise
-        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise DatasetError(f"{path}: not a readable Switchyard shard ({error})") from error
+        frames = self.row["frames"]
+        offset = np.frombuffer(os.pread(handle, 8 * (frames + 1), at["frame/offset"]), np.int64)
+        crc32 = np.frombuffer(os.pread(handle, 4 * frames, at["frame/crc32"]), np.uint32)
+        if index_crc32(offset, crc32) != self.row["index_crc32"]:
+            raise DatasetError(f"{self.path}: damaged shard, the checksum of its index does not match")
+        return offset, crc32
 
-    def _read(self, file: h5py.File) -> None:
-        if "schema" not in file.attrs:
-            raise DatasetError(f"{self.path}: an HDF5 file, but not a Switchyard shard (it has no schema attribute)")
-        self.attributes: dict[str, Any] = dict(file.attrs)
-        for key, wanted in (("schema", SCHEMA_VERSION), ("state_version", STATE_VERSION), ("sim_version", SIM_VERSION)):
-            if self.attributes.get(key) != wanted:
-                raise DatasetError(f"{self.path}: {key} {self.attributes.get(key)}, this version reads {key} {wanted}")
-        if tuple(json.loads(self.attributes["tasks"])) != TASK_NAMES:
-            raise DatasetError(f"{self.path}: recorded for the tasks {self.attributes['tasks']}, not for {TASK_NAMES}")
-        self.tables: dict[str, NDArray[Any]] = {}
-        for key in TABLES:
-            table = file[key][()]
-            if zlib.crc32(np.ascontiguousarray(table).data) != file[key].attrs["crc32"]:
-                raise DatasetError(f"{self.path}: damaged shard, the checksum of {key} does not match")
-            self.tables[key] = table
-        frames = file["frame/bytes"]
-        self._frames_at: int = frames.id.get_offset() or 0  # None where nothing was written
-        episodes, steps = len(self.tables["episode/length"]), len(self.tables["action"])
-        offsets = self.tables["frame/offset"]
-        lengths_agree = (
-            self.tables["episode/length"].sum() == steps
-            and len(self.tables["state"]) == len(self.tables["verdict"]) == len(offsets) - 1 == steps + episodes
-            and len(self.tables["frame/crc32"]) == steps + episodes
-            and offsets[-1] == frames.shape[0]
-            and self._frames_at > 0
+    def _read_frame(self, handle: int, number: int, offset: NDArray[np.int64], crc32: NDArray[np.uint32]) -> Frame:
+        at = self.row["at"]
+        begin, end = int(offset[number]), int(offset[number + 1])
+        picture = os.pread(handle, end - begin, at["frame/image"] + begin)
+        action, state, verdict = (os.pread(handle, n, at[key] + number * n) for key, n in ROW_BYTES.items())
+        if frame_crc32(picture, action, state, verdict) != crc32[number]:
+            raise DatasetError(f"{self.path}: damaged shard, the checksum of frame {number} does not match")
+        return Frame(
+            picture=picture,
+            action=np.frombuffer(action, np.float32),
+            state=np.frombuffer(state, np.float32),
+            verdict=np.frombuffer(verdict, np.bool_),
         )
-        if not lengths_agree:
-            raise DatasetError(f"{self.path}: damaged shard, its tables disagree about how many steps it holds")
-
-    def frame_bytes(self, index: int) -> NDArray[np.uint8]:
-        """The JPEG file of one frame, checked, as uint8 [n]."""
-        begin, end = (int(v) for v in self.tables["frame/offset"][index : index + 2])
-        with self.path.open("rb", buffering=0) as file:
-            data = os.pread(file.fileno(), end - begin, self._frames_at + begin)
-        if zlib.crc32(data) != self.tables["frame/crc32"][index]:
-            raise DatasetError(f"{self.path}: damaged shard, the checksum of frame {index} does not match")
-        return np.frombuffer(data, np.uint8)
-
-    def frame(self, index: int) -> NDArray[np.uint8]:
-        """One frame, uint8 [H, W, 3]."""
-        return jpeg.decode(self.frame_bytes(index))
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise DatasetError(f"{folder}: no dataset here (no {MANIFEST}); make one with `python -m data collect`")
-    manifest = read_json(path)
-    if manifest.get("schema") != SCHEMA_VERSION or not isinstance(manifest.get("shards"), list):
-        raise DatasetError(f"{path}: not a Switchyard manifest of schema {SCHEMA_VERSION}")
-    rows_are_whole = all(isinstance(row, dict) and {"name", "bytes"} <= row.keys() for row in manifest["shards"])
-    if not {"size", "renderer", "randomise", "split", "episodes"} <= manifest.keys() or not rows_are_whole:
-        raise DatasetError(f"{path}: damaged manifest, an entry is missing")
-    return manifest

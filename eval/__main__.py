@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data.shards import DatasetError, read_json, write_atomic
+from data.shards import DatasetError, read_json, write_whole
 from eval.policy import CEMPolicy
 from eval.report import write_report
 from eval.rollout import POLICIES, EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise, wilson
@@ -120,7 +120,7 @@ def evaluate(config: EvalConfig) -> Path:
         "data": [result.to_json() for result in data],
         "sharing": about["sharing"],
     }
-    write_atomic(out / "eval.json", json.dumps(payload, indent=1))
+    write_whole(out / "eval.json", json.dumps(payload, indent=1).encode())
     report = write_report(out, payload, films)
     print_table(results + data)
     print(f"report: {report}")

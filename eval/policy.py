@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from models.acting import best_action, crop
 from models.cem import CEMConfig
 from models.checkpoint import CheckpointError, read_checkpoint
 from models.networks import NetworkConfig, QNetwork, build_network
-from sim.policies import Observation
+from sim.policies import Observation, Policy, RandomPolicy
 from sim.views import frame_size
 
 
@@ -83,3 +85,27 @@ class CEMPolicy:
             generator,
         )
         return action.numpy()
+
+
+@dataclass
+class EpsilonGreedy:
+    """A trained policy that explores: with probability `epsilon` an action is uniformly random (QT-Opt, sec. 4.3)."""
+
+    greedy: Policy
+    epsilon: float
+
+    def act(
+        self, observation: Observation, task_index: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.float32]:
+        action = self.greedy.act(observation, task_index, rng)
+        explores = rng.random(len(task_index)) < self.epsilon
+        return np.where(explores[:, None], RandomPolicy().act(observation, task_index, rng), action)
+
+
+def exploring(checkpoint: str, frame_size: int, renderer: str) -> Callable[[float], EpsilonGreedy]:
+    """The policy of a checkpoint for a world of such frames, to be given its epsilon."""
+    torch.set_num_threads(1)  # the collecting workers share the cores
+    greedy = CEMPolicy.load(checkpoint, renderer)
+    if greedy.frame_size != frame_size:
+        raise CheckpointError(f"{checkpoint}: acts on frames of {greedy.frame_size} px, not of {frame_size} px")
+    return functools.partial(EpsilonGreedy, greedy)

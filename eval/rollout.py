@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing as mp
-import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from sim.parallel import run_jobs
 from sim.policies import CrudePolicy, Policy, RandomPolicy, ScriptedPolicy
 from sim.tasks import TASKS, task_by_name
 
@@ -102,51 +99,42 @@ def rollout(
     policy: str, checkpoint: str, world: dict[str, Any], jobs: list[EpisodeJob], workers: int
 ) -> Iterator[EpisodeOutcome]:
     """Run the episodes in `workers` processes, each with a `PickPlaceEnv(**world)`, and yield each as it ends."""
-    start = (policy, checkpoint, world)
-    context = mp.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start_worker, initargs=start)
-    try:
-        for done in as_completed([pool.submit(_run_episode, job) for job in jobs]):
-            yield done.result()
-    except BrokenProcessPool:
-        raise ValueError("an evaluating process died (out of memory?); fewer --workers need less") from None
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    return run_jobs(Evaluator, (policy, checkpoint, world), jobs, workers)
 
 
-def _start_worker(policy: str, checkpoint: str, world: dict[str, Any]) -> None:
-    from sim.env import PickPlaceEnv
+class Evaluator:
+    """What a worker holds: one world and the policy. Called with a job, it plays the episode."""
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    _run_episode.env = PickPlaceEnv(**world)  # type: ignore[attr-defined]
-    _run_episode.make_policy = POLICIES[policy](checkpoint)  # type: ignore[attr-defined]
+    def __init__(self, policy: str, checkpoint: str, world: dict[str, Any]) -> None:
+        from sim.env import PickPlaceEnv
 
+        self._env = PickPlaceEnv(**world)
+        self._make_policy = POLICIES[policy](checkpoint)
 
-def _run_episode(job: EpisodeJob) -> EpisodeOutcome:
-    from sim.env import as_action, as_batch
+    def __call__(self, job: EpisodeJob) -> EpisodeOutcome:
+        from sim.env import as_action, as_batch
 
-    env, policy = _run_episode.env, _run_episode.make_policy()  # type: ignore[attr-defined]
-    begin = time.perf_counter()
-    task = task_by_name(job.task)
-    rng = np.random.default_rng([job.seed, task.index, job.number])
-    observation, info = env.reset(seed=int(rng.integers(2**31)), options={"task": task.name})
-    film = [env.world.camera.render(FILM_PX)] if job.filmed else []
-    steps, done = 0, False
-    while not done:
-        action = policy.act(as_batch(observation, info), np.array([task.index]), rng)[0]
-        observation, reward, terminated, truncated, info = env.step(as_action(action))
-        steps += 1
-        done = terminated or truncated
-        if job.filmed:
-            film.append(env.world.camera.render(FILM_PX))
-    return EpisodeOutcome(
-        task=task.name,
-        number=job.number,
-        success=reward > 0,
-        steps=steps,
-        wall_time_s=time.perf_counter() - begin,
-        film=tuple(film),
-    )
+        env, policy, task = self._env, self._make_policy(), task_by_name(job.task)
+        begin = time.perf_counter()
+        rng = np.random.default_rng([job.seed, task.index, job.number])
+        observation, info = env.reset(seed=int(rng.integers(2**31)), options={"task": task.name})
+        film = [env.world.camera.render(FILM_PX)] if job.filmed else []
+        steps, done = 0, False
+        while not done:
+            action = policy.act(as_batch(observation, info), np.array([task.index]), rng)[0]
+            observation, reward, terminated, truncated, info = env.step(as_action(action))
+            steps += 1
+            done = terminated or truncated
+            if job.filmed:
+                film.append(env.world.camera.render(FILM_PX))
+        return EpisodeOutcome(
+            task=task.name,
+            number=job.number,
+            success=reward > 0,
+            steps=steps,
+            wall_time_s=time.perf_counter() - begin,
+            film=tuple(film),
+        )
 
 
 def summarise(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import numpy as np
 import pytest
 
-from data import jpeg
+from data import codec
 from data.collect import CollectConfig, collect
+from data.manifest import write_manifest
 from data.shards import Episode, write_shard
 from sim.state import SceneState
 from sim.tasks import TASK_NAMES, TASKS, verdicts
@@ -39,7 +39,7 @@ def _final_state(accepted):
     return state
 
 
-def _make_episode(task="lift-banana", steps=2, accepted=(), levels=None, rng=None):
+def _make_episode(task="lift-banana", steps=2, accepted=(), levels=None, rng=None, number=0):
     """An episode of grey 16 px frames, one grey level a frame, that ends in a state accepted by `accepted`."""
     rng = rng or np.random.default_rng(0)
     levels = list(range(0, 20 * (steps + 1), 20)) if levels is None else levels
@@ -48,24 +48,25 @@ def _make_episode(task="lift-banana", steps=2, accepted=(), levels=None, rng=Non
     SceneState(state)["gripper_closed"][:-1] = rng.integers(0, 2, steps)
     return Episode(
         task_index=TASKS[task].index,
+        number=number,
         terminated=True,
         noise=0.5,
         action=rng.uniform(-0.05, 0.05, (steps, 5)).astype(np.float32),
         state=state,
         verdict=verdicts(SceneState(state)),
-        frames=tuple(jpeg.encode(np.full((16, 16, 3), level, np.uint8), 95) for level in levels),
+        frames=tuple(codec.encode(np.full((16, 16, 3), level, np.uint8)) for level in levels),
     )
 
 
-def _write_dataset(folder, shards):
-    """Shards, each a list of episodes, and the manifest that lists them."""
+ATTRIBUTES = {"policy": "scripted", "renderer": "tiny", "seed": 0, "source": 0, "checkpoint_sha256": ""}
+
+
+def _write_dataset(folder, shards, side=16):
+    """Shards, each a list of episodes of frames of `side` px, and the manifest that lists them."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [write_shard(folder / f"shard-{n:05d}.h5", episodes, {}) for n, episodes in enumerate(shards)]
-    manifest = {"schema": 1, "size": 16, "renderer": "tiny", "randomise": [], "split": "train"}
-    manifest["tasks"] = list(TASK_NAMES)
-    manifest["shards"] = rows
-    manifest["episodes"] = sum(len(episodes) for episodes in shards)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    rows = [write_shard(folder / f"shard-{n:05d}.h5", episodes, ATTRIBUTES) for n, episodes in enumerate(shards)]
+    about = {"size": side, "frame_size": side, "renderer": "tiny", "randomise": [], "split": "train"}
+    write_manifest(folder, about, rows)
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from itertools import islice
 
 import numpy as np
@@ -11,7 +12,10 @@ import torch
 
 from data.batches import BatchStream, Sampler, SamplerConfig
 from data.replay import Replay
+from data.shards import DatasetError
 from data.sharing import RULES
+from sim.landmarks import landmarks
+from sim.state import SceneState
 from sim.tasks import TASKS
 
 BANANA, CAN, BOWL = (TASKS[name].index for name in ("lift-banana", "lift-can", "place-bowl"))
@@ -81,7 +85,7 @@ def test_small_batches_keep_the_shares_on_average(replay):
     rng = np.random.default_rng(0)
     sampler = sampler_of(replay, per_task=3)
     draws = [sampler.draw(rng) for _ in range(2000)]
-    episode = np.stack([replay.step_episode[steps] for steps, _ in draws])
+    episode = replay.episode_of(np.stack([steps for steps, _ in draws]))
     target = draws[0][1]
     own = replay.episode_task[episode] == target
     won = own & replay.success[episode, target]
@@ -148,7 +152,8 @@ def test_reward_done_and_source_of_every_step_for_every_target(replay):
         assert batch.source_task_index[row] == TASKS[task].index
         assert batch.is_shared[row] == (names[target] != task)
     assert batch.reward.sum() == 5
-    assert torch.equal(batch.action, torch.from_numpy(replay.action[steps]))
+    stored = replay.read(steps + steps // 2)
+    assert np.array_equal(batch.action, np.stack([frame.action for frame in stored]))
 
 
 def test_image_and_next_image_are_frames_t_and_t_plus_one_of_one_episode(replay):
@@ -159,11 +164,33 @@ def test_image_and_next_image_are_frames_t_and_t_plus_one_of_one_episode(replay)
         levels = pictures.float().flatten(1)
         assert (levels - torch.tensor(12.0 * frame)[:, None]).abs().max() <= 2
     for gripper, frame in ((batch.gripper, first), (batch.next_gripper, first + 1)):
-        assert np.array_equal(gripper, replay.gripper[frame])
-    assert np.allclose(batch.landmark, replay.landmark[first])
-    assert np.array_equal(batch.landmark_present, replay.landmark_present[first])
-    assert np.array_equal(batch.point, replay.point[first])
-    assert np.array_equal(batch.point_present, replay.point_present[first])
+        state = SceneState(np.stack([stored.state for stored in replay.read(frame)]))
+        assert np.array_equal(gripper[:, 0], state["gripper_closed"])
+        assert np.array_equal(gripper[:, 1], state["gripper_position"][:, 2])
+    marks = landmarks(SceneState(np.stack([stored.state for stored in replay.read(first)])))
+    assert np.array_equal(batch.landmark, marks.value)
+    assert np.array_equal(batch.landmark_present, marks.present)
+    assert np.array_equal(batch.point, marks.point)
+    assert np.array_equal(batch.point_present, marks.point_present)
+
+
+def test_a_cache_changes_nothing_and_keeps_to_its_limit(replay):
+    cached = Replay(replay.folder, cache_bytes=15_000)
+    plain, second = sampler_of(replay), sampler_of(cached)
+    for seed in range(5):
+        draw = plain.draw(np.random.default_rng(seed))
+        assert same(plain.load(*draw), second.load(*draw))
+        assert 0 < cached.cached_bytes <= 15_000
+
+
+def test_frames_in_the_cache_are_not_read_again(replay, tmp_path):
+    copied = shutil.copytree(replay.folder, tmp_path / "copied")
+    cached = Replay(copied, cache_bytes=10**6)
+    frames = cached.read(range(6))
+    shutil.rmtree(copied)
+    assert cached.read([5, 0]) == [frames[5], frames[0]]
+    with pytest.raises(DatasetError, match="missing"):
+        cached.read([9])
 
 
 def test_a_stream_resumed_at_batch_n_goes_on_as_if_it_had_never_stopped(replay):

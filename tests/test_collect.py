@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import fcntl
+import hashlib
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,25 +14,24 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from data.check import check
 from data.collect import CollectConfig, collect
 from data.replay import Replay
-from data.shards import DatasetError, Shard
+from data.shards import DatasetError, read_shard
 from sim.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 
 
 def content(folder):
-    """Everything the shards hold, apart from where and by how many workers they were made."""
-    out = {}
-    for path in sorted(folder.glob("shard-*.h5")):
-        shard = Shard(path)
-        out[path.name] = {key: table.tobytes() for key, table in shard.tables.items()}
-        out[path.name]["frames"] = [shard.frame_bytes(i).tobytes() for i in range(len(shard.tables["frame/crc32"]))]
-    return out
+    """The bytes of everything but the options, which tell where it was made and by how many workers."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "collect.json"}
+
+
+BANANA, BOWL = (f"{task}-0-00000.h5" for task in ("lift-banana", "place-bowl"))
+SECOND_BANANA = "lift-banana-0-00001.h5"
 
 
 @pytest.fixture
@@ -43,26 +45,28 @@ def test_exactly_the_asked_episodes_are_collected_task_by_task(tiny_dataset):
     replay = Replay(tiny_dataset)
     banana, bowl = TASKS["lift-banana"].index, TASKS["place-bowl"].index
     assert replay.num_episodes == 6
-    assert replay.episode_task.tolist() == [banana, bowl] * 3
+    assert sorted(replay.episode_task.tolist()) == [banana] * 3 + [bowl] * 3
     assert replay.renderer == "tiny"
-    assert replay.size == 48
+    assert (replay.size, replay.frame_size) == (48, 56)
     assert (replay.episode_length <= 25).all()
-    assert replay.frames([0, 10]).shape == (2, 56, 56, 3)
+    assert replay.pictures([0, 10]).shape == (2, 56, 56, 3)
     assert sorted(path.name for path in tiny_dataset.iterdir()) == [
         "collect.json",
+        "lift-banana-0-00000.h5",
+        "lift-banana-0-00001.h5",
         "manifest.json",
-        "shard-00000.h5",
-        "shard-00001.h5",
-        "shard-00002.h5",
+        "place-bowl-0-00000.h5",
+        "place-bowl-0-00001.h5",
     ]
+    assert check(tiny_dataset)[1] == []
 
 
-def test_an_episode_ends_by_terminate_or_at_the_horizon(tiny_dataset):
-    for path in tiny_dataset.glob("shard-*.h5"):
-        tables = Shard(path).tables
-        last = np.cumsum(tables["episode/length"]) - 1
-        assert np.array_equal(tables["episode/terminated"], tables["action"][last, 4] == 3)
-        assert (tables["episode/length"][~tables["episode/terminated"]] == 25).all()
+def test_a_shard_tells_where_its_episodes_come_from(tiny_dataset):
+    _, tables, attributes = read_shard(tiny_dataset / SECOND_BANANA)
+    assert tables["episode/number"].tolist() == [2]
+    wanted = {"policy": "crude", "noise": 1.0, "seed": 3, "renderer": "tiny", "size": 48, "randomise": "all"}
+    assert {key: attributes[key] for key in wanted} == wanted
+    assert re.fullmatch(r"[0-9a-f]{40}\+?|unknown", attributes["commit"])
 
 
 def test_the_dataset_does_not_depend_on_the_number_of_workers(tiny_dataset, tiny_collection, tmp_path):
@@ -71,31 +75,132 @@ def test_the_dataset_does_not_depend_on_the_number_of_workers(tiny_dataset, tiny
 
 
 def test_a_deleted_shard_is_made_again_as_it_was(copied, tiny_dataset, tiny_collection):
-    (copied / "shard-00001.h5").unlink()
-    (copied / ".shard-00001.h5.123.tmp").write_bytes(b"left behind by a killed worker")
-    untouched = (copied / "shard-00000.h5").stat().st_mtime_ns
+    (copied / SECOND_BANANA).unlink()
+    (copied / f".{SECOND_BANANA}.123.tmp").write_bytes(b"left behind by a killed worker")
+    untouched = (copied / BANANA).stat().st_mtime_ns
     collect(CollectConfig(out=str(copied), **tiny_collection))
     assert content(copied) == content(tiny_dataset)
-    assert (copied / "shard-00000.h5").stat().st_mtime_ns == untouched
-    assert not list(copied.glob(".*.tmp"))
-    assert Replay(copied).num_episodes == 6
+    assert (copied / BANANA).stat().st_mtime_ns == untouched
 
 
-def test_more_episodes_keep_the_shards_that_are_there(copied, tiny_dataset, tiny_collection):
-    old = {path.name: path.stat().st_mtime_ns for path in copied.glob("shard-*.h5")}
-    manifest = collect(CollectConfig(out=str(copied), **{**tiny_collection, "episodes": 7}))
-    assert manifest["episodes"] == Replay(copied).num_episodes == 7
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_a_manifest_that_is_gone_is_made_again_from_the_shards(copied, tiny_dataset, tiny_collection, damage):
+    path = copied / "manifest.json"
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_text(path.read_text()[:-9])
+    untouched = (copied / BANANA).stat().st_mtime_ns
+    collect(CollectConfig(out=str(copied), **tiny_collection))
+    assert content(copied) == content(tiny_dataset)
+    assert (copied / BANANA).stat().st_mtime_ns == untouched
+
+
+def test_more_episodes_keep_the_shards_that_are_full(copied, tiny_collection, tmp_path):
+    old = {name: (copied / name).stat().st_mtime_ns for name in (BANANA, BOWL)}
+    manifest = collect(CollectConfig(out=str(copied), **{**tiny_collection, "episodes": 9}))
+    assert manifest["episodes"] == Replay(copied).num_episodes == 9
     assert {name: (copied / name).stat().st_mtime_ns for name in old} == old
-    assert len(content(copied)) == 4
-    collect(CollectConfig(out=str(copied), **{**tiny_collection, "episodes": 8}))  # fills the last shard up
-    assert Replay(copied).num_episodes == 8
-    assert {name: (copied / name).stat().st_mtime_ns for name in old} == old
+    collect(CollectConfig(out=str(tmp_path / "new"), **{**tiny_collection, "episodes": 9}))
+    assert content(copied) == content(tmp_path / "new")
 
 
 def test_a_finished_collection_is_left_as_it_is(copied, tiny_collection):
-    before = {path.name: path.read_bytes() for path in copied.glob("shard-*.h5")}
+    before = content(copied)
     assert collect(CollectConfig(out=str(copied), **tiny_collection))["episodes"] == 6
-    assert {path.name: path.read_bytes() for path in copied.glob("shard-*.h5")} == before
+    assert content(copied) == before
+
+
+def test_a_task_ends_early_when_it_succeeds_often_enough(tmp_path, tiny_collection):
+    """By its first episodes without a gap, whichever worker was the fastest: the result is always the same."""
+    options = {**tiny_collection, "episodes": 40, "policy": "scripted", "noise": 0.0, "until": 0.9, "window": 4}
+    for name, workers in (("one", 1), ("two", 2)):
+        folder = tmp_path / name
+        manifest = collect(CollectConfig(out=str(folder), **{**options, "workers": workers}))
+        assert {row["name"] for row in manifest["shards"]} == {path.name for path in folder.glob("*.h5")}
+        assert 4 <= manifest["episodes"] // 2 < 20
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+def test_a_mix_gives_each_source_its_episodes(tmp_path, tiny_collection, tiny_checkpoint):
+    mix = tmp_path / "mix.toml"
+    mix.write_text(
+        f"""
+        [[source]]
+        tasks = ["lift-banana"]
+        noise = 0.5
+        episodes = 3
+        [[source]]
+        tasks = ["lift-banana", "place-bowl"]
+        policy = "checkpoint"
+        checkpoint = "{tiny_checkpoint}"
+        noise = 0.2
+        episodes = 1
+        """
+    )
+    options = {key: value for key, value in tiny_collection.items() if key not in ("tasks", "episodes")}
+    manifest = collect(CollectConfig(out=str(tmp_path / "set"), mix=str(mix), **options))
+    held = {row["name"]: (row["policy"], len(row["task"])) for row in manifest["shards"]}
+    assert held == {
+        "lift-banana-0-00000.h5": ("crude", 2),
+        "lift-banana-0-00001.h5": ("crude", 1),
+        "lift-banana-1-00000.h5": ("checkpoint", 1),
+        "place-bowl-1-00000.h5": ("checkpoint", 1),
+    }
+    _, tables, attributes = read_shard(tmp_path / "set" / "place-bowl-1-00000.h5")
+    assert attributes["checkpoint_sha256"] == hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()
+    assert tables["episode/noise"] == pytest.approx([0.2])
+    assert check(tmp_path / "set")[1] == []
+
+
+def test_a_checkpoint_that_changed_since_is_refused(tmp_path, tiny_collection, tiny_checkpoint):
+    checkpoint = shutil.copy(tiny_checkpoint, tmp_path / "last.ckpt")
+    options = {**tiny_collection, "policy": "checkpoint", "checkpoint": str(checkpoint), "noise": 0.1, "episodes": 2}
+    collect(CollectConfig(out=str(tmp_path / "set"), **options))
+    with checkpoint.open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(DatasetError, match="checkpoint_sha256"):
+        collect(CollectConfig(out=str(tmp_path / "set"), **{**options, "episodes": 4}))
+
+
+def test_two_collections_do_not_share_a_folder(copied, tiny_collection):
+    lock = os.open(copied, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(DatasetError, match=f"{copied}: another collection is at work"):
+            collect(CollectConfig(out=str(copied), **{**tiny_collection, "episodes": 8}))
+    finally:
+        os.close(lock)
+
+
+def test_a_full_disk_is_named_and_what_is_finished_stays(tmp_path):
+    """The system refuses to let a file grow beyond 200 kB, as it refuses to fill a disk: no shard of twenty fits."""
+    folder = tmp_path / "full"
+    options = ["--tasks", "lift-can", "--episodes-per-shard", "20"]
+    subprocess.run([*command(folder, 20), *options], cwd=ROOT, capture_output=True, check=True)
+    finished = content(folder)
+    line = f"ulimit -f 200; trap '' XFSZ; exec {shlex.join([*command(folder, 60), *options])}"
+    full = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert full.returncode == 2
+    assert re.search(rf"error: .*File too large: '{folder}/\S+\.h5'", full.stderr), full.stderr
+    assert "Traceback" not in full.stderr
+    assert content(folder) == finished
+    assert check(folder)[1] == []
+
+
+def test_a_folder_that_may_not_be_written_is_named(tmp_path, tiny_collection, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PermissionError, match=r"Permission denied: '.*collect\.json'"):
+        collect(CollectConfig(out=str(tmp_path / "set"), **tiny_collection))
+
+
+def test_the_ray_backend_makes_the_same_dataset(tiny_dataset, tiny_collection, tmp_path):
+    pytest.importorskip("ray")
+    collect(CollectConfig(out=str(tmp_path / "ray"), **tiny_collection, backend="ray"))
+    assert content(tmp_path / "ray") == content(tiny_dataset)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +208,13 @@ def test_a_finished_collection_is_left_as_it_is(copied, tiny_collection):
     [
         ({"seed": 4}, r"other options: seed 3 \(now 4\)"),
         ({"noise": 0.25}, r"other options: noise 1\.0 \(now 0\.25\)"),
+        ({"codec": "png"}, r"other options: codec 'jpeg' \(now 'png'\)"),
         ({"size": 64}, r"other options: size 48 \(now 64\)"),
         ({"tasks": ("lift-can",)}, "other options: tasks"),
         ({"renderer": "egl"}, "rendered by tiny, asked for egl"),
         ({"randomise": "none"}, r"other options: randomise 'all' \(now 'none'\)"),
         ({"split": "test"}, r"other options: split 'train' \(now 'test'\)"),
-        ({"episodes": 5}, "already holds 6 episodes, asked for 5"),
+        ({"episodes": 5}, "was asked for 6 episodes, now for 5"),
     ],
 )
 def test_a_dataset_collected_otherwise_is_refused_and_left_as_it_is(copied, tiny_collection, other, message):
@@ -125,14 +231,10 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path, tiny_collection
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped"])
-def test_a_damaged_shard_is_named_when_collection_goes_on(copied, tiny_collection, damage):
-    path = copied / "shard-00001.h5"
-    whole = path.read_bytes()
-    table = Shard(path).tables["action"].tobytes()
-    at = whole.index(table)
-    path.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else whole[:at] + b"\xff" + whole[at + 1 :])
-    with pytest.raises(DatasetError, match=r"shard-00001\.h5"):
+def test_a_truncated_shard_is_named_when_collection_goes_on(copied, tiny_collection):
+    path = copied / SECOND_BANANA
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(DatasetError, match=SECOND_BANANA):
         collect(CollectConfig(out=str(copied), **tiny_collection))
 
 
@@ -156,6 +258,14 @@ def test_a_damaged_list_of_options_is_refused_by_name(copied, tiny_collection):
         ({"seed": -1}, "seed is 0 or more"),
         ({"noise": -1.0}, "noise"),
         ({"tasks": ()}, "task"),
+        ({"codec": "gif"}, "unknown codec 'gif'"),
+        ({"backend": "slurm"}, "unknown backend 'slurm'"),
+        ({"until": 1.5}, "until is a rate"),
+        ({"policy": "checkpoint"}, "policy checkpoint and a checkpoint go together"),
+        ({"checkpoint": "a.ckpt"}, "policy checkpoint and a checkpoint go together"),
+        ({"policy": "checkpoint", "checkpoint": "a.ckpt", "noise": 2.0}, "at most 1 for a checkpoint"),
+        ({"policy": "checkpoint", "checkpoint": "a.ckpt"}, "a.ckpt: no such checkpoint"),
+        ({"mix": "a.toml"}, "the mix says episodes, tasks|the mix says tasks, episodes"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_before_anything_is_written(tmp_path, tiny_collection, wrong, message):
@@ -195,25 +305,51 @@ def group_has_ended(group):
     return all(state in "ZX" for state in states)
 
 
-def test_a_killed_collection_leaves_no_worker_behind_and_the_same_command_completes_it(tmp_path):
+def test_a_killed_collection_leaves_no_worker_behind_and_the_same_command_completes_it(tmp_path, tiny_dataset):
     """The parent gets SIGKILL, so it can tell its workers nothing."""
-    folder = tmp_path / "killed"
+    folder, episodes = tmp_path / "killed", 60
     killed = subprocess.Popen(
-        command(folder, 4000), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(folder, episodes),
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
-        assert wait_until(lambda: len(list(folder.glob("shard-*.h5"))) >= 2, 60)
+        assert wait_until(lambda: len(list(folder.glob("*.h5"))) >= 2, 60)
         killed.kill()
         killed.wait()
-        workers_ended = wait_until(lambda: group_has_ended(killed.pid), 10)
+        workers_ended = wait_until(lambda: group_has_ended(killed.pid), 5)
     finally:
         if not group_has_ended(killed.pid):
             os.killpg(killed.pid, signal.SIGKILL)
-    finished = [path.name for path in folder.glob("shard-*.h5")]
-    options = json.loads((folder / "collect.json").read_text())
-    (folder / "collect.json").write_text(json.dumps({**options, "episodes": 4 * len(finished) + 3}))
-    (folder / "manifest.json").unlink(missing_ok=True)
-    again = subprocess.run(command(folder, 4 * len(finished) + 3), cwd=ROOT, capture_output=True, text=True)
+    assert len(list(folder.glob("*.h5"))) < 15
+    again = subprocess.run(command(folder, episodes), cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert Replay(folder).num_episodes == 4 * len(finished) + 3
+    assert Replay(folder).num_episodes == episodes
+    assert check(folder)[1] == []
     assert workers_ended, "workers went on collecting after their parent was killed"
+
+
+def test_a_killed_worker_is_replaced(tmp_path, tiny_dataset):
+    folder, episodes = tmp_path / "killed", 60
+    running = subprocess.Popen(command(folder, episodes), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert wait_until(lambda: len(list(folder.glob("*.h5"))) >= 1, 60)
+    os.kill(children(running.pid)[-1], signal.SIGKILL)
+    out = running.communicate(timeout=120)[0].decode()
+    assert running.returncode == 0, out
+    assert Replay(folder).num_episodes == episodes
+    assert check(folder)[1] == []
+
+
+def children(parent):
+    """Worker processes, oldest first (and not multiprocessing's own helper)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields, line = stat.read_text().rpartition(")")[2].split(), (stat.parent / "cmdline").read_text()
+        except OSError:
+            continue
+        if int(fields[1]) == parent and "spawn_main" in line:
+            found.append(int(stat.parent.name))
+    return sorted(found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from data import jpeg
+from data import codec
 from data.batches import Sampler, SamplerConfig
 from data.replay import Replay
 from data.shards import DatasetError
@@ -24,9 +23,10 @@ from data.sharing import RULES
 from eval.policy import CEMPolicy
 from models.acting import crop, crop_corner, in_crop
 from models.checkpoint import CheckpointError, read_checkpoint
+from sim.landmarks import landmarks
 from sim.options import from_options
 from sim.scenes import FACTORS
-from sim.state import SIM_VERSION
+from sim.state import SIM_VERSION, SceneState
 from sim.tasks import TASK_NAMES, TASKS
 from train.config import PRESETS, TrainConfig
 from train.qtopt import QTOpt
@@ -149,7 +149,7 @@ def test_a_frame_found_damaged_in_training_is_named_in_one_line(tiny_training, t
     for path in folder.glob("shard-*.h5"):
         content = bytearray(path.read_bytes())
         with h5py.File(path) as file:
-            begin, size = file["frame/bytes"].id.get_offset(), file["frame/bytes"].shape[0]
+            begin, size = file["frame/image"].id.get_offset(), file["frame/image"].shape[0]
         content[begin : begin + size : 50] = b"x" * len(content[begin : begin + size : 50])
         path.write_bytes(content)
     options = {**tiny_training, "data": str(folder), "workers": workers}
@@ -163,15 +163,18 @@ def test_the_network_learns_to_point_at_things(tiny_training, tmp_path):
     options |= {"checkpoint_every": 250, "learning_rate": 3e-3, "target_decay": 0.9}
     network = CEMPolicy.load(train(TrainConfig(out=str(tmp_path / "run"), **options))).network
     replay = Replay(tiny_training["data"])
-    count = len(replay.gripper)
-    frames = torch.from_numpy(replay.frames(range(count))).permute(0, 3, 1, 2)
+    stored = range(replay.num_steps + replay.num_episodes)
+    frames = torch.from_numpy(replay.pictures(stored)).permute(0, 3, 1, 2)
+    state = SceneState(np.stack([frame.state for frame in replay.read(stored)]))
+    gripper = np.stack([state["gripper_closed"], state["gripper_position"][:, 2]], axis=1)
+    marks = landmarks(state)
     with torch.no_grad():
-        attention = network.look(crop(frames, 48), torch.from_numpy(replay.gripper)).attention
+        attention = network.look(crop(frames, 48), torch.from_numpy(gripper)).attention
     cells = attention.shape[-1]
     best = attention.flatten(2).argmax(-1)
     found = (torch.stack([best % cells, best // cells], dim=-1) + 0.5) / cells
-    point = in_crop(torch.from_numpy(replay.point), frames, crop_corner(frames, 48), 48)
-    visible = torch.from_numpy(replay.point_present) & (point > 0).all(-1) & (point < 1).all(-1)
+    point = in_crop(torch.from_numpy(marks.point), frames, crop_corner(frames, 48), 48)
+    visible = torch.from_numpy(marks.point_present) & (point > 0).all(-1) & (point < 1).all(-1)
     near = ((found - point).abs().amax(-1) < 1.5 / cells)[visible]
     assert near.float().mean() > 0.95
 
@@ -199,10 +202,8 @@ def test_qtopts_network_trains_and_resumes_too(tiny_training, tmp_path, make_epi
     rng = np.random.default_rng(0)
     for episode in episodes:
         frames = rng.integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
-        object.__setattr__(episode, "frames", tuple(jpeg.encode(frame, 90) for frame in frames))
-    folder = write_dataset(tmp_path / "set", [episodes])
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "size": 224}))
+        object.__setattr__(episode, "frames", tuple(codec.encode(frame, quality=90) for frame in frames))
+    folder = write_dataset(tmp_path / "set", [episodes], side=224)
     options = {**tiny_training, "data": str(folder), "image_size": 224, "batch_size": 2, "prior": False, "steps": 2}
     straight = train(TrainConfig(out=str(tmp_path / "straight"), **options))
     train(TrainConfig(out=str(tmp_path / "resumed"), **{**options, "steps": 1}))

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from data.batches import BatchStream, Sampler, SamplerConfig
 from data.replay import Replay
-from data.shards import DatasetError, read_json, write_atomic
+from data.shards import DatasetError, read_json, write_whole
 from data.sharing import RULES
 from models.checkpoint import CheckpointError, read_checkpoint
 from sim.tasks import TASK_NAMES, task_by_name
@@ -93,7 +93,7 @@ def _claim(out: Path, config: TrainConfig) -> Path | None:
     elif not path.is_file() and out.exists() and any(out.iterdir()):
         raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {CONFIG})")
     out.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(values, indent=1))
+    write_whole(path, json.dumps(values, indent=1).encode())
     return last if last.is_file() else None
 
 
