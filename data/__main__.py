@@ -79,8 +79,9 @@ def _check(folder: Path, workers: int) -> int:
 
 def _view(folder: Path, out: Path | None, episodes: int, tasks: tuple[str, ...], outcome: str) -> None:
     check_tasks(tasks)
+    choose("outcome", outcome, OUTCOMES)
     page = out or folder / "view.html"
-    shown = view(Replay(folder), page, episodes, tasks, choose("outcome", outcome, OUTCOMES))
+    shown = view(Replay(folder), page, episodes, tasks, outcome)
     print(f"{page}: {shown} episodes, {page.stat().st_size / 1e6:.1f} MB")
 
 

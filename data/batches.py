@@ -17,10 +17,14 @@ from torch import Tensor
 
 from data import codec
 from data.replay import Replay
+from data.shards import Frame
 from data.sharing import SharingRule
 from sim.landmarks import landmarks
 from sim.state import SceneState
 from sim.tasks import SKILLS, TASK_NAMES
+
+
+NO_BYTES, NO_SIZES = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
 
 
 @dataclass
@@ -42,9 +46,17 @@ class Batch:
     task_index: Tensor  # int64 [B]
     source_task_index: Tensor  # int64 [B]
     is_shared: Tensor  # bool [B], drawn from another task
+    encoded: Tensor = NO_BYTES  # uint8 [sum]: the files of `image` and then of `next_image`, where `to` decodes them
+    encoded_size: Tensor = NO_SIZES  # int64 [2 B]: bytes of each
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        """The batch there, its pictures decoded there if they were not yet."""
+        rest = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("encoded")}
+        if len(self.encoded_size):
+            pictures = decode_on(device, self.encoded, self.encoded_size)
+            rest |= {"image": pictures[: len(self)], "next_image": pictures[len(self) :]}
+        moved = {name: value.to(device, non_blocking=True) for name, value in rest.items()}
+        return Batch(**moved)
 
     def pin_memory(self) -> Batch:
         return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
@@ -53,13 +65,39 @@ class Batch:
         return len(self.task_index)
 
 
+def decode_on(device: torch.device | str, encoded: Tensor, size: Tensor) -> Tensor:
+    """Pictures uint8 [B, 3, H, W] on the device from their files: by nvJPEG (torchcodec) on a GPU, else one by one."""
+    files = encoded.split(size.tolist())
+    if torch.device(device).type == "cuda" and encoded[:3].numpy().tobytes() == codec.JPEG_MAGIC:
+        from torchcodec.decoders import decode_jpeg
+
+        return torch.stack(decode_jpeg(list(files), device=device))
+    frames = np.stack([codec.decode(file.numpy().tobytes()) for file in files])
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+
+def can_decode_on_gpu() -> bool:
+    """Whether there is a GPU and a torchcodec that loads."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        import torchcodec.decoders  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """`per_task` transitions for each task; `shared` is the part drawn from others, `success` that of own successes."""
+    """`per_task` transitions for each task; `shared` is the part drawn from others, `success` that of own successes.
+
+    `decode`: pictures are decoded as they are loaded; else `Batch.to` decodes them.
+    """
 
     per_task: int
     shared: float = 0.5
     success: float = 0.5
+    decode: bool = True
 
 
 class _Pool:
@@ -115,10 +153,12 @@ class Sampler:
         replay, size = self._replay, len(steps)
         episode = replay.episode_of(steps)
         frames = replay.read(np.concatenate([steps + episode, steps + episode + 1]))
-        images = torch.empty((2 * size, replay.frame_size, replay.frame_size, 3), dtype=torch.uint8)
-        for frame, out in zip(frames, images.numpy(), strict=True):
-            codec.decode(frame.picture, out)
-        images = images.permute(0, 3, 1, 2)
+        encoded, encoded_size, images = NO_BYTES, NO_SIZES, torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+        if self._config.decode:
+            images = self._decode(frames)
+        else:
+            encoded = torch.frombuffer(bytearray(b"".join(frame.picture for frame in frames)), dtype=torch.uint8)
+            encoded_size = torch.tensor([len(frame.picture) for frame in frames])
         state = SceneState(np.stack([frame.state for frame in frames]))
         gripper = np.stack([state["gripper_closed"], state["gripper_position"][:, 2]], axis=1)
         marks = landmarks(SceneState(state.vector[:size]))
@@ -132,6 +172,8 @@ class Sampler:
         return Batch(
             image=images[:size],
             next_image=images[size:],
+            encoded=encoded,
+            encoded_size=encoded_size,
             gripper=tensor(gripper[:size]),
             next_gripper=tensor(gripper[size:]),
             action=tensor(np.stack([frame.action for frame in frames[:size]])),
@@ -146,6 +188,13 @@ class Sampler:
             source_task_index=tensor(source, np.int64),
             is_shared=tensor(source != targets, np.bool_),
         )
+
+    def _decode(self, frames: list[Frame]) -> Tensor:
+        side = self._replay.frame_size
+        images = torch.empty((len(frames), side, side, 3), dtype=torch.uint8)
+        for frame, out in zip(frames, images.numpy(), strict=True):
+            codec.decode(frame.picture, out)
+        return images.permute(0, 3, 1, 2)
 
 
 def _part_of(size: int, part: float, rng: np.random.Generator) -> int:

@@ -170,7 +170,7 @@ def to_minari(replay: Replay, out: Path) -> None:
         "jpeg_encoding": True,
         "observation_space": json.dumps({"type": "Dict", "subspaces": observation}),
         "action_space": json.dumps({"type": "Dict", "subspaces": acting}),
-        "minari_version": ">=0.5",
+        "minari_version": "0.5.0",
         "description": f"ten lift and place tasks, {replay.renderer}, {', '.join(replay.randomise)} randomised",
     }
     (data / "metadata.json").write_text(json.dumps(metadata))
@@ -201,7 +201,8 @@ def _feature(kind: str, shape: tuple[int, ...], names: list[str] | None = None) 
 
 
 def _box(kind: str, shape: list[int], low: float, high: float) -> dict[str, Any]:
-    return {"type": "Box", "dtype": kind, "shape": shape, "low": low, "high": high}
+    bounds = {name: np.full(shape, value, kind).tolist() for name, value in (("low", low), ("high", high))}
+    return {"type": "Box", "dtype": kind, "shape": shape, **bounds}
 
 
 class _Stats:

@@ -11,6 +11,7 @@ from data import codec
 from data.collect import CollectConfig, collect
 from data.manifest import write_manifest
 from data.shards import Episode, write_shard
+from sim.actions import TERMINATE
 from sim.state import SceneState
 from sim.tasks import TASK_NAMES, TASKS, verdicts
 
@@ -39,22 +40,24 @@ def _final_state(accepted):
     return state
 
 
-def _make_episode(task="lift-banana", steps=2, accepted=(), levels=None, rng=None, number=0):
-    """An episode of grey 16 px frames, one grey level a frame, that ends in a state accepted by `accepted`."""
+def _make_episode(task="lift-banana", steps=2, accepted=(), levels=None, rng=None, number=0, side=16):
+    """An episode of grey frames, one grey level a frame, that ends in a state accepted by `accepted`."""
     rng = rng or np.random.default_rng(0)
     levels = list(range(0, 20 * (steps + 1), 20)) if levels is None else levels
     state = np.stack([SceneState.empty().vector] * steps + [_final_state(accepted).vector])
     SceneState(state)["gripper_position"][:, 2] = rng.uniform(0.02, 0.3, steps + 1)
     SceneState(state)["gripper_closed"][:-1] = rng.integers(0, 2, steps)
+    action = rng.uniform(-0.05, 0.05, (steps, 5)).astype(np.float32)
+    action[:, 4] = [0] * (steps - 1) + [TERMINATE]
     return Episode(
         task_index=TASKS[task].index,
         number=number,
         terminated=True,
         noise=0.5,
-        action=rng.uniform(-0.05, 0.05, (steps, 5)).astype(np.float32),
+        action=action,
         state=state,
         verdict=verdicts(SceneState(state)),
-        frames=tuple(codec.encode(np.full((16, 16, 3), level, np.uint8)) for level in levels),
+        frames=tuple(codec.encode(np.full((side, side, 3), level, np.uint8)) for level in levels),
     )
 
 

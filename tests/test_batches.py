@@ -174,6 +174,14 @@ def test_image_and_next_image_are_frames_t_and_t_plus_one_of_one_episode(replay)
     assert np.array_equal(batch.point_present, marks.point_present)
 
 
+def test_pictures_that_are_decoded_later_are_the_same(replay):
+    draw = sampler_of(replay).draw(np.random.default_rng(0))
+    now, later = (sampler_of(replay, decode=decode).load(*draw) for decode in (True, False))
+    assert later.image.numel() == 0
+    assert same(now.to("cpu"), later.to("cpu"))
+    assert torch.equal(now.image, later.to("cpu").image)
+
+
 def test_a_cache_changes_nothing_and_keeps_to_its_limit(replay):
     cached = Replay(replay.folder, cache_bytes=15_000)
     plain, second = sampler_of(replay), sampler_of(cached)

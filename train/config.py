@@ -12,6 +12,7 @@ from sim.options import choose, option
 from sim.tasks import TASK_NAMES, check_tasks
 from sim.views import SMALL_PX
 
+DECODERS = ("auto", "cpu", "gpu")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 
 
@@ -53,6 +54,10 @@ class TrainConfig:
     devices: int = option(1, "GPUs or CPU processes per machine")
     nodes: int = option(1, "machines")
     workers: int = option(1, "loader processes")
+    cache_mib: int = option(0, "memory for frames that were read, as stored, in all loader processes together")
+    decode: str = option(
+        "auto", f"of {', '.join(DECODERS)}: where pictures are decoded; auto: on a GPU with torchcodec"
+    )
     checkpoint_every: int = option(1000, "steps between checkpoints")
     log_every: int = option(50, "steps between log lines")
 
@@ -61,6 +66,7 @@ class TrainConfig:
         choose("sharing rule", self.rule, tuple(RULES))
         choose("conditioning", self.conditioning, CONDITIONINGS)
         choose("precision", self.precision, PRECISIONS)
+        choose("decoder", self.decode, DECODERS)
         for name in ("conservative_weight", "landmark_weight", "prior_loyalty", "prior_std", "nearby_std"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is 0 or more, got {getattr(self, name)}")
@@ -69,7 +75,15 @@ class TrainConfig:
         for name in ("steps", "checkpoint_every", "log_every", "devices", "nodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
-        for name in ("seed", "unseen_actions", "workers", "lagged_target_steps", "learning_rate", "weight_decay"):
+        for name in (
+            "seed",
+            "unseen_actions",
+            "workers",
+            "cache_mib",
+            "lagged_target_steps",
+            "learning_rate",
+            "weight_decay",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is 0 or more, got {getattr(self, name)}")
         for name in ("shared_part", "success_part", "nearby_share", "discount", "target_decay"):

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressB
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
-from data.batches import BatchStream, Sampler, SamplerConfig
+from data.batches import BatchStream, Sampler, SamplerConfig, can_decode_on_gpu
 from data.replay import Replay
 from data.shards import DatasetError, read_json, write_whole
 from data.sharing import RULES
@@ -31,12 +31,21 @@ from train.qtopt import QTOpt
 
 CONFIG = "config.json"
 LAST = "last.ckpt"
-FREE_TO_CHANGE = ("steps", "workers", "checkpoint_every", "log_every", "precision", "out")  # when a run goes on
+FREE_TO_CHANGE = (
+    "steps",
+    "workers",
+    "cache_mib",
+    "decode",
+    "checkpoint_every",
+    "log_every",
+    "precision",
+    "out",
+)  # when a run goes on
 
 
 def train(config: TrainConfig) -> Path:
     """Train, or go on, until `config.steps`; returns the last checkpoint's path."""
-    replay = Replay(config.data)
+    replay = Replay(config.data, config.cache_mib * 2**20 // max(1, config.workers))
     if replay.size != config.image_size:
         raise CheckpointError(
             f"{config.data}: frames for {replay.size} px, but the network sees {config.image_size} px"
@@ -100,7 +109,8 @@ def _claim(out: Path, config: TrainConfig) -> Path | None:
 def _loader(config: TrainConfig, replay: Replay, first_step: int, rank: int) -> DataLoader[Any]:
     tasks = tuple(task_by_name(name).index for name in config.tasks)
     per_task = max(1, round(config.batch_size / len(tasks)))
-    mix = SamplerConfig(per_task=per_task, shared=config.shared_part, success=config.success_part)
+    on_gpu = can_decode_on_gpu() if config.decode == "auto" else config.decode == "gpu"
+    mix = SamplerConfig(per_task=per_task, shared=config.shared_part, success=config.success_part, decode=not on_gpu)
     sampler = Sampler(replay, tasks, RULES[config.rule], mix)
     return DataLoader(
         BatchStream(sampler, config.seed, first_step, rank),

@@ -1,0 +1,223 @@
+"""What is done with datasets: merged, split, looked at, handed to other programs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data import codec
+from data.__main__ import main, split
+from data.check import check
+from data.export import EXPORTS
+from data.manifest import merge, read_manifest, select, write_manifest
+from data.replay import Replay
+from data.shards import DatasetError
+from data.view import choose_episodes, view
+from sim.tasks import TASK_NAMES, TASKS
+
+
+@pytest.fixture
+def two(tmp_path, make_episode, write_dataset):
+    """Two datasets of three and two episodes; every frame of an episode is of its own grey."""
+
+    def episode(number, task, accepted):
+        return make_episode(task, 2, accepted, [40 * number + 8 * k for k in range(3)], number=number, side=32)
+
+    first = [[episode(0, "lift-can", ("lift-can",)), episode(1, "lift-can", ())], [episode(2, "place-bowl", ())]]
+    second = [[episode(3, "lift-can", ("lift-can",)), episode(4, "place-bowl", ("place-bowl",))]]
+    return write_dataset(tmp_path / "a", first, 32), write_dataset(tmp_path / "b", second, 32)
+
+
+def greys(replay):
+    return [int(replay.pictures([replay.frames_of(e)[0]]).mean().round()) for e in range(replay.num_episodes)]
+
+
+def rewrite(folder, **changes):
+    manifest = read_manifest(folder)
+    about = {key: manifest[key] for key in ("size", "frame_size", "renderer", "randomise", "split")} | changes
+    write_manifest(folder, about, manifest["shards"])
+
+
+def test_merging_lists_all_episodes_and_copies_no_shard(two, tmp_path):
+    merge(tmp_path / "both", two)
+    both = Replay(tmp_path / "both")
+    assert greys(both) == [0, 40, 80, 120, 160]
+    assert both.episode_task.tolist() == [TASKS[n].index for n in ("lift-can", "lift-can", "place-bowl") * 2][:3] + [
+        TASKS["lift-can"].index,
+        TASKS["place-bowl"].index,
+    ]
+    assert [path.name for path in (tmp_path / "both").iterdir()] == ["manifest.json"]
+    assert check(tmp_path / "both") == (15, [])
+
+
+def test_a_merged_dataset_may_be_moved_together_with_its_parts(two, tmp_path):
+    merge(tmp_path / "both", two)
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("a", "b", "both"):
+        shutil.move(tmp_path / name, moved / name)
+    assert greys(Replay(moved / "both")) == [0, 40, 80, 120, 160]
+
+
+def test_merging_joins_what_was_randomised(two, tmp_path):
+    rewrite(two[0], randomise=["look", "size"])
+    rewrite(two[1], randomise=["light", "size"])
+    assert merge(tmp_path / "both", two)["randomise"] == ["light", "look", "size"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("size", 24), ("renderer", "egl"), ("split", "test")])
+def test_datasets_that_do_not_fit_are_not_merged(two, tmp_path, key, value):
+    rewrite(two[1], **{key: value})
+    with pytest.raises(DatasetError, match=f"cannot merge: {key} differs.*{value}"):
+        merge(tmp_path / "both", two)
+    assert not (tmp_path / "both").exists()
+
+
+def test_an_episode_is_not_merged_twice(two, tmp_path):
+    merge(tmp_path / "both", two)
+    with pytest.raises(DatasetError, match="holds an episode of"):
+        merge(tmp_path / "again", [tmp_path / "both", two[0]])
+
+
+def test_a_folder_with_something_in_it_is_left_alone(two, tmp_path):
+    with pytest.raises(DatasetError, match="not empty"):
+        merge(two[1], [two[0]])
+    assert greys(Replay(two[1])) == [120, 160]
+
+
+def test_a_selection_holds_the_chosen_episodes_of_each_shard(two, tmp_path):
+    select(tmp_path / "some", two[0], [[1], [0]])
+    some = Replay(tmp_path / "some")
+    assert greys(some) == [40, 80]
+    assert some.success.any(axis=1).tolist() == [False, False]
+    assert check(tmp_path / "some")[1] == []
+    select(tmp_path / "fewer", tmp_path / "some", [[], [0]])
+    assert greys(Replay(tmp_path / "fewer")) == [80]
+
+
+def test_splitting_deals_each_task_and_outcome_by_the_share(tmp_path, make_episode, write_dataset):
+    kinds = [("lift-can", ("lift-can",), 20), ("lift-can", (), 10), ("place-bowl", (), 10)]
+    episodes = [make_episode(task, 1, won) for task, won, count in kinds for _ in range(count)]
+    replay = Replay(write_dataset(tmp_path / "set", [episodes[n : n + 7] for n in range(0, 40, 7)]))
+    first, second = split(replay, 0.8, seed=1)
+    for name, wanted in (("first", first), ("second", second)):
+        select(tmp_path / name, tmp_path / "set", wanted)
+    parts = [Replay(tmp_path / name) for name in ("first", "second")]
+    can = TASKS["lift-can"].index
+    for part, counts in zip(parts, ((16, 8, 8), (4, 2, 2)), strict=True):
+        own = part.episode_task == can
+        assert ((own & part.success[:, can]).sum(), (own & ~part.success[:, can]).sum(), (~own).sum()) == counts
+    assert split(replay, 0.8, seed=1) == (first, second)
+    assert split(replay, 0.8, seed=2) != (first, second)
+
+
+def test_the_page_shows_every_kind_first(two, tmp_path):
+    merge(tmp_path / "both", two)
+    replay = Replay(tmp_path / "both")
+    assert choose_episodes(replay, 4, TASK_NAMES, "all") == [0, 1, 2, 4]
+    assert choose_episodes(replay, 9, TASK_NAMES, "success") == [0, 3, 4]
+    assert choose_episodes(replay, 9, ("place-bowl",), "failure") == [2]
+
+
+def test_the_page_holds_its_frames_and_nothing_that_is_fetched(two, tmp_path):
+    assert view(Replay(two[0]), tmp_path / "view.html", 40, TASK_NAMES, "all") == 3
+    text = (tmp_path / "view.html").read_text()
+    page = json.loads(re.search(r"const page = (\{.*\});\n", text)[1])
+    assert len(page["episodes"][0]["frames"]) == 3
+    assert page["episodes"][0]["success"] is True
+    assert not re.search(r"(src|href)=\"|https?://|@import|fetch\(", text.replace('src="data:', ""))
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium here")
+def test_the_page_filters_and_scrubs_in_a_browser(two, tmp_path):
+    view(Replay(two[0]), tmp_path / "view.html", 40, TASK_NAMES, "all")
+    steps = """<script>
+      const said = [$("list").children.length];
+      $("outcome").value = "failure"; $("outcome").onchange(); said.push($("list").children.length);
+      $("list").children[1].click(); said.push($("what").textContent);
+      const first = $("frame").src; $("step").value = 2; $("step").oninput();
+      said.push($("frame").src !== first, $("now").textContent);
+      document.body.replaceChildren(JSON.stringify(said));
+    </script></html>"""
+    page = tmp_path / "driven.html"
+    page.write_text((tmp_path / "view.html").read_text().replace("</html>", steps))
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()]
+    out = subprocess.run(browser, capture_output=True, text=True, timeout=60).stdout
+    said = json.loads(re.search(r"<body>(\[.*\])\s*</body>", out)[1])
+    assert said == [3, 2, "episode 2, place-bowl, by scripted: failure", True, "frame 2 of 2, the last"]
+
+
+def test_minari_reads_the_export(two, tmp_path):
+    minari = pytest.importorskip("minari")
+    replay = Replay(two[0])
+    EXPORTS["minari"](replay, tmp_path / "out")
+    dataset = minari.MinariDataset(tmp_path / "out" / "data")
+    assert (dataset.total_episodes, dataset.total_steps) == (3, 6)
+    for number, episode in enumerate(dataset):
+        stored = replay.read(replay.frames_of(number))
+        pictures = replay.pictures(replay.frames_of(number)).astype(int)
+        assert np.abs(episode.observations["image"].astype(int) - pictures).max() <= 3  # two decoders
+        assert np.array_equal(episode.actions["translation"], [frame.action[:3] for frame in stored[:-1]])
+        assert np.array_equal(episode.infos["state"], [frame.state for frame in stored])
+        assert dataset.action_space["translation"].contains(episode.actions["translation"][0])
+        assert dataset.observation_space["image"].contains(episode.observations["image"][0])
+    assert [float(episode.rewards.sum()) for episode in dataset] == [1, 0, 0]
+
+
+def test_lerobot_reads_the_export(two, tmp_path):
+    pytest.importorskip("pyarrow")
+    replay = Replay(two[0])
+    EXPORTS["lerobot"](replay, tmp_path / "out")
+    datasets = pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    dataset = datasets.LeRobotDataset("switchyard/pick-place", root=tmp_path / "out")
+    assert (dataset.num_episodes, dataset.num_frames) == (3, 6)
+    row = dataset[3]  # the last step of the second episode
+    picture = codec.decode(replay.read([4])[0].picture) / 255
+    assert np.abs(row["observation.image"].permute(1, 2, 0).numpy() - picture).max() <= 3 / 255
+    assert np.allclose(row["action"], replay.read([4])[0].action)
+    assert (row["task"], bool(row["next.done"])) == ("lift-can", True)
+
+
+def test_the_commands_say_what_they_did(two, tmp_path, capsys):
+    a, b = map(str, two)
+    both = str(tmp_path / "both")
+    assert main(["merge", both, a, b]) == 0
+    assert "5 episodes, 10 steps, 3 shards" in capsys.readouterr().out
+    assert main(["check", both, "--workers", "1"]) == 0
+    assert f"{both}: all 15 frames are as they were written" in capsys.readouterr().out
+    assert main(["split", both, str(tmp_path / "x"), str(tmp_path / "y"), "--share", "0.5"]) == 0
+    assert main(["view", both]) == 0
+    assert main(["info", both]) == 0
+    assert "100,000 episodes of 25 steps" in capsys.readouterr().out
+    shard = two[0] / "shard-00000.h5"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert main(["check", both, "--workers", "1"]) == 1
+    assert f"{shard.name}: damaged shard" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("info nowhere", "nowhere: no dataset here"),
+        ("view nowhere --outcome maybe", "unknown outcome 'maybe'"),
+        ("merge out nowhere", "nowhere: no dataset here"),
+        ("export nowhere out --format csv", "unknown format 'csv': choose from lerobot, minari"),
+        ("split nowhere a b --share 2", "share is between 0 and 1"),
+    ],
+)
+def test_the_commands_refuse_in_one_line(line, message, capsys):
+    assert main(line.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_nothing_in_the_package_unpickles_a_dataset():
+    program = (
+        "import data.__main__, data.replay, data.check, sys; print('pickle' in sys.modules['data.shards'].__dict__)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"
