@@ -23,7 +23,6 @@ from sim.landmarks import landmarks
 from sim.state import SceneState
 from sim.tasks import SKILLS, TASK_NAMES
 
-
 NO_BYTES, NO_SIZES = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
 
 

@@ -37,10 +37,10 @@ def check(folder: Path, workers: int = 1) -> tuple[int, list[str]]:
     wrong: list[str] = []
     seen: dict[Key, str] = {}
     frames = 0
-    for row, found in sorted(
-        run_jobs(Checker, (folder, side, manifest["renderer"]), manifest["shards"], workers),
-        key=lambda pair: pair[0]["name"],
-    ):
+    about = (folder, side, manifest["renderer"])
+    rows = manifest["shards"]
+    results = map(Checker(*about), rows) if workers == 1 else run_jobs(Checker, about, rows, workers)
+    for row, found in sorted(results, key=lambda pair: str(pair[0]["name"])):
         wrong += found.wrong
         frames += found.frames
         for key in found.episodes:

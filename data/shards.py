@@ -16,7 +16,8 @@ Keys (`E` episodes, `P` frames, `N` tasks, `S` numbers of a state; an episode of
 
 Each frame is stored once. All tables are contiguous in the file, and the manifest's row of a shard says where: a reader
 takes a frame by `pread` alone, parses no HDF5, holds no file open, and trusts nothing that a checksum does not cover.
-The row's `index_crc32` covers the offsets and the frames' checksums, its `crc32` the whole file.
+The row's `index_crc32` covers the offsets and the frames' checksums, its `crc32` the whole file. A shard that no
+manifest lists is checked by its attribute `crc32`, of all attributes and tables.
 """
 
 from __future__ import annotations
@@ -127,8 +128,9 @@ def write_shard(path: Path, episodes: Sequence[Episode], attributes: Mapping[str
     tables["frame/image"] = np.frombuffer(b"".join(pictures), np.uint8)
     tables["frame/offset"] = np.cumsum([0, *(len(picture) for picture in pictures)], dtype=np.int64)
     tables["frame/crc32"] = np.array(sums, np.uint32)
+    about = {**VERSIONS, "tasks": json.dumps(TASK_NAMES), **attributes}
     with h5py.File(path.name, "w", driver="core", backing_store=False) as file:  # in memory
-        file.attrs.update({**VERSIONS, "tasks": json.dumps(TASK_NAMES), **attributes})
+        file.attrs.update({**about, "crc32": content_crc32(about, tables)})
         for key, table in tables.items():
             file.create_dataset(key, data=table)
         file.flush()
@@ -143,6 +145,15 @@ def frame_crc32(picture: bytes, action: bytes, state: bytes, verdict: bytes) -> 
 
 def index_crc32(offset: NDArray[np.int64], crc32: NDArray[np.uint32]) -> int:
     return zlib.crc32(crc32.tobytes(), zlib.crc32(offset.tobytes()))
+
+
+def content_crc32(attributes: Mapping[str, Any], tables: Mapping[str, NDArray[Any]]) -> int:
+    """Of everything that a shard says, wherever HDF5 puts it."""
+    text = json.dumps({key: str(value) for key, value in attributes.items() if key != "crc32"}, sort_keys=True)
+    crc32 = zlib.crc32(text.encode())
+    for key in (*EPISODE_TABLES, *FRAME_TABLES):
+        crc32 = zlib.crc32(np.ascontiguousarray(tables[key]).data, crc32)
+    return crc32
 
 
 def read_shard(path: Path) -> tuple[Row, dict[str, NDArray[Any]], dict[str, Any]]:
@@ -174,6 +185,8 @@ def read_shard(path: Path) -> tuple[Row, dict[str, NDArray[Any]], dict[str, Any]
     wrong = [key for key, shape in shapes.items() if tables[key].shape != shape]
     if wrong or not len(lengths) or (lengths < 1).any() or (lengths + 1).sum() != frames or None in at.values():
         raise DatasetError(f"{path}: damaged shard, its tables disagree about how much it holds {wrong or ''}".strip())
+    if attributes.get("crc32") != content_crc32(attributes, tables):
+        raise DatasetError(f"{path}: damaged shard, the checksum of its content does not match")
     first = np.cumsum(lengths + 1) - (lengths + 1)
     row = {
         "name": path.name,
@@ -188,9 +201,7 @@ def read_shard(path: Path) -> tuple[Row, dict[str, NDArray[Any]], dict[str, Any]
         "length": lengths.tolist(),
         "success": pack_verdicts(tables["frame/verdict"][first + lengths]),
     }
-    shard = Shard(path, row)
-    for number in range(frames):
-        shard.frame(number)
+    Shard(path, row).frames(range(frames))
     del tables["frame/image"]
     return row, tables, attributes
 
