@@ -21,7 +21,7 @@ DEMO_STEPS ?= 2600
 DEMO_EVALUATIONS ?= 20
 ARGS ?=
 
-.PHONY: help setup demo test lint bench bench-world collect train-vision evaluate clean
+.PHONY: help setup demo test lint bench bench-world bench-data torture collect train-vision evaluate clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -54,6 +54,12 @@ bench: $(READY)  ## speed beside peers and ceilings: a table and bench/results/b
 
 bench-world: $(READY)  ## the world's own figures: speed, success of the experts, renderers, stability (40 minutes)
 	@$(PY) -m bench --only world,tasks,renderers,stability $(ARGS)
+
+bench-data: $(READY)  ## the data's figures: loading, memory, opening, collecting
+	@$(PY) -m bench --only data,collecting $(ARGS)
+
+torture: $(READY)  ## kills, damage and full disks against collection and reading (ten minutes)
+	@$(PY) -m bench.torture $(ARGS)
 
 collect: $(READY)  ## collect EPISODES at SIZE px with WORKERS processes into DATA
 	@$(PY) -m data collect --out $(DATA) --episodes $(EPISODES) --size $(SIZE) --workers $(WORKERS) --seed $(SEED) $(ARGS)

@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, str] = {
     "renderers": "bench.renderers",
     "stability": "bench.stability",
     "collecting": "bench.collecting",
+    "data": "bench.data",
     "training": "bench.training",
 }
 

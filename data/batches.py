@@ -67,7 +67,7 @@ class Batch:
 def decode_on(device: torch.device | str, encoded: Tensor, size: Tensor) -> Tensor:
     """Pictures uint8 [B, 3, H, W] on the device from their files: by nvJPEG (torchcodec) on a GPU, else one by one."""
     files = encoded.split(size.tolist())
-    if torch.device(device).type == "cuda" and encoded[:3].numpy().tobytes() == codec.JPEG_MAGIC:
+    if torch.device(device).type == "cuda" and codec.is_jpeg(encoded[:3].numpy().tobytes()):
         from torchcodec.decoders import decode_jpeg
 
         return torch.stack(decode_jpeg(list(files), device=device))

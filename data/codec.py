@@ -1,8 +1,8 @@
-"""Frames as bytes: JPEG (simplejpeg, else torchvision on a bare GPU machine), or PNG where nothing may be lost."""
+"""Frames as bytes: JPEG (simplejpeg, else torchvision on a bare GPU machine), or lossless, by Zstandard."""
 
 from __future__ import annotations
 
-import io
+import math
 import warnings
 from collections.abc import Callable
 
@@ -10,26 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 Frame = NDArray[np.uint8]
-CODECS = ("jpeg", "png")
+CODECS = ("jpeg", "zstd")
 JPEG_MAGIC = b"\xff\xd8\xff"
+ZSTD_LEVEL = 3
 
 
 def encode(frame: Frame, codec: str = "jpeg", quality: int = 95) -> bytes:
-    """A frame uint8 [H, W, 3] as a JPEG file without chroma subsampling, or as a PNG file."""
-    if codec == "png":
-        from PIL import Image
+    """A frame uint8 [H, W, 3] as a JPEG file without chroma subsampling, or its numbers compressed."""
+    if codec == "zstd":
+        import zstandard
 
-        out = io.BytesIO()
-        Image.fromarray(frame).save(out, "png", compress_level=1)
-        return out.getvalue()
+        return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(np.ascontiguousarray(frame).data)
     import simplejpeg
 
     return bytes(simplejpeg.encode_jpeg(frame, quality=quality, colorspace="RGB", colorsubsampling="444"))
 
 
+def is_jpeg(data: bytes) -> bool:
+    return data.startswith(JPEG_MAGIC)
+
+
 def decode(data: bytes, out: Frame | None = None) -> Frame:
-    """A frame uint8 [H, W, 3], in `out` where that is given; ValueError where the bytes are no picture of its size."""
-    frame = _decode_jpeg(data, out) if data.startswith(JPEG_MAGIC) else _decode_png(data)
+    """A square frame uint8 [H, H, 3], in `out` where that is given; ValueError where the bytes are no picture of its
+    size."""
+    frame = _decode_jpeg(data, out) if is_jpeg(data) else _decode_zstd(data)
     if out is None or frame is out:
         return frame
     if frame.shape != out.shape:
@@ -38,13 +42,17 @@ def decode(data: bytes, out: Frame | None = None) -> Frame:
     return out
 
 
-def _decode_png(data: bytes) -> Frame:
-    from PIL import Image, UnidentifiedImageError
-
+def _decode_zstd(data: bytes) -> Frame:
     try:
-        return np.array(Image.open(io.BytesIO(data), formats=["png"]).convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"neither a JPEG nor a PNG picture ({error})") from error
+        import zstandard
+    except ImportError:
+        raise ValueError("frames compressed by Zstandard need the package zstandard") from None
+    try:
+        numbers = np.frombuffer(zstandard.ZstdDecompressor().decompress(data), np.uint8)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"neither a JPEG nor a Zstandard picture ({error})") from error
+    side = math.isqrt(len(numbers) // 3)
+    return numbers.reshape(side, side, 3).copy()
 
 
 def _jpeg_decoder() -> Callable[[bytes, Frame | None], Frame]:

@@ -96,7 +96,7 @@ class CollectConfig:
     renderer: str = option("auto", f"of {', '.join(RENDERERS)}")
     randomise: str = option("all", f"all, none, or some of {', '.join(FACTORS)}")
     split: str = option("train", f"of {', '.join(SPLITS)}: looks and sizes that never occur in the other")
-    codec: str = option("jpeg", f"of {', '.join(codec.CODECS)}: png loses nothing and takes several times the space")
+    codec: str = option("jpeg", f"of {', '.join(codec.CODECS)}: zstd loses nothing and takes three times the space")
     quality: int = option(95, "of JPEG frames, 1 to 100")
     episodes_per_shard: int = option(20, "episodes in one file")
     backend: str = option("local", f"of {', '.join(BACKENDS)}: processes here, or on the Ray cluster of RAY_ADDRESS")

@@ -1,11 +1,12 @@
 """Datasets for other programs: LeRobot's layout (codebase v3.0, images in parquet) and Minari's (0.5, HDF5).
 
-Pictures are passed on as they are stored. LeRobot's rows are steps: the last frame of an episode, at which nothing is
-done, is not among them. Minari's observations have it.
+JPEG pictures are passed on as they are stored, others as PNG. LeRobot's rows are steps: the last frame of an episode,
+at which nothing is done, is not among them. Minari's observations have it.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from data import codec
 from data.replay import Replay
@@ -57,7 +60,7 @@ def to_lerobot(replay: Replay, out: Path) -> None:
         won = bool(replay.success[episode, task])
         last = [step == steps - 1 for step in range(steps)]
         new = {
-            "observation.image": [{"bytes": frame.picture, "path": None} for frame in frames[:-1]],
+            "observation.image": [{"bytes": _file(frame), "path": None} for frame in frames[:-1]],
             "observation.state": [_gripper(frame).tolist() for frame in frames[:-1]],
             "observation.environment_state": [frame.state.tolist() for frame in frames[:-1]],
             "action": [frame.action.tolist() for frame in frames[:-1]],
@@ -70,7 +73,7 @@ def to_lerobot(replay: Replay, out: Path) -> None:
             "index": list(range(index, index + steps)),
             "task_index": [task] * steps,
         }
-        stats.add(new)
+        stats.add(new, replay.pictures([replay.frames_of(episode)[0]]))
         for key, values in new.items():
             rows.setdefault(key, []).extend(values)
         where = {"data/chunk_index": file // FILES_IN_CHUNK, "data/file_index": file % FILES_IN_CHUNK}
@@ -135,7 +138,7 @@ def to_minari(replay: Replay, out: Path) -> None:
             group.attrs.update({"id": episode, "total_steps": steps, "task": TASK_NAMES[task]})
             pictures = group.create_dataset("observations/image", len(frames), h5py.vlen_dtype(np.uint8))
             for number, frame in enumerate(frames):
-                pictures[number] = np.frombuffer(frame.picture, np.uint8)
+                pictures[number] = np.frombuffer(_file(frame), np.uint8)
             tables = {
                 "observations/gripper_closed": gripper[:, 0],
                 "observations/gripper_height": gripper[:, 1],
@@ -190,6 +193,15 @@ def _episodes(replay: Replay) -> Iterator[tuple[int, list[Frame]]]:
         yield episode, replay.read(replay.frames_of(episode))
 
 
+def _file(frame: Frame) -> bytes:
+    """Its picture as a file that any program opens."""
+    if codec.is_jpeg(frame.picture):
+        return frame.picture
+    out = io.BytesIO()
+    Image.fromarray(codec.decode(frame.picture)).save(out, "png")
+    return out.getvalue()
+
+
 def _gripper(frame: Frame) -> np.ndarray[Any, np.dtype[np.float32]]:
     """[2]: closed (0 or 1), height (m)."""
     state = SceneState(frame.state)
@@ -212,13 +224,10 @@ class _Stats:
     def __init__(self) -> None:
         self._sums: dict[str, dict[str, Any]] = {}
 
-    def add(self, rows: dict[str, list[Any]]) -> None:
+    def add(self, rows: dict[str, list[Any]], first: NDArray[np.uint8]) -> None:
         for key, values in rows.items():
             is_picture = key == "observation.image"
-            if is_picture:
-                table = codec.decode(values[0]["bytes"]).reshape(-1, 3) / 255
-            else:
-                table = np.array(values, np.float64).reshape(len(values), -1)
+            table = first.reshape(-1, 3) / 255 if is_picture else np.array(values, np.float64).reshape(len(values), -1)
             new = {"min": table.min(0), "max": table.max(0), "sum": table.sum(0), "squares": (table**2).sum(0)}
             new |= {"rows": len(table), "count": 1 if is_picture else len(table)}
             old = self._sums.get(key, new)

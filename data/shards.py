@@ -10,7 +10,7 @@ Keys (`E` episodes, `P` frames, `N` tasks, `S` numbers of a state; an episode of
     frame/action        float32 [P, 5]  taken at this frame: translation (m), yaw (rad), command; 0 at an episode's last
     frame/state         float32 [P, S]  SceneState vector, sim/state.py
     frame/verdict       bool    [P, N]  every task's detector on that state
-    frame/image         uint8   [sum]   the pictures, each a JPEG or a PNG file, one after another
+    frame/image         uint8   [sum]   the pictures one after another, each a JPEG file or Zstandard of its numbers
     frame/offset        int64   [P + 1] where each begins
     frame/crc32         uint32  [P]     of each frame's picture, state, verdict and action together
 

@@ -66,7 +66,7 @@ def _episode(replay: Replay, episode: int) -> dict[str, Any]:
 
 def _shown(picture: bytes) -> str:
     """A picture as a data URI, shrunk to what the page shows."""
-    if not picture.startswith(codec.JPEG_MAGIC) or Image.open(io.BytesIO(picture)).width > SHOWN_PX:
+    if not codec.is_jpeg(picture) or Image.open(io.BytesIO(picture)).width > SHOWN_PX:
         image = Image.fromarray(codec.decode(picture))
         image.thumbnail((SHOWN_PX, SHOWN_PX))
         picture = codec.encode(np.array(image), quality=85)

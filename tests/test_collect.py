@@ -208,7 +208,7 @@ def test_the_ray_backend_makes_the_same_dataset(tiny_dataset, tiny_collection, t
     [
         ({"seed": 4}, r"other options: seed 3 \(now 4\)"),
         ({"noise": 0.25}, r"other options: noise 1\.0 \(now 0\.25\)"),
-        ({"codec": "png"}, r"other options: codec 'jpeg' \(now 'png'\)"),
+        ({"codec": "zstd"}, r"other options: codec 'jpeg' \(now 'zstd'\)"),
         ({"size": 64}, r"other options: size 48 \(now 64\)"),
         ({"tasks": ("lift-can",)}, "other options: tasks"),
         ({"renderer": "egl"}, "rendered by tiny, asked for egl"),

@@ -1,4 +1,6 @@
-"""`python -m train --preset demo [--option value ...]`: train a vision Q-network with data sharing."""
+"""`python -m train --preset demo [--option value ...]`: train a vision Q-network with data sharing.
+
+`python -m train qtopt-online --task lift-can` collects as it learns."""
 
 from __future__ import annotations
 
@@ -13,6 +15,8 @@ from train.config import PRESETS, TrainConfig
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["qtopt-online"]:
+        return _online(arguments[1:])
     first = Parser(add_help=False)
     first.add_argument("--preset", default="vision-472")
     name = first.parse_known_args(arguments)[0].preset
@@ -34,6 +38,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _online(arguments: list[str]) -> int:
+    from train import online
+
+    try:
+        return online.main(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def _values(config: TrainConfig) -> dict[str, Any]:

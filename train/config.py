@@ -149,4 +149,19 @@ _DEMO = replace(
     log_every=20,
 )
 
-PRESETS: dict[str, TrainConfig] = {"demo": _DEMO, "vision-64": _VISION_64, "vision-472": _VISION_472}
+_ONLINE = replace(
+    _DEMO,
+    learning_rate=1e-3,
+    learning_rate_decay=False,
+    target_decay=0.99,
+    random_crop=True,
+    rule="none",
+    shared_part=0.0,
+)
+
+PRESETS: dict[str, TrainConfig] = {
+    "demo": _DEMO,
+    "online": _ONLINE,
+    "vision-64": _VISION_64,
+    "vision-472": _VISION_472,
+}

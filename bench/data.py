@@ -1,0 +1,351 @@
+"""Data: frames delivered to the training step beside raw JPEG decoding and beside other loaders, memory, opening,
+and what an episode costs to collect as a dataset grows.
+
+The picture loaders alternate block by block over the same episodes at 472 px (frames of 512), random transitions, two
+processes each; a ratio is the median over the pairs. Raw decoding is simplejpeg over the same bytes, already in memory,
+in as many processes. The PNG peer keeps a pickle of two PNG pictures for each transition; the HDF5 peer keeps raw
+frames, like robomimic, at eight times the bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import multiprocessing as mp
+import os
+import pickle
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset
+
+from bench.report import Row
+from data import codec
+from data.batches import BatchStream, Sampler, SamplerConfig
+from data.collect import CollectConfig, Collector, ShardJob, collect
+from data.manifest import write_manifest
+from data.replay import Replay
+from data.shards import Episode, write_shard
+from data.sharing import RULES
+from sim.state import SceneState
+from sim.tasks import TASK_NAMES, verdicts
+
+WORKERS = 2
+PER_TASK = 3  # 30 transitions, 60 frames a batch
+ROOT = Path(__file__).parents[1]
+
+
+def run(quick: bool) -> list[Row]:
+    with tempfile.TemporaryDirectory(prefix="switchyard-bench-") as name:
+        work = Path(name)
+        return [
+            *_pictures(work, quick),
+            *_memory(work, quick),
+            *_opening(work, quick),
+            *_growing(work, quick),
+        ]
+
+
+# ---------------------------------------------------------------------- pictures
+
+
+def _pictures(work: Path, quick: bool) -> list[Row]:
+    episodes, batches, rounds = (10, 4, 1) if quick else (60, 40, 7)
+    folder = work / "vision"
+    collect(CollectConfig(out=str(folder), episodes=episodes, size=472, workers=WORKERS))
+    replay = Replay(folder)
+    frames = np.concatenate([list(replay.frames_of(episode)) for episode in range(replay.num_episodes)])
+    stored = sum(shard.row["bytes"] for shard in replay.shards)
+    png, hdf5 = work / "png", work / "raw.h5"
+    _write_png(replay, png)
+    _write_hdf5(replay, hdf5)
+    loaders: dict[str, Callable[[], Iterator[int]]] = {
+        "raw": lambda: _raw(replay, frames, batches),
+        "ours": lambda: _deliver(_stream(replay), batches),
+        "png": lambda: _deliver(_PNG(png), batches),
+        "hdf5": lambda: _deliver(_HDF5(hdf5), batches),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in loaders}
+    for _ in range(rounds):
+        for name, start in loaders.items():
+            rates[name].append(_rate(start()))
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+
+    def ratio(peer: str) -> float:
+        return statistics.median(a / b for a, b in zip(rates["ours"], rates[peer], strict=True))
+
+    size = f"{replay.frame_size} px, {WORKERS} processes, {rounds} rounds"
+    each = stored / len(frames)  # bytes
+    disk = f"{each / 1e3:.0f} kB a frame; 100,000 episodes of 25 steps: {each * 2.6e6 / 1e9:.0f} GB"
+    times = sum(path.stat().st_size for path in png.iterdir()) / stored, hdf5.stat().st_size / stored
+    return [
+        Row(
+            name="frames delivered at 472 px beside raw JPEG decoding",
+            value=middle["ours"],
+            unit="frames/s",
+            peer=middle["raw"],
+            ratio=ratio("raw"),
+            target=0.8,
+            note=f"{size}; floor {1e3 * WORKERS / middle['raw']:.2g} ms a frame and process; {disk}",
+        ),
+        Row(
+            name="beside a pickle of PNG pictures for each transition",
+            value=middle["ours"],
+            unit="frames/s",
+            peer=middle["png"],
+            ratio=ratio("png"),
+            target=3.0,
+            note=f"the peer takes {times[0]:.1f} times the bytes",
+        ),
+        Row(
+            name="beside raw frames in HDF5, as robomimic keeps them",
+            value=middle["ours"],
+            unit="frames/s",
+            peer=middle["hdf5"],
+            ratio=ratio("hdf5"),
+            note=f"the peer takes {times[1]:.1f} times the bytes, here all in the page cache",
+        ),
+    ]
+
+
+def _rate(counts: Iterator[int]) -> float:
+    """Frames a second, the first batch of each process left out: it pays for the process."""
+    for _ in range(WORKERS):
+        next(counts)
+    begin = time.perf_counter()
+    total = sum(counts)
+    return total / (time.perf_counter() - begin)
+
+
+def _stream(replay: Replay) -> BatchStream:
+    tasks = tuple(range(len(TASK_NAMES)))
+    return BatchStream(Sampler(replay, tasks, RULES["all"], SamplerConfig(per_task=PER_TASK)), seed=0)
+
+
+def _deliver(stream: IterableDataset[Any], batches: int) -> Iterator[int]:
+    loader = iter(DataLoader(stream, batch_size=None, num_workers=WORKERS, prefetch_factor=2))
+    for _ in range(batches + WORKERS):
+        batch = next(loader)
+        yield 2 * len(batch)
+
+
+def _raw(replay: Replay, frames: NDArray[np.int64], batches: int) -> Iterator[int]:
+    """As many frames as the batches hold, decoded and dropped."""
+    rng = np.random.default_rng(0)
+    count = 2 * PER_TASK * len(TASK_NAMES)
+    pictures = [frame.picture for frame in replay.read(rng.choice(frames, min(len(frames), 400), replace=False))]
+    context = mp.get_context("fork")
+    with context.Pool(WORKERS, initializer=_hold, initargs=(pictures,)) as pool:
+        yield from pool.imap_unordered(_decode, [count] * (batches + WORKERS))
+
+
+def _hold(pictures: list[bytes]) -> None:
+    _decode.pictures = pictures  # type: ignore[attr-defined]
+
+
+def _decode(count: int) -> int:
+    pictures: list[bytes] = _decode.pictures  # type: ignore[attr-defined]
+    for number in range(count):
+        codec.decode(pictures[number % len(pictures)])
+    return count
+
+
+def _write_png(replay: Replay, folder: Path) -> None:
+    folder.mkdir()
+    number = 0
+    for episode in range(replay.num_episodes):
+        files = []
+        for picture in replay.pictures(replay.frames_of(episode)):
+            out = io.BytesIO()
+            Image.fromarray(picture).save(out, "png")
+            files.append(out.getvalue())
+        for first, second in itertools.pairwise(files):
+            (folder / f"{number}.pkl").write_bytes(pickle.dumps({"image": first, "next_image": second}))
+            number += 1
+
+
+class _PNG(IterableDataset[torch.Tensor]):
+    def __init__(self, folder: Path) -> None:
+        self._files = sorted(folder.iterdir())
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        rng = np.random.default_rng(os.getpid())
+        while True:
+            pair = []
+            for number in rng.integers(len(self._files), size=PER_TASK * len(TASK_NAMES)):
+                row = pickle.loads(self._files[number].read_bytes())
+                pair.append(np.stack([np.array(Image.open(io.BytesIO(row[key]))) for key in ("image", "next_image")]))
+            yield torch.from_numpy(np.stack(pair))
+
+
+def _write_hdf5(replay: Replay, path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        for episode in range(replay.num_episodes):
+            file[f"data/demo_{episode}/obs/image"] = replay.pictures(replay.frames_of(episode))
+
+
+class _HDF5(IterableDataset[torch.Tensor]):
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        rng = np.random.default_rng(os.getpid())
+        with h5py.File(self._path) as file:
+            demos = [file[f"data/{name}/obs/image"] for name in file["data"]]
+            while True:
+                pair = []
+                for number in rng.integers(len(demos), size=PER_TASK * len(TASK_NAMES)):
+                    step = rng.integers(len(demos[number]) - 1)
+                    pair.append(demos[number][step : step + 2])
+                yield torch.from_numpy(np.stack(pair))
+
+
+# ---------------------------------------------------------------------- memory
+
+
+def _memory(work: Path, quick: bool) -> list[Row]:
+    """A loader given a tenth of the dataset's size as its cache: proportional set size of all its processes."""
+    replay = Replay(work / "vision")
+    size = sum(shard.row["bytes"] for shard in replay.shards)
+    limit = size // 10
+    loader = iter(
+        DataLoader(_stream(Replay(work / "vision", cache_bytes=limit // WORKERS)), batch_size=None, num_workers=WORKERS)
+    )
+    marks = []
+    warm, last = (4, 8) if quick else (60, 300)
+    for number in range(last + 1):
+        next(loader)
+        if number in (warm, last):
+            marks.append(_proportional_mib())
+    del loader
+    return [
+        Row(
+            name="growth of a training's loader with a cache of a tenth of its dataset",
+            value=marks[1] - marks[0],
+            unit="MiB",
+            most=16,
+            target_of="value",
+            note=f"limit {limit / 2**20:.0f} of {size / 2**20:.0f} MiB; {marks[0]:.0f} -> {marks[1]:.0f} MiB "
+            f"from batch {warm} to {last}, all processes",
+        )
+    ]
+
+
+def _proportional_mib() -> float:
+    """Of this process and its children; pages they share count once."""
+    total = 0
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    for process in ("self", *children):
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1])
+    return total / 1024
+
+
+# ---------------------------------------------------------------------- opening
+
+
+OPEN = """
+import json, resource, sys, time
+from data.replay import Replay
+begin = time.perf_counter()
+replay = Replay(sys.argv[1])
+seconds = time.perf_counter() - begin
+frame = replay.read([replay.frames_of(replay.num_episodes - 1)[-1]])
+print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, replay.num_episodes]))
+"""
+
+
+def _opening(work: Path, quick: bool) -> list[Row]:
+    """4,000 shards of 25 episodes of 25 steps, with tiny pictures; all are links to the bytes of one."""
+    shards, episodes, steps = (40, 25, 25) if quick else (4000, 25, 25)
+    folder = work / "large"
+    folder.mkdir()
+    state = np.stack([SceneState.empty().vector] * (steps + 1))
+    picture = codec.encode(np.zeros((8, 8, 3), np.uint8))
+    made = [
+        Episode(
+            task_index=number % len(TASK_NAMES),
+            number=number,
+            terminated=False,
+            noise=0.0,
+            action=np.zeros((steps, 5), np.float32),
+            state=state,
+            verdict=verdicts(SceneState(state)),
+            frames=(picture,) * (steps + 1),
+        )
+        for number in range(episodes)
+    ]
+    row = write_shard(folder / "shard-0.h5", made, {"policy": "none"})
+    for number in range(1, shards):
+        os.link(folder / "shard-0.h5", folder / f"shard-{number}.h5")
+    rows = [{**row, "name": f"shard-{number}.h5"} for number in range(shards)]
+    about = {"size": 8, "frame_size": 8, "renderer": "none", "split": "train", "randomise": []}
+    write_manifest(folder, about, rows)
+    answers = []
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", OPEN, str(folder)], cwd=ROOT, check=True, capture_output=True, text=True
+        )
+        answers.append(json.loads(done.stdout))
+    seconds, mib = (statistics.median(values) for values in list(zip(*answers, strict=True))[:2])
+    what = f"opening {shards} shards, {int(answers[0][2])} episodes"
+    return [
+        Row(name=what, value=seconds, unit="s", most=2.0, target_of="value", note="and a frame read"),
+        Row(name=f"{what}: memory", value=mib, unit="MiB", most=300, target_of="value", note="peak, with all imports"),
+    ]
+
+
+# ---------------------------------------------------------------------- growing
+
+
+def _growing(work: Path, quick: bool) -> list[Row]:
+    """The first shards of a collection, and after a thousand episodes the same shards again, with the manifest's
+    writing: the same work, by the same worker."""
+    total, again, per_shard = (40, 1, 10) if quick else (1000, 10, 10)
+    config = CollectConfig(out=str(work / "growing"), size=64, tasks=("lift-can",), episodes=total, renderer="tiny")
+    (work / "growing").mkdir()
+    collector = Collector(
+        work / "growing", config, {"renderer": "tiny", "seed": 0}, [{"policy": "crude", "noise": 1.0}]
+    )
+    about = {"size": 64, "frame_size": 72, "renderer": "tiny", "split": "train", "randomise": []}
+    rows: list[dict[str, Any]] = []
+
+    def make(number: int) -> float:
+        begin = time.perf_counter()
+        job = ShardJob(
+            source=0, task="lift-can", number=number, first=number * per_shard, last=(number + 1) * per_shard
+        )
+        rows.append(collector(job)[1])
+        write_manifest(work / "growing", about, rows)
+        return time.perf_counter() - begin
+
+    make(0)  # the first reset builds the world
+    early = [make(number) for number in range(again)]
+    for number in range(again, total // per_shard):
+        make(number)
+    late = [make(number) for number in range(again)]
+    ratio = statistics.median(b / a for a, b in zip(early, late, strict=True))
+    return [
+        Row(
+            name=f"cost of an episode after {total} of them, beside the first",
+            value=1e3 * statistics.median(late) / per_shard,
+            unit="ms/episode",
+            peer=1e3 * statistics.median(early) / per_shard,
+            ratio=ratio,
+            most=1.05,
+            note=f"the same {again} shards made at the beginning and again at the end",
+        )
+    ]

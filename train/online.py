@@ -1,0 +1,212 @@
+"""`python -m train qtopt-online --task lift-can`: QT-Opt's loop of collecting and learning, for one task (sec. 4.3).
+
+A round collects episodes, adds them to the buffer, trains on all of it, and evaluates. The first round's episodes are
+scripted, those of later rounds by the policy of the round before, which explores by epsilon-greedy CEM. The loop ends
+when the evaluation passes the threshold, by default the 40% for lifts and 80% for places at which the CDS paper ends
+it (app. C.2). The buffer is then the task's part of a multi-task dataset (`python -m data merge`). Stopped anywhere,
+the same command goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from data.collect import CollectConfig, collect
+from data.manifest import MANIFEST, merge
+from data.shards import read_json, write_whole
+from eval.rollout import EpisodeJob, rollout, wilson
+from models.checkpoint import CheckpointError
+from sim.options import Parser, add_options, choose, from_options, option
+from sim.scenes import FACTORS, read_factors
+from sim.tasks import task_by_name
+from sim.views import frame_size
+from train.config import PRESETS
+from train.run import train
+
+STATE = "online.json"
+THRESHOLDS = {"lift": 0.4, "place": 0.8}
+EVALUATION_SEED = 1000  # apart from those of collection
+FREE_TO_CHANGE = ("out", "rounds", "threshold", "workers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineConfig:
+    task: str = field(metadata={"help": "what to learn"})
+    out: str = option("", "folder of the loop; default runs/online-TASK")
+    preset: str = option("online", f"of the training: {', '.join(PRESETS)}")
+    rounds: int = option(20, "at most")
+    first_episodes: int = option(400, "of the scripted policy")
+    noise: float = option(1.0, "of the scripted policy (crude)")
+    episodes: int = option(100, "of each later round")
+    epsilon: float = option(0.2, "probability of a random action in later rounds")
+    steps: int = option(600, "gradient steps a round")
+    evaluations: int = option(50, "evaluation episodes a round")
+    threshold: float = option(0.0, "success that ends the loop; 0: 0.4 for a lift, 0.8 for a place")
+    randomise: str = option("all", f"all, none, or some of {', '.join(FACTORS)}")
+    renderer: str = option("auto", "of all episodes")
+    seed: int = option(0, "of everything")
+    workers: int = option(len(os.sched_getaffinity(0)), "processes")
+
+    def __post_init__(self) -> None:
+        task_by_name(self.task)
+        choose("preset", self.preset, tuple(PRESETS))
+        read_factors(self.randomise)
+        for name in ("rounds", "first_episodes", "episodes", "steps", "evaluations", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        for name in ("epsilon", "threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is between 0 and 1, got {getattr(self, name)}")
+        if self.seed < 0 or not self.noise >= 0:
+            raise ValueError(f"seed and noise are 0 or more, got {self.seed} and {self.noise}")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out or f"runs/online-{self.task}")
+
+    @property
+    def goal(self) -> float:
+        return self.threshold or THRESHOLDS[task_by_name(self.task).skill]
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser(prog="python -m train qtopt-online", description=__doc__)
+    add_options(parser, OnlineConfig)
+    learn(from_options(OnlineConfig, vars(parser.parse_args(arguments))))
+    return 0
+
+
+def learn(config: OnlineConfig) -> list[dict[str, Any]]:
+    """Run rounds until the task is learned or they are used up; returns what happened in each."""
+    folder = config.folder
+    rounds = _claim(folder, config)
+    while len(rounds) < config.rounds and not (rounds and rounds[-1]["success"] >= config.goal):
+        rounds.append(_round(config, folder, len(rounds), rounds))
+        _write(folder, config, rounds)
+        print_table(rounds, config)
+    if rounds[-1]["success"] >= config.goal:
+        end = f"passes {config.goal:.0%}; its replay buffer is {folder / 'buffer'}"
+    else:
+        end = f"after {len(rounds)} rounds; more --rounds go on"
+    print(f"{config.task}: {rounds[-1]['success']:.0%} {end}")
+    return rounds
+
+
+def _claim(folder: Path, config: OnlineConfig) -> list[dict[str, Any]]:
+    """The rounds that are done; refuses a folder of another loop."""
+    path = folder / STATE
+    if not path.is_file():
+        if folder.exists() and any(folder.iterdir()):
+            raise CheckpointError(f"{folder}: not empty and not a loop of qtopt-online (it has no {STATE})")
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder, config, [])
+        return []
+    found = read_json(path)
+    values = dataclasses.asdict(config)
+    differs = [k for k in values if k not in FREE_TO_CHANGE and values[k] != found["config"].get(k)]
+    if differs:
+        pairs = ", ".join(f"{k} {found['config'].get(k)!r} (now {values[k]!r})" for k in differs)
+        raise CheckpointError(f"{folder}: already holds a loop with other options: {pairs}")
+    rounds: list[dict[str, Any]] = found["rounds"]
+    return rounds
+
+
+def _write(folder: Path, config: OnlineConfig, rounds: list[dict[str, Any]]) -> None:
+    write_whole(folder / STATE, json.dumps({"config": dataclasses.asdict(config), "rounds": rounds}, indent=1).encode())
+
+
+def _round(config: OnlineConfig, folder: Path, number: int, before: list[dict[str, Any]]) -> dict[str, Any]:
+    begin = time.perf_counter()
+    parts = [folder / f"round-{n:03d}" for n in range(number + 1)]
+    manifest = collect(_collection(config, folder, number))
+    own = 1 << task_by_name(config.task).index
+    won = sum(success & own > 0 for row in manifest["shards"] for success in row["success"])
+    collected_s = time.perf_counter() - begin
+    buffer = folder / "buffer"
+    (buffer / MANIFEST).unlink(missing_ok=True)
+    merged = merge(buffer, parts)
+    preset = PRESETS[config.preset]
+    checkpoint = train(
+        replace(
+            preset,
+            data=str(buffer),
+            out=str(folder / "policy"),
+            tasks=(config.task,),
+            steps=config.steps * (number + 1),
+            seed=config.seed,
+        )
+    )
+    trained_s = time.perf_counter() - begin - collected_s
+    world = {
+        "image_size": frame_size(preset.image_size),
+        "renderer": merged["renderer"],
+        "randomise": read_factors(config.randomise),
+    }
+    jobs = [
+        EpisodeJob(task=config.task, number=n, seed=EVALUATION_SEED + number, filmed=False)
+        for n in range(config.evaluations)
+    ]
+    successes = sum(outcome.success for outcome in rollout("checkpoint", str(checkpoint), world, jobs, config.workers))
+    (folder / "policies").mkdir(exist_ok=True)
+    shutil.copy(checkpoint, _policy(folder, number))  # training goes on; what collects the next round stays as it is
+    return {
+        "collected": manifest["episodes"],
+        "collected_success": won / manifest["episodes"],
+        "episodes": merged["episodes"],
+        "steps": config.steps * (number + 1),
+        "successes": successes,
+        "evaluations": config.evaluations,
+        "success": successes / config.evaluations,
+        "collect_s": collected_s,
+        "train_s": trained_s,
+        "total_s": time.perf_counter() - begin + (before[-1]["total_s"] if before else 0.0),
+    }
+
+
+def _policy(folder: Path, number: int) -> Path:
+    """The checkpoint with which a round ended."""
+    return folder / "policies" / f"round-{number:03d}.ckpt"
+
+
+def _collection(config: OnlineConfig, folder: Path, number: int) -> CollectConfig:
+    acting: dict[str, Any] = {"policy": "crude", "noise": config.noise, "episodes": config.first_episodes}
+    if number:
+        acting = {
+            "policy": "checkpoint",
+            "checkpoint": str(_policy(folder, number - 1)),
+            "noise": config.epsilon,
+            "episodes": config.episodes,
+        }
+    return CollectConfig(
+        out=str(folder / f"round-{number:03d}"),
+        tasks=(config.task,),
+        size=PRESETS[config.preset].image_size,
+        seed=config.seed * 1000 + number,
+        randomise=config.randomise,
+        renderer=config.renderer,
+        workers=config.workers,
+        episodes_per_shard=10,
+        **acting,
+    )
+
+
+def print_table(rounds: list[dict[str, Any]], config: OnlineConfig) -> None:
+    print(
+        f"\n{'round':>5}{'episodes':>10}{'collected':>11}{'steps':>8}{'success':>9}{'95% interval':>17}{'minutes':>9}"
+    )
+    for number, r in enumerate(rounds):
+        low, high = wilson(r["successes"], r["evaluations"])
+        interval = f"{low:.1%} - {high:.1%}"
+        print(
+            f"{number:>5}{r['episodes']:>10}{r['collected_success']:>11.1%}{r['steps']:>8}{r['success']:>9.1%}"
+            f"{interval:>17}{r['total_s'] / 60:>9.1f}"
+        )
+    sys.stdout.flush()
