@@ -63,7 +63,7 @@ def test_help_is_given_and_is_no_error(typed, line, mentions):
     [
         (
             "train --preset demoo",
-            "unknown preset 'demoo': choose from demo, vision-64, vision-472. Did you mean 'demo'?",
+            "unknown preset 'demoo': choose from demo, online, vision-64, vision-472. Did you mean 'demo'?",
         ),
         (
             "train --preset demo --rule csd",

@@ -1,0 +1,85 @@
+"""Jobs in worker processes: all of them are done, and a worker's end is nobody else's."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from sim.parallel import run_jobs
+
+
+def squares(offset):
+    return functools.partial(_square, offset)
+
+
+def _square(offset, number):
+    if number < 0:
+        raise ValueError(f"no root of {number}")
+    return offset + number**2
+
+
+def broken(message):
+    raise ValueError(message)
+
+
+def dying(folder, times):
+    """The first jobs, `times` of them, kill their worker."""
+    return functools.partial(_die, Path(folder), times)
+
+
+def _die(folder, times, number):
+    died = len(list(folder.iterdir()))
+    if died < times:
+        (folder / str(died)).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def waiting(folder):
+    (Path(folder) / str(os.getpid())).touch()
+    return _wait
+
+
+def _wait(seconds):
+    time.sleep(seconds)
+
+
+def test_every_job_is_done_once():
+    assert sorted(run_jobs(squares, (1,), range(7), 2)) == [1, 2, 5, 10, 17, 26, 37]
+    assert list(run_jobs(squares, (1,), [], 2)) == []
+
+
+def test_an_error_of_a_job_is_raised_here():
+    with pytest.raises(ValueError, match="no root of -1"):
+        list(run_jobs(squares, (0,), [1, -1, 2], 2))
+
+
+def test_an_error_of_a_workers_start_is_raised_here_once():
+    with pytest.raises(ValueError, match="no such checkpoint"):
+        list(run_jobs(broken, ("no such checkpoint",), [1, 2], 2))
+
+
+def test_a_worker_that_dies_is_replaced_and_its_jobs_are_done(tmp_path):
+    assert sorted(run_jobs(dying, (str(tmp_path), 2), range(5), 1)) == [0, 1, 2, 3, 4]
+
+
+def test_workers_that_always_die_end_it(tmp_path):
+    with pytest.raises(ValueError, match="worker processes die"):
+        list(run_jobs(dying, (str(tmp_path), 10**6), range(5), 1))
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_closing_ends_the_workers_in_the_middle_of_their_jobs(tmp_path):
+    running = run_jobs(waiting, (str(tmp_path),), [0.0, 600.0], 1)
+    next(running)
+    running.close()
+    worker = int(next(tmp_path.iterdir()).name)
+    end = time.monotonic() + 10
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{worker}").exists()
