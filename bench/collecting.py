@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from bench.report import Row
-from data.collect import CollectConfig, collect
+from data.collect import collect
+from data.plan import CollectConfig
 
 SIZE_PX = 64
 NUM_WORKERS = 2

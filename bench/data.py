@@ -34,8 +34,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from bench.report import Row
 from data import codec
 from data.batches import BatchStream, Sampler, SamplerConfig
-from data.collect import CollectConfig, Collector, ShardJob, collect
+from data.collect import Collector, collect
 from data.manifest import write_manifest
+from data.plan import CollectConfig, ShardJob
 from data.replay import Replay
 from data.shards import Episode, write_shard
 from data.sharing import RULES
@@ -317,17 +318,13 @@ def _growing(work: Path, quick: bool) -> list[Row]:
     total, again, per_shard = (40, 1, 10) if quick else (1000, 10, 10)
     config = CollectConfig(out=str(work / "growing"), size=64, tasks=("lift-can",), episodes=total, renderer="tiny")
     (work / "growing").mkdir()
-    collector = Collector(
-        work / "growing", config, {"renderer": "tiny", "seed": 0}, [{"policy": "crude", "noise": 1.0}]
-    )
+    collector = Collector(work / "growing", config, {"renderer": "tiny", "seed": 0}, [{}], work)
     about = {"size": 64, "frame_size": 72, "renderer": "tiny", "split": "train", "randomise": []}
     rows: list[dict[str, Any]] = []
 
     def make(number: int) -> float:
         begin = time.perf_counter()
-        job = ShardJob(
-            source=0, task="lift-can", number=number, first=number * per_shard, last=(number + 1) * per_shard
-        )
+        job = ShardJob(source=0, task="lift-can", first=number * per_shard, last=(number + 1) * per_shard)
         rows.append(collector(job)[1])
         write_manifest(work / "growing", about, rows)
         return time.perf_counter() - begin

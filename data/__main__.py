@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from data.check import check
-from data.collect import CollectConfig, collect
+from data.collect import collect
 from data.export import EXPORTS
-from data.manifest import merge, select
+from data.manifest import check_new, merge, select
+from data.plan import CollectConfig
 from data.replay import Replay
 from data.view import OUTCOMES, view
 from sim.options import Parser, add_options, choose, from_options
@@ -93,7 +94,12 @@ def _merge(out: Path, folders: list[Path]) -> None:
 def _split(folder: Path, first: Path, second: Path, share: float, seed: int) -> None:
     if not 0 < share < 1:
         raise ValueError(f"share is between 0 and 1, got {share}")
-    for out, wanted in zip((first, second), split(Replay(folder), share, seed), strict=True):
+    parts = split(Replay(folder), share, seed)
+    for out, wanted in zip((first, second), parts, strict=True):
+        check_new(out)
+        if not any(wanted):
+            raise ValueError(f"{folder}: too few episodes for a share of {share:g}: nothing is left for {out}")
+    for out, wanted in zip((first, second), parts, strict=True):
         select(out, folder, wanted)
         print_info(Replay(out))
 
@@ -129,15 +135,14 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
 
 def print_info(replay: Replay) -> None:
     """Episodes, steps and own successes per task, then in how many of all episodes each task's detector says yes."""
-    used = sum(shard.row["bytes"] for shard in replay.shards)
-    frames = sum(shard.row["frames"] for shard in replay.shards)
+    files = {shard.path.resolve(): shard.row for shard in replay.shards}  # two selections may share one
+    used, stored = (sum(row[key] for row in files.values()) for key in ("bytes", "frames"))
+    each = used / stored * (replay.num_steps + replay.num_episodes) / replay.num_episodes
     print(
         f"{replay.folder}: {replay.num_episodes} episodes, {replay.num_steps} steps, {len(replay.shards)} shards, "
-        f"{replay.frame_size} px for {replay.size}, {replay.renderer}"
-    )
-    full = used / frames * 26 * 100_000
-    print(
-        f"{used / 1e6:.1f} MB, {used / frames / 1e3:.1f} kB a frame; 100,000 episodes of 25 steps: {full / 1e9:.0f} GB"
+        f"{replay.frame_size} px for {replay.size}, {replay.renderer}\n"
+        f"{used / 1e6:.1f} MB, {each / 1e3:.0f} kB an episode, {used / stored / 1e3:.1f} kB a frame; "
+        f"100,000 episodes of 25 steps: {used / stored * 26 * 1e5 / 1e9:.0f} GB"
     )
     print(f"{'task':<22}{'episodes':>9}{'success':>9}{'in all data':>13}  policies")
     for index, name in enumerate(TASK_NAMES):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data import codec
 from data.replay import Replay
-from data.shards import Frame
+from data.shards import DatasetError, Frame
 from data.sharing import SharingRule
 from sim.landmarks import landmarks
 from sim.state import SceneState
@@ -67,7 +67,7 @@ class Batch:
 def decode_on(device: torch.device | str, encoded: Tensor, size: Tensor) -> Tensor:
     """Pictures uint8 [B, 3, H, W] on the device from their files: by nvJPEG (torchcodec) on a GPU, else one by one."""
     files = encoded.split(size.tolist())
-    if torch.device(device).type == "cuda" and codec.is_jpeg(encoded[:3].numpy().tobytes()):
+    if torch.device(device).type == "cuda":
         from torchcodec.decoders import decode_jpeg
 
         return torch.stack(decode_jpeg(list(files), device=device))
@@ -76,11 +76,11 @@ def decode_on(device: torch.device | str, encoded: Tensor, size: Tensor) -> Tens
 
 
 def can_decode_on_gpu() -> bool:
-    """Whether there is a GPU and a torchcodec that loads."""
+    """Whether there is a GPU and a torchcodec that decodes JPEG."""
     if not torch.cuda.is_available():
         return False
     try:
-        import torchcodec.decoders  # noqa: F401
+        from torchcodec.decoders import decode_jpeg  # noqa: F401
     except (ImportError, OSError, RuntimeError):
         return False
     return True
@@ -90,7 +90,7 @@ def can_decode_on_gpu() -> bool:
 class SamplerConfig:
     """`per_task` transitions for each task; `shared` is the part drawn from others, `success` that of own successes.
 
-    `decode`: pictures are decoded as they are loaded; else `Batch.to` decodes them.
+    `decode`: pictures are decoded as they are loaded; else `Batch.to` decodes those that are JPEG.
     """
 
     per_task: int
@@ -153,7 +153,7 @@ class Sampler:
         episode = replay.episode_of(steps)
         frames = replay.read(np.concatenate([steps + episode, steps + episode + 1]))
         encoded, encoded_size, images = NO_BYTES, NO_SIZES, torch.empty(0, 3, 0, 0, dtype=torch.uint8)
-        if self._config.decode:
+        if self._config.decode or not all(codec.is_jpeg(frame.picture) for frame in frames):
             images = self._decode(frames)
         else:
             encoded = torch.frombuffer(bytearray(b"".join(frame.picture for frame in frames)), dtype=torch.uint8)
@@ -192,7 +192,10 @@ class Sampler:
         side = self._replay.frame_size
         images = torch.empty((len(frames), side, side, 3), dtype=torch.uint8)
         for frame, out in zip(frames, images.numpy(), strict=True):
-            codec.decode(frame.picture, out)
+            try:
+                codec.decode(frame.picture, out)
+            except ValueError as error:
+                raise DatasetError(f"{self._replay.folder}: a frame cannot be decoded: {error}") from error
         return images.permute(0, 3, 1, 2)
 
 

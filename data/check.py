@@ -18,7 +18,8 @@ from sim.parallel import run_jobs
 from sim.state import SceneState
 from sim.tasks import TASK_NAMES, TASKS, verdicts
 
-Key = tuple[str, int, int, int]  # checkpoint, seed, task, number: what makes an episode the one it is
+Key = tuple[str, int, int]  # origin, task, number: what makes an episode the one it is
+ORIGIN = ("seed", "source", "policy", "noise", "checkpoint_sha256", "randomise", "split", "renderer", "size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def check(folder: Path, workers: int = 1) -> tuple[int, list[str]]:
         for key in found.episodes:
             if key in seen:
                 wrong.append(
-                    f"{folder / row['name']}: holds episode {key[3]} of {TASK_NAMES[key[2]]}, as {seen[key]} does"
+                    f"{folder / row['name']}: holds episode {key[2]} of {TASK_NAMES[key[1]]}, as {seen[key]} does"
                 )
             seen[key] = row["name"]
     return frames, wrong
@@ -67,15 +68,12 @@ class Checker:
     def _read(self, row: Row) -> Finding:
         path = self._folder / row["name"]
         shard = Shard(path, row)
-        shard.frame(0)  # is it the file that the manifest lists?
+        shard.frames([0])  # is it the file that the manifest lists?
         if zlib.crc32(path.read_bytes()) != row["crc32"]:
             raise DatasetError(f"{path}: damaged shard, the checksum of the file does not match")
         real, tables, attributes = read_shard(path)
-        wrong = [
-            f"the manifest says otherwise: {key}"
-            for key in real
-            if key not in ("name", *PER_EPISODE) and real[key] != row[key]
-        ]
+        of_shard = [key for key in real if key not in ("name", *PER_EPISODE)]
+        wrong = [f"the manifest says otherwise: {key}" for key in of_shard if real[key] != row[key]]
         place = {first: number for number, first in enumerate(real["first"])}
         chosen = [place.get(first, -1) for first in row["first"]]
         if -1 in chosen or any([real[key][n] for n in chosen] != row[key] for key in PER_EPISODE):
@@ -83,18 +81,21 @@ class Checker:
         if attributes["renderer"] != self._renderer:
             wrong.append(f"rendered by {attributes['renderer']}, its dataset by {self._renderer}")
         wrong += self._tables(tables)
-        for number in range(len(tables["frame/state"])):
+        listed = [
+            first + k for first, length in zip(row["first"], row["length"], strict=True) for k in range(length + 1)
+        ]
+        for number, frame in zip(listed, shard.frames(listed), strict=True):
             try:
-                codec.decode(shard.frame(number).picture, np.empty((self._side, self._side, 3), np.uint8))
+                codec.decode(frame.picture, np.empty((self._side, self._side, 3), np.uint8))
             except ValueError as error:
                 wrong.append(f"frame {number}: {error}")
+        origin = "|".join(str(attributes.get(key, "")) for key in ORIGIN)
         keys = zip(tables["episode/task"].tolist(), tables["episode/number"].tolist(), strict=True)
-        origin = f"{attributes['source']}:{attributes['policy']}:{attributes['checkpoint_sha256']}"
-        episodes = tuple((origin, int(attributes["seed"]), task, number) for task, number in keys)
+        episodes = [(origin, task, number) for task, number in keys]
         return Finding(
             wrong=tuple(f"{path}: {text}" for text in wrong),
             episodes=tuple(episodes[n] for n in chosen if n >= 0),
-            frames=len(tables["frame/state"]),
+            frames=len(listed),
         )
 
     def _tables(self, tables: dict[str, NDArray[Any]]) -> list[str]:

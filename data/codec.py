@@ -65,7 +65,10 @@ def _jpeg_decoder() -> Callable[[bytes, Frame | None], Frame]:
         def through_torchvision(data: bytes, out: Frame | None) -> Frame:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torchvision announces the move of its codecs at every call
-                image = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+                try:
+                    image = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+                except RuntimeError as error:
+                    raise ValueError(str(error)) from error
             return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
 
         return through_torchvision

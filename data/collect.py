@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import hashlib
 import importlib
 import json
-import os
 import subprocess
 import time
-import tomllib
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,331 +24,208 @@ import numpy as np
 
 from data import codec
 from data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from data.plan import TRAINED, CollectConfig, ShardJob, Source, plan
 from data.progress import Progress
-from data.shards import DatasetError, Episode, Row, read_json, read_shard, unpack_verdicts, write_shard, write_whole
-from sim.looks import SPLITS
-from sim.options import choose, option
-from sim.parallel import BACKENDS, run_jobs
+from data.shards import DatasetError, Episode, Row, read_json, read_shard, successes, write_shard, write_whole
+from sim.parallel import run_jobs
 from sim.policies import COLLECTORS, Policy
-from sim.scenes import FACTORS, read_factors
-from sim.tasks import TASK_NAMES, TASKS, check_tasks
-from sim.views import RENDERERS, check_size, frame_size
+from sim.scenes import read_factors
+from sim.tasks import TASKS
+from sim.views import frame_size
 
 CONFIG = "collect.json"
-FREE_TO_CHANGE = ("out", "episodes", "workers", "backend", "renderer")  # when a dataset is continued
-TRAINED = "checkpoint"
-POLICIES = (*COLLECTORS, TRAINED)
-TRAINED_POLICY = "eval.policy:exploring"  # by name: evaluation is above data, and a scripted policy needs no torch
+LOCK = "collect.lock"
+BINDING = ("size", "seed", "randomise", "split", "codec", "quality", "episodes_per_shard", "until", "window")
+# By name: evaluation is above data, and who collects with a scripted policy needs neither it nor torch.
+TRAINED_POLICY = "eval.policy:exploring"
 MANIFEST_EVERY_S = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Episodes of these tasks by one policy. `noise` of a checkpoint: the probability of a random action."""
-
-    tasks: tuple[str, ...]
-    policy: str
-    noise: float
-    checkpoint: str
-    episodes: int  # in all; the tasks take turns
-
-    def __post_init__(self) -> None:
-        check_tasks(self.tasks)
-        choose("policy", self.policy, POLICIES)
-        if not self.noise >= 0 or (self.policy == TRAINED and self.noise > 1):
-            raise ValueError(f"noise is 0 or more, and at most 1 for a checkpoint, got {self.noise}")
-        if self.episodes < 1:
-            raise ValueError(f"episodes is at least 1, got {self.episodes}")
-        if (self.policy == TRAINED) != bool(self.checkpoint):
-            raise ValueError(
-                f"policy {TRAINED} and a checkpoint go together, got {self.policy} and {self.checkpoint!r}"
-            )
-
-    def episodes_of(self, position: int) -> int:
-        """How many of its episodes are of the task at this position."""
-        return self.episodes // len(self.tasks) + (position < self.episodes % len(self.tasks))
-
-
-OF_A_SOURCE = tuple(Source.__dataclass_fields__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CollectConfig:
-    """What to collect. `size` is the network's crop in px; frames are stored a little larger (sim/views.py)."""
-
-    out: str = field(metadata={"help": "folder of the dataset"})
-    episodes: int = option(2000, "in all; the tasks take turns")
-    size: int = option(472, "what the network will see, px")
-    workers: int = option(len(os.sched_getaffinity(0)), "processes")
-    tasks: tuple[str, ...] = option(TASK_NAMES, "tasks to collect")
-    policy: str = option("crude", f"of {', '.join(POLICIES)}")
-    noise: float = option(
-        1.0, "of the policy; scripted: each episode below it; checkpoint: of a random action, epsilon"
-    )
-    checkpoint: str = option("", "of a trained policy")
-    mix: str = option("", "TOML file of [[source]] tables: tasks, policy, noise, checkpoint, episodes (of each task)")
-    until: float = option(0.0, "end a task when its last --window episodes succeed at this rate; 0: never")
-    window: int = option(100, "episodes that --until looks at")
-    seed: int = option(0, "of everything")
-    renderer: str = option("auto", f"of {', '.join(RENDERERS)}")
-    randomise: str = option("all", f"all, none, or some of {', '.join(FACTORS)}")
-    split: str = option("train", f"of {', '.join(SPLITS)}: looks and sizes that never occur in the other")
-    codec: str = option("jpeg", f"of {', '.join(codec.CODECS)}: zstd loses nothing and takes three times the space")
-    quality: int = option(95, "of JPEG frames, 1 to 100")
-    episodes_per_shard: int = option(20, "episodes in one file")
-    backend: str = option("local", f"of {', '.join(BACKENDS)}: processes here, or on the Ray cluster of RAY_ADDRESS")
-
-    def __post_init__(self) -> None:
-        check_size(self.size)
-        choose("renderer", self.renderer, RENDERERS)
-        choose("split", self.split, SPLITS)
-        choose("codec", self.codec, codec.CODECS)
-        choose("backend", self.backend, BACKENDS)
-        read_factors(self.randomise)
-        if self.seed < 0:
-            raise ValueError(f"seed is 0 or more, got {self.seed}")
-        for name in ("workers", "episodes_per_shard", "window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
-        if not 1 <= self.quality <= 100:
-            raise ValueError(f"quality is 1 to 100, got {self.quality}")
-        if not 0 <= self.until <= 1:
-            raise ValueError(f"until is a rate between 0 and 1, got {self.until}")
-        said = [name for name in OF_A_SOURCE if getattr(self, name) != self.__dataclass_fields__[name].default]
-        if self.mix and said:
-            raise ValueError(f"the mix says {', '.join(said)} for each source: leave --{said[0]} out")
-        _ = self.sources  # its own checks
-
-    @functools.cached_property
-    def sources(self) -> tuple[Source, ...]:
-        """The mix, or the one source that the options describe."""
-        if not self.mix:
-            return (Source(**{name: getattr(self, name) for name in OF_A_SOURCE}),)
-        try:
-            tables = tomllib.loads(Path(self.mix).read_text())["source"]
-            return tuple(_read_source(table) for table in tables)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.mix}: {error}") from error
-
-
-def _read_source(table: dict[str, Any]) -> Source:
-    values = {"tasks": TASK_NAMES, "policy": "crude", "noise": 1.0, "checkpoint": "", **table}
-    for name in values:
-        choose("entry of a source", name, OF_A_SOURCE)
-    tasks = tuple(values["tasks"])
-    return Source(**{**values, "tasks": tasks, "episodes": values["episodes"] * len(tasks)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardJob:
-    """Episodes `first` to `last` (not included) of one task of one source."""
-
-    source: int
-    task: str
-    number: int
-    first: int
-    last: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.task}-{self.source}-{self.number:05d}.h5"
-
-    @property
-    def lane(self) -> tuple[int, str]:
-        return self.source, self.task
-
-
-def plan(config: CollectConfig) -> list[ShardJob]:
-    """All shards, in an order in which the tasks of all sources advance together."""
-    size, jobs = config.episodes_per_shard, []
-    for index, source in enumerate(config.sources):
-        for position, task in enumerate(source.tasks):
-            total = source.episodes_of(position)
-            for first in range(0, total, size):
-                job = ShardJob(
-                    source=index, task=task, number=first // size, first=first, last=min(first + size, total)
-                )
-                jobs.append(((first + 0.5) / total, job))
-    return [job for _, job in sorted(jobs, key=lambda pair: pair[0])]
 
 
 def collect(config: CollectConfig) -> Manifest:
     """Collect until the dataset holds exactly what was asked for; returns the manifest."""
     folder = Path(config.out)
     with _claim(folder, config) as (config, about):
-        jobs = plan(config)
-        rows = _finished(folder, jobs)
-        short = sorted({job.task for job in jobs} ^ {task for source in config.sources for task in source.tasks})
+        jobs = plan(config, about["asked"])
+        lanes = Lanes(jobs, config)
         progress = Progress(jobs)
-        if short:
-            progress.say(f"too few episodes for every task: none of {', '.join(short)}")
-        for job in jobs:
-            if job.name in rows:
-                progress.count(job, rows[job.name])
+        missing = {task for source in config.sources for task in source.tasks} - {job.task for job in jobs}
+        if missing:
+            progress.say(f"too few episodes for every task: none of {', '.join(sorted(missing))}")
+        for job, row in _finished(folder, jobs, about):
+            lanes.add(job, row)
+            progress.count(job, row)
         try:
-            _fill(folder, config, about, jobs, rows, progress)
+            _fill(folder, config, about, lanes, progress)
         except KeyboardInterrupt:
-            progress.say(
-                f"stopped: {folder} keeps its {len(rows)} finished shards; the same command goes on from there"
-            )
+            kept = len(lanes.rows)
+            progress.say(f"stopped: {folder} keeps its {kept} finished shards; the same command goes on from there")
             raise SystemExit(130) from None
         finally:
             progress.close()
-            manifest = _list(folder, config, jobs, rows)
-        listed = {row["name"] for row in manifest["shards"]}
+            manifest = _write_manifest(folder, config, lanes)
         for job in jobs:
-            if job.name not in listed:  # beyond the end of a task that ended early
+            if not lanes.wants(job):  # beyond the end of a task that ended early
                 (folder / job.name).unlink(missing_ok=True)
     return manifest
 
 
+class Lanes:
+    """What is finished. A lane, the shards of one task of one source, ends where its last `window` episodes succeed at
+    the rate `until`: that is decided by its first shards without a gap, whoever was fastest."""
+
+    def __init__(self, jobs: list[ShardJob], config: CollectConfig) -> None:
+        self.jobs, self.rows = jobs, dict[str, Row]()
+        self._config = config
+        self._waiting: dict[tuple[int, str], deque[ShardJob]] = defaultdict(deque)  # first shards not yet counted
+        for job in sorted(jobs, key=lambda job: job.first):
+            self._waiting[job.lane].append(job)
+        self._recent: dict[tuple[int, str], deque[bool]] = defaultdict(lambda: deque(maxlen=config.window))
+        self._end: dict[tuple[int, str], int] = {}  # of lanes that ended early: episodes
+
+    def add(self, job: ShardJob, row: Row) -> None:
+        self.rows[job.name] = row
+        waiting, recent = self._waiting[job.lane], self._recent[job.lane]
+        while self._config.until and job.lane not in self._end and waiting and waiting[0].name in self.rows:
+            counted = waiting.popleft()
+            recent.extend(successes(self.rows[counted.name], TASKS[job.task].index))
+            if len(recent) == self._config.window and np.mean(recent) >= self._config.until:
+                self._end[job.lane] = counted.last
+
+    def wants(self, job: ShardJob) -> bool:
+        return job.first < self._end.get(job.lane, job.last)
+
+    def missing(self) -> Iterator[ShardJob]:
+        """Shards to make, each when a worker is free for it: its lane may have ended since."""
+        for job in self.jobs:
+            if job.name not in self.rows and self.wants(job):
+                yield job
+
+    def listed(self) -> list[Row]:
+        return [self.rows[job.name] for job in self.jobs if job.name in self.rows and self.wants(job)]
+
+
 @contextlib.contextmanager
 def _claim(folder: Path, config: CollectConfig) -> Iterator[tuple[CollectConfig, dict[str, Any]]]:
-    """Hold the folder for this collection alone, refuse one that holds something else -> the options that bind it."""
+    """Hold the folder for this collection alone, refuse one that holds something else -> what binds the dataset."""
     path = folder / CONFIG
-    wanted = json.loads(json.dumps(asdict(config)))
-    wanted["sources"] = [_fingerprint(source) for source in config.sources]
-    started = path.is_file()
-    if not started and folder.exists() and any(not entry.name.endswith(".tmp") for entry in folder.iterdir()):
+    if not path.is_file() and folder.exists() and any(not _is_ours(entry) for entry in folder.iterdir()):
         raise DatasetError(f"{folder}: not empty and not a Switchyard dataset (it has no {CONFIG})")
+    wanted: dict[str, Any] = {key: getattr(config, key) for key in BINDING}
+    wanted["sources"] = [_fingerprint(source) for source in config.sources]
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
+    with (folder / LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DatasetError(f"{folder}: another collection is at work in this folder") from None
-        found = read_json(path) if started else {}
-        if any(folder.glob("*.h5")):  # options without an episode bind nobody
-            config = replace(config, renderer=_check_same(folder, config, wanted, found))
+        counts = [source.episodes for source in config.sources]
+        if path.is_file() and any(folder.glob("*.h5")):  # options without an episode bind nobody
+            found = read_json(path)
+            _check_same(folder, config, wanted, found, counts)
+            asked = found["asked"] if counts == found["asked"][-1] else [*found["asked"], counts]
+            about = {**wanted, "renderer": found["renderer"], "asked": asked}
         else:
             from sim.camera import resolve_renderer
 
-            config = replace(config, renderer=resolve_renderer(config.renderer))
+            about = {**wanted, "renderer": resolve_renderer(config.renderer), "asked": [counts]}
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink()
-        about = {**wanted, "renderer": config.renderer}
-        write_whole(path, json.dumps({k: v for k, v in about.items() if k != "out"}, indent=1).encode())
-        yield config, about
-    finally:
-        os.close(lock)
+        write_whole(path, json.dumps(about, indent=1).encode())
+        yield replace(config, renderer=about["renderer"]), about
+
+
+def _is_ours(entry: Path) -> bool:
+    return entry.name == LOCK or entry.name.endswith(".tmp")
 
 
 def _fingerprint(source: Source) -> dict[str, Any]:
     """A source as plain values, its checkpoint by content: a file of that name may change while a dataset grows."""
-    known = json.loads(json.dumps(asdict(source)))
+    known = {"tasks": list(source.tasks), "policy": source.policy, "noise": source.noise}
     if source.checkpoint:
-        try:
-            known["checkpoint_sha256"] = hashlib.sha256(Path(source.checkpoint).read_bytes()).hexdigest()
-        except OSError as error:
-            raise DatasetError(f"{source.checkpoint}: no such checkpoint") from error
+        known["checkpoint_sha256"] = hashlib.sha256(Path(source.checkpoint).read_bytes()).hexdigest()
     return known
 
 
-def _check_same(folder: Path, config: CollectConfig, wanted: dict[str, Any], found: dict[str, Any]) -> str:
-    """The renderer of a dataset that was begun; refuses one that was begun with other options."""
-    if config.renderer not in ("auto", found.get("renderer")):
-        raise DatasetError(f"{folder}: rendered by {found.get('renderer')}, asked for {config.renderer}")
-
-    def binding(about: dict[str, Any]) -> dict[str, Any]:
-        kept = {key: value for key, value in about.items() if key not in (*FREE_TO_CHANGE, "mix")}
-        sources = about.get("sources", ())
-        return {**kept, "sources": [{k: v for k, v in source.items() if k != "episodes"} for source in sources]}
-
-    old, new = binding(found), binding(wanted)
-    differs = [key for key in new if new[key] != old.get(key)]
+def _check_same(
+    folder: Path, config: CollectConfig, wanted: dict[str, Any], found: dict[str, Any], counts: list[int]
+) -> None:
+    """Refuses to go on with a dataset that was begun with other options."""
+    if not {*wanted, "renderer", "asked"} <= found.keys():
+        raise DatasetError(f"{folder / CONFIG}: not the options of a collection that this version can go on with")
+    if config.renderer not in ("auto", found["renderer"]):
+        raise DatasetError(f"{folder}: rendered by {found['renderer']}, asked for {config.renderer}")
+    differs = [(key, found[key], wanted[key]) for key in BINDING if wanted[key] != found[key]]
+    if len(found["sources"]) != len(wanted["sources"]):
+        differs.append(("sources", len(found["sources"]), len(wanted["sources"])))
+    for number, (old, new) in enumerate(zip(found["sources"], wanted["sources"], strict=False)):
+        place = f"source {number} " if len(found["sources"]) > 1 else ""
+        differs += [(place + key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
     if differs:
-        plain = [key for key in differs if key != "sources"] or differs
-        pairs = ", ".join(f"{key} {old.get(key)!r} (now {new[key]!r})" for key in plain)
+        pairs = ", ".join(f"{key} {old!r} (now {new!r})" for key, old, new in differs)
         raise DatasetError(f"{folder}: already holds a dataset collected with other options: {pairs}")
-    held, asked = (sum(source["episodes"] for source in about["sources"]) for about in (found, wanted))
-    if asked < held:
-        raise DatasetError(f"{folder}: was asked for {held} episodes, now for {asked}")
-    return found["renderer"]
+    for held, asked in zip(found["asked"][-1], counts, strict=True):
+        if asked < held:
+            raise DatasetError(f"{folder}: was asked for {held} episodes, now for {asked}")
 
 
-def _finished(folder: Path, jobs: list[ShardJob]) -> dict[str, Row]:
-    """Rows of the shards that are there: those that the manifest lists as it tells, others from a read of the whole."""
+def _finished(folder: Path, jobs: list[ShardJob], about: dict[str, Any]) -> Iterator[tuple[ShardJob, Row]]:
+    """Shards that are there: those that the manifest lists as it tells, others from a read of the whole."""
     listed: dict[str, Row] = {}
     if (folder / MANIFEST).is_file():
         with contextlib.suppress(DatasetError):  # a damaged manifest is remade from its shards
             listed = {row["name"]: row for row in read_manifest(folder)["shards"]}
-    rows = {}
     for job in jobs:
         path = folder / job.name
         if path.is_file():
             row = listed.get(job.name)
-            if row is None or row["bytes"] != path.stat().st_size:
-                row = read_shard(path)[0]
-            if len(row["task"]) == job.last - job.first:
-                rows[job.name] = row
-    return rows
+            yield job, row if row and row["bytes"] == path.stat().st_size else _adopt(path, job, about)
 
 
-def _fill(
-    folder: Path,
-    config: CollectConfig,
-    about: dict[str, Any],
-    jobs: list[ShardJob],
-    rows: dict[str, Row],
-    progress: Progress,
-) -> None:
-    """Make the shards that are missing; lanes that have reached `config.until` need no more."""
-    ended = _lengths(config, jobs, rows)
-    todo = [job for job in jobs if job.name not in rows and job.number < ended[job.lane]]
-    if not todo:
-        progress.say(f"{folder}: all {sum(len(row['task']) for row in rows.values())} episodes are there")
-        return
-    attributes: dict[str, Any] = {
-        "commit": commit(),
-        **{key: str(about[key]) for key in ("randomise", "split", "codec")},
+def _adopt(path: Path, job: ShardJob, about: dict[str, Any]) -> Row:
+    """The row of a shard that no manifest lists, if it is the one that this job would make."""
+    row, tables, attributes = read_shard(path)
+    source = about["sources"][job.source]
+    found = {
+        "seed": int(attributes["seed"]),
+        "source": int(attributes["source"]),
+        "checkpoint": attributes["checkpoint_sha256"],
+        "task": set(tables["episode/task"].tolist()),
+        "episodes": tables["episode/number"].tolist(),
     }
-    attributes |= {"renderer": config.renderer, "seed": config.seed, "size": config.size, "quality": config.quality}
+    wanted = {
+        "seed": about["seed"],
+        "source": job.source,
+        "checkpoint": source.get("checkpoint_sha256", ""),
+        "task": {TASKS[job.task].index},
+        "episodes": list(range(job.first, job.last)),
+    }
+    differs = [key for key in wanted if found[key] != wanted[key]]
+    if differs:
+        raise DatasetError(f"{path}: holds other episodes than it should ({', '.join(differs)} differ); delete it")
+    return row
+
+
+def _fill(folder: Path, config: CollectConfig, about: dict[str, Any], lanes: Lanes, progress: Progress) -> None:
+    """Make the shards that are missing."""
+    if next(lanes.missing(), None) is None:
+        progress.say(f"{folder}: all {sum(len(row['task']) for row in lanes.listed())} episodes are there")
+        return
+    attributes = {key: about[key] for key in ("renderer", "size", "seed", "randomise", "split", "codec", "quality")}
     written = time.monotonic()
-    worker = (folder.resolve(), config, attributes, about["sources"])
-    with contextlib.closing(run_jobs(Collector, worker, todo, config.workers, config.backend)) as results:
+    worker = (folder.resolve(), config, attributes | {"commit": commit()}, about["sources"], Path.cwd())
+    with contextlib.closing(run_jobs(Collector, worker, lanes.missing(), config.workers, config.backend)) as results:
         for job, row, seconds in results:
-            rows[job.name] = row
+            lanes.add(job, row)
             progress.count(job, row, seconds)
             if time.monotonic() - written > MANIFEST_EVERY_S:
-                _list(folder, config, jobs, rows)
+                _write_manifest(folder, config, lanes)
                 written = time.monotonic()
-            if config.until:
-                ended = _lengths(config, jobs, rows)
-                if all(other.name in rows or other.number >= ended[other.lane] for other in todo):
-                    return
 
 
-def _lengths(config: CollectConfig, jobs: list[ShardJob], rows: dict[str, Row]) -> dict[tuple[int, str], int]:
-    """After how many shards each lane ends: decided by its first shards without a gap, whoever was fastest."""
-    lanes: dict[tuple[int, str], list[ShardJob]] = defaultdict(list)
-    for job in jobs:
-        lanes[job.lane].append(job)
-    ended = {}
-    for lane, members in lanes.items():
-        won: list[bool] = []
-        ended[lane] = len(members)
-        for job in sorted(members, key=lambda job: job.number) if config.until else ():
-            if job.name not in rows:
-                break
-            won += _success(rows[job.name], job.task).tolist()
-            if len(won) >= config.window and np.mean(won[-config.window :]) >= config.until:
-                ended[lane] = job.number + 1
-                break
-    return ended
-
-
-def _success(row: Row, task: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    return unpack_verdicts(np.array(row["success"], np.int64))[:, TASKS[task].index]
-
-
-def _list(folder: Path, config: CollectConfig, jobs: list[ShardJob], rows: dict[str, Row]) -> Manifest:
-    """Write the manifest of the shards that are there, in the order of the plan."""
-    ended = _lengths(config, jobs, rows)
-    kept = [rows[job.name] for job in jobs if job.name in rows and job.number < ended[job.lane]]
+def _write_manifest(folder: Path, config: CollectConfig, lanes: Lanes) -> Manifest:
     about = {"size": config.size, "frame_size": frame_size(config.size), "renderer": config.renderer}
     about |= {"split": config.split, "randomise": list(read_factors(config.randomise))}
-    return write_manifest(folder, about, kept)
+    return write_manifest(folder, about, lanes.listed())
 
 
 def commit() -> str:
@@ -368,14 +242,19 @@ def commit() -> str:
 
 
 class Collector:
-    """What a worker holds: one world, and the trained policies that it loaded. Called with a job, it makes a shard."""
+    """What a worker holds: one world, and the trained policies that it loaded. Called with a job, it makes a shard.
+
+    `attributes` are those of every shard, `sources` the fingerprints of the configuration's; paths of checkpoints are
+    relative to `root`.
+    """
 
     def __init__(
-        self, folder: Path, config: CollectConfig, attributes: dict[str, Any], sources: list[dict[str, Any]]
+        self, folder: Path, config: CollectConfig, attributes: dict[str, Any], sources: list[dict[str, Any]], root: Path
     ) -> None:
         from sim.env import PickPlaceEnv
 
         self._folder, self._config, self._attributes, self._sources = folder, config, attributes, sources
+        self._root = root
         self._env = PickPlaceEnv(
             image_size=frame_size(config.size), renderer=config.renderer, randomise=config.randomise, split=config.split
         )
@@ -384,9 +263,9 @@ class Collector:
     def __call__(self, job: ShardJob) -> tuple[ShardJob, Row, float]:
         begin = time.perf_counter()
         episodes = [self.episode(job, number) for number in range(job.first, job.last)]
-        about = self._sources[job.source]
-        own = {key: about[key] for key in ("policy", "noise", "checkpoint")}
-        own |= {"source": job.source, "checkpoint_sha256": about.get("checkpoint_sha256", "")}
+        source = self._config.sources[job.source]
+        own = {"policy": source.policy, "noise": source.noise, "checkpoint": source.checkpoint, "source": job.source}
+        own["checkpoint_sha256"] = self._sources[job.source].get("checkpoint_sha256", "")
         row = write_shard(self._folder / job.name, episodes, {**self._attributes, **own})
         return job, row, time.perf_counter() - begin
 
@@ -394,7 +273,7 @@ class Collector:
         from sim.env import as_action, as_batch
 
         env, task, source = self._env, TASKS[job.task], self._config.sources[job.source]
-        rng = np.random.default_rng([self._config.seed, job.source, task.index, number])
+        rng = np.random.default_rng([self._config.seed, job.source, task.index, number, 1])  # unlike an evaluation's
         policy, noise = self._policy(source, rng)
         observation, info = env.reset(seed=int(rng.integers(2**31)), options={"task": task.name})
         frames, states, outcomes, taken = [], [], [], []
@@ -426,7 +305,7 @@ class Collector:
             return kind(noise), noise
         if source.checkpoint not in self._trained:
             module, name = TRAINED_POLICY.split(":")
-            self._trained[source.checkpoint] = getattr(importlib.import_module(module), name)(
-                source.checkpoint, frame_size(self._config.size), self._config.renderer
-            )
+            load = getattr(importlib.import_module(module), name)
+            path = str(self._root / source.checkpoint)
+            self._trained[source.checkpoint] = load(path, frame_size(self._config.size), self._config.renderer)
         return self._trained[source.checkpoint](source.noise), source.noise

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data import codec
+from data.manifest import check_new
 from data.replay import Replay
-from data.shards import DatasetError, Frame
+from data.shards import Frame
 from sim.actions import COMMANDS, MAX_TRANSLATION_M, MAX_YAW_RAD
 from sim.state import STATE_SIZE, SceneState
 from sim.tasks import TASK_NAMES
@@ -37,7 +38,8 @@ def to_lerobot(replay: Replay, out: Path) -> None:
         import pyarrow.parquet as pq
     except ImportError:
         raise ValueError("LeRobot's layout is parquet: pip install -e '.[export]'") from None
-    _start(out)
+    check_new(out)
+    out.mkdir(parents=True, exist_ok=True)
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     episodes: list[dict[str, Any]] = []
     rows: dict[str, list[Any]] = {}
@@ -123,7 +125,8 @@ def to_lerobot(replay: Replay, out: Path) -> None:
 
 def to_minari(replay: Replay, out: Path) -> None:
     """`minari.MinariDataset(out / "data")` reads it; in Minari's own folder `minari.load_dataset` finds it by name."""
-    _start(out)
+    check_new(out)
+    out.mkdir(parents=True, exist_ok=True)
     data = out / "data"
     data.mkdir()
     with h5py.File(data / "main_data.hdf5", "w", track_order=True) as file:
@@ -180,12 +183,6 @@ def to_minari(replay: Replay, out: Path) -> None:
 
 
 EXPORTS: dict[str, Callable[[Replay, Path], None]] = {"lerobot": to_lerobot, "minari": to_minari}
-
-
-def _start(out: Path) -> None:
-    if out.exists() and any(out.iterdir()):
-        raise DatasetError(f"{out}: not empty; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def _episodes(replay: Replay) -> Iterator[tuple[int, list[Frame]]]:

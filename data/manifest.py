@@ -66,16 +66,19 @@ def _checksum(manifest: Manifest) -> int:
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
-def merge(out: Path, folders: Sequence[Path]) -> Manifest:
-    """One dataset of several: a manifest in `out` that lists all their shards where they lie."""
-    if len(folders) < 1:
+def merge(out: Path, folders: Sequence[Path], replace: bool = False) -> Manifest:
+    """One dataset of several: a manifest in `out` that lists all their shards where they lie.
+
+    `replace`: the folder may hold an earlier manifest. Pictures stay where they are, so the merged folders must too."""
+    if not folders:
         raise DatasetError("nothing to merge: name at least one dataset")
     manifests = [read_manifest(folder) for folder in folders]
     for key in SHARED:
         values = {str(folder): manifest[key] for folder, manifest in zip(folders, manifests, strict=True)}
         if len(set(values.values())) > 1:
             raise DatasetError(f"cannot merge: {key} differs, {values}")
-    rows, seen = [], dict[tuple[Path, int], Path]()
+    rows: list[Row] = []
+    seen: dict[tuple[Path, int], Path] = {}
     for folder, manifest in zip(folders, manifests, strict=True):
         for row in manifest["shards"]:
             shard = (folder / row["name"]).resolve()
@@ -86,7 +89,10 @@ def merge(out: Path, folders: Sequence[Path]) -> Manifest:
             rows.append({**row, "name": os.path.relpath(shard, out.resolve())})
     randomise = sorted({factor for manifest in manifests for factor in manifest["randomise"]})
     about = {key: manifests[0][key] for key in SHARED} | {"randomise": randomise}
-    return _write_new(out, about, rows)
+    if not replace:
+        check_new(out)
+    out.mkdir(parents=True, exist_ok=True)
+    return write_manifest(out, about, rows)
 
 
 def select(out: Path, folder: Path, wanted: Sequence[Sequence[int]]) -> Manifest:
@@ -97,11 +103,12 @@ def select(out: Path, folder: Path, wanted: Sequence[Sequence[int]]) -> Manifest
         if numbers:
             name = os.path.relpath((folder / row["name"]).resolve(), out.resolve())
             rows.append({**row, "name": name, **{key: [row[key][n] for n in numbers] for key in PER_EPISODE}})
-    return _write_new(out, {key: manifest[key] for key in (*SHARED, "randomise")}, rows)
-
-
-def _write_new(out: Path, about: dict[str, Any], rows: Sequence[Row]) -> Manifest:
-    if out.exists() and any(out.iterdir()):
-        raise DatasetError(f"{out}: not empty; choose another folder")
+    check_new(out)
     out.mkdir(parents=True, exist_ok=True)
-    return write_manifest(out, about, rows)
+    return write_manifest(out, {key: manifest[key] for key in (*SHARED, "randomise")}, rows)
+
+
+def check_new(out: Path) -> None:
+    """DatasetError where there is something in this folder."""
+    if out.exists() and any(not entry.name.endswith(".tmp") for entry in out.iterdir()):
+        raise DatasetError(f"{out}: not empty; choose another folder")

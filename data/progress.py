@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from data.shards import Row, unpack_verdicts
+from data.plan import ShardJob
+from data.shards import Row, successes
 from sim.tasks import TASKS
-
-if TYPE_CHECKING:
-    from data.collect import ShardJob
 
 LINE_EVERY_S = 15.0
 ERASE_UPWARDS = "\x1b[{}F\x1b[J"
@@ -34,7 +29,7 @@ class Progress:
         """A shard that took `seconds` of a worker; one that was there already took none."""
         tally = self._tasks[job.task]
         tally.episodes += len(row["task"])
-        tally.won += int(unpack_verdicts(np.array(row["success"], np.int64))[:, TASKS[job.task].index].sum())
+        tally.won += sum(successes(row, TASKS[job.task].index))
         if seconds:
             tally.frames += row["frames"]
             tally.seconds += seconds

@@ -16,14 +16,25 @@ Keys (`E` episodes, `P` frames, `N` tasks, `S` numbers of a state; an episode of
 
 Each frame is stored once. All tables are contiguous in the file, and the manifest's row of a shard says where: a reader
 takes a frame by `pread` alone, parses no HDF5, holds no file open, and trusts nothing that a checksum does not cover.
-The row's `index_crc32` covers the offsets and the frames' checksums, its `crc32` the whole file. A shard that no
-manifest lists is checked by its attribute `crc32`, of all attributes and tables.
+After the HDF5 file come eight bytes, `SYRD` and its CRC-32: a shard that no manifest lists is checked by them before
+HDF5 sees it. The manifest's row of a shard (`Row`):
+
+    name, bytes, crc32    of the file; the name is relative to the manifest's folder
+    frames                in the whole shard
+    index_crc32           of frame/offset and frame/crc32
+    at                    key of a frame table -> where it begins in the file
+    policy                name of what acted
+    task, length          [E] as above, of the episodes that the manifest lists, not necessarily all
+    first                 [E] number of the first frame within the shard
+    success               [E] bit i: the detector of task i accepts the end
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +53,7 @@ SCHEMA_VERSION = 2
 EPISODE_TABLES = ("episode/task", "episode/number", "episode/length", "episode/terminated", "episode/noise")
 FRAME_TABLES = ("frame/action", "frame/state", "frame/verdict", "frame/image", "frame/offset", "frame/crc32")
 VERSIONS = {"schema": SCHEMA_VERSION, "state_version": STATE_VERSION, "sim_version": SIM_VERSION}
+TRAILER, MAGIC = struct.Struct("<4sI"), b"SYRD"
 ROW_BYTES = {"frame/action": 4 * ACTION_SIZE, "frame/state": 4 * STATE_SIZE, "frame/verdict": len(TASK_NAMES)}
 
 Row = dict[str, Any]
@@ -128,14 +140,13 @@ def write_shard(path: Path, episodes: Sequence[Episode], attributes: Mapping[str
     tables["frame/image"] = np.frombuffer(b"".join(pictures), np.uint8)
     tables["frame/offset"] = np.cumsum([0, *(len(picture) for picture in pictures)], dtype=np.int64)
     tables["frame/crc32"] = np.array(sums, np.uint32)
-    about = {**VERSIONS, "tasks": json.dumps(TASK_NAMES), **attributes}
     with h5py.File(path.name, "w", driver="core", backing_store=False) as file:  # in memory
-        file.attrs.update({**about, "crc32": content_crc32(about, tables)})
+        file.attrs.update({**VERSIONS, "tasks": json.dumps(TASK_NAMES), **attributes})
         for key, table in tables.items():
             file.create_dataset(key, data=table)
         file.flush()
         content = file.id.get_file_image()
-    write_whole(path, content)
+    write_whole(path, content + TRAILER.pack(MAGIC, zlib.crc32(content)))
     return read_shard(path)[0]
 
 
@@ -147,22 +158,16 @@ def index_crc32(offset: NDArray[np.int64], crc32: NDArray[np.uint32]) -> int:
     return zlib.crc32(crc32.tobytes(), zlib.crc32(offset.tobytes()))
 
 
-def content_crc32(attributes: Mapping[str, Any], tables: Mapping[str, NDArray[Any]]) -> int:
-    """Of everything that a shard says, wherever HDF5 puts it."""
-    text = json.dumps({key: str(value) for key, value in attributes.items() if key != "crc32"}, sort_keys=True)
-    crc32 = zlib.crc32(text.encode())
-    for key in (*EPISODE_TABLES, *FRAME_TABLES):
-        crc32 = zlib.crc32(np.ascontiguousarray(tables[key]).data, crc32)
-    return crc32
-
-
 def read_shard(path: Path) -> tuple[Row, dict[str, NDArray[Any]], dict[str, Any]]:
     """Parse and verify a whole shard -> its row of the manifest, its tables (but the pictures), its attributes."""
     if not path.is_file():
         raise DatasetError(f"{path}: missing; collect again to remake it")
     content = path.read_bytes()
+    body, trailer = content[: -TRAILER.size], content[-TRAILER.size :]
+    if len(trailer) < TRAILER.size or TRAILER.unpack(trailer) != (MAGIC, zlib.crc32(body)):
+        raise DatasetError(f"{path}: damaged, or not a Switchyard shard: the checksum at its end does not match")
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(io.BytesIO(body), "r") as file:
             attributes = dict(file.attrs)
             _check_attributes(path, attributes)
             tables = {key: file[key][()] for key in (*EPISODE_TABLES, *FRAME_TABLES)}
@@ -185,8 +190,6 @@ def read_shard(path: Path) -> tuple[Row, dict[str, NDArray[Any]], dict[str, Any]
     wrong = [key for key, shape in shapes.items() if tables[key].shape != shape]
     if wrong or not len(lengths) or (lengths < 1).any() or (lengths + 1).sum() != frames or None in at.values():
         raise DatasetError(f"{path}: damaged shard, its tables disagree about how much it holds {wrong or ''}".strip())
-    if attributes.get("crc32") != content_crc32(attributes, tables):
-        raise DatasetError(f"{path}: damaged shard, the checksum of its content does not match")
     first = np.cumsum(lengths + 1) - (lengths + 1)
     row = {
         "name": path.name,
@@ -216,6 +219,11 @@ def _check_attributes(path: Path, attributes: dict[str, Any]) -> None:
         raise DatasetError(f"{path}: recorded for the tasks {attributes['tasks']}, not for {TASK_NAMES}")
 
 
+def successes(row: Row, task_index: int) -> list[bool]:
+    """Of the episodes that a row lists: whether the task's detector accepts the end."""
+    return [success >> task_index & 1 > 0 for success in row["success"]]
+
+
 def pack_verdicts(verdict: NDArray[np.bool_]) -> list[int]:
     """bool [E, N] -> one number an episode, bit i for task i: how the manifest tells success."""
     return [int(v) for v in verdict @ (1 << np.arange(verdict.shape[1], dtype=np.int64))]
@@ -232,9 +240,6 @@ class Shard:
     def __init__(self, path: Path, row: Row) -> None:
         self.path, self.row = path, row
         self._index: tuple[NDArray[np.int64], NDArray[np.uint32]] | None = None
-
-    def frame(self, number: int) -> Frame:
-        return self.frames([number])[0]
 
     def frames(self, numbers: Sequence[int]) -> list[Frame]:
         """These frames, checked. DatasetError where the file is not the one that the manifest lists."""
@@ -255,8 +260,7 @@ class Shard:
         size, at = os.fstat(handle).st_size, self.row["at"]
         if size != self.row["bytes"]:
             raise DatasetError(
-                f"{self.path}: damaged shard, {size} bytes where the manifest says {self.row['bytes']}; "
-                "delete it and collect again"
+                f"{self.path}: {size} bytes where the manifest says {self.row['bytes']}: damaged, or another shard"
             )
         frames = self.row["frames"]
         offset = np.frombuffer(os.pread(handle, 8 * (frames + 1), at["frame/offset"]), np.int64)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import multiprocessing as mp
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -16,41 +17,53 @@ from typing import Any, TypeVar
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 BACKENDS = ("local", "ray")
+AHEAD = 2  # jobs submitted for each worker
 MAX_DEATHS = 3  # of workers, one after another with nothing finished in between
 
 
 def run_jobs(
     make_worker: Callable[..., Callable[[Job], Result]],
     arguments: tuple[Any, ...],
-    jobs: Sequence[Job],
+    jobs: Iterable[Job],
     workers: int,
     backend: str = "local",
 ) -> Generator[Result, None, None]:
     """`make_worker(*arguments)` is called once in each worker, and what it returns once for each job.
 
-    An error of a job is raised here. A worker that dies is replaced and its jobs are done again; ValueError where that
-    does not help. Closing the iterator, like the end of this process, ends the workers at once.
+    Jobs are taken as workers come free for them, two ahead. An error of a job is raised here. A worker that dies is
+    replaced and its jobs are done again; ValueError where that does not help. Closing the iterator, like the end of
+    this process, ends the workers at once.
     """
-    yield from (_local if backend == "local" else _ray)(make_worker, arguments, jobs, workers)
+    yield from (_local if backend == "local" else _ray)(make_worker, arguments, iter(jobs), workers)
 
 
 def _local(
-    make_worker: Callable[..., Callable[[Job], Result]], arguments: tuple[Any, ...], jobs: Sequence[Job], workers: int
+    make_worker: Callable[..., Callable[[Job], Result]], arguments: tuple[Any, ...], jobs: Iterator[Job], workers: int
 ) -> Generator[Result, None, None]:
     context = mp.get_context("spawn")
-    waiting = dict(enumerate(jobs))
+    unfinished: dict[int, Job] = {}
+    numbers = itertools.count()
     deaths = 0
-    while waiting:
+    while True:
+        for job in itertools.islice(jobs, max(0, workers - len(unfinished))):
+            unfinished[next(numbers)] = job
+        if not unfinished:
+            return
         ours, theirs = context.Pipe()
         start = (theirs, make_worker, arguments)
-        pool = ProcessPoolExecutor(min(workers, len(waiting)), context, initializer=_start, initargs=start)
+        pool = ProcessPoolExecutor(min(workers, len(unfinished)), context, initializer=_start, initargs=start)
         try:
-            futures = {pool.submit(_call, job): number for number, job in waiting.items()}
-            for future in as_completed(futures):
-                result = future.result()
-                del waiting[futures.pop(future)]
-                deaths = 0
-                yield result
+            running = {pool.submit(_call, job): number for number, job in unfinished.items()}
+            while running:
+                for job in itertools.islice(jobs, max(0, workers * AHEAD - len(running))):
+                    number = next(numbers)
+                    unfinished[number] = job
+                    running[pool.submit(_call, job)] = number
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    result = future.result()
+                    del unfinished[running.pop(future)]
+                    deaths = 0
+                    yield result
         except BrokenProcessPool:
             deaths += 1
             if deaths == MAX_DEATHS:
@@ -65,7 +78,7 @@ def _start(parent: Connection, make_worker: Callable[..., Any], arguments: tuple
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
         _call.run = make_worker(*arguments)  # type: ignore[attr-defined]
-    except (ValueError, OSError) as error:  # is raised by the first job, else the pool would just break
+    except Exception as error:  # is raised by the first job, else the pool would just break
         _call.run = functools.partial(_refuse, error)  # type: ignore[attr-defined]
 
 
@@ -84,27 +97,50 @@ def _call(job: Any) -> Any:
 
 
 class _Actor:
+    """A worker of the cluster. An error of its start is raised by its first job, as here."""
+
     def __init__(self, make_worker: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...]) -> None:
-        self._run = make_worker(*arguments)
+        try:
+            self._run = make_worker(*arguments)
+        except Exception as error:
+            self._run = functools.partial(_refuse, error)
 
     def call(self, job: Any) -> Any:
         return self._run(job)
 
 
 def _ray(
-    make_worker: Callable[..., Callable[[Job], Result]], arguments: tuple[Any, ...], jobs: Sequence[Job], workers: int
+    make_worker: Callable[..., Callable[[Job], Result]], arguments: tuple[Any, ...], jobs: Iterator[Job], workers: int
 ) -> Generator[Result, None, None]:
     try:
         import ray
-        from ray.util import ActorPool
     except ImportError:
         raise ValueError("backend ray needs Ray: pip install -e '.[ray]'") from None
     if not ray.is_initialized():
         ray.init(log_to_driver=False)  # the cluster of RAY_ADDRESS, else one of this machine
     remote = ray.remote(num_cpus=1, max_restarts=MAX_DEATHS, max_task_retries=MAX_DEATHS)(_Actor)
-    actors = [remote.remote(make_worker, arguments) for _ in range(min(workers, len(jobs)))]
+    room = int(ray.cluster_resources().get("CPU", 1))  # an actor beyond it would wait for ever, with its jobs
+    actors = [remote.remote(make_worker, arguments) for _ in range(max(1, min(workers, room)))]
+    running: dict[Any, Any] = {}
+
+    def submit(actor: Any) -> None:
+        for job in itertools.islice(jobs, 1):
+            running[actor.call.remote(job)] = actor
+
     try:
-        yield from ActorPool(actors).map_unordered(lambda actor, job: actor.call.remote(job), jobs)
+        for actor in actors * AHEAD:
+            submit(actor)
+        while running:
+            done = ray.wait(list(running))[0][0]
+            actor = running.pop(done)
+            try:
+                result = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except ray.exceptions.RayActorError as error:
+                raise ValueError(f"workers of the Ray cluster die: {str(error).splitlines()[0]}") from None
+            submit(actor)
+            yield result
     finally:
         for actor in actors:
             ray.kill(actor)

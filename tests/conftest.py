@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from data import codec
-from data.collect import CollectConfig, collect
+from data.collect import collect
 from data.manifest import write_manifest
+from data.plan import CollectConfig
 from data.shards import Episode, write_shard
 from sim.actions import TERMINATE
 from sim.state import SceneState

@@ -14,10 +14,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data.check import check
-from data.collect import CollectConfig, collect
+from data.collect import collect
+from data.manifest import merge
+from data.plan import CollectConfig
 from data.replay import Replay
 from data.shards import DatasetError, read_shard
 from sim.tasks import TASKS
@@ -26,12 +29,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def content(folder):
-    """The bytes of everything but the options, which tell where it was made and by how many workers."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "collect.json"}
+    """The bytes of every file."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-BANANA, BOWL = (f"{task}-0-00000.h5" for task in ("lift-banana", "place-bowl"))
-SECOND_BANANA = "lift-banana-0-00001.h5"
+BANANA, BOWL = (f"{task}-0-000000.h5" for task in ("lift-banana", "place-bowl"))
+SECOND_BANANA = "lift-banana-0-000002.h5"
 
 
 @pytest.fixture
@@ -52,11 +55,12 @@ def test_exactly_the_asked_episodes_are_collected_task_by_task(tiny_dataset):
     assert replay.pictures([0, 10]).shape == (2, 56, 56, 3)
     assert sorted(path.name for path in tiny_dataset.iterdir()) == [
         "collect.json",
-        "lift-banana-0-00000.h5",
-        "lift-banana-0-00001.h5",
+        "collect.lock",
+        "lift-banana-0-000000.h5",
+        "lift-banana-0-000002.h5",
         "manifest.json",
-        "place-bowl-0-00000.h5",
-        "place-bowl-0-00001.h5",
+        "place-bowl-0-000000.h5",
+        "place-bowl-0-000002.h5",
     ]
     assert check(tiny_dataset)[1] == []
 
@@ -96,13 +100,34 @@ def test_a_manifest_that_is_gone_is_made_again_from_the_shards(copied, tiny_data
     assert (copied / BANANA).stat().st_mtime_ns == untouched
 
 
-def test_more_episodes_keep_the_shards_that_are_full(copied, tiny_collection, tmp_path):
-    old = {name: (copied / name).stat().st_mtime_ns for name in (BANANA, BOWL)}
+def test_more_episodes_keep_every_shard(copied, tiny_collection, tmp_path):
+    """Also those that are not full: another dataset may list them."""
+    old = {path.name: path.read_bytes() for path in copied.glob("*.h5")}
+    merge(tmp_path / "merged", [copied])
     manifest = collect(CollectConfig(out=str(copied), **{**tiny_collection, "episodes": 9}))
     assert manifest["episodes"] == Replay(copied).num_episodes == 9
-    assert {name: (copied / name).stat().st_mtime_ns for name in old} == old
-    collect(CollectConfig(out=str(tmp_path / "new"), **{**tiny_collection, "episodes": 9}))
-    assert content(copied) == content(tmp_path / "new")
+    assert {name: (copied / name).read_bytes() for name in old} == old
+    numbers = [read_shard(copied / row["name"])[1]["episode/number"] for row in manifest["shards"]]
+    assert sorted(np.concatenate(numbers)) == [0, 0, 1, 1, 2, 2, 3, 3, 4]
+    assert check(copied)[1] == check(tmp_path / "merged")[1] == []
+
+
+def test_a_growth_that_was_stopped_goes_on_to_the_same_bytes(copied, tiny_collection, tmp_path):
+    grown = {**tiny_collection, "episodes": 10}
+    stopped = shutil.copytree(copied, tmp_path / "stopped")
+    collect(CollectConfig(out=str(copied), **grown))
+    shutil.copy(copied / "collect.json", stopped)
+    shutil.copy(copied / "lift-banana-0-000003.h5", stopped)
+    assert check(stopped)[1] == []
+    collect(CollectConfig(out=str(stopped), **grown))
+    assert content(stopped) == content(copied)
+
+
+def test_a_shard_of_other_episodes_is_not_adopted(copied, tiny_collection):
+    (copied / "manifest.json").unlink()
+    shutil.copy(copied / BANANA, copied / SECOND_BANANA)
+    with pytest.raises(DatasetError, match=f"{SECOND_BANANA}: holds other episodes than it should .episodes differ"):
+        collect(CollectConfig(out=str(copied), **tiny_collection))
 
 
 def test_a_finished_collection_is_left_as_it_is(copied, tiny_collection):
@@ -142,15 +167,69 @@ def test_a_mix_gives_each_source_its_episodes(tmp_path, tiny_collection, tiny_ch
     manifest = collect(CollectConfig(out=str(tmp_path / "set"), mix=str(mix), **options))
     held = {row["name"]: (row["policy"], len(row["task"])) for row in manifest["shards"]}
     assert held == {
-        "lift-banana-0-00000.h5": ("crude", 2),
-        "lift-banana-0-00001.h5": ("crude", 1),
-        "lift-banana-1-00000.h5": ("checkpoint", 1),
-        "place-bowl-1-00000.h5": ("checkpoint", 1),
+        "lift-banana-0-000000.h5": ("crude", 2),
+        "lift-banana-0-000002.h5": ("crude", 1),
+        "lift-banana-1-000000.h5": ("checkpoint", 1),
+        "place-bowl-1-000000.h5": ("checkpoint", 1),
     }
-    _, tables, attributes = read_shard(tmp_path / "set" / "place-bowl-1-00000.h5")
+    _, tables, attributes = read_shard(tmp_path / "set" / "place-bowl-1-000000.h5")
     assert attributes["checkpoint_sha256"] == hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()
     assert tables["episode/noise"] == pytest.approx([0.2])
     assert check(tmp_path / "set")[1] == []
+
+
+def test_a_source_that_asks_for_fewer_is_refused(tmp_path, tiny_collection):
+    options = {key: value for key, value in tiny_collection.items() if key not in ("tasks", "episodes")}
+    for number, (first, second) in enumerate([(2, 1), (1, 4)]):
+        mix = tmp_path / f"mix-{number}.toml"
+        sources = [("lift-banana", first), ("place-bowl", second)]
+        mix.write_text("".join(f'[[source]]\ntasks = ["{task}"]\nepisodes = {count}\n' for task, count in sources))
+        if not number:
+            collect(CollectConfig(out=str(tmp_path / "set"), mix=str(mix), **options))
+    with pytest.raises(DatasetError, match="was asked for 2 episodes, now for 1"):
+        collect(CollectConfig(out=str(tmp_path / "set"), mix=str(mix), **options))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"holds no \[\[source\]\] table"),
+        ("[[source]]\n", "episodes is a whole number"),
+        ("[[source]]\nepisodes = 2.5", "episodes is a whole number"),
+        ('[[source]]\nepisodes = 2\ntasks = "lift-can"', "tasks is a list of names"),
+        ('[[source]]\nepisodes = 2\npolicy = "crud"', "Did you mean 'crude'"),
+        ("[[source]]\nepisode = 2", "Did you mean 'episodes'"),
+        ("[[source", "mix.toml"),
+    ],
+)
+def test_a_mix_that_makes_no_sense_is_refused_by_its_file(tmp_path, text, message):
+    (tmp_path / "mix.toml").write_text(text)
+    with pytest.raises(ValueError, match=rf"mix\.toml: .*{message}|{message}"):
+        CollectConfig(out=str(tmp_path / "set"), mix=str(tmp_path / "mix.toml"))
+
+
+def test_a_task_that_ended_is_not_collected_further(tmp_path, tiny_collection):
+    """The other task never ends, so that all of it is collected; two shards ahead may have been begun."""
+    mix = tmp_path / "mix.toml"
+    mix.write_text(
+        """
+        [[source]]
+        tasks = ["lift-banana"]
+        policy = "scripted"
+        noise = 0.0
+        episodes = 30
+        [[source]]
+        tasks = ["place-bowl"]
+        noise = 9.0
+        episodes = 30
+        """
+    )
+    options = {key: value for key, value in tiny_collection.items() if key not in ("tasks", "episodes")}
+    folder = tmp_path / "set"
+    collect(CollectConfig(out=str(folder), mix=str(mix), **options, until=0.7, window=4))
+    bananas = (Replay(folder).episode_task == TASKS["lift-banana"].index).sum()
+    assert 4 <= bananas <= 12
+    assert Replay(folder).num_episodes == bananas + 30
 
 
 def test_a_checkpoint_that_changed_since_is_refused(tmp_path, tiny_collection, tiny_checkpoint):
@@ -159,18 +238,15 @@ def test_a_checkpoint_that_changed_since_is_refused(tmp_path, tiny_collection, t
     collect(CollectConfig(out=str(tmp_path / "set"), **options))
     with checkpoint.open("ab") as file:
         file.write(b"x")
-    with pytest.raises(DatasetError, match="checkpoint_sha256"):
+    with pytest.raises(DatasetError, match="other options: checkpoint_sha256"):
         collect(CollectConfig(out=str(tmp_path / "set"), **{**options, "episodes": 4}))
 
 
 def test_two_collections_do_not_share_a_folder(copied, tiny_collection):
-    lock = os.open(copied, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
+    with (copied / "collect.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DatasetError, match=f"{copied}: another collection is at work"):
             collect(CollectConfig(out=str(copied), **{**tiny_collection, "episodes": 8}))
-    finally:
-        os.close(lock)
 
 
 def test_a_full_disk_is_named_and_what_is_finished_stays(tmp_path):

@@ -54,7 +54,7 @@ def test_two_rounds_fill_a_buffer_and_going_on_changes_nothing(options, tmp_path
 def test_later_rounds_are_collected_by_the_policy_of_the_round_before(options, tmp_path):
     folder = tmp_path / "loop"
     learn(OnlineConfig(out=str(folder), **options))
-    policies = [read_shard(folder / f"round-{n:03d}" / "lift-banana-0-00000.h5")[2] for n in range(2)]
+    policies = [read_shard(folder / f"round-{n:03d}" / "lift-banana-0-000000.h5")[2] for n in range(2)]
     assert [p["policy"] for p in policies] == ["crude", "checkpoint"]
     assert policies[1]["noise"] == 0.2
     assert policies[1]["checkpoint"].endswith("round-000.ckpt")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import resource
+import zlib
 
 import h5py
 import numpy as np
@@ -15,7 +17,7 @@ from data import codec
 from data.check import check
 from data.manifest import read_manifest, write_manifest
 from data.replay import Replay
-from data.shards import DatasetError, Episode, read_shard, write_shard
+from data.shards import MAGIC, TRAILER, DatasetError, Episode, read_shard, write_shard
 from sim.state import STATE_SIZE, SceneState
 from sim.tasks import verdicts
 
@@ -59,6 +61,18 @@ def change_bytes(path, old, new):
     assert content.count(old) == 1
     assert len(old) == len(new)
     path.write_bytes(content.replace(old, new))
+
+
+@contextlib.contextmanager
+def edited(path):
+    """The HDF5 file of a shard, to be changed; its checksum will be right."""
+    body = path.with_suffix(".body")
+    body.write_bytes(path.read_bytes()[: -TRAILER.size])
+    with h5py.File(body, "r+") as file:
+        yield file
+    content = body.read_bytes()
+    path.write_bytes(content + TRAILER.pack(MAGIC, zlib.crc32(content)))
+    body.unlink()
 
 
 def flipped(data):
@@ -149,7 +163,7 @@ def test_a_truncated_shard_is_refused_by_name(dataset, keep):
     path = dataset / FIRST
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
-    assert refused(dataset, f"{FIRST}: damaged shard, .*manifest says {len(content)}")
+    assert refused(dataset, f"{FIRST}: .*manifest says {len(content)}: damaged, or another shard")
     with pytest.raises(DatasetError, match=FIRST):
         read_shard(path)
 
@@ -194,7 +208,7 @@ def test_a_shard_in_anothers_place_is_refused(tmp_path, write_dataset):
 
 
 def test_a_shard_without_one_of_its_tables_is_refused(dataset):
-    with h5py.File(dataset / FIRST, "r+") as file:
+    with edited(dataset / FIRST) as file:
         del file["frame/crc32"]
     with pytest.raises(DatasetError, match=f"{FIRST}.*not a readable.*crc32"):
         read_shard(dataset / FIRST)
@@ -207,7 +221,7 @@ def test_tables_that_disagree_are_refused(tmp_path):
     object.__setattr__(longer, "verdict", longer.verdict[:-1])
     object.__setattr__(longer, "action", longer.action[:-1])
     write_shard(tmp_path / "whole.h5", [longer], ATTRIBUTES)
-    with h5py.File(tmp_path / "whole.h5", "r+") as file:
+    with edited(tmp_path / "whole.h5") as file:
         file["episode/length"][0] = 3
     with pytest.raises(DatasetError, match=r"whole.h5.*disagree"):
         read_shard(tmp_path / "whole.h5")
@@ -218,6 +232,18 @@ def test_another_programs_hdf5_file_is_refused(dataset):
         file["data"] = np.arange(5)
     with pytest.raises(DatasetError, match=f"{FIRST}.*not a Switchyard shard"):
         read_shard(dataset / FIRST)
+
+
+def test_no_damaged_byte_reaches_the_hdf5_library(dataset, monkeypatch):
+    """A flipped bit of HDF5's own tables may crash or hang it."""
+    content = (dataset / FIRST).read_bytes()
+    monkeypatch.setattr(h5py, "File", None)
+    for place in range(0, len(content), 97):
+        data = bytearray(content)
+        data[place] ^= 1 << place % 8
+        (dataset / FIRST).write_bytes(data)
+        with pytest.raises(DatasetError, match=f"{FIRST}: damaged"):
+            read_shard(dataset / FIRST)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89HDF\r\n\x1a\n" + b"\x00" * 300])
@@ -242,7 +268,7 @@ def test_a_missing_shard_is_refused_by_name(dataset):
     ],
 )
 def test_a_shard_of_another_version_or_task_list_is_refused(dataset, key, value, message):
-    with h5py.File(dataset / FIRST, "r+") as file:
+    with edited(dataset / FIRST) as file:
         file.attrs[key] = value
     with pytest.raises(DatasetError, match=f"{FIRST}.*{message}"):
         read_shard(dataset / FIRST)

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data.collect import CollectConfig, collect
-from data.manifest import MANIFEST, merge
-from data.shards import read_json, write_whole
+from data.collect import collect
+from data.manifest import merge
+from data.plan import CollectConfig
+from data.shards import read_json, successes, write_whole
 from eval.rollout import EpisodeJob, rollout, wilson
 from models.checkpoint import CheckpointError
 from sim.options import Parser, add_options, choose, from_options, option
@@ -34,7 +35,7 @@ from train.run import train
 STATE = "online.json"
 THRESHOLDS = {"lift": 0.4, "place": 0.8}
 EVALUATION_SEED = 1000  # apart from those of collection
-FREE_TO_CHANGE = ("out", "rounds", "threshold", "workers")
+FREE_TO_CHANGE = ("rounds", "threshold", "workers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,8 @@ def _claim(folder: Path, config: OnlineConfig) -> list[dict[str, Any]]:
         _write(folder, config, [])
         return []
     found = read_json(path)
+    if not {"config", "rounds"} <= found.keys():
+        raise CheckpointError(f"{path}: damaged, an entry is missing")
     values = dataclasses.asdict(config)
     differs = [k for k in values if k not in FREE_TO_CHANGE and values[k] != found["config"].get(k)]
     if differs:
@@ -127,12 +130,11 @@ def _round(config: OnlineConfig, folder: Path, number: int, before: list[dict[st
     begin = time.perf_counter()
     parts = [folder / f"round-{n:03d}" for n in range(number + 1)]
     manifest = collect(_collection(config, folder, number))
-    own = 1 << task_by_name(config.task).index
-    won = sum(success & own > 0 for row in manifest["shards"] for success in row["success"])
+    task = task_by_name(config.task)
+    won = sum(won for row in manifest["shards"] for won in successes(row, task.index))
     collected_s = time.perf_counter() - begin
     buffer = folder / "buffer"
-    (buffer / MANIFEST).unlink(missing_ok=True)
-    merged = merge(buffer, parts)
+    merged = merge(buffer, parts, replace=True)
     preset = PRESETS[config.preset]
     checkpoint = train(
         replace(
@@ -141,6 +143,7 @@ def _round(config: OnlineConfig, folder: Path, number: int, before: list[dict[st
             out=str(folder / "policy"),
             tasks=(config.task,),
             steps=config.steps * (number + 1),
+            learning_rate_decay=False,  # it would be laid out over the steps of one round
             seed=config.seed,
         )
     )
