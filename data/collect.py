@@ -142,6 +142,8 @@ def _fingerprint(source: Source) -> dict[str, Any]:
     """A source as plain values, its checkpoint by content: a file of that name may change while a dataset grows."""
     known = {"tasks": list(source.tasks), "policy": source.policy, "noise": source.noise}
     if source.checkpoint:
+        if not Path(source.checkpoint).is_file():
+            raise DatasetError(f"{source.checkpoint}: no such checkpoint")
         known["checkpoint_sha256"] = hashlib.sha256(Path(source.checkpoint).read_bytes()).hexdigest()
     return known
 

@@ -157,7 +157,7 @@ def _round(config: OnlineConfig, folder: Path, number: int, before: list[dict[st
         EpisodeJob(task=config.task, number=n, seed=EVALUATION_SEED + number, filmed=False)
         for n in range(config.evaluations)
     ]
-    successes = sum(outcome.success for outcome in rollout("checkpoint", str(checkpoint), world, jobs, config.workers))
+    passed = sum(outcome.success for outcome in rollout("checkpoint", str(checkpoint), world, jobs, config.workers))
     (folder / "policies").mkdir(exist_ok=True)
     shutil.copy(checkpoint, _policy(folder, number))  # training goes on; what collects the next round stays as it is
     return {
@@ -165,9 +165,9 @@ def _round(config: OnlineConfig, folder: Path, number: int, before: list[dict[st
         "collected_success": won / manifest["episodes"],
         "episodes": merged["episodes"],
         "steps": config.steps * (number + 1),
-        "successes": successes,
+        "successes": passed,
         "evaluations": config.evaluations,
-        "success": successes / config.evaluations,
+        "success": passed / config.evaluations,
         "collect_s": collected_s,
         "train_s": trained_s,
         "total_s": time.perf_counter() - begin + (before[-1]["total_s"] if before else 0.0),
