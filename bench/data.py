@@ -9,6 +9,7 @@ frames, like robomimic, at eight times the bytes.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
 from bench.report import Row
-from data import codec
+from data import codec, shards
 from data.batches import BatchStream, Sampler, SamplerConfig
 from data.collect import Collector, collect
-from data.manifest import write_manifest
+from data.manifest import Manifest, write_manifest
 from data.plan import CollectConfig, ShardJob
 from data.replay import Replay
 from data.shards import Episode, write_shard
@@ -46,6 +48,7 @@ from sim.tasks import TASK_NAMES, verdicts
 WORKERS = 2
 PER_TASK = 3  # 30 transitions, 60 frames a batch
 ROOT = Path(__file__).parents[1]
+TINY = Manifest(size=8, frame_size=8, renderer="none", split="train", randomise=(), shards=())
 
 
 def run(quick: bool) -> list[Row]:
@@ -68,7 +71,7 @@ def _pictures(work: Path, quick: bool) -> list[Row]:
     collect(CollectConfig(out=str(folder), episodes=episodes, size=472, workers=WORKERS))
     replay = Replay(folder)
     frames = np.concatenate([list(replay.frames_of(episode)) for episode in range(replay.num_episodes)])
-    stored = sum(shard.row["bytes"] for shard in replay.shards)
+    stored = sum(shard.row.bytes for shard in replay.shards)
     png, hdf5 = work / "png", work / "raw.h5"
     _write_png(replay, png)
     _write_hdf5(replay, hdf5)
@@ -143,7 +146,7 @@ def _deliver(stream: IterableDataset[Any], batches: int) -> Iterator[int]:
 
 
 def _raw(replay: Replay, frames: NDArray[np.int64], batches: int) -> Iterator[int]:
-    """As many frames as the batches hold, decoded and dropped."""
+    """As many frames as the batches hold, decoded into one place."""
     rng = np.random.default_rng(0)
     count = 2 * PER_TASK * len(TASK_NAMES)
     pictures = [frame.picture for frame in replay.read(rng.choice(frames, min(len(frames), 400), replace=False))]
@@ -158,8 +161,9 @@ def _hold(pictures: list[bytes]) -> None:
 
 def _decode(count: int) -> int:
     pictures: list[bytes] = _decode.pictures  # type: ignore[attr-defined]
+    frame = codec.decode(pictures[0])
     for number in range(count):
-        codec.decode(pictures[number % len(pictures)])
+        codec.decode(pictures[number % len(pictures)], frame)
     return count
 
 
@@ -217,39 +221,49 @@ class _HDF5(IterableDataset[torch.Tensor]):
 
 
 def _memory(work: Path, quick: bool) -> list[Row]:
-    """A loader given a tenth of the dataset's size as its cache: proportional set size of all its processes."""
-    replay = Replay(work / "vision")
-    size = sum(shard.row["bytes"] for shard in replay.shards)
-    limit = size // 10
-    loader = iter(
-        DataLoader(_stream(Replay(work / "vision", cache_bytes=limit // WORKERS)), batch_size=None, num_workers=WORKERS)
-    )
-    marks = []
-    warm, last = (4, 8) if quick else (60, 300)
-    for number in range(last + 1):
-        next(loader)
-        if number in (warm, last):
-            marks.append(_proportional_mib())
-    del loader
+    """A training that may keep a tenth of its dataset in memory, beside one that may keep all of it."""
+    episodes, steps = (20, 10) if quick else (600, 400)
+    folder = work / "small"
+    collect(CollectConfig(out=str(folder), episodes=episodes, size=64, workers=WORKERS))
+    size = sum(shard.row.bytes for shard in Replay(folder).shards) / 2**20
+    limits = {"tenth": max(1, int(size / 10)), "all": int(2 * size) + 1}
+    marks = {name: _training_mib(folder, work / name, limit, steps) for name, limit in limits.items()}
+    begin, end = marks["tenth"]
     return [
         Row(
-            name="growth of a training's loader with a cache of a tenth of its dataset",
-            value=marks[1] - marks[0],
+            name="growth of a training with a cache of a tenth of its dataset",
+            value=end - begin,
             unit="MiB",
             most=16,
             target_of="value",
-            note=f"limit {limit / 2**20:.0f} of {size / 2**20:.0f} MiB; {marks[0]:.0f} -> {marks[1]:.0f} MiB "
-            f"from batch {warm} to {last}, all processes",
+            note=f"limit {limits['tenth']} of {size:.0f} MiB; {begin:.0f} -> {end:.0f} MiB, all processes, from a "
+            f"quarter of {steps} steps to their end; with room for all {marks['all'][0]:.0f} -> {marks['all'][1]:.0f}",
         )
     ]
 
 
-def _proportional_mib() -> float:
+def _training_mib(data: Path, out: Path, limit_mib: int, steps: int) -> tuple[float, float]:
+    """Median memory after the first quarter of the steps, and at the end."""
+    options = {"preset": "online", "data": data, "out": out, "steps": steps, "cache-mib": limit_mib, "workers": WORKERS}
+    command = [sys.executable, "-m", "train", *(str(v) for k, value in options.items() for v in (f"--{k}", value))]
+    marks = []
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as training:
+        while training.poll() is None:
+            time.sleep(0.5)
+            with contextlib.suppress(OSError):  # a process that ended meanwhile
+                marks.append(_proportional_mib(training.pid))
+    if training.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {training.returncode}")
+    quarter = len(marks) // 4
+    return statistics.median(marks[quarter : quarter + 10]), statistics.median(marks[-14:-4])
+
+
+def _proportional_mib(process: int) -> float:
     """Of this process and its children; pages they share count once."""
     total = 0
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    for process in ("self", *children):
-        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    for each in (process, *children):
+        for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 total += int(line.split()[1])
     return total / 1024
@@ -271,7 +285,7 @@ print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 
 
 def _opening(work: Path, quick: bool) -> list[Row]:
     """4,000 shards of 25 episodes of 25 steps, with tiny pictures; all are links to the bytes of one."""
-    shards, episodes, steps = (40, 25, 25) if quick else (4000, 25, 25)
+    count, episodes, steps = (40, 25, 25) if quick else (4000, 25, 25)
     folder = work / "large"
     folder.mkdir()
     state = np.stack([SceneState.empty().vector] * (steps + 1))
@@ -290,11 +304,10 @@ def _opening(work: Path, quick: bool) -> list[Row]:
         for number in range(episodes)
     ]
     row = write_shard(folder / "shard-0.h5", made, {"policy": "none"})
-    for number in range(1, shards):
+    for number in range(1, count):
         os.link(folder / "shard-0.h5", folder / f"shard-{number}.h5")
-    rows = [{**row, "name": f"shard-{number}.h5"} for number in range(shards)]
-    about = {"size": 8, "frame_size": 8, "renderer": "none", "split": "train", "randomise": []}
-    write_manifest(folder, about, rows)
+    rows = tuple(replace(row, name=f"shard-{number}.h5") for number in range(count))
+    write_manifest(folder, replace(TINY, shards=rows))
     answers = []
     for _ in range(3):
         done = subprocess.run(
@@ -302,7 +315,7 @@ def _opening(work: Path, quick: bool) -> list[Row]:
         )
         answers.append(json.loads(done.stdout))
     seconds, mib = (statistics.median(values) for values in list(zip(*answers, strict=True))[:2])
-    what = f"opening {shards} shards, {int(answers[0][2])} episodes"
+    what = f"opening {count} shards, {int(answers[0][2])} episodes"
     return [
         Row(name=what, value=seconds, unit="s", most=2.0, target_of="value", note="and a frame read"),
         Row(name=f"{what}: memory", value=mib, unit="MiB", most=300, target_of="value", note="peak, with all imports"),
@@ -319,14 +332,13 @@ def _growing(work: Path, quick: bool) -> list[Row]:
     config = CollectConfig(out=str(work / "growing"), size=64, tasks=("lift-can",), episodes=total, renderer="tiny")
     (work / "growing").mkdir()
     collector = Collector(work / "growing", config, {"renderer": "tiny", "seed": 0}, [{}], work)
-    about = {"size": 64, "frame_size": 72, "renderer": "tiny", "split": "train", "randomise": []}
-    rows: list[dict[str, Any]] = []
+    rows: list[shards.Row] = []
 
     def make(number: int) -> float:
         begin = time.perf_counter()
         job = ShardJob(source=0, task="lift-can", first=number * per_shard, last=(number + 1) * per_shard)
         rows.append(collector(job)[1])
-        write_manifest(work / "growing", about, rows)
+        write_manifest(work / "growing", replace(TINY, shards=tuple(rows)))
         return time.perf_counter() - begin
 
     make(0)  # the first reset builds the world

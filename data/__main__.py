@@ -7,12 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from data.check import check
 from data.collect import collect
 from data.export import EXPORTS
-from data.manifest import check_new, merge, select
+from data.manifest import merge, split
 from data.plan import CollectConfig
 from data.replay import Replay
 from data.view import OUTCOMES, view
@@ -73,9 +71,11 @@ def _info(folder: Path) -> None:
 
 
 def _check(folder: Path, workers: int) -> int:
-    frames, wrong = check(folder, max(1, workers))
-    print("\n".join(wrong) if wrong else f"{folder}: all {frames} frames are as they were written")
-    return 1 if wrong else 0
+    report = check(folder, max(1, workers))
+    print("\n".join(report.wrong) or f"{folder}: all {report.frames} frames are as they were written")
+    for text in report.unfinished:
+        print(f"note: {text}")
+    return 1 if report.wrong else 0
 
 
 def _view(folder: Path, out: Path | None, episodes: int, tasks: tuple[str, ...], outcome: str) -> None:
@@ -92,29 +92,9 @@ def _merge(out: Path, folders: list[Path]) -> None:
 
 
 def _split(folder: Path, first: Path, second: Path, share: float, seed: int) -> None:
-    if not 0 < share < 1:
-        raise ValueError(f"share is between 0 and 1, got {share}")
-    parts = split(Replay(folder), share, seed)
-    for out, wanted in zip((first, second), parts, strict=True):
-        check_new(out)
-        if not any(wanted):
-            raise ValueError(f"{folder}: too few episodes for a share of {share:g}: nothing is left for {out}")
-    for out, wanted in zip((first, second), parts, strict=True):
-        select(out, folder, wanted)
+    split(folder, first, second, share, seed)
+    for out in (first, second):
         print_info(Replay(out))
-
-
-def split(replay: Replay, share: float, seed: int) -> tuple[list[list[int]], list[list[int]]]:
-    """A random `share` of the episodes of each task and outcome, and the others, as numbers within each shard."""
-    rng = np.random.default_rng(seed)
-    own = replay.success[np.arange(replay.num_episodes), replay.episode_task]
-    in_first = np.zeros(replay.num_episodes, np.bool_)
-    for task in range(len(TASK_NAMES)):
-        for won in (True, False):
-            group = np.flatnonzero((replay.episode_task == task) & (own == won))
-            in_first[rng.permutation(group)[: round(share * len(group))]] = True
-    parts = [in_first[replay.episode_shard == shard] for shard in range(len(replay.shards))]
-    return [np.flatnonzero(part).tolist() for part in parts], [np.flatnonzero(~part).tolist() for part in parts]
 
 
 def _export(folder: Path, out: Path, format: str) -> None:
@@ -136,7 +116,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
 def print_info(replay: Replay) -> None:
     """Episodes, steps and own successes per task, then in how many of all episodes each task's detector says yes."""
     files = {shard.path.resolve(): shard.row for shard in replay.shards}  # two selections may share one
-    used, stored = (sum(row[key] for row in files.values()) for key in ("bytes", "frames"))
+    used, stored = (sum(getattr(row, key) for row in files.values()) for key in ("bytes", "frames"))
     each = used / stored * (replay.num_steps + replay.num_episodes) / replay.num_episodes
     print(
         f"{replay.folder}: {replay.num_episodes} episodes, {replay.num_steps} steps, {len(replay.shards)} shards, "
@@ -148,7 +128,7 @@ def print_info(replay: Replay) -> None:
     for index, name in enumerate(TASK_NAMES):
         own = replay.episode_task == index
         rate = f"{replay.success[own, index].mean():.1%}" if own.any() else "-"
-        policies = sorted({replay.shards[shard].row["policy"] for shard in replay.episode_shard[own]})
+        policies = sorted({replay.shards[shard].row.policy for shard in replay.episode_shard[own]})
         print(f"{name:<22}{own.sum():>9}{rate:>9}{replay.success[:, index].sum():>13}  {', '.join(policies)}")
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import time
 import zlib
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +15,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data import codec
-from data.manifest import PER_EPISODE, read_manifest
-from data.shards import DatasetError, Row, Shard, read_shard
+from data.manifest import Manifest, read_manifest, some_of
+from data.plan import CONFIG
+from data.progress import LINE_EVERY_S
+from data.shards import DatasetError, Row, Shard, read_json, read_shard
 from sim import actions
 from sim.parallel import run_jobs
+from sim.scenes import read_factors
 from sim.state import SceneState
 from sim.tasks import TASK_NAMES, TASKS, verdicts
 
 Key = tuple[str, int, int]  # origin, task, number: what makes an episode the one it is
 ORIGIN = ("seed", "source", "policy", "noise", "checkpoint_sha256", "randomise", "split", "renderer", "size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    frames: int  # that were read
+    wrong: tuple[str, ...]  # file by file, empty where all is well
+    unfinished: tuple[str, ...]  # what a collection that was interrupted left to do: nothing is wrong with it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,33 +45,57 @@ class Finding:
     frames: int = 0
 
 
-def check(folder: Path, workers: int = 1) -> tuple[int, list[str]]:
-    """Frames read, and what is wrong: file by file, empty where all is well. DatasetError without a manifest."""
+def check(folder: Path, workers: int = 1) -> Report:
+    """Read everything that a dataset's manifest lists. DatasetError without a manifest."""
     manifest = read_manifest(folder)
-    side = manifest["frame_size"]
     wrong: list[str] = []
     seen: dict[Key, str] = {}
     frames = 0
-    about = (folder, side, manifest["renderer"])
-    rows = manifest["shards"]
+    about, rows = (folder, manifest), manifest.shards
     results = map(Checker(*about), rows) if workers == 1 else run_jobs(Checker, about, rows, workers)
-    for row, found in sorted(results, key=lambda pair: str(pair[0]["name"])):
+    said = time.monotonic()
+    findings: list[tuple[Row, Finding]] = []
+    for result in results:
+        findings.append(result)
+        if time.monotonic() - said > LINE_EVERY_S:
+            said = time.monotonic()
+            print(f"{len(findings)} of {len(rows)} shards read", file=sys.stderr)
+    for row, found in sorted(findings, key=lambda pair: pair[0].name):
         wrong += found.wrong
         frames += found.frames
         for key in found.episodes:
             if key in seen:
-                wrong.append(
-                    f"{folder / row['name']}: holds episode {key[2]} of {TASK_NAMES[key[1]]}, as {seen[key]} does"
-                )
-            seen[key] = row["name"]
-    return frames, wrong
+                episode = f"episode {key[2]} of {TASK_NAMES[key[1]]}"
+                wrong.append(f"{folder / row.name}: holds {episode}, as {seen[key]} does")
+            seen[key] = row.name
+    return Report(frames=frames, wrong=tuple(wrong), unfinished=tuple(_unfinished(folder, manifest, seen.keys())))
+
+
+def _unfinished(folder: Path, manifest: Manifest, episodes: Iterable[Key]) -> Iterator[str]:
+    """Of a folder of one collection: merged and split datasets have gaps by design."""
+    if not (folder / CONFIG).is_file():
+        return
+    about = read_json(folder / CONFIG)
+    asked = sum(about.get("asked", [[0]])[-1])
+    if manifest.episodes < asked and not about.get("until"):
+        yield f"{folder}: {manifest.episodes} of the {asked} episodes that were asked for; collect goes on"
+    names = {row.name for row in manifest.shards}
+    unlisted = sorted(path.name for path in folder.glob("*.h5") if path.name not in names)
+    if unlisted:
+        yield f"{folder}: {len(unlisted)} shards are not listed yet, {unlisted[0]} for one; collect lists them"
+    numbers = defaultdict[tuple[str, int], set[int]](set)
+    for origin, task, number in episodes:
+        numbers[origin, task].add(number)
+    for (_, task), held in numbers.items():
+        if len(held) <= max(held):
+            yield f"{folder}: {TASK_NAMES[task]} lacks {max(held) + 1 - len(held)} episodes in between; collect goes on"
 
 
 class Checker:
     """Reads one shard after another."""
 
-    def __init__(self, folder: Path, side: int, renderer: str) -> None:
-        self._folder, self._side, self._renderer = folder, side, renderer
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self._folder, self._manifest = folder, replace(manifest, shards=())
 
     def __call__(self, row: Row) -> tuple[Row, Finding]:
         try:
@@ -66,27 +104,28 @@ class Checker:
             return row, Finding(wrong=(str(error),))
 
     def _read(self, row: Row) -> Finding:
-        path = self._folder / row["name"]
+        path = self._folder / row.name
         shard = Shard(path, row)
         shard.frames([0])  # is it the file that the manifest lists?
-        if zlib.crc32(path.read_bytes()) != row["crc32"]:
+        if zlib.crc32(path.read_bytes()) != row.crc32:
             raise DatasetError(f"{path}: damaged shard, the checksum of the file does not match")
         real, tables, attributes = read_shard(path)
-        of_shard = [key for key in real if key not in ("name", *PER_EPISODE)]
-        wrong = [f"the manifest says otherwise: {key}" for key in of_shard if real[key] != row[key]]
-        place = {first: number for number, first in enumerate(real["first"])}
-        chosen = [place.get(first, -1) for first in row["first"]]
-        if -1 in chosen or any([real[key][n] for n in chosen] != row[key] for key in PER_EPISODE):
-            wrong.append("the manifest says otherwise of its episodes")
-        if attributes["renderer"] != self._renderer:
-            wrong.append(f"rendered by {attributes['renderer']}, its dataset by {self._renderer}")
+        place = {first: number for number, first in enumerate(real.first)}
+        chosen = [place[first] for first in row.first if first in place]
+        wrong = []
+        if replace(some_of(real, chosen), name=row.name) != row:
+            wrong.append("the manifest says otherwise of it")
+        for key in ("renderer", "size", "split"):
+            if attributes[key] != getattr(self._manifest, key):
+                wrong.append(f"its {key} is {attributes[key]}, its dataset's {getattr(self._manifest, key)}")
+        if not set(read_factors(attributes["randomise"])) <= set(self._manifest.randomise):
+            wrong.append(f"randomises {attributes['randomise']}, its dataset {', '.join(self._manifest.randomise)}")
         wrong += self._tables(tables)
-        listed = [
-            first + k for first, length in zip(row["first"], row["length"], strict=True) for k in range(length + 1)
-        ]
+        listed = [first + k for first, length in zip(row.first, row.length, strict=True) for k in range(length + 1)]
+        side = self._manifest.frame_size
         for number, frame in zip(listed, shard.frames(listed), strict=True):
             try:
-                codec.decode(frame.picture, np.empty((self._side, self._side, 3), np.uint8))
+                codec.decode(frame.picture, np.empty((side, side, 3), np.uint8))
             except ValueError as error:
                 wrong.append(f"frame {number}: {error}")
         origin = "|".join(str(attributes.get(key, "")) for key in ORIGIN)
@@ -94,7 +133,7 @@ class Checker:
         episodes = [(origin, task, number) for task, number in keys]
         return Finding(
             wrong=tuple(f"{path}: {text}" for text in wrong),
-            episodes=tuple(episodes[n] for n in chosen if n >= 0),
+            episodes=tuple(episodes[n] for n in chosen),
             frames=len(listed),
         )
 

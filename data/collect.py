@@ -24,7 +24,7 @@ import numpy as np
 
 from data import codec
 from data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
-from data.plan import TRAINED, CollectConfig, ShardJob, Source, plan
+from data.plan import CONFIG, TRAINED, CollectConfig, ShardJob, Source, plan
 from data.progress import Progress
 from data.shards import DatasetError, Episode, Row, read_json, read_shard, successes, write_shard, write_whole
 from sim.parallel import run_jobs
@@ -33,7 +33,6 @@ from sim.scenes import read_factors
 from sim.tasks import TASKS
 from sim.views import frame_size
 
-CONFIG = "collect.json"
 LOCK = "collect.lock"
 BINDING = ("size", "seed", "randomise", "split", "codec", "quality", "episodes_per_shard", "until", "window")
 # By name: evaluation is above data, and who collects with a scripted policy needs neither it nor torch.
@@ -112,12 +111,7 @@ def _claim(folder: Path, config: CollectConfig) -> Iterator[tuple[CollectConfig,
         raise DatasetError(f"{folder}: not empty and not a Switchyard dataset (it has no {CONFIG})")
     wanted: dict[str, Any] = {key: getattr(config, key) for key in BINDING}
     wanted["sources"] = [_fingerprint(source) for source in config.sources]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetError(f"{folder}: another collection is at work in this folder") from None
+    with hold(folder / LOCK, f"{folder}: another collection is at work in this folder"):
         counts = [source.episodes for source in config.sources]
         if path.is_file() and any(folder.glob("*.h5")):  # options without an episode bind nobody
             found = read_json(path)
@@ -132,6 +126,18 @@ def _claim(folder: Path, config: CollectConfig) -> Iterator[tuple[CollectConfig,
             leftover.unlink()
         write_whole(path, json.dumps(about, indent=1).encode())
         yield replace(config, renderer=about["renderer"]), about
+
+
+@contextlib.contextmanager
+def hold(lock: Path, refusal: str) -> Iterator[None]:
+    """Hold this file, whose folder is made if need be; ValueError with the `refusal` where another process does."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatasetError(refusal) from None
+        yield
 
 
 def _is_ours(entry: Path) -> bool:
@@ -175,12 +181,12 @@ def _finished(folder: Path, jobs: list[ShardJob], about: dict[str, Any]) -> Iter
     listed: dict[str, Row] = {}
     if (folder / MANIFEST).is_file():
         with contextlib.suppress(DatasetError):  # a damaged manifest is remade from its shards
-            listed = {row["name"]: row for row in read_manifest(folder)["shards"]}
+            listed = {row.name: row for row in read_manifest(folder).shards}
     for job in jobs:
         path = folder / job.name
         if path.is_file():
             row = listed.get(job.name)
-            yield job, row if row and row["bytes"] == path.stat().st_size else _adopt(path, job, about)
+            yield job, row if row and row.bytes == path.stat().st_size else _adopt(path, job, about)
 
 
 def _adopt(path: Path, job: ShardJob, about: dict[str, Any]) -> Row:
@@ -210,7 +216,7 @@ def _adopt(path: Path, job: ShardJob, about: dict[str, Any]) -> Row:
 def _fill(folder: Path, config: CollectConfig, about: dict[str, Any], lanes: Lanes, progress: Progress) -> None:
     """Make the shards that are missing."""
     if next(lanes.missing(), None) is None:
-        progress.say(f"{folder}: all {sum(len(row['task']) for row in lanes.listed())} episodes are there")
+        progress.say(f"{folder}: all {sum(len(row.task) for row in lanes.listed())} episodes are there")
         return
     attributes = {key: about[key] for key in ("renderer", "size", "seed", "randomise", "split", "codec", "quality")}
     written = time.monotonic()
@@ -225,9 +231,16 @@ def _fill(folder: Path, config: CollectConfig, about: dict[str, Any], lanes: Lan
 
 
 def _write_manifest(folder: Path, config: CollectConfig, lanes: Lanes) -> Manifest:
-    about = {"size": config.size, "frame_size": frame_size(config.size), "renderer": config.renderer}
-    about |= {"split": config.split, "randomise": list(read_factors(config.randomise))}
-    return write_manifest(folder, about, lanes.listed())
+    manifest = Manifest(
+        size=config.size,
+        frame_size=frame_size(config.size),
+        renderer=config.renderer,
+        split=config.split,
+        randomise=read_factors(config.randomise),
+        shards=tuple(lanes.listed()),
+    )
+    write_manifest(folder, manifest)
+    return manifest
 
 
 def commit() -> str:

@@ -10,8 +10,11 @@ import json
 import os
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data.shards import SCHEMA_VERSION, DatasetError, Row, read_json, write_whole
 from sim.state import SIM_VERSION
@@ -19,93 +22,149 @@ from sim.tasks import TASK_NAMES
 
 MANIFEST = "manifest.json"
 SHARED = ("size", "frame_size", "renderer", "split")  # what datasets must have in common to be merged
-PER_EPISODE = ("task", "first", "length", "success")
-
-Manifest = dict[str, Any]
 
 
-def write_manifest(folder: Path, about: dict[str, Any], rows: Sequence[Row]) -> Manifest:
-    """`about` holds size, frame_size, renderer, split and randomise; `rows` come from `write_shard`."""
-    manifest = {
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    size: int  # what the network sees, px
+    frame_size: int  # what is stored, px
+    renderer: str
+    split: str
+    randomise: tuple[str, ...]
+    shards: tuple[Row, ...]
+
+    @property
+    def episodes(self) -> int:
+        return sum(len(row.task) for row in self.shards)
+
+    @property
+    def steps(self) -> int:
+        return sum(sum(row.length) for row in self.shards)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    values = {
         "schema": SCHEMA_VERSION,
         "sim_version": SIM_VERSION,
         "tasks": list(TASK_NAMES),
-        **about,
-        "episodes": sum(len(row["task"]) for row in rows),
-        "steps": sum(sum(row["length"]) for row in rows),
-        "shards": list(rows),
+        "episodes": manifest.episodes,
+        "steps": manifest.steps,
+        **vars(manifest),
+        "randomise": list(manifest.randomise),
+        "shards": [vars(row) for row in manifest.shards],
     }
-    manifest["crc32"] = _checksum(manifest)
-    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in manifest.items() if key != "shards"]
-    shards = ",\n".join(json.dumps(row) for row in rows)  # one a line: a person may read it, and `diff`
+    values["crc32"] = _checksum(values)
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in values.items() if key != "shards"]
+    shards = ",\n".join(json.dumps(row) for row in values["shards"])  # one a line: a person may read it, and `diff`
     write_whole(folder / MANIFEST, ("{" + ",\n".join(lines) + f',\n"shards": [\n{shards}\n]}}\n').encode())
-    return manifest
 
 
 def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise DatasetError(f"{folder}: no dataset here (no {MANIFEST}); make one with `python -m data collect`")
-    manifest = read_json(path)
-    if manifest.get("schema") != SCHEMA_VERSION:
-        raise DatasetError(f"{path}: schema {manifest.get('schema')}, this version reads schema {SCHEMA_VERSION}")
-    if manifest.get("crc32") != _checksum(manifest):
+    values = read_json(path)
+    if values.get("schema") != SCHEMA_VERSION:
+        raise DatasetError(f"{path}: schema {values.get('schema')}, this version reads schema {SCHEMA_VERSION}")
+    if values.get("crc32") != _checksum(values):
         raise DatasetError(
             f"{path}: damaged manifest, its checksum does not match; `python -m data collect` remakes it"
         )
-    if (manifest["sim_version"], tuple(manifest["tasks"])) != (SIM_VERSION, TASK_NAMES):
+    if (values.get("sim_version"), values.get("tasks")) != (SIM_VERSION, list(TASK_NAMES)):
         raise DatasetError(
-            f"{path}: recorded in world {manifest['sim_version']} with the tasks {manifest['tasks']}, "
+            f"{path}: recorded in world {values.get('sim_version')} with the tasks {values.get('tasks')}, "
             f"this is world {SIM_VERSION} with {TASK_NAMES}"
         )
-    return manifest
+    try:
+        fields = {name: values[name] for name in (*SHARED, "randomise")}
+        shards = tuple(Row(**row) for row in values["shards"])
+        return Manifest(**{**fields, "randomise": tuple(fields["randomise"])}, shards=shards)
+    except (KeyError, TypeError) as error:
+        raise DatasetError(f"{path}: not a manifest this version can read ({error!r})") from error
 
 
-def _checksum(manifest: Manifest) -> int:
-    rest = {key: value for key, value in manifest.items() if key != "crc32"}
+def _checksum(values: dict[str, Any]) -> int:
+    rest = {key: value for key, value in values.items() if key != "crc32"}
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
-def merge(out: Path, folders: Sequence[Path], replace: bool = False) -> Manifest:
+def merge(out: Path, folders: Sequence[Path], replace_manifest: bool = False) -> Manifest:
     """One dataset of several: a manifest in `out` that lists all their shards where they lie.
 
-    `replace`: the folder may hold an earlier manifest. Pictures stay where they are, so the merged folders must too."""
+    `replace_manifest`: the folder may hold an earlier one. Pictures stay where they are, so the merged folders must
+    too."""
     if not folders:
         raise DatasetError("nothing to merge: name at least one dataset")
     manifests = [read_manifest(folder) for folder in folders]
     for key in SHARED:
-        values = {str(folder): manifest[key] for folder, manifest in zip(folders, manifests, strict=True)}
+        values = {str(folder): getattr(manifest, key) for folder, manifest in zip(folders, manifests, strict=True)}
         if len(set(values.values())) > 1:
             raise DatasetError(f"cannot merge: {key} differs, {values}")
     rows: list[Row] = []
     seen: dict[tuple[Path, int], Path] = {}
     for folder, manifest in zip(folders, manifests, strict=True):
-        for row in manifest["shards"]:
-            shard = (folder / row["name"]).resolve()
-            for first in row["first"]:
+        for row in manifest.shards:
+            shard = (folder / row.name).resolve()
+            for first in row.first:
                 if (shard, first) in seen:
                     raise DatasetError(f"{folder}: holds an episode of {shard} that {seen[shard, first]} holds too")
                 seen[shard, first] = folder
-            rows.append({**row, "name": os.path.relpath(shard, out.resolve())})
-    randomise = sorted({factor for manifest in manifests for factor in manifest["randomise"]})
-    about = {key: manifests[0][key] for key in SHARED} | {"randomise": randomise}
-    if not replace:
+            rows.append(replace(row, name=os.path.relpath(shard, out.resolve())))
+    randomise = tuple(sorted({factor for manifest in manifests for factor in manifest.randomise}))
+    if not replace_manifest:
         check_new(out)
     out.mkdir(parents=True, exist_ok=True)
-    return write_manifest(out, about, rows)
+    merged = replace(manifests[0], randomise=randomise, shards=tuple(rows))
+    write_manifest(out, merged)
+    return merged
 
 
-def select(out: Path, folder: Path, wanted: Sequence[Sequence[int]]) -> Manifest:
-    """A dataset of some episodes of another: `wanted` numbers them within each of its shards."""
+def split(folder: Path, first: Path, second: Path, share: float, seed: int) -> tuple[Manifest, Manifest]:
+    """Two datasets of one: `first` has a random `share` of the episodes of each task and outcome, `second` the others.
+
+    Both list the shards of `folder` where they lie."""
+    if not 0 < share < 1:
+        raise ValueError(f"share is between 0 and 1, got {share}")
     manifest = read_manifest(folder)
-    rows = []
-    for row, numbers in zip(manifest["shards"], wanted, strict=True):
-        if numbers:
-            name = os.path.relpath((folder / row["name"]).resolve(), out.resolve())
-            rows.append({**row, "name": name, **{key: [row[key][n] for n in numbers] for key in PER_EPISODE}})
-    check_new(out)
+    rng = np.random.default_rng(seed)
+    shard = np.repeat(np.arange(len(manifest.shards)), [len(row.task) for row in manifest.shards])
+    task = np.array([task for row in manifest.shards for task in row.task], np.int64)
+    success = np.array([success for row in manifest.shards for success in row.success], np.int64)
+    won = success >> task & 1
+    in_first = np.zeros(len(task), np.bool_)
+    for kind in range(2 * len(TASK_NAMES)):
+        group = np.flatnonzero(2 * task + won == kind)
+        in_first[rng.permutation(group)[: int(share * len(group) + rng.random())]] = True  # on average
+    for out, chosen in ((first, in_first), (second, ~in_first)):
+        check_new(out)
+        if not chosen.any():
+            raise DatasetError(f"{folder}: too few episodes for a share of {share:g}: nothing is left for {out}")
+    halves = []
+    for out, chosen in ((first, in_first), (second, ~in_first)):
+        wanted = [np.flatnonzero(chosen[shard == number]).tolist() for number in range(len(manifest.shards))]
+        halves.append(_select(out, folder, manifest, wanted))
+    return halves[0], halves[1]
+
+
+def _select(out: Path, folder: Path, manifest: Manifest, wanted: Sequence[Sequence[int]]) -> Manifest:
+    """A dataset of some episodes of another: `wanted` numbers them within each of its shards."""
+    rows = [
+        replace(some_of(row, numbers), name=os.path.relpath((folder / row.name).resolve(), out.resolve()))
+        for row, numbers in zip(manifest.shards, wanted, strict=True)
+        if numbers
+    ]
     out.mkdir(parents=True, exist_ok=True)
-    return write_manifest(out, {key: manifest[key] for key in (*SHARED, "randomise")}, rows)
+    selected = replace(manifest, shards=tuple(rows))
+    write_manifest(out, selected)
+    return selected
+
+
+def some_of(row: Row, numbers: Sequence[int]) -> Row:
+    """A row that lists these of its episodes."""
+    task, first, length, success = (
+        [values[n] for n in numbers] for values in (row.task, row.first, row.length, row.success)
+    )
+    return replace(row, task=task, first=first, length=length, success=success)
 
 
 def check_new(out: Path) -> None:

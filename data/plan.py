@@ -20,6 +20,7 @@ from sim.scenes import FACTORS, read_factors
 from sim.tasks import TASK_NAMES, check_tasks
 from sim.views import RENDERERS, check_size
 
+CONFIG = "collect.json"  # what a folder collects, beside its manifest
 TRAINED = "checkpoint"
 POLICIES = (*COLLECTORS, TRAINED)
 

@@ -28,12 +28,12 @@ class Progress:
     def count(self, job: ShardJob, row: Row, seconds: float = 0.0) -> None:
         """A shard that took `seconds` of a worker; one that was there already took none."""
         tally = self._tasks[job.task]
-        tally.episodes += len(row["task"])
+        tally.episodes += len(row.task)
         tally.won += sum(successes(row, TASKS[job.task].index))
         if seconds:
-            tally.frames += row["frames"]
+            tally.frames += row.frames
             tally.seconds += seconds
-            self._made += len(row["task"])
+            self._made += len(row.task)
             if self._live:
                 self._redraw()
             elif time.monotonic() - self._said > LINE_EVERY_S:

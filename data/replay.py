@@ -7,15 +7,14 @@ step s of episode e goes from frame s + e to frame s + e + 1.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data import codec
-from data.manifest import MANIFEST, read_manifest
+from data.manifest import read_manifest
 from data.shards import DatasetError, Frame, Shard, unpack_verdicts
 
 
@@ -30,30 +29,17 @@ class Replay:
         self.folder = Path(folder)
         self.cache_bytes = cache_bytes
         manifest = read_manifest(self.folder)
-        try:
-            self._take(manifest)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise DatasetError(f"{self.folder / MANIFEST}: not a manifest this version can read ({error!r})") from error
-        if not self.num_episodes:
+        if not manifest.episodes:
             raise DatasetError(f"{self.folder}: the dataset holds no finished shard yet")
-
-    def _take(self, manifest: dict[str, Any]) -> None:
-        self.size: int = manifest["size"]  # what the network sees, px
-        self.frame_size: int = manifest["frame_size"]  # what is stored, px
-        self.renderer: str = manifest["renderer"]
-        self.randomise: list[str] = manifest["randomise"]
-        self.split: str = manifest["split"]
-        rows = manifest["shards"]
-        self.shards = [Shard(self.folder / row["name"], row) for row in rows]
-
-        def join(key: str) -> NDArray[np.int64]:
-            return np.array([value for row in rows for value in row[key]], np.int64)
-
-        self.episode_task = join("task")  # [E]
-        self.episode_length = join("length")  # [E], steps
-        self.success = unpack_verdicts(join("success"))  # bool [E, N], of every task, at collection
-        self.episode_shard = np.repeat(np.arange(len(rows)), [len(row["task"]) for row in rows])
-        self._first_in_shard = join("first")
+        self.size, self.frame_size = manifest.size, manifest.frame_size  # what the network sees and what is stored, px
+        self.renderer, self.split, self.randomise = manifest.renderer, manifest.split, list(manifest.randomise)
+        rows = manifest.shards
+        self.shards = [Shard(self.folder / row.name, row) for row in rows]
+        self.episode_task = _joined(row.task for row in rows)  # [E]
+        self.episode_length = _joined(row.length for row in rows)  # [E], steps
+        self.success = unpack_verdicts(_joined(row.success for row in rows))  # bool [E, N], every task's verdict
+        self.episode_shard = np.repeat(np.arange(len(rows)), [len(row.task) for row in rows])
+        self._first_in_shard = _joined(row.first for row in rows)
         self.num_episodes = len(self.episode_task)
         self.last_step = np.cumsum(self.episode_length) - 1  # [E]
         self.num_steps = int(self.episode_length.sum())
@@ -98,6 +84,10 @@ class Replay:
     def pictures(self, frames: NDArray[np.int64] | Sequence[int]) -> NDArray[np.uint8]:
         """uint8 [B, H, W, 3]."""
         return np.stack([codec.decode(frame.picture) for frame in self.read(frames)])
+
+
+def _joined(parts: Iterable[list[int]]) -> NDArray[np.int64]:
+    return np.array(list(itertools.chain.from_iterable(parts)), np.int64)
 
 
 def _runs(values: NDArray[np.int64]) -> list[tuple[int, int]]:

@@ -17,16 +17,7 @@ Keys (`E` episodes, `P` frames, `N` tasks, `S` numbers of a state; an episode of
 Each frame is stored once. All tables are contiguous in the file, and the manifest's row of a shard says where: a reader
 takes a frame by `pread` alone, parses no HDF5, holds no file open, and trusts nothing that a checksum does not cover.
 After the HDF5 file come eight bytes, `SYRD` and its CRC-32: a shard that no manifest lists is checked by them before
-HDF5 sees it. The manifest's row of a shard (`Row`):
-
-    name, bytes, crc32    of the file; the name is relative to the manifest's folder
-    frames                in the whole shard
-    index_crc32           of frame/offset and frame/crc32
-    at                    key of a frame table -> where it begins in the file
-    policy                name of what acted
-    task, length          [E] as above, of the episodes that the manifest lists, not necessarily all
-    first                 [E] number of the first frame within the shard
-    success               [E] bit i: the detector of task i accepts the end
+HDF5 sees it.
 """
 
 from __future__ import annotations
@@ -56,11 +47,26 @@ VERSIONS = {"schema": SCHEMA_VERSION, "state_version": STATE_VERSION, "sim_versi
 TRAILER, MAGIC = struct.Struct("<4sI"), b"SYRD"
 ROW_BYTES = {"frame/action": 4 * ACTION_SIZE, "frame/state": 4 * STATE_SIZE, "frame/verdict": len(TASK_NAMES)}
 
-Row = dict[str, Any]
-
 
 class DatasetError(ValueError):
     """A file of a dataset is missing, damaged or foreign; the message names it and says what is wrong with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What a manifest tells of a shard, and of each episode [E] that it lists: not necessarily all of the shard's."""
+
+    name: str  # path of the file, relative to the manifest's folder
+    bytes: int
+    crc32: int  # of the file
+    frames: int  # in the whole shard
+    index_crc32: int  # of frame/offset and frame/crc32
+    at: dict[str, int]  # key of a frame table -> where it begins in the file
+    policy: str  # name of what acted
+    task: list[int]  # [E]
+    first: list[int]  # [E], number of the first frame within the shard
+    length: list[int]  # [E], steps
+    success: list[int]  # [E], bit i: the detector of task i accepts the end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,19 +197,19 @@ def read_shard(path: Path) -> tuple[Row, dict[str, NDArray[Any]], dict[str, Any]
     if wrong or not len(lengths) or (lengths < 1).any() or (lengths + 1).sum() != frames or None in at.values():
         raise DatasetError(f"{path}: damaged shard, its tables disagree about how much it holds {wrong or ''}".strip())
     first = np.cumsum(lengths + 1) - (lengths + 1)
-    row = {
-        "name": path.name,
-        "bytes": len(content),
-        "crc32": zlib.crc32(content),
-        "frames": frames,
-        "index_crc32": index_crc32(offset, tables["frame/crc32"]),
-        "at": at,
-        "policy": str(attributes["policy"]),
-        "task": tables["episode/task"].tolist(),
-        "first": first.tolist(),
-        "length": lengths.tolist(),
-        "success": pack_verdicts(tables["frame/verdict"][first + lengths]),
-    }
+    row = Row(
+        name=path.name,
+        bytes=len(content),
+        crc32=zlib.crc32(content),
+        frames=frames,
+        index_crc32=index_crc32(offset, tables["frame/crc32"]),
+        at=at,
+        policy=str(attributes["policy"]),
+        task=tables["episode/task"].tolist(),
+        first=first.tolist(),
+        length=lengths.tolist(),
+        success=pack_verdicts(tables["frame/verdict"][first + lengths]),
+    )
     Shard(path, row).frames(range(frames))
     del tables["frame/image"]
     return row, tables, attributes
@@ -221,7 +227,7 @@ def _check_attributes(path: Path, attributes: dict[str, Any]) -> None:
 
 def successes(row: Row, task_index: int) -> list[bool]:
     """Of the episodes that a row lists: whether the task's detector accepts the end."""
-    return [success >> task_index & 1 > 0 for success in row["success"]]
+    return [success >> task_index & 1 > 0 for success in row.success]
 
 
 def pack_verdicts(verdict: NDArray[np.bool_]) -> list[int]:
@@ -257,20 +263,20 @@ class Shard:
             os.close(handle)
 
     def _read_index(self, handle: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
-        size, at = os.fstat(handle).st_size, self.row["at"]
-        if size != self.row["bytes"]:
+        size, at = os.fstat(handle).st_size, self.row.at
+        if size != self.row.bytes:
             raise DatasetError(
-                f"{self.path}: {size} bytes where the manifest says {self.row['bytes']}: damaged, or another shard"
+                f"{self.path}: {size} bytes where the manifest says {self.row.bytes}: damaged, or another shard"
             )
-        frames = self.row["frames"]
+        frames = self.row.frames
         offset = np.frombuffer(os.pread(handle, 8 * (frames + 1), at["frame/offset"]), np.int64)
         crc32 = np.frombuffer(os.pread(handle, 4 * frames, at["frame/crc32"]), np.uint32)
-        if index_crc32(offset, crc32) != self.row["index_crc32"]:
+        if index_crc32(offset, crc32) != self.row.index_crc32:
             raise DatasetError(f"{self.path}: damaged shard, the checksum of its index does not match")
         return offset, crc32
 
     def _read_frame(self, handle: int, number: int, offset: NDArray[np.int64], crc32: NDArray[np.uint32]) -> Frame:
-        at = self.row["at"]
+        at = self.row.at
         begin, end = int(offset[number]), int(offset[number + 1])
         picture = os.pread(handle, end - begin, at["frame/image"] + begin)
         action, state, verdict = (os.pread(handle, n, at[key] + number * n) for key, n in ROW_BYTES.items())

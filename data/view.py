@@ -14,7 +14,7 @@ from PIL import Image
 from data import codec
 from data.replay import Replay
 from data.shards import write_whole
-from sim.actions import COMMANDS
+from sim.actions import BOUNDS, COMMANDS
 from sim.tasks import TASK_NAMES, TASKS
 
 PAGE = Path(__file__).with_name("view.html")
@@ -30,6 +30,7 @@ def view(replay: Replay, out: Path, episodes: int, tasks: tuple[str, ...], outco
         "about": f"{len(chosen)} of {replay.num_episodes} episodes, {replay.frame_size} px, {replay.renderer}",
         "tasks": list(TASK_NAMES),
         "commands": list(COMMANDS),
+        "bounds": BOUNDS.tolist(),
         "episodes": [_episode(replay, episode) for episode in chosen],
     }
     text = json.dumps(page).replace("</", "<\\/")  # nothing in it can end the script
@@ -57,7 +58,7 @@ def _episode(replay: Replay, episode: int) -> dict[str, Any]:
         "number": episode,
         "task": task,
         "success": bool(replay.success[episode, task]),
-        "policy": replay.shards[replay.episode_shard[episode]].row["policy"],
+        "policy": replay.shards[replay.episode_shard[episode]].row.policy,
         "actions": [[round(float(v), 4) for v in frame.action] for frame in frames[:-1]],
         "verdicts": ["".join("1" if v else "0" for v in frame.verdict) for frame in frames],
         "frames": [_shown(frame.picture) for frame in frames],

@@ -9,7 +9,7 @@ import pytest
 
 from data import codec
 from data.collect import collect
-from data.manifest import write_manifest
+from data.manifest import Manifest, write_manifest
 from data.plan import CollectConfig
 from data.shards import Episode, write_shard
 from sim.actions import TERMINATE
@@ -63,14 +63,16 @@ def _make_episode(task="lift-banana", steps=2, accepted=(), levels=None, rng=Non
 
 
 ATTRIBUTES = {"policy": "scripted", "renderer": "tiny", "seed": 0, "source": 0, "checkpoint_sha256": ""}
+ATTRIBUTES |= {"randomise": "none", "split": "train"}
 
 
 def _write_dataset(folder, shards, side=16):
     """Shards, each a list of episodes of frames of `side` px, and the manifest that lists them."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [write_shard(folder / f"shard-{n:05d}.h5", episodes, ATTRIBUTES) for n, episodes in enumerate(shards)]
-    about = {"size": side, "frame_size": side, "renderer": "tiny", "randomise": [], "split": "train"}
-    write_manifest(folder, about, rows)
+    attributes = {**ATTRIBUTES, "size": side}
+    rows = [write_shard(folder / f"shard-{n:05d}.h5", episodes, attributes) for n, episodes in enumerate(shards)]
+    about = {"size": side, "frame_size": side, "renderer": "tiny", "randomise": (), "split": "train"}
+    write_manifest(folder, Manifest(**about, shards=tuple(rows)))
     return folder
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from data import codec
 from data.batches import BatchStream, Sampler, SamplerConfig
 from data.replay import Replay
 from data.shards import DatasetError
@@ -180,6 +181,16 @@ def test_pictures_that_are_decoded_later_are_the_same(replay):
     assert later.image.numel() == 0
     assert same(now.to("cpu"), later.to("cpu"))
     assert torch.equal(now.image, later.to("cpu").image)
+
+
+def test_a_batch_in_which_one_frame_is_lossless_is_decoded_as_it_is_loaded(tmp_path, make_episode, write_dataset):
+    episode = make_episode("lift-can", 2, (), [10, 20, 30])
+    lossless = codec.encode(codec.decode(episode.frames[1]), "zstd")
+    mixed = dataclasses.replace(episode, frames=(episode.frames[0], lossless, episode.frames[2]))
+    sampler = sampler_of(Replay(write_dataset(tmp_path / "set", [[mixed]])), tasks=(CAN,), decode=False)
+    batch = sampler.load(np.arange(2), np.full(2, CAN))
+    assert len(batch.encoded_size) == 0
+    assert batch.to("cpu").image.float().mean(dim=(1, 2, 3)).tolist() == pytest.approx([10, 20], abs=2)
 
 
 def test_a_cache_changes_nothing_and_keeps_to_its_limit(replay):

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import pytest
 
 from data.check import check
 from data.collect import collect
-from data.manifest import merge
+from data.manifest import merge, read_manifest, write_manifest
 from data.plan import CollectConfig
 from data.replay import Replay
 from data.shards import DatasetError, read_shard
@@ -62,7 +63,7 @@ def test_exactly_the_asked_episodes_are_collected_task_by_task(tiny_dataset):
         "place-bowl-0-000000.h5",
         "place-bowl-0-000002.h5",
     ]
-    assert check(tiny_dataset)[1] == []
+    assert check(tiny_dataset).wrong == ()
 
 
 def test_a_shard_tells_where_its_episodes_come_from(tiny_dataset):
@@ -105,11 +106,11 @@ def test_more_episodes_keep_every_shard(copied, tiny_collection, tmp_path):
     old = {path.name: path.read_bytes() for path in copied.glob("*.h5")}
     merge(tmp_path / "merged", [copied])
     manifest = collect(CollectConfig(out=str(copied), **{**tiny_collection, "episodes": 9}))
-    assert manifest["episodes"] == Replay(copied).num_episodes == 9
+    assert manifest.episodes == Replay(copied).num_episodes == 9
     assert {name: (copied / name).read_bytes() for name in old} == old
-    numbers = [read_shard(copied / row["name"])[1]["episode/number"] for row in manifest["shards"]]
+    numbers = [read_shard(copied / row.name)[1]["episode/number"] for row in manifest.shards]
     assert sorted(np.concatenate(numbers)) == [0, 0, 1, 1, 2, 2, 3, 3, 4]
-    assert check(copied)[1] == check(tmp_path / "merged")[1] == []
+    assert check(copied).wrong == check(tmp_path / "merged").wrong == ()
 
 
 def test_a_growth_that_was_stopped_goes_on_to_the_same_bytes(copied, tiny_collection, tmp_path):
@@ -118,9 +119,26 @@ def test_a_growth_that_was_stopped_goes_on_to_the_same_bytes(copied, tiny_collec
     collect(CollectConfig(out=str(copied), **grown))
     shutil.copy(copied / "collect.json", stopped)
     shutil.copy(copied / "lift-banana-0-000003.h5", stopped)
-    assert check(stopped)[1] == []
+    report = check(stopped)
+    assert report.wrong == ()
+    assert "6 of the 10 episodes that were asked for" in report.unfinished[0]
+    assert "1 shards are not listed yet, lift-banana-0-000003.h5 for one" in report.unfinished[1]
     collect(CollectConfig(out=str(stopped), **grown))
     assert content(stopped) == content(copied)
+    assert check(stopped).unfinished == ()
+
+
+def test_a_check_tells_a_gap_from_damage(copied, tiny_collection):
+    for episodes in (10, 18):
+        collect(CollectConfig(out=str(copied), **{**tiny_collection, "episodes": episodes}))
+    manifest = read_manifest(copied)
+    (copied / "lift-banana-0-000003.h5").unlink()
+    rows = tuple(row for row in manifest.shards if (copied / row.name).exists())
+    write_manifest(copied, replace(manifest, shards=rows))
+    report = check(copied)
+    assert report.wrong == ()
+    assert "16 of the 18 episodes" in report.unfinished[0]
+    assert "lift-banana lacks 2 episodes in between" in report.unfinished[1]
 
 
 def test_a_shard_of_other_episodes_is_not_adopted(copied, tiny_collection):
@@ -142,8 +160,8 @@ def test_a_task_ends_early_when_it_succeeds_often_enough(tmp_path, tiny_collecti
     for name, workers in (("one", 1), ("two", 2)):
         folder = tmp_path / name
         manifest = collect(CollectConfig(out=str(folder), **{**options, "workers": workers}))
-        assert {row["name"] for row in manifest["shards"]} == {path.name for path in folder.glob("*.h5")}
-        assert 4 <= manifest["episodes"] // 2 < 20
+        assert {row.name for row in manifest.shards} == {path.name for path in folder.glob("*.h5")}
+        assert 4 <= manifest.episodes // 2 < 20
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
@@ -165,7 +183,7 @@ def test_a_mix_gives_each_source_its_episodes(tmp_path, tiny_collection, tiny_ch
     )
     options = {key: value for key, value in tiny_collection.items() if key not in ("tasks", "episodes")}
     manifest = collect(CollectConfig(out=str(tmp_path / "set"), mix=str(mix), **options))
-    held = {row["name"]: (row["policy"], len(row["task"])) for row in manifest["shards"]}
+    held = {row.name: (row.policy, len(row.task)) for row in manifest.shards}
     assert held == {
         "lift-banana-0-000000.h5": ("crude", 2),
         "lift-banana-0-000002.h5": ("crude", 1),
@@ -175,7 +193,7 @@ def test_a_mix_gives_each_source_its_episodes(tmp_path, tiny_collection, tiny_ch
     _, tables, attributes = read_shard(tmp_path / "set" / "place-bowl-1-000000.h5")
     assert attributes["checkpoint_sha256"] == hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()
     assert tables["episode/noise"] == pytest.approx([0.2])
-    assert check(tmp_path / "set")[1] == []
+    assert check(tmp_path / "set").wrong == ()
 
 
 def test_a_source_that_asks_for_fewer_is_refused(tmp_path, tiny_collection):
@@ -261,7 +279,7 @@ def test_a_full_disk_is_named_and_what_is_finished_stays(tmp_path):
     assert re.search(rf"error: .*File too large: '{folder}/\S+\.h5'", full.stderr), full.stderr
     assert "Traceback" not in full.stderr
     assert {**content(folder), "collect.json": finished["collect.json"]} == finished
-    assert check(folder)[1] == []
+    assert check(folder).wrong == ()
 
 
 def test_a_folder_that_may_not_be_written_is_named(tmp_path, tiny_collection, monkeypatch):
@@ -403,7 +421,7 @@ def test_a_killed_collection_leaves_no_worker_behind_and_the_same_command_comple
     again = subprocess.run(command(folder, episodes), cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert Replay(folder).num_episodes == episodes
-    assert check(folder)[1] == []
+    assert check(folder).wrong == ()
     assert workers_ended, "workers went on collecting after their parent was killed"
 
 
@@ -415,7 +433,7 @@ def test_a_killed_worker_is_replaced(tmp_path, tiny_dataset):
     out = running.communicate(timeout=120)[0].decode()
     assert running.returncode == 0, out
     assert Replay(folder).num_episodes == episodes
-    assert check(folder)[1] == []
+    assert check(folder).wrong == ()
 
 
 def children(parent):

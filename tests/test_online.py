@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from data.check import check
+from data.collect import hold
 from data.replay import Replay
 from data.shards import read_shard
 from models.checkpoint import CheckpointError
@@ -48,7 +50,37 @@ def test_two_rounds_fill_a_buffer_and_going_on_changes_nothing(options, tmp_path
     assert (buffers[0].episode_task == TASKS["lift-banana"].index).all()
     frames = [[frame.picture for frame in b.read(range(b.num_steps + b.num_episodes))] for b in buffers]
     assert frames[0] == frames[1]
-    assert check(tmp_path / "straight" / "buffer")[1] == []
+    assert check(tmp_path / "straight" / "buffer").wrong == ()
+
+
+@pytest.mark.parametrize("stage", ["collect", "train", "rollout"])
+def test_a_loop_that_was_stopped_within_a_round_goes_on_as_if_it_had_not(options, tmp_path, monkeypatch, stage):
+    straight = learn(OnlineConfig(out=str(tmp_path / "straight"), **options))
+    real, calls = getattr(online, stage), []
+
+    def stopping(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:  # in the second round
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(online, stage, stopping)
+    with pytest.raises(KeyboardInterrupt):
+        learn(OnlineConfig(out=str(tmp_path / "stopped"), **options))
+    resumed = learn(OnlineConfig(out=str(tmp_path / "stopped"), **options))
+    plain = [[{k: v for k, v in r.items() if not k.endswith("_s")} for r in rounds] for rounds in (straight, resumed)]
+    assert plain[0] == plain[1]
+    pictures = [Replay(tmp_path / name / "buffer").pictures(range(12)) for name in ("straight", "stopped")]
+    assert np.array_equal(*pictures)
+
+
+def test_two_loops_do_not_share_a_folder(options, tmp_path):
+    folder = tmp_path / "loop"
+    with (
+        hold(folder / "online.lock", "no"),
+        pytest.raises(ValueError, match="another loop is at work in this folder"),
+    ):
+        learn(OnlineConfig(out=str(folder), **options))
 
 
 def test_later_rounds_are_collected_by_the_policy_of_the_round_before(options, tmp_path):

@@ -74,6 +74,15 @@ def test_workers_that_always_die_end_it(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_ray_raises_the_error_of_a_job_and_of_a_start_and_takes_no_more_workers_than_it_has_room_for():
+    pytest.importorskip("ray")
+    assert sorted(run_jobs(squares, (1,), range(4), 64, "ray")) == [1, 2, 5, 10]
+    with pytest.raises(ValueError, match="no root of -1"):
+        list(run_jobs(squares, (0,), [1, -1, 2], 1, "ray"))
+    with pytest.raises(ValueError, match="no such checkpoint"):
+        list(run_jobs(broken, ("no such checkpoint",), [1, 2], 1, "ray"))
+
+
 def test_closing_ends_the_workers_in_the_middle_of_their_jobs(tmp_path):
     running = run_jobs(waiting, (str(tmp_path),), [0.0, 600.0], 1)
     next(running)

@@ -8,13 +8,14 @@ import os
 import re
 import resource
 import zlib
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
 
 from data import codec
-from data.check import check
+from data.check import Report, check
 from data.manifest import read_manifest, write_manifest
 from data.replay import Replay
 from data.shards import MAGIC, TRAILER, DatasetError, Episode, read_shard, write_shard
@@ -22,6 +23,7 @@ from sim.state import STATE_SIZE, SceneState
 from sim.tasks import verdicts
 
 ATTRIBUTES = {"policy": "crude", "renderer": "tiny", "seed": 5, "source": 0, "checkpoint_sha256": ""}
+ATTRIBUTES |= {"size": 16, "split": "train", "randomise": "none"}
 
 
 def random_episode(task, steps, number, codec_name="jpeg"):
@@ -107,7 +109,7 @@ def test_what_is_written_is_read(dataset):
     assert tables["episode/number"].tolist() == [0, 1]
     assert tables["episode/noise"].tolist() == [0.0, 0.125]
     assert (attributes["seed"], attributes["policy"]) == (0, "scripted")
-    assert row == read_manifest(dataset)["shards"][0]
+    assert row == read_manifest(dataset).shards[0]
 
 
 def test_every_frame_is_read_under_its_own_number(dataset):
@@ -138,7 +140,7 @@ def test_lossless_frames_lose_nothing_and_are_read_like_jpeg(tmp_path, write_dat
     assert np.array_equal(codec.decode(codec.encode(picture, "zstd")), picture)
     both = write_dataset(tmp_path / "set", [[random_episode(3, 2, 0, "zstd")], [random_episode(3, 2, 1, "jpeg")]])
     assert Replay(both).pictures([0, 3]).shape == (2, 16, 16, 3)
-    assert check(both) == (6, [])
+    assert check(both) == Report(frames=6, wrong=(), unfinished=())
 
 
 def test_a_picture_of_another_size_is_refused():
@@ -154,7 +156,7 @@ def refused(dataset, message):
     replay = Replay(dataset)
     with pytest.raises(DatasetError, match=message):
         replay.read(range(10))
-    assert re.search(message, "\n".join(check(dataset)[1]))
+    assert re.search(message, "\n".join(check(dataset).wrong))
     return True
 
 
@@ -175,7 +177,7 @@ def test_a_flipped_byte_in_a_frame_is_refused_when_the_frame_is_read(dataset):
     with pytest.raises(DatasetError, match=f"{FIRST}.*checksum of frame 5"):
         replay.read([5])
     assert len(replay.read([4, 6])) == 2
-    assert f"{dataset / FIRST}: damaged shard, the checksum of the file does not match" in check(dataset)[1]
+    assert f"{dataset / FIRST}: damaged shard, the checksum of the file does not match" in check(dataset).wrong
 
 
 @pytest.mark.parametrize("key", ["action", "state", "verdict"])
@@ -196,13 +198,10 @@ def test_a_shard_in_anothers_place_is_refused(tmp_path, write_dataset):
     one, two = dataset / "shard-00000.h5", dataset / "shard-00001.h5"
     first, second = one.read_bytes(), two.read_bytes()
     longer = max(len(first), len(second))
-    rows = read_manifest(dataset)["shards"]
-    for path, data, row in ((one, second, rows[0]), (two, first, rows[1])):
+    for path, data in ((one, second), (two, first)):
         path.write_bytes(data.ljust(longer, b"\0"))
-        row["bytes"] = longer  # as if both had the same length
-    write_manifest(
-        dataset, {k: read_manifest(dataset)[k] for k in ("size", "frame_size", "renderer", "randomise", "split")}, rows
-    )
+    manifest = read_manifest(dataset)  # as if both had the same length
+    write_manifest(dataset, replace(manifest, shards=tuple(replace(row, bytes=longer) for row in manifest.shards)))
     with pytest.raises(DatasetError, match=r"shard-00000.h5: damaged shard, the checksum of its index"):
         Replay(dataset).read([0])
 
@@ -302,16 +301,16 @@ def test_what_a_shard_was_written_with_is_checked_too(tmp_path, write_dataset, s
     episode = random_episode(3, 2, 0)
     spoil(episode)
     dataset = write_dataset(tmp_path / "set", [[episode]])
-    assert any(message in text for text in check(dataset)[1])
+    assert any(message in text for text in check(dataset).wrong)
 
 
 def test_an_episode_that_occurs_twice_is_found(tmp_path, write_dataset):
     dataset = write_dataset(tmp_path / "set", [[EPISODES[0]], [EPISODES[1], EPISODES[0]]])
-    assert check(dataset)[1] == [f"{dataset}/shard-00001.h5: holds episode 0 of lift-milk, as shard-00000.h5 does"]
+    assert check(dataset).wrong == (f"{dataset}/shard-00001.h5: holds episode 0 of lift-milk, as shard-00000.h5 does",)
 
 
 def test_a_dataset_as_it_was_written_has_no_findings(dataset):
-    assert check(dataset) == (10, [])
+    assert check(dataset) == Report(frames=10, wrong=(), unfinished=())
 
 
 def test_a_folder_without_a_manifest_is_refused_and_told_how_to_make_one(tmp_path):
@@ -339,9 +338,11 @@ def test_a_changed_manifest_is_refused(dataset, old, new):
 
 @pytest.mark.parametrize("lost", ["size", "renderer", "randomise", "split"])
 def test_a_manifest_that_lacks_an_entry_is_refused_by_name(dataset, lost):
-    manifest = read_manifest(dataset)
-    about = {key: manifest[key] for key in ("size", "frame_size", "renderer", "randomise", "split") if key != lost}
-    write_manifest(dataset, about, manifest["shards"])
+    path = dataset / "manifest.json"
+    values = json.loads(path.read_text())
+    del values[lost], values["crc32"]
+    values["crc32"] = zlib.crc32(json.dumps(values, sort_keys=True).encode())
+    path.write_text(json.dumps(values))
     with pytest.raises(DatasetError, match=rf"manifest\.json.*{lost}"):
         Replay(dataset)
 

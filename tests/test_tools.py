@@ -7,16 +7,17 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data import codec
-from data.__main__ import main, split
-from data.check import check
+from data.__main__ import main
+from data.check import Report, check
 from data.export import EXPORTS
-from data.manifest import merge, read_manifest, select, write_manifest
+from data.manifest import merge, read_manifest, split, write_manifest
 from data.replay import Replay
 from data.shards import DatasetError
 from data.view import choose_episodes, view
@@ -40,9 +41,7 @@ def greys(replay):
 
 
 def rewrite(folder, **changes):
-    manifest = read_manifest(folder)
-    about = {key: manifest[key] for key in ("size", "frame_size", "renderer", "randomise", "split")} | changes
-    write_manifest(folder, about, manifest["shards"])
+    write_manifest(folder, replace(read_manifest(folder), **changes))
 
 
 def test_merging_lists_all_episodes_and_copies_no_shard(two, tmp_path):
@@ -54,7 +53,7 @@ def test_merging_lists_all_episodes_and_copies_no_shard(two, tmp_path):
         TASKS["place-bowl"].index,
     ]
     assert [path.name for path in (tmp_path / "both").iterdir()] == ["manifest.json"]
-    assert check(tmp_path / "both") == (15, [])
+    assert check(tmp_path / "both") == Report(frames=15, wrong=(), unfinished=())
 
 
 def test_a_merged_dataset_may_be_moved_together_with_its_parts(two, tmp_path):
@@ -67,9 +66,9 @@ def test_a_merged_dataset_may_be_moved_together_with_its_parts(two, tmp_path):
 
 
 def test_merging_joins_what_was_randomised(two, tmp_path):
-    rewrite(two[0], randomise=["look", "size"])
-    rewrite(two[1], randomise=["light", "size"])
-    assert merge(tmp_path / "both", two)["randomise"] == ["light", "look", "size"]
+    rewrite(two[0], randomise=("look", "size"))
+    rewrite(two[1], randomise=("light", "size"))
+    assert merge(tmp_path / "both", two).randomise == ("light", "look", "size")
 
 
 @pytest.mark.parametrize(("key", "value"), [("size", 24), ("renderer", "egl"), ("split", "test")])
@@ -92,30 +91,32 @@ def test_a_folder_with_something_in_it_is_left_alone(two, tmp_path):
     assert greys(Replay(two[1])) == [120, 160]
 
 
-def test_a_selection_holds_the_chosen_episodes_of_each_shard(two, tmp_path):
-    select(tmp_path / "some", two[0], [[1], [0]])
-    some = Replay(tmp_path / "some")
-    assert greys(some) == [40, 80]
-    assert some.success.any(axis=1).tolist() == [False, False]
-    assert check(tmp_path / "some")[1] == []
-    select(tmp_path / "fewer", tmp_path / "some", [[], [0]])
-    assert greys(Replay(tmp_path / "fewer")) == [80]
-
-
 def test_splitting_deals_each_task_and_outcome_by_the_share(tmp_path, make_episode, write_dataset):
     kinds = [("lift-can", ("lift-can",), 20), ("lift-can", (), 10), ("place-bowl", (), 10)]
-    episodes = [make_episode(task, 1, won) for task, won, count in kinds for _ in range(count)]
-    replay = Replay(write_dataset(tmp_path / "set", [episodes[n : n + 7] for n in range(0, 40, 7)]))
-    first, second = split(replay, 0.8, seed=1)
-    for name, wanted in (("first", first), ("second", second)):
-        select(tmp_path / name, tmp_path / "set", wanted)
+    chosen = [(task, won) for task, won, count in kinds for _ in range(count)]
+    episodes = [make_episode(task, 1, won, number=number) for number, (task, won) in enumerate(chosen)]
+    write_dataset(tmp_path / "set", [episodes[n : n + 7] for n in range(0, 40, 7)])
+    halves = split(tmp_path / "set", tmp_path / "first", tmp_path / "second", 0.8, seed=1)
     parts = [Replay(tmp_path / name) for name in ("first", "second")]
     can = TASKS["lift-can"].index
     for part, counts in zip(parts, ((16, 8, 8), (4, 2, 2)), strict=True):
         own = part.episode_task == can
         assert ((own & part.success[:, can]).sum(), (own & ~part.success[:, can]).sum(), (~own).sum()) == counts
-    assert split(replay, 0.8, seed=1) == (first, second)
-    assert split(replay, 0.8, seed=2) != (first, second)
+    held = [(Path(row.name).name, first) for half in halves for row in half.shards for first in row.first]
+    assert sorted(held) == [(row.name, first) for row in read_manifest(tmp_path / "set").shards for first in row.first]
+    assert [check(tmp_path / name) for name in ("first", "second")] == [
+        Report(frames=2 * count, wrong=(), unfinished=()) for count in (32, 8)
+    ]
+    assert split(tmp_path / "set", tmp_path / "again", tmp_path / "rest", 0.8, seed=1) == halves
+    assert split(tmp_path / "set", tmp_path / "other", tmp_path / "others", 0.8, seed=2) != halves
+
+
+def test_a_half_is_split_again(two, tmp_path):
+    split(two[0], tmp_path / "first", tmp_path / "rest", 0.5, seed=0)
+    merge(tmp_path / "both", [tmp_path / "first", two[1]])
+    split(tmp_path / "both", tmp_path / "a1", tmp_path / "a2", 0.5, seed=0)
+    parts = [Replay(tmp_path / name) for name in ("a1", "a2", "rest")]
+    assert sorted(grey for part in parts for grey in greys(part)) == [0, 40, 80, 120, 160]
 
 
 def test_the_page_shows_every_kind_first(two, tmp_path):

@@ -279,6 +279,12 @@ def test_a_dataset_of_another_image_size_is_refused(tiny_training, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="may decode on a GPU")
+def test_decoding_on_a_gpu_is_refused_where_there_is_none(tiny_training, tmp_path):
+    with pytest.raises(ValueError, match="decode gpu needs a GPU and torchcodec"):
+        train(TrainConfig(**{**tiny_training, "out": str(tmp_path / "run"), "decode": "gpu"}))
+
+
 def test_a_missing_dataset_is_refused(tiny_training, tmp_path):
     with pytest.raises(DatasetError, match="no dataset here"):
         train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "data": str(tmp_path)}))

@@ -15,39 +15,36 @@ from train.config import PRESETS, TrainConfig
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["qtopt-online"]:
-        return _online(arguments[1:])
-    first = Parser(add_help=False)
-    first.add_argument("--preset", default="vision-472")
-    name = first.parse_known_args(arguments)[0].preset
     try:
-        preset = PRESETS[choose("preset", name, tuple(PRESETS))]
-        parser = Parser(prog="python -m train", description=__doc__)
-        parser.add_argument("--preset", default=name, help=f"named defaults: {', '.join(PRESETS)} (default {name})")
-        parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
-        add_options(parser, TrainConfig, preset)
-        options = vars(parser.parse_args(arguments))
-        config = from_options(TrainConfig, options, **_values(preset))
-        if options["print_config"]:
-            print(json.dumps(_values(config), indent=1))
-            return 0
-        from train.run import train
+        if arguments[:1] == ["qtopt-online"]:
+            from train import online
 
-        train(config)
+            online.main(arguments[1:])
+        else:
+            _train(arguments)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _online(arguments: list[str]) -> int:
-    from train import online
+def _train(arguments: list[str]) -> None:
+    first = Parser(add_help=False)
+    first.add_argument("--preset", default="vision-472")
+    name = first.parse_known_args(arguments)[0].preset
+    preset = PRESETS[choose("preset", name, tuple(PRESETS))]
+    parser = Parser(prog="python -m train", description=__doc__)
+    parser.add_argument("--preset", default=name, help=f"named defaults: {', '.join(PRESETS)} (default {name})")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+    add_options(parser, TrainConfig, preset)
+    options = vars(parser.parse_args(arguments))
+    config = from_options(TrainConfig, options, **_values(preset))
+    if options["print_config"]:
+        print(json.dumps(_values(config), indent=1))
+    else:
+        from train.run import train
 
-    try:
-        return online.main(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        train(config)
 
 
 def _values(config: TrainConfig) -> dict[str, Any]:

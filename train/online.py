@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data.collect import collect
+from data.collect import collect, hold
 from data.manifest import merge
 from data.plan import CollectConfig
 from data.shards import read_json, successes, write_whole
@@ -33,6 +33,7 @@ from train.config import PRESETS
 from train.run import train
 
 STATE = "online.json"
+LOCK = "online.lock"
 THRESHOLDS = {"lift": 0.4, "place": 0.8}
 EVALUATION_SEED = 1000  # apart from those of collection
 FREE_TO_CHANGE = ("rounds", "threshold", "workers")
@@ -78,21 +79,17 @@ class OnlineConfig:
         return self.threshold or THRESHOLDS[task_by_name(self.task).skill]
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> None:
     parser = Parser(prog="python -m train qtopt-online", description=__doc__)
     add_options(parser, OnlineConfig)
     learn(from_options(OnlineConfig, vars(parser.parse_args(arguments))))
-    return 0
 
 
 def learn(config: OnlineConfig) -> list[dict[str, Any]]:
     """Run rounds until the task is learned or they are used up; returns what happened in each."""
     folder = config.folder
-    rounds = _claim(folder, config)
-    while len(rounds) < config.rounds and not (rounds and rounds[-1]["success"] >= config.goal):
-        rounds.append(_round(config, folder, len(rounds), rounds))
-        _write(folder, config, rounds)
-        print_table(rounds, config)
+    with hold(folder / LOCK, f"{folder}: another loop is at work in this folder"):
+        rounds = _learn(config, folder)
     if rounds[-1]["success"] >= config.goal:
         end = f"passes {config.goal:.0%}; its replay buffer is {folder / 'buffer'}"
     else:
@@ -101,13 +98,21 @@ def learn(config: OnlineConfig) -> list[dict[str, Any]]:
     return rounds
 
 
+def _learn(config: OnlineConfig, folder: Path) -> list[dict[str, Any]]:
+    rounds = _claim(folder, config)
+    while len(rounds) < config.rounds and not (rounds and rounds[-1]["success"] >= config.goal):
+        rounds.append(_round(config, folder, len(rounds), rounds))
+        _write(folder, config, rounds)
+        print_table(rounds)
+    return rounds
+
+
 def _claim(folder: Path, config: OnlineConfig) -> list[dict[str, Any]]:
     """The rounds that are done; refuses a folder of another loop."""
     path = folder / STATE
     if not path.is_file():
-        if folder.exists() and any(folder.iterdir()):
+        if any(entry.name != LOCK for entry in folder.iterdir()):
             raise CheckpointError(f"{folder}: not empty and not a loop of qtopt-online (it has no {STATE})")
-        folder.mkdir(parents=True, exist_ok=True)
         _write(folder, config, [])
         return []
     found = read_json(path)
@@ -131,10 +136,10 @@ def _round(config: OnlineConfig, folder: Path, number: int, before: list[dict[st
     parts = [folder / f"round-{n:03d}" for n in range(number + 1)]
     manifest = collect(_collection(config, folder, number))
     task = task_by_name(config.task)
-    won = sum(won for row in manifest["shards"] for won in successes(row, task.index))
+    won = sum(won for row in manifest.shards for won in successes(row, task.index))
     collected_s = time.perf_counter() - begin
     buffer = folder / "buffer"
-    merged = merge(buffer, parts, replace=True)
+    merged = merge(buffer, parts, replace_manifest=True)
     preset = PRESETS[config.preset]
     checkpoint = train(
         replace(
@@ -150,7 +155,7 @@ def _round(config: OnlineConfig, folder: Path, number: int, before: list[dict[st
     trained_s = time.perf_counter() - begin - collected_s
     world = {
         "image_size": frame_size(preset.image_size),
-        "renderer": merged["renderer"],
+        "renderer": merged.renderer,
         "randomise": read_factors(config.randomise),
     }
     jobs = [
@@ -161,9 +166,9 @@ def _round(config: OnlineConfig, folder: Path, number: int, before: list[dict[st
     (folder / "policies").mkdir(exist_ok=True)
     shutil.copy(checkpoint, _policy(folder, number))  # training goes on; what collects the next round stays as it is
     return {
-        "collected": manifest["episodes"],
-        "collected_success": won / manifest["episodes"],
-        "episodes": merged["episodes"],
+        "collected": manifest.episodes,
+        "collected_success": won / manifest.episodes,
+        "episodes": merged.episodes,
         "steps": config.steps * (number + 1),
         "successes": passed,
         "evaluations": config.evaluations,
@@ -201,7 +206,7 @@ def _collection(config: OnlineConfig, folder: Path, number: int) -> CollectConfi
     )
 
 
-def print_table(rounds: list[dict[str, Any]], config: OnlineConfig) -> None:
+def print_table(rounds: list[dict[str, Any]]) -> None:
     print(
         f"\n{'round':>5}{'episodes':>10}{'collected':>11}{'steps':>8}{'success':>9}{'95% interval':>17}{'minutes':>9}"
     )

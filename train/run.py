@@ -109,7 +109,9 @@ def _claim(out: Path, config: TrainConfig) -> Path | None:
 def _loader(config: TrainConfig, replay: Replay, first_step: int, rank: int) -> DataLoader[Any]:
     tasks = tuple(task_by_name(name).index for name in config.tasks)
     per_task = max(1, round(config.batch_size / len(tasks)))
-    on_gpu = can_decode_on_gpu() if config.decode == "auto" else config.decode == "gpu"
+    on_gpu = config.decode != "cpu" and can_decode_on_gpu()
+    if config.decode == "gpu" and not on_gpu:
+        raise ValueError("decode gpu needs a GPU and torchcodec; decode auto uses them where they are")
     mix = SamplerConfig(per_task=per_task, shared=config.shared_part, success=config.success_part, decode=not on_gpu)
     sampler = Sampler(replay, tasks, RULES[config.rule], mix)
     return DataLoader(
