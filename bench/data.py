@@ -21,10 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -37,6 +36,7 @@ from bench.report import Row
 from data import codec, shards
 from data.batches import BatchStream, Sampler, SamplerConfig
 from data.collect import Collector, collect
+from data.loader import Loader
 from data.manifest import Manifest, write_manifest
 from data.plan import CollectConfig, ShardJob
 from data.replay import Replay
@@ -77,9 +77,9 @@ def _pictures(work: Path, quick: bool) -> list[Row]:
     _write_hdf5(replay, hdf5)
     loaders: dict[str, Callable[[], Iterator[int]]] = {
         "raw": lambda: _raw(replay, frames, batches),
-        "ours": lambda: _deliver(_stream(replay), batches),
-        "png": lambda: _deliver(_PNG(png), batches),
-        "hdf5": lambda: _deliver(_HDF5(hdf5), batches),
+        "ours": lambda: _deliver(Loader(_stream(replay), WORKERS), batches),
+        "png": lambda: _deliver(_workers(_PNG(png)), batches),
+        "hdf5": lambda: _deliver(_workers(_HDF5(hdf5)), batches),
     }
     rates: dict[str, list[float]] = {name: [] for name in loaders}
     for _ in range(rounds):
@@ -138,10 +138,12 @@ def _stream(replay: Replay) -> BatchStream:
     return BatchStream(Sampler(replay, tasks, RULES["all"], SamplerConfig(per_task=PER_TASK)), seed=0)
 
 
-def _deliver(stream: IterableDataset[Any], batches: int) -> Iterator[int]:
-    loader = iter(DataLoader(stream, batch_size=None, num_workers=WORKERS, prefetch_factor=2))
-    for _ in range(batches + WORKERS):
-        batch = next(loader)
+def _workers(stream: IterableDataset[torch.Tensor]) -> DataLoader[torch.Tensor]:
+    return DataLoader(stream, batch_size=None, num_workers=WORKERS)
+
+
+def _deliver(loader: Iterable[Sized], batches: int) -> Iterator[int]:
+    for batch in itertools.islice(loader, batches + WORKERS):
         yield 2 * len(batch)
 
 
@@ -273,13 +275,14 @@ def _proportional_mib(process: int) -> float:
 
 
 OPEN = """
-import json, resource, sys, time
+import json, re, sys, time
 from data.replay import Replay
 begin = time.perf_counter()
 replay = Replay(sys.argv[1])
 seconds = time.perf_counter() - begin
 frame = replay.read([replay.frames_of(replay.num_episodes - 1)[-1]])
-print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, replay.num_episodes]))
+peak_kib = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+print(json.dumps([seconds, peak_kib / 1024, replay.num_episodes]))
 """
 
 

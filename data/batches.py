@@ -6,6 +6,7 @@ drawn from the tasks that the sharing rule allows; own transitions keep a consta
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -121,6 +122,7 @@ class Sampler:
 
     def __init__(self, replay: Replay, tasks: tuple[int, ...], rule: SharingRule, config: SamplerConfig) -> None:
         self._replay, self._tasks, self._config = replay, tasks, config
+        self.decodes = config.decode
         allowed = rule.sources(SKILLS)
         source = replay.episode_task
         self._pools: list[tuple[_Pool, _Pool, _Pool]] = []  # of each task: own successes, own failures, others'
@@ -147,14 +149,22 @@ class Sampler:
             targets.append(np.full(size, task, np.int64))
         return np.concatenate(steps), np.concatenate(targets)
 
-    def load(self, steps: NDArray[np.int64], targets: NDArray[np.int64]) -> Batch:
-        """Read and decode the transitions of these steps, with the reward of the target task."""
+    @property
+    def pictures_shape(self) -> tuple[int, ...]:
+        """[2 B, H, W, 3] of a batch's decoded pictures."""
+        side = self._replay.frame_size
+        return 2 * self._config.per_task * len(self._tasks), side, side, 3
+
+    def load(self, steps: NDArray[np.int64], targets: NDArray[np.int64], memory: Tensor | None = None) -> Batch:
+        """Read and decode the transitions of these steps, with the reward of the target task.
+
+        `memory`: uint8 of `pictures_shape`, for the pictures if they are decoded here."""
         replay, size = self._replay, len(steps)
         episode = replay.episode_of(steps)
         frames = replay.read(np.concatenate([steps + episode, steps + episode + 1]))
         encoded, encoded_size, images = NO_BYTES, NO_SIZES, torch.empty(0, 3, 0, 0, dtype=torch.uint8)
         if self._config.decode or not all(codec.is_jpeg(frame.picture) for frame in frames):
-            images = self._decode(frames)
+            images = self._decode(frames, memory)
         else:
             encoded = torch.frombuffer(bytearray(b"".join(frame.picture for frame in frames)), dtype=torch.uint8)
             encoded_size = torch.tensor([len(frame.picture) for frame in frames])
@@ -188,9 +198,9 @@ class Sampler:
             is_shared=tensor(source != targets, np.bool_),
         )
 
-    def _decode(self, frames: list[Frame]) -> Tensor:
+    def _decode(self, frames: list[Frame], memory: Tensor | None) -> Tensor:
         side = self._replay.frame_size
-        images = torch.empty((len(frames), side, side, 3), dtype=torch.uint8)
+        images = torch.empty((len(frames), side, side, 3), dtype=torch.uint8) if memory is None else memory
         for frame, out in zip(frames, images.numpy(), strict=True):
             try:
                 codec.decode(frame.picture, out)
@@ -204,19 +214,16 @@ def _part_of(size: int, part: float, rng: np.random.Generator) -> int:
     return int(size * part + rng.random())
 
 
-class BatchStream(torch.utils.data.IterableDataset[Batch]):
+class BatchStream:
     """An endless stream of batches; batch number n depends on (seed, rank, n) alone, so a resumed run continues it."""
 
     def __init__(self, sampler: Sampler, seed: int, first: int = 0, rank: int = 0) -> None:
-        self._sampler, self._seed, self._rank = sampler, seed, rank
-        self.first = first
+        self.sampler, self._seed, self._rank, self._first = sampler, seed, rank, first
+
+    def draws(self, worker: int = 0, workers: int = 1) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Steps and targets of each batch, or of every `workers`-th."""
+        for number in itertools.count(self._first + worker, workers):
+            yield self.sampler.draw(np.random.default_rng([self._seed, self._rank, number]))
 
     def __iter__(self) -> Iterator[Batch]:
-        info = torch.utils.data.get_worker_info()
-        number, stride = self.first, 1
-        if info is not None:
-            number, stride = self.first + info.id, info.num_workers
-        while True:
-            rng = np.random.default_rng([self._seed, self._rank, number])
-            yield self._sampler.load(*self._sampler.draw(rng))
-            number += stride
+        return (self.sampler.load(*drawn) for drawn in self.draws())

@@ -12,6 +12,7 @@ import torch
 
 from data import codec
 from data.batches import BatchStream, Sampler, SamplerConfig
+from data.loader import PLACES, Loader
 from data.replay import Replay
 from data.shards import DatasetError
 from data.sharing import RULES
@@ -229,8 +230,25 @@ def test_seeds_and_ranks_give_other_batches(replay):
 
 
 def test_the_stream_does_not_depend_on_the_number_of_loader_processes(replay):
-    alone, together = (
-        list(islice(torch.utils.data.DataLoader(BatchStream(sampler_of(replay), 7, 3), None, num_workers=n), 5))
-        for n in (0, 2)
-    )
+    alone, together = (list(islice(Loader(BatchStream(sampler_of(replay), 7, 3), n), 30)) for n in (0, 2))
     assert all(same(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_memory_of_pictures_is_used_again_only_when_nobody_holds_a_tensor_on_it(replay):
+    """Of every third batch a consumer keeps a view of the pictures, and only that; the others' memory comes again."""
+    straight = list(islice(BatchStream(sampler_of(replay), 7), 12 * PLACES))
+    kept, places = [], set()
+    for number, batch in enumerate(islice(Loader(BatchStream(sampler_of(replay), 7), 1), 12 * PLACES)):
+        places.add(batch.image.data_ptr())
+        if number % 3 == 0:
+            kept.append((number, batch.next_image[5:6]))
+    assert len(places) < 8 * PLACES
+    assert all(torch.equal(view, straight[number].next_image[5:6]) for number, view in kept)
+
+
+def test_lossless_and_undecoded_frames_pass_through_a_worker(tmp_path, make_episode, write_dataset):
+    episode = make_episode("lift-can", 2, (), [10, 20, 30])
+    folder = write_dataset(tmp_path / "set", [[episode]])
+    for decode in (True, False):
+        stream = BatchStream(sampler_of(Replay(folder), tasks=(CAN,), decode=decode), 7)
+        assert same(next(iter(Loader(stream, 1))).to("cpu"), next(iter(stream)).to("cpu"))

@@ -18,9 +18,9 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.data import DataLoader
 
 from data.batches import BatchStream, Sampler, SamplerConfig, can_decode_on_gpu
+from data.loader import Loader
 from data.replay import Replay
 from data.shards import DatasetError, read_json, write_whole
 from data.sharing import RULES
@@ -106,7 +106,7 @@ def _claim(out: Path, config: TrainConfig) -> Path | None:
     return last if last.is_file() else None
 
 
-def _loader(config: TrainConfig, replay: Replay, first_step: int, rank: int) -> DataLoader[Any]:
+def _loader(config: TrainConfig, replay: Replay, first_step: int, rank: int) -> Loader:
     tasks = tuple(task_by_name(name).index for name in config.tasks)
     per_task = max(1, round(config.batch_size / len(tasks)))
     on_gpu = config.decode != "cpu" and can_decode_on_gpu()
@@ -114,14 +114,7 @@ def _loader(config: TrainConfig, replay: Replay, first_step: int, rank: int) -> 
         raise ValueError("decode gpu needs a GPU and torchcodec; decode auto uses them where they are")
     mix = SamplerConfig(per_task=per_task, shared=config.shared_part, success=config.success_part, decode=not on_gpu)
     sampler = Sampler(replay, tasks, RULES[config.rule], mix)
-    return DataLoader(
-        BatchStream(sampler, config.seed, first_step, rank),
-        batch_size=None,
-        num_workers=config.workers,
-        prefetch_factor=4 if config.workers else None,
-        worker_init_fn=_ignore_interrupt,
-        pin_memory=torch.cuda.is_available(),
-    )
+    return Loader(BatchStream(sampler, config.seed, first_step, rank), config.workers, _ignore_interrupt)
 
 
 def _ignore_interrupt(worker: int) -> None:
