@@ -58,7 +58,7 @@ bench-world: $(READY)  ## the world's own figures: speed, success of the experts
 bench-data: $(READY)  ## the data's figures: loading, memory, opening, collecting
 	@$(PY) -m bench --only data,collecting $(ARGS)
 
-torture: $(READY)  ## kills, damage and full disks against collection and reading (ten minutes)
+torture: $(READY)  ## kills, damage and full disks against collection and reading (half an hour)
 	@$(PY) -m bench.torture $(ARGS)
 
 collect: $(READY)  ## collect EPISODES at SIZE px with WORKERS processes into DATA

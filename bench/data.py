@@ -239,13 +239,13 @@ def _memory(work: Path, quick: bool) -> list[Row]:
             most=16,
             target_of="value",
             note=f"limit {limits['tenth']} of {size:.0f} MiB; {begin:.0f} -> {end:.0f} MiB, all processes, from a "
-            f"quarter of {steps} steps to their end; with room for all {marks['all'][0]:.0f} -> {marks['all'][1]:.0f}",
+            f"third of {steps} steps to their end; with room for all {marks['all'][0]:.0f} -> {marks['all'][1]:.0f}",
         )
     ]
 
 
 def _training_mib(data: Path, out: Path, limit_mib: int, steps: int) -> tuple[float, float]:
-    """Median memory after the first quarter of the steps, and at the end."""
+    """Median memory at the end of the first third of the time that it takes, and at the end."""
     options = {"preset": "online", "data": data, "out": out, "steps": steps, "cache-mib": limit_mib, "workers": WORKERS}
     command = [sys.executable, "-m", "train", *(str(v) for k, value in options.items() for v in (f"--{k}", value))]
     marks = []
@@ -256,8 +256,8 @@ def _training_mib(data: Path, out: Path, limit_mib: int, steps: int) -> tuple[fl
                 marks.append(_proportional_mib(training.pid))
     if training.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {training.returncode}")
-    quarter = len(marks) // 4
-    return statistics.median(marks[quarter : quarter + 10]), statistics.median(marks[-14:-4])
+    third = len(marks) // 3
+    return statistics.median(marks[third : third + 10]), statistics.median(marks[-14:-4])
 
 
 def _proportional_mib(process: int) -> float:

@@ -24,6 +24,7 @@ from sim.landmarks import landmarks
 from sim.state import SceneState
 from sim.tasks import SKILLS, TASK_NAMES
 
+NO_PICTURES = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
 NO_BYTES, NO_SIZES = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
 
 
@@ -59,6 +60,7 @@ class Batch:
         return Batch(**moved)
 
     def pin_memory(self) -> Batch:
+        """The batch in memory that a GPU reads by itself; PyTorch's loader calls it too."""
         return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
 
     def __len__(self) -> int:
@@ -162,7 +164,7 @@ class Sampler:
         replay, size = self._replay, len(steps)
         episode = replay.episode_of(steps)
         frames = replay.read(np.concatenate([steps + episode, steps + episode + 1]))
-        encoded, encoded_size, images = NO_BYTES, NO_SIZES, torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+        encoded, encoded_size, images = NO_BYTES, NO_SIZES, NO_PICTURES
         if self._config.decode or not all(codec.is_jpeg(frame.picture) for frame in frames):
             images = self._decode(frames, memory)
         else:
@@ -199,6 +201,7 @@ class Sampler:
         )
 
     def _decode(self, frames: list[Frame], memory: Tensor | None) -> Tensor:
+        """uint8 [P, 3, H, W], on the `memory` if there is any; DatasetError for a frame that is no picture."""
         side = self._replay.frame_size
         images = torch.empty((len(frames), side, side, 3), dtype=torch.uint8) if memory is None else memory
         for frame, out in zip(frames, images.numpy(), strict=True):

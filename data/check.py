@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data import codec
+from data.claim import read_options
 from data.manifest import Manifest, read_manifest, some_of
 from data.plan import CONFIG
 from data.progress import LINE_EVERY_S
-from data.shards import DatasetError, Row, Shard, read_json, read_shard
+from data.shards import DatasetError, Row, Shard, read_shard
 from sim import actions
 from sim.parallel import run_jobs
 from sim.scenes import read_factors
@@ -68,16 +69,18 @@ def check(folder: Path, workers: int = 1) -> Report:
                 episode = f"episode {key[2]} of {TASK_NAMES[key[1]]}"
                 wrong.append(f"{folder / row.name}: holds {episode}, as {seen[key]} does")
             seen[key] = row.name
-    return Report(frames=frames, wrong=tuple(wrong), unfinished=tuple(_unfinished(folder, manifest, seen.keys())))
+    unfinished: tuple[str, ...] = ()
+    if (folder / CONFIG).is_file():  # of one collection: merged and split datasets have gaps by design
+        try:
+            unfinished = tuple(_unfinished(folder, manifest, read_options(folder), () if wrong else seen.keys()))
+        except DatasetError as error:
+            wrong.append(str(error))
+    return Report(frames=frames, wrong=tuple(wrong), unfinished=unfinished)
 
 
-def _unfinished(folder: Path, manifest: Manifest, episodes: Iterable[Key]) -> Iterator[str]:
-    """Of a folder of one collection: merged and split datasets have gaps by design."""
-    if not (folder / CONFIG).is_file():
-        return
-    about = read_json(folder / CONFIG)
-    asked = sum(about.get("asked", [[0]])[-1])
-    if manifest.episodes < asked and not about.get("until"):
+def _unfinished(folder: Path, manifest: Manifest, about: dict[str, Any], episodes: Iterable[Key]) -> Iterator[str]:
+    asked = sum(about["asked"][-1])
+    if manifest.episodes < asked and not about["until"]:
         yield f"{folder}: {manifest.episodes} of the {asked} episodes that were asked for; collect goes on"
     names = {row.name for row in manifest.shards}
     unlisted = sorted(path.name for path in folder.glob("*.h5") if path.name not in names)
@@ -100,15 +103,19 @@ class Checker:
     def __call__(self, row: Row) -> tuple[Row, Finding]:
         try:
             return row, self._read(row)
-        except (DatasetError, OSError) as error:
+        except DatasetError as error:
             return row, Finding(wrong=(str(error),))
+        except (ValueError, OSError) as error:
+            return row, Finding(wrong=(f"{self._folder / row.name}: {error}",))
 
     def _read(self, row: Row) -> Finding:
         path = self._folder / row.name
         shard = Shard(path, row)
         shard.frames([0])  # is it the file that the manifest lists?
         if zlib.crc32(path.read_bytes()) != row.crc32:
-            raise DatasetError(f"{path}: damaged shard, the checksum of the file does not match")
+            raise DatasetError(
+                f"{path}: damaged shard, the checksum of the file does not match; delete it and collect again"
+            )
         real, tables, attributes = read_shard(path)
         place = {first: number for number, first in enumerate(real.first)}
         chosen = [place[first] for first in row.first if first in place]
@@ -118,7 +125,7 @@ class Checker:
         for key in ("renderer", "size", "split"):
             if attributes[key] != getattr(self._manifest, key):
                 wrong.append(f"its {key} is {attributes[key]}, its dataset's {getattr(self._manifest, key)}")
-        if not set(read_factors(attributes["randomise"])) <= set(self._manifest.randomise):
+        if set(read_factors(attributes["randomise"])) - set(self._manifest.randomise):
             wrong.append(f"randomises {attributes['randomise']}, its dataset {', '.join(self._manifest.randomise)}")
         wrong += self._tables(tables)
         listed = [first + k for first, length in zip(row.first, row.length, strict=True) for k in range(length + 1)]

@@ -8,33 +8,28 @@ was interrupted is simply made again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import importlib
-import json
 import subprocess
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data import codec
-from data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
-from data.plan import CONFIG, TRAINED, CollectConfig, ShardJob, Source, plan
+from data.claim import OF_A_SHARD, claim, finished, sha256
+from data.manifest import Manifest, write_manifest
+from data.plan import TRAINED, CollectConfig, ShardJob, plan
 from data.progress import Progress
-from data.shards import DatasetError, Episode, Row, read_json, read_shard, successes, write_shard, write_whole
+from data.shards import DatasetError, Episode, Row, successes, write_shard
 from sim.parallel import run_jobs
 from sim.policies import COLLECTORS, Policy
 from sim.scenes import read_factors
 from sim.tasks import TASKS
 from sim.views import frame_size
 
-LOCK = "collect.lock"
-BINDING = ("size", "seed", "randomise", "split", "codec", "quality", "episodes_per_shard", "until", "window")
 # By name: evaluation is above data, and who collects with a scripted policy needs neither it nor torch.
 TRAINED_POLICY = "eval.policy:exploring"
 MANIFEST_EVERY_S = 5.0
@@ -43,25 +38,29 @@ MANIFEST_EVERY_S = 5.0
 def collect(config: CollectConfig) -> Manifest:
     """Collect until the dataset holds exactly what was asked for; returns the manifest."""
     folder = Path(config.out)
-    with _claim(folder, config) as (config, about):
+    with claim(folder, config) as (config, about):
         jobs = plan(config, about["asked"])
         lanes = Lanes(jobs, config)
         progress = Progress(jobs)
         missing = {task for source in config.sources for task in source.tasks} - {job.task for job in jobs}
         if missing:
             progress.say(f"too few episodes for every task: none of {', '.join(sorted(missing))}")
-        for job, row in _finished(folder, jobs, about):
-            lanes.add(job, row)
-            progress.count(job, row)
         try:
+            for job, row in finished(folder, jobs, about):
+                lanes.add(job, row)
+                progress.count(job, row)
             _fill(folder, config, about, lanes, progress)
-        except KeyboardInterrupt:
-            kept = len(lanes.rows)
-            progress.say(f"stopped: {folder} keeps its {kept} finished shards; the same command goes on from there")
+        except BaseException as error:
+            if lanes.rows:
+                with contextlib.suppress(OSError):  # what stopped it may be that nothing can be written
+                    _write_manifest(folder, config, lanes)
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+            progress.say(f"stopped: {folder} keeps its finished shards; the same command goes on from there")
             raise SystemExit(130) from None
         finally:
             progress.close()
-            manifest = _write_manifest(folder, config, lanes)
+        manifest = _write_manifest(folder, config, lanes)
         for job in jobs:
             if not lanes.wants(job):  # beyond the end of a task that ended early
                 (folder / job.name).unlink(missing_ok=True)
@@ -100,117 +99,15 @@ class Lanes:
                 yield job
 
     def listed(self) -> list[Row]:
-        return [self.rows[job.name] for job in self.jobs if job.name in self.rows and self.wants(job)]
-
-
-@contextlib.contextmanager
-def _claim(folder: Path, config: CollectConfig) -> Iterator[tuple[CollectConfig, dict[str, Any]]]:
-    """Hold the folder for this collection alone, refuse one that holds something else -> what binds the dataset."""
-    path = folder / CONFIG
-    if not path.is_file() and folder.exists() and any(not _is_ours(entry) for entry in folder.iterdir()):
-        raise DatasetError(f"{folder}: not empty and not a Switchyard dataset (it has no {CONFIG})")
-    wanted: dict[str, Any] = {key: getattr(config, key) for key in BINDING}
-    wanted["sources"] = [_fingerprint(source) for source in config.sources]
-    with hold(folder / LOCK, f"{folder}: another collection is at work in this folder"):
-        counts = [source.episodes for source in config.sources]
-        if path.is_file() and any(folder.glob("*.h5")):  # options without an episode bind nobody
-            found = read_json(path)
-            _check_same(folder, config, wanted, found, counts)
-            asked = found["asked"] if counts == found["asked"][-1] else [*found["asked"], counts]
-            about = {**wanted, "renderer": found["renderer"], "asked": asked}
-        else:
-            from sim.camera import resolve_renderer
-
-            about = {**wanted, "renderer": resolve_renderer(config.renderer), "asked": [counts]}
-        for leftover in folder.glob(".*.tmp"):
-            leftover.unlink()
-        write_whole(path, json.dumps(about, indent=1).encode())
-        yield replace(config, renderer=about["renderer"]), about
-
-
-@contextlib.contextmanager
-def hold(lock: Path, refusal: str) -> Iterator[None]:
-    """Hold this file, whose folder is made if need be; ValueError with the `refusal` where another process does."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetError(refusal) from None
-        yield
-
-
-def _is_ours(entry: Path) -> bool:
-    return entry.name == LOCK or entry.name.endswith(".tmp")
-
-
-def _fingerprint(source: Source) -> dict[str, Any]:
-    """A source as plain values, its checkpoint by content: a file of that name may change while a dataset grows."""
-    known = {"tasks": list(source.tasks), "policy": source.policy, "noise": source.noise}
-    if source.checkpoint:
-        if not Path(source.checkpoint).is_file():
-            raise DatasetError(f"{source.checkpoint}: no such checkpoint")
-        known["checkpoint_sha256"] = hashlib.sha256(Path(source.checkpoint).read_bytes()).hexdigest()
-    return known
-
-
-def _check_same(
-    folder: Path, config: CollectConfig, wanted: dict[str, Any], found: dict[str, Any], counts: list[int]
-) -> None:
-    """Refuses to go on with a dataset that was begun with other options."""
-    if not {*wanted, "renderer", "asked"} <= found.keys():
-        raise DatasetError(f"{folder / CONFIG}: not the options of a collection that this version can go on with")
-    if config.renderer not in ("auto", found["renderer"]):
-        raise DatasetError(f"{folder}: rendered by {found['renderer']}, asked for {config.renderer}")
-    differs = [(key, found[key], wanted[key]) for key in BINDING if wanted[key] != found[key]]
-    if len(found["sources"]) != len(wanted["sources"]):
-        differs.append(("sources", len(found["sources"]), len(wanted["sources"])))
-    for number, (old, new) in enumerate(zip(found["sources"], wanted["sources"], strict=False)):
-        place = f"source {number} " if len(found["sources"]) > 1 else ""
-        differs += [(place + key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
-    if differs:
-        pairs = ", ".join(f"{key} {old!r} (now {new!r})" for key, old, new in differs)
-        raise DatasetError(f"{folder}: already holds a dataset collected with other options: {pairs}")
-    for held, asked in zip(found["asked"][-1], counts, strict=True):
-        if asked < held:
-            raise DatasetError(f"{folder}: was asked for {held} episodes, now for {asked}")
-
-
-def _finished(folder: Path, jobs: list[ShardJob], about: dict[str, Any]) -> Iterator[tuple[ShardJob, Row]]:
-    """Shards that are there: those that the manifest lists as it tells, others from a read of the whole."""
-    listed: dict[str, Row] = {}
-    if (folder / MANIFEST).is_file():
-        with contextlib.suppress(DatasetError):  # a damaged manifest is remade from its shards
-            listed = {row.name: row for row in read_manifest(folder).shards}
-    for job in jobs:
-        path = folder / job.name
-        if path.is_file():
-            row = listed.get(job.name)
-            yield job, row if row and row.bytes == path.stat().st_size else _adopt(path, job, about)
-
-
-def _adopt(path: Path, job: ShardJob, about: dict[str, Any]) -> Row:
-    """The row of a shard that no manifest lists, if it is the one that this job would make."""
-    row, tables, attributes = read_shard(path)
-    source = about["sources"][job.source]
-    found = {
-        "seed": int(attributes["seed"]),
-        "source": int(attributes["source"]),
-        "checkpoint": attributes["checkpoint_sha256"],
-        "task": set(tables["episode/task"].tolist()),
-        "episodes": tables["episode/number"].tolist(),
-    }
-    wanted = {
-        "seed": about["seed"],
-        "source": job.source,
-        "checkpoint": source.get("checkpoint_sha256", ""),
-        "task": {TASKS[job.task].index},
-        "episodes": list(range(job.first, job.last)),
-    }
-    differs = [key for key in wanted if found[key] != wanted[key]]
-    if differs:
-        raise DatasetError(f"{path}: holds other episodes than it should ({', '.join(differs)} differ); delete it")
-    return row
+        """What a manifest may tell. A lane that may yet end lists no shard beyond a gap: the end might drop it."""
+        beyond = {lane: waiting[0].first for lane, waiting in self._waiting.items() if waiting}
+        return [
+            self.rows[job.name]
+            for job in self.jobs
+            if job.name in self.rows
+            and self.wants(job)
+            and not (self._config.until and job.first >= beyond.get(job.lane, job.last))
+        ]
 
 
 def _fill(folder: Path, config: CollectConfig, about: dict[str, Any], lanes: Lanes, progress: Progress) -> None:
@@ -218,7 +115,7 @@ def _fill(folder: Path, config: CollectConfig, about: dict[str, Any], lanes: Lan
     if next(lanes.missing(), None) is None:
         progress.say(f"{folder}: all {sum(len(row.task) for row in lanes.listed())} episodes are there")
         return
-    attributes = {key: about[key] for key in ("renderer", "size", "seed", "randomise", "split", "codec", "quality")}
+    attributes = {key: about[key] for key in OF_A_SHARD}
     written = time.monotonic()
     worker = (folder.resolve(), config, attributes | {"commit": commit()}, about["sources"], Path.cwd())
     with contextlib.closing(run_jobs(Collector, worker, lanes.missing(), config.workers, config.backend)) as results:
@@ -287,9 +184,9 @@ class Collector:
     def episode(self, job: ShardJob, number: int) -> Episode:
         from sim.env import as_action, as_batch
 
-        env, task, source = self._env, TASKS[job.task], self._config.sources[job.source]
+        env, task = self._env, TASKS[job.task]
         rng = np.random.default_rng([self._config.seed, job.source, task.index, number, 1])  # unlike an evaluation's
-        policy, noise = self._policy(source, rng)
+        policy, noise = self._policy(job.source, rng)
         observation, info = env.reset(seed=int(rng.integers(2**31)), options={"task": task.name})
         frames, states, outcomes, taken = [], [], [], []
         terminated = truncated = False
@@ -313,7 +210,8 @@ class Collector:
             frames=tuple(frames),
         )
 
-    def _policy(self, source: Source, rng: np.random.Generator) -> tuple[Policy, float]:
+    def _policy(self, number: int, rng: np.random.Generator) -> tuple[Policy, float]:
+        source = self._config.sources[number]
         if source.policy != TRAINED:
             kind = COLLECTORS[source.policy]
             noise = source.noise * (1 - kind.noise_spread * (1 - rng.random()))
@@ -322,5 +220,7 @@ class Collector:
             module, name = TRAINED_POLICY.split(":")
             load = getattr(importlib.import_module(module), name)
             path = str(self._root / source.checkpoint)
+            if sha256(Path(path)) != self._sources[number]["checkpoint_sha256"]:
+                raise DatasetError(f"{path}: changed since this collection began")
             self._trained[source.checkpoint] = load(path, frame_size(self._config.size), self._config.renderer)
         return self._trained[source.checkpoint](source.noise), source.noise

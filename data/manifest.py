@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data.shards import SCHEMA_VERSION, DatasetError, Row, read_json, write_whole
+from data.shards import SCHEMA_VERSION, DatasetError, Row, read_json, sweep, write_whole
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES
 
@@ -53,7 +53,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "randomise": list(manifest.randomise),
         "shards": [vars(row) for row in manifest.shards],
     }
-    values["crc32"] = _checksum(values)
+    values["crc32"] = checksum(values)
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in values.items() if key != "shards"]
     shards = ",\n".join(json.dumps(row) for row in values["shards"])  # one a line: a person may read it, and `diff`
     write_whole(folder / MANIFEST, ("{" + ",\n".join(lines) + f',\n"shards": [\n{shards}\n]}}\n').encode())
@@ -66,9 +66,9 @@ def read_manifest(folder: Path) -> Manifest:
     values = read_json(path)
     if values.get("schema") != SCHEMA_VERSION:
         raise DatasetError(f"{path}: schema {values.get('schema')}, this version reads schema {SCHEMA_VERSION}")
-    if values.get("crc32") != _checksum(values):
+    if values.get("crc32") != checksum(values):
         raise DatasetError(
-            f"{path}: damaged manifest, its checksum does not match; `python -m data collect` remakes it"
+            f"{path}: damaged manifest, its checksum does not match; the command that made it makes it again"
         )
     if (values.get("sim_version"), values.get("tasks")) != (SIM_VERSION, list(TASK_NAMES)):
         raise DatasetError(
@@ -83,7 +83,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise DatasetError(f"{path}: not a manifest this version can read ({error!r})") from error
 
 
-def _checksum(values: dict[str, Any]) -> int:
+def checksum(values: dict[str, Any]) -> int:
     rest = {key: value for key, value in values.items() if key != "crc32"}
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
@@ -125,6 +125,8 @@ def split(folder: Path, first: Path, second: Path, share: float, seed: int) -> t
     Both list the shards of `folder` where they lie."""
     if not 0 < share < 1:
         raise ValueError(f"share is between 0 and 1, got {share}")
+    if first.resolve() == second.resolve():
+        raise DatasetError(f"{first}: both halves in one folder")
     manifest = read_manifest(folder)
     rng = np.random.default_rng(seed)
     shard = np.repeat(np.arange(len(manifest.shards)), [len(row.task) for row in manifest.shards])
@@ -169,5 +171,6 @@ def some_of(row: Row, numbers: Sequence[int]) -> Row:
 
 def check_new(out: Path) -> None:
     """DatasetError where there is something in this folder."""
-    if out.exists() and any(not entry.name.endswith(".tmp") for entry in out.iterdir()):
+    sweep(out)
+    if out.exists() and any(out.iterdir()):
         raise DatasetError(f"{out}: not empty; choose another folder")

@@ -17,6 +17,8 @@ from data import codec
 from data.manifest import read_manifest
 from data.shards import DatasetError, Frame, Shard, unpack_verdicts
 
+OBJECTS_BYTES = 500  # of the Python objects around a cached frame's numbers
+
 
 class Replay:
     """A dataset. It holds no open file, so that it may be shared across a fork.
@@ -42,6 +44,7 @@ class Replay:
         self._first_in_shard = _joined(row.first for row in rows)
         self.num_episodes = len(self.episode_task)
         self.last_step = np.cumsum(self.episode_length) - 1  # [E]
+        self._last_frame = self.last_step + np.arange(1, self.num_episodes + 1)
         self.num_steps = int(self.episode_length.sum())
         self._cache: dict[int, Frame] = {}
         self.cached_bytes = 0
@@ -63,9 +66,8 @@ class Replay:
         wanted = np.asarray(frames, np.int64)
         found = {number: self._cache[number] for number in wanted.tolist() if number in self._cache}
         missing = np.array(sorted(set(wanted.tolist()) - found.keys()), np.int64)
-        last_frame = self.last_step + np.arange(1, self.num_episodes + 1)
-        episode = np.searchsorted(last_frame, missing, side="left")
-        place = self._first_in_shard[episode] + self.episode_length[episode] - (last_frame[episode] - missing)
+        episode = np.searchsorted(self._last_frame, missing, side="left")
+        place = self._first_in_shard[episode] + self.episode_length[episode] - (self._last_frame[episode] - missing)
         shard = self.episode_shard[episode]
         for begin, end in _runs(shard):
             read = self.shards[shard[begin]].frames(place[begin:end].tolist())
@@ -97,4 +99,4 @@ def _runs(values: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 def _size(frame: Frame) -> int:
-    return len(frame.picture) + frame.action.nbytes + frame.state.nbytes + frame.verdict.nbytes + 500  # of objects
+    return len(frame.picture) + frame.action.nbytes + frame.state.nbytes + frame.verdict.nbytes + OBJECTS_BYTES

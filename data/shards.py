@@ -44,6 +44,7 @@ SCHEMA_VERSION = 2
 EPISODE_TABLES = ("episode/task", "episode/number", "episode/length", "episode/terminated", "episode/noise")
 FRAME_TABLES = ("frame/action", "frame/state", "frame/verdict", "frame/image", "frame/offset", "frame/crc32")
 VERSIONS = {"schema": SCHEMA_VERSION, "state_version": STATE_VERSION, "sim_version": SIM_VERSION}
+ATTRIBUTES = {*VERSIONS, "tasks", "policy", "renderer", "size", "split", "randomise", "seed", "source"}
 TRAILER, MAGIC = struct.Struct("<4sI"), b"SYRD"
 ROW_BYTES = {"frame/action": 4 * ACTION_SIZE, "frame/state": 4 * STATE_SIZE, "frame/verdict": len(TASK_NAMES)}
 
@@ -114,6 +115,12 @@ def write_whole(path: Path, content: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def sweep(folder: Path) -> None:
+    """Remove what `write_whole` left when it was killed."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; a DatasetError names the file where there is none."""
     try:
@@ -167,7 +174,7 @@ def index_crc32(offset: NDArray[np.int64], crc32: NDArray[np.uint32]) -> int:
 def read_shard(path: Path) -> tuple[Row, dict[str, NDArray[Any]], dict[str, Any]]:
     """Parse and verify a whole shard -> its row of the manifest, its tables (but the pictures), its attributes."""
     if not path.is_file():
-        raise DatasetError(f"{path}: missing; collect again to remake it")
+        raise DatasetError(f"{path}: missing; the collection it is of makes it again")
     content = path.read_bytes()
     body, trailer = content[: -TRAILER.size], content[-TRAILER.size :]
     if len(trailer) < TRAILER.size or TRAILER.unpack(trailer) != (MAGIC, zlib.crc32(body)):
@@ -216,8 +223,9 @@ def read_shard(path: Path) -> tuple[Row, dict[str, NDArray[Any]], dict[str, Any]
 
 
 def _check_attributes(path: Path, attributes: dict[str, Any]) -> None:
-    if "schema" not in attributes:
-        raise DatasetError(f"{path}: an HDF5 file, but not a Switchyard shard (it has no schema attribute)")
+    missing = sorted(ATTRIBUTES - attributes.keys())
+    if missing:
+        raise DatasetError(f"{path}: an HDF5 file, but not a Switchyard shard (it has no {missing[0]} attribute)")
     for key, wanted in VERSIONS.items():
         if attributes.get(key) != wanted:
             raise DatasetError(f"{path}: {key} {attributes.get(key)}, this version reads {key} {wanted}")
@@ -253,7 +261,7 @@ class Shard:
             handle = os.open(self.path, os.O_RDONLY)
         except FileNotFoundError:
             raise DatasetError(
-                f"{self.path}: the manifest lists this shard but it is missing; collect again to remake it"
+                f"{self.path}: the manifest lists this shard but it is missing; the collection it is of makes it again"
             ) from None
         try:
             if self._index is None:

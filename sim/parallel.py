@@ -70,6 +70,8 @@ def _local(
                 raise ValueError("worker processes die (out of memory?); fewer --workers need less") from None
         finally:
             ours.close()
+            # else the rest of a result that a worker's end cut short would be waited for
+            pool._result_queue._writer.close()  # type: ignore[attr-defined]
             pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections import deque
 from itertools import islice
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from data import codec
 from data.batches import BatchStream, Sampler, SamplerConfig
-from data.loader import PLACES, Loader
+from data.loader import HELD, PREFETCH, Loader, Places
 from data.replay import Replay
 from data.shards import DatasetError
 from data.sharing import RULES
@@ -234,21 +235,32 @@ def test_the_stream_does_not_depend_on_the_number_of_loader_processes(replay):
     assert all(same(a, b) for a, b in zip(alone, together, strict=True))
 
 
-def test_memory_of_pictures_is_used_again_only_when_nobody_holds_a_tensor_on_it(replay):
-    """Of every third batch a consumer keeps a view of the pictures, and only that; the others' memory comes again."""
-    straight = list(islice(BatchStream(sampler_of(replay), 7), 12 * PLACES))
-    kept, places = [], set()
-    for number, batch in enumerate(islice(Loader(BatchStream(sampler_of(replay), 7), 1), 12 * PLACES)):
-        places.add(batch.image.data_ptr())
-        if number % 3 == 0:
-            kept.append((number, batch.next_image[5:6]))
-    assert len(places) < 8 * PLACES
-    assert all(torch.equal(view, straight[number].next_image[5:6]) for number, view in kept)
+def test_memory_of_pictures_is_used_again_only_when_nobody_holds_a_tensor_on_it(replay, monkeypatch):
+    """A view is held until after the next batch, and then let go."""
+    taken = []
+    take = Places.take
+    monkeypatch.setattr(Places, "take", lambda self, batch, place: (taken.append(place), take(self, batch, place))[1])
+    straight = list(islice(BatchStream(sampler_of(replay), 7), 40))
+    held = deque(maxlen=1)
+    for number, batch in enumerate(islice(Loader(BatchStream(sampler_of(replay), 7), 1), 40)):
+        assert taken[-1] not in [place for _, place, _ in held]
+        held.append((number, taken[-1], batch.next_image[5:6]))
+        assert all(torch.equal(view, straight[n].next_image[5:6]) for n, _, view in held)
+    assert len(taken) == 40
+    assert len(set(taken)) <= PREFETCH + HELD
 
 
-def test_lossless_and_undecoded_frames_pass_through_a_worker(tmp_path, make_episode, write_dataset):
+def test_batches_that_are_all_kept_stay_what_they_are(replay):
+    straight = list(islice(BatchStream(sampler_of(replay), 7), 20))
+    kept = list(islice(Loader(BatchStream(sampler_of(replay), 7), 2), 20))
+    assert all(same(a, b) for a, b in zip(kept, straight, strict=True))
+
+
+@pytest.mark.parametrize("name", codec.CODECS)
+@pytest.mark.parametrize("decode", [True, False])
+def test_lossless_and_undecoded_frames_pass_through_a_worker(tmp_path, make_episode, write_dataset, name, decode):
     episode = make_episode("lift-can", 2, (), [10, 20, 30])
-    folder = write_dataset(tmp_path / "set", [[episode]])
-    for decode in (True, False):
-        stream = BatchStream(sampler_of(Replay(folder), tasks=(CAN,), decode=decode), 7)
-        assert same(next(iter(Loader(stream, 1))).to("cpu"), next(iter(stream)).to("cpu"))
+    frames = tuple(codec.encode(codec.decode(frame), name) for frame in episode.frames)
+    folder = write_dataset(tmp_path / "set", [[dataclasses.replace(episode, frames=frames)]])
+    stream = BatchStream(sampler_of(Replay(folder), tasks=(CAN,), decode=decode), 7)
+    assert same(next(iter(Loader(stream, 1))).to("cpu"), next(iter(stream)).to("cpu"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data.check import check
-from data.collect import hold
+from data.claim import hold
 from data.replay import Replay
 from data.shards import read_shard
 from models.checkpoint import CheckpointError

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -72,6 +74,26 @@ def test_workers_that_always_die_end_it(tmp_path):
     with pytest.raises(ValueError, match="worker processes die"):
         list(run_jobs(dying, (str(tmp_path), 10**6), range(5), 1))
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_closing_while_a_large_result_is_on_its_way_ends_too():
+    code = (
+        "from tests.test_parallel import run_jobs, large\n"
+        "if __name__ == '__main__':\n"
+        "    results = run_jobs(large, (), range(40), 2)\n"
+        "    next(results)\n"
+        "    results.close()\n"
+    )
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True, timeout=60)
+
+
+def large():
+    return _megabytes
+
+
+def _megabytes(number):
+    return bytes(50_000_000)
 
 
 def test_ray_raises_the_error_of_a_job_and_of_a_start_and_takes_no_more_workers_than_it_has_room_for():

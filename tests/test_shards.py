@@ -177,7 +177,7 @@ def test_a_flipped_byte_in_a_frame_is_refused_when_the_frame_is_read(dataset):
     with pytest.raises(DatasetError, match=f"{FIRST}.*checksum of frame 5"):
         replay.read([5])
     assert len(replay.read([4, 6])) == 2
-    assert f"{dataset / FIRST}: damaged shard, the checksum of the file does not match" in check(dataset).wrong
+    assert f"{dataset / FIRST}: damaged shard, the checksum of the file does not match" in check(dataset).wrong[0]
 
 
 @pytest.mark.parametrize("key", ["action", "state", "verdict"])

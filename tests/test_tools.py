@@ -111,6 +111,11 @@ def test_splitting_deals_each_task_and_outcome_by_the_share(tmp_path, make_episo
     assert split(tmp_path / "set", tmp_path / "other", tmp_path / "others", 0.8, seed=2) != halves
 
 
+def test_two_halves_do_not_share_a_folder(two, tmp_path):
+    with pytest.raises(DatasetError, match="both halves in one folder"):
+        split(two[0], tmp_path / "half", tmp_path / "half", 0.5, seed=0)
+
+
 def test_a_half_is_split_again(two, tmp_path):
     split(two[0], tmp_path / "first", tmp_path / "rest", 0.5, seed=0)
     merge(tmp_path / "both", [tmp_path / "first", two[1]])

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data.collect import collect, hold
+from data.claim import hold
+from data.collect import collect
 from data.manifest import merge
 from data.plan import CollectConfig
-from data.shards import read_json, successes, write_whole
+from data.shards import read_json, successes, sweep, write_whole
 from eval.rollout import EpisodeJob, rollout, wilson
 from models.checkpoint import CheckpointError
 from sim.options import Parser, add_options, choose, from_options, option
@@ -109,6 +110,7 @@ def _learn(config: OnlineConfig, folder: Path) -> list[dict[str, Any]]:
 
 def _claim(folder: Path, config: OnlineConfig) -> list[dict[str, Any]]:
     """The rounds that are done; refuses a folder of another loop."""
+    sweep(folder)
     path = folder / STATE
     if not path.is_file():
         if any(entry.name != LOCK for entry in folder.iterdir()):
