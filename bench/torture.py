@@ -23,6 +23,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -250,9 +251,11 @@ def _mutations(work: Path, count: int, rng: random.Random) -> Counter[str]:
                 outcomes[ours.recv()] += 1
                 seeds.pop(0)
             if seeds:
-                outcomes[f"HANG (seed {seeds.pop(0)})"] += 1
+                outcomes["HANG"] += 1
+                seeds.pop(0)
         except EOFError:
-            outcomes[f"CRASH (seed {seeds.pop(0)})"] += 1
+            outcomes["CRASH"] += 1
+            seeds.pop(0)
         process.kill()
         process.join()
     return outcomes
@@ -264,7 +267,7 @@ def _mutate_all(out: Connection, work: Path, options: CollectConfig, seeds: list
         try:
             out.send(_mutate(work / "mutated", options, random.Random(seed)))
         except Exception as error:
-            out.send(f"{type(error).__name__} (seed {seed}): {error}"[:200])
+            out.send(f"{type(error).__name__}: {error}".replace(str(work), "")[:200])
 
 
 def _mutate(folder: Path, options: CollectConfig, rng: random.Random) -> str:
@@ -354,7 +357,7 @@ def _adopt(folder: Path, options: CollectConfig, expected: list[bytes]) -> str:
     """As a collection that goes on without a manifest: what it lists must be what was collected."""
     (folder / MANIFEST).unlink()
     try:
-        collect(CollectConfig(**{**vars(options), "out": str(folder)}))
+        collect(replace(options, out=str(folder)))
     except DatasetError as error:
         return "refused by name" if str(folder) in str(error) else f"refused without a name: {error}"
     return "read unchanged" if _everything(folder) == expected else "SILENT DIFFERENCE of what was adopted"

@@ -191,6 +191,12 @@ def test_the_loader_processes_do_not_change_the_weights(tiny_checkpoint, tiny_tr
     assert changes(weights(tiny_checkpoint), weights(path)) == []
 
 
+def test_equal_runs_in_two_folders_write_equal_bytes(tiny_checkpoint, tiny_training, tmp_path):
+    """Collection records a checkpoint by its SHA-256."""
+    path = train(TrainConfig(out=str(tmp_path / "run"), **tiny_training))
+    assert path.read_bytes() == tiny_checkpoint.read_bytes()
+
+
 def test_another_seed_trains_other_weights(tiny_checkpoint, tiny_training, tmp_path):
     path = train(TrainConfig(out=str(tmp_path / "run"), **tiny_training, seed=1))
     assert changes(weights(tiny_checkpoint), weights(path))

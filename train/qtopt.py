@@ -158,6 +158,7 @@ class QTOpt(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What `Policy.load` needs to act, and what another run needs to refuse a mismatch: plain values only."""
+        checkpoint["callbacks"] = {}  # nothing a run goes on from, but the path of its folder
         checkpoint["switchyard"] = {
             "format": FORMAT,
             "network": dataclasses.asdict(self.config.network),
