@@ -446,7 +446,7 @@ def test_a_killed_collection_leaves_no_worker_behind_and_the_same_command_comple
         assert wait_until(lambda: len(list(folder.glob("*.h5"))) >= 2, 60)
         killed.kill()
         killed.wait()
-        workers_ended = wait_until(lambda: group_has_ended(killed.pid), 5)
+        workers_ended = wait_until(lambda: group_has_ended(killed.pid), 30)
     finally:
         if not group_has_ended(killed.pid):
             os.killpg(killed.pid, signal.SIGKILL)
