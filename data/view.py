@@ -30,7 +30,7 @@ def view(replay: Replay, out: Path, episodes: int, tasks: tuple[str, ...], outco
         "about": f"{len(chosen)} of {replay.num_episodes} episodes, {replay.frame_size} px, {replay.renderer}",
         "tasks": list(TASK_NAMES),
         "commands": list(COMMANDS),
-        "bounds": BOUNDS.tolist(),
+        "bounds": [round(float(bound), 4) for bound in BOUNDS],
         "episodes": [_episode(replay, episode) for episode in chosen],
     }
     text = json.dumps(page).replace("</", "<\\/")  # nothing in it can end the script
