@@ -6,7 +6,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ class Tally:
     not_finite: int = 0
     sunk: int = 0
     stuck: int = 0  # still below the table an action later
+    where: list[str] = field(default_factory=list)  # episodes with something below it, to be played again
     fallen: int = 0  # over the edge of the table
     before_mib: float = 0.0
     after_mib: float = 0.0
@@ -44,15 +45,16 @@ def run(quick: bool) -> list[Row]:
         tallies = list(pool.map(_play, range(workers), [each] * workers))
     steps, episodes = sum(t.steps for t in tallies), sum(t.episodes for t in tallies)
     growth = max(t.after_mib - t.before_mib for t in tallies)
+    where = ", ".join(place for t in tallies for place in t.where)
     memory = ", ".join(f"{t.before_mib:.0f} -> {t.after_mib:.0f} MiB" for t in tallies)
 
-    def count(name: str, value: int) -> Row:
-        return Row(name=f"random actions: {name}", value=value, unit="episodes", most=0, target_of="value")
+    def count(name: str, value: int, note: str = "") -> Row:
+        return Row(name=f"random actions: {name}", value=value, unit="episodes", most=0, target_of="value", note=note)
 
     return [
         Row(name="random actions", value=episodes, unit="episodes", note=f"{steps} steps, a picture each episode"),
         count("a number that is not finite", sum(t.not_finite for t in tallies)),
-        count("an object below the table", sum(t.sunk for t in tallies)),
+        count("an object below the table", sum(t.sunk for t in tallies), f"seeds {where}" if where else ""),
         count("the same object still there an action later", sum(t.stuck for t in tallies)),
         Row(
             name="random actions: an object over the table's edge",
@@ -99,6 +101,7 @@ def _play(worker: int, episodes: int) -> Tally:
         tally.not_finite += odd
         tally.sunk += sunk
         tally.stuck += stuck
+        tally.where += [f"[{worker}, {number}]{' (again)' if stuck else ''}"] * sunk
         tally.fallen += fallen
         if number == min(WARM_EPISODES, episodes // 2):
             tally.before_mib = _resident_mib()
