@@ -48,6 +48,7 @@ from sim.tasks import TASK_NAMES, verdicts
 WORKERS = 2
 PER_TASK = 3  # 30 transitions, 60 frames a batch
 ROOT = Path(__file__).parents[1]
+ATTRIBUTES = {"renderer": "tiny", "size": 64, "split": "train", "randomise": "all", "seed": 0}
 TINY = Manifest(size=8, frame_size=8, renderer="none", split="train", randomise=(), shards=())
 
 
@@ -306,7 +307,7 @@ def _opening(work: Path, quick: bool) -> list[Row]:
         )
         for number in range(episodes)
     ]
-    row = write_shard(folder / "shard-0.h5", made, {"policy": "none"})
+    row = write_shard(folder / "shard-0.h5", made, {**ATTRIBUTES, "policy": "none", "source": 0})
     for number in range(1, count):
         os.link(folder / "shard-0.h5", folder / f"shard-{number}.h5")
     rows = tuple(replace(row, name=f"shard-{number}.h5") for number in range(count))
@@ -334,7 +335,7 @@ def _growing(work: Path, quick: bool) -> list[Row]:
     total, again, per_shard = (40, 1, 10) if quick else (1000, 10, 10)
     config = CollectConfig(out=str(work / "growing"), size=64, tasks=("lift-can",), episodes=total, renderer="tiny")
     (work / "growing").mkdir()
-    collector = Collector(work / "growing", config, {"renderer": "tiny", "seed": 0}, [{}], work)
+    collector = Collector(work / "growing", config, ATTRIBUTES, [{}], work)
     rows: list[shards.Row] = []
 
     def make(number: int) -> float:
