@@ -13,7 +13,7 @@ from typing import Any
 
 from data.manifest import MANIFEST, checksum, read_manifest
 from data.plan import CONFIG, CollectConfig, ShardJob, Source
-from data.shards import DatasetError, Row, read_json, read_shard, sweep, write_whole
+from data.shards import DatasetError, Row, occupied, read_json, read_shard, sweep, write_whole
 from sim.tasks import TASKS
 
 LOCK = "collect.lock"
@@ -25,7 +25,7 @@ OF_A_SHARD = ("renderer", "size", "seed", "randomise", "split", "codec", "qualit
 def claim(folder: Path, config: CollectConfig) -> Iterator[tuple[CollectConfig, dict[str, Any]]]:
     """Hold the folder for this collection alone, refuse one that holds something else -> what binds the dataset."""
     path = folder / CONFIG
-    if not path.is_file() and folder.exists() and any(not _is_ours(entry) for entry in folder.iterdir()):
+    if not path.is_file() and occupied(folder, LOCK):
         raise DatasetError(f"{folder}: not empty and not a Switchyard dataset (it has no {CONFIG})")
     wanted: dict[str, Any] = {key: getattr(config, key) for key in BINDING}
     wanted["sources"] = [_fingerprint(source) for source in config.sources]
@@ -55,10 +55,6 @@ def hold(lock: Path, refusal: str) -> Iterator[None]:
         except BlockingIOError:
             raise DatasetError(refusal) from None
         yield
-
-
-def _is_ours(entry: Path) -> bool:
-    return entry.name == LOCK or entry.name.endswith(".tmp")
 
 
 def _fingerprint(source: Source) -> dict[str, Any]:

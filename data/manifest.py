@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data.shards import SCHEMA_VERSION, DatasetError, Row, read_json, sweep, write_whole
+from data.shards import SCHEMA_VERSION, DatasetError, Row, occupied, read_json, write_whole
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES
 
@@ -171,6 +171,5 @@ def some_of(row: Row, numbers: Sequence[int]) -> Row:
 
 def check_new(out: Path) -> None:
     """DatasetError where there is something in this folder."""
-    sweep(out)
-    if out.exists() and any(out.iterdir()):
+    if occupied(out):
         raise DatasetError(f"{out}: not empty; choose another folder")

@@ -121,6 +121,12 @@ def sweep(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def occupied(folder: Path, *ours: str) -> bool:
+    """Whether anything lies in the folder but files of these names and the temporary ones of `write_whole`."""
+    names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    return any(not name.endswith(".tmp") for name in names.difference(ours))
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; a DatasetError names the file where there is none."""
     try:

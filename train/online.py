@@ -23,7 +23,7 @@ from data.claim import hold
 from data.collect import collect
 from data.manifest import merge
 from data.plan import CollectConfig
-from data.shards import read_json, successes, sweep, write_whole
+from data.shards import occupied, read_json, successes, sweep, write_whole
 from eval.rollout import EpisodeJob, rollout, wilson
 from models.checkpoint import CheckpointError
 from sim.options import Parser, add_options, choose, from_options, option
@@ -113,7 +113,7 @@ def _claim(folder: Path, config: OnlineConfig) -> list[dict[str, Any]]:
     sweep(folder)
     path = folder / STATE
     if not path.is_file():
-        if any(entry.name != LOCK for entry in folder.iterdir()):
+        if occupied(folder, LOCK):
             raise CheckpointError(f"{folder}: not empty and not a loop of qtopt-online (it has no {STATE})")
         _write(folder, config, [])
         return []

@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from data.batches import BatchStream, Sampler, SamplerConfig, can_decode_on_gpu
 from data.loader import Loader
 from data.replay import Replay
-from data.shards import DatasetError, read_json, sweep, write_whole
+from data.shards import DatasetError, occupied, read_json, write_whole
 from data.sharing import RULES
 from models.checkpoint import CheckpointError, read_checkpoint
 from sim.tasks import TASK_NAMES, task_by_name
@@ -90,7 +90,6 @@ def _with_present_tasks(config: TrainConfig, replay: Replay) -> TrainConfig:
 def _claim(out: Path, config: TrainConfig) -> Path | None:
     """The checkpoint to go on from, or None for a new run; refuses a folder that holds something else."""
     values = json.loads(json.dumps(dataclasses.asdict(config)))
-    sweep(out)
     path, last = out / CONFIG, out / LAST
     if path.is_file() and last.is_file():  # options that never trained bind nobody
         found = read_json(path)
@@ -100,7 +99,7 @@ def _claim(out: Path, config: TrainConfig) -> Path | None:
         if differs:
             pairs = ", ".join(f"{k} {found.get(k)!r} (now {values[k]!r})" for k in differs)
             raise CheckpointError(f"{out}: already holds a run with other options: {pairs}; choose another --out")
-    elif not path.is_file() and out.exists() and any(out.iterdir()):
+    elif not path.is_file() and occupied(out):
         raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {CONFIG})")
     out.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(values, indent=1).encode())
