@@ -20,7 +20,7 @@ from sim.tasks import TASK_NAMES, TASKS
 from sim.world import TABLE_M, World
 
 EPISODES = 20_000
-SUNK_M = -0.005  # the solver lets things sink in by a millimetre or two; in one step a fall of 30 cm goes on for 10
+SUNK_M = -0.005  # the solver lets things sink in by 1 or 2 mm, by 3 or 4 where the arm presses
 WARM_EPISODES = 200  # of each worker, before its memory is first looked at
 PICTURE_PX = 64
 

@@ -22,7 +22,7 @@ O, F = len(OBJECT_NAMES), len(FIXTURE_NAMES)  # noqa: E741
 
 # name -> shape. Order is the order in the vector; a change of this table is a change of `STATE_VERSION`.
 STATE_VERSION = 2
-SIM_VERSION = 4  # of physics, scenes, camera and looks: data of another version show another world
+SIM_VERSION = 5  # of physics, scenes, camera and looks: data of another version show another world
 LAYOUT: dict[str, tuple[int, ...]] = {
     "object_present": (O,),  # 0 or 1
     "object_position": (O, 3),  # m, centre of mass
