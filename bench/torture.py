@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
-import json
-import multiprocessing as mp
 import os
 import random
 import shutil
@@ -20,22 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
-
+from bench.damage import HANGS_S, REFUSED, UNCHANGED, files_of, mutations
 from data.check import check
-from data.collect import collect
 from data.manifest import MANIFEST
-from data.plan import CONFIG, CollectConfig
-from data.replay import Replay
-from data.shards import MAGIC, TRAILER, DatasetError
+from data.shards import DatasetError
 from sim.options import Parser
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +57,6 @@ LOOP = (
     "tiny",
     *SHORT,
 )
-HANGS_S = 300  # longer than anything here takes
 
 
 def main() -> int:
@@ -81,8 +70,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="switchyard-torture-") as name:
         work = Path(name)
         wrong += _kills(work, options.kills, rng)
-        outcomes = _mutations(work, options.mutations, rng)
-        wrong += _tell(f"{options.mutations} mutations", outcomes, ("refused by name", "read unchanged"))
+        outcomes = mutations(work, options.mutations, rng)
+        wrong += _tell(f"{options.mutations} mutations", outcomes, (REFUSED, UNCHANGED))
         wrong += _tell("a file too large for the disk", Counter([_full_disk(work)]), (KEPT,))
         wrong += _tell("a full disk", Counter([_tmpfs(work)]), (KEPT, UNTRIED))
         wrong += _tell("two collections in one folder", Counter([_two(work)]), (CLEAR,))
@@ -150,7 +139,7 @@ def _kills(work: Path, count: int, rng: random.Random) -> list[str]:
         begin = time.monotonic()
         _run(scenario.commands[-1], whole)
         took_s = time.monotonic() - begin
-        content = _content(whole)
+        content = files_of(whole)
         outcomes = Counter(_kill(work / "killed", scenario, content, took_s, rng) for _ in range(times))
         wrong += _tell(f"{times} kills of {scenario.name} ({took_s:.0f} s)", outcomes, (RESUMED, LATE))
         shutil.rmtree(whole)
@@ -191,7 +180,7 @@ def _kill(folder: Path, scenario: Scenario, content: dict[str, bytes], took_s: f
             if found := check(manifest.parent).wrong:
                 return f"check found {found[0]}"
         _run(scenario.commands[-1], folder)
-        if different := _different(_content(folder), content):
+        if different := _different(files_of(folder), content):
             return f"other bytes than undisturbed: {different}"
         return RESUMED
     except (DatasetError, RuntimeError, subprocess.TimeoutExpired) as error:
@@ -199,12 +188,6 @@ def _kill(folder: Path, scenario: Scenario, content: dict[str, bytes], took_s: f
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(running.pid, signal.SIGKILL)
-
-
-def _content(folder: Path) -> dict[str, bytes]:
-    """Of all shards and manifests."""
-    paths = sorted([*folder.rglob("*.h5"), *folder.rglob(MANIFEST)])
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def _different(one: dict[str, bytes], other: dict[str, bytes]) -> str:
@@ -229,140 +212,6 @@ def _send(process: int, number: signal.Signals) -> None:
         os.kill(process, number)
 
 
-# ---------------------------------------------------------------------- damage
-
-
-def _mutations(work: Path, count: int, rng: random.Random) -> Counter[str]:
-    """In a process of its own, so that a crash or a hang is an outcome too."""
-    options = CollectConfig(
-        out=str(work / "whole"), tasks=("lift-can",), episodes=6, episodes_per_shard=2, size=48, renderer="tiny"
-    )
-    collect(options)
-    seeds = [rng.randrange(2**32) for _ in range(count)]
-    outcomes = Counter[str]()
-    context = mp.get_context("spawn")
-    while seeds:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_mutate_all, args=(theirs, work, options, seeds))
-        process.start()
-        theirs.close()
-        try:
-            while seeds and ours.poll(HANGS_S):
-                outcomes[ours.recv()] += 1
-                seeds.pop(0)
-            if seeds:
-                outcomes["HANG"] += 1
-                seeds.pop(0)
-        except EOFError:
-            outcomes["CRASH"] += 1
-            seeds.pop(0)
-        process.kill()
-        process.join()
-    return outcomes
-
-
-def _mutate_all(out: Connection, work: Path, options: CollectConfig, seeds: list[int]) -> None:
-    sys.stderr = io.StringIO()  # what a collection says of its progress
-    for seed in seeds:
-        try:
-            out.send(_mutate(work / "mutated", options, random.Random(seed)))
-        except Exception as error:
-            out.send(f"{type(error).__name__}: {error}".replace(str(work), "")[:200])
-
-
-def _mutate(folder: Path, options: CollectConfig, rng: random.Random) -> str:
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(options.out, folder)
-    shards = sorted(folder.glob("*.h5"))
-    whole = _content(folder)
-    expected = _everything(folder)
-    victim = rng.choice([*shards, folder / MANIFEST, folder / CONFIG])
-    kind = rng.choice(["flip", "flip", "overwrite", "truncate", "grow", "swap", "exchange", "schema"])
-    _damage(victim, kind, shards, rng)
-    changed = [path for path in shards if path.read_bytes() != whole[path.name]]
-    outcomes = {_read(folder, expected), _check(folder, changed), _adopt(folder, options, expected)}
-    bad = sorted(outcomes - {"refused by name", "read unchanged"})
-    if bad:
-        return f"{bad[0]} ({kind} of {victim.suffix})"
-    return "refused by name" if "refused by name" in outcomes else "read unchanged"
-
-
-def _damage(victim: Path, kind: str, shards: list[Path], rng: random.Random) -> None:
-    content = victim.read_bytes()
-    data, size = bytearray(content), len(content)
-    if kind == "flip":
-        for _ in range(rng.choice([1, 1, 4])):  # half of them where HDF5 keeps its own tables
-            place = rng.randrange(size) if rng.random() < 0.5 else rng.choice([1, -1]) * rng.randrange(min(size, 4096))
-            data[place] ^= 1 << rng.randrange(8)
-    elif kind == "overwrite":
-        begin = rng.randrange(size)
-        data[begin : begin + 64] = rng.randbytes(len(data[begin : begin + 64]))
-    elif kind == "truncate":
-        del data[rng.randrange(size) :]
-    elif kind == "grow":
-        data += rng.randbytes(rng.randrange(1, 100))
-    elif kind == "swap":
-        length = rng.randrange(1, size // 4)
-        one, two = sorted(rng.sample(range(size - length), 2))
-        data[one : one + length], data[two : two + length] = data[two : two + length], data[one : one + length]
-        del data[size:]
-    elif kind == "exchange":
-        these, those = rng.sample(shards, 2)
-        content, other = these.read_bytes(), those.read_bytes()
-        these.write_bytes(other)
-        those.write_bytes(content)
-        return
-    elif victim.name == CONFIG:
-        data = bytearray(content.replace(b"1", b"2", 1))
-    elif victim.suffix == ".h5":  # with the right checksum at its end: another's shard, not a damaged one
-        victim.write_bytes(content[: -TRAILER.size])
-        with h5py.File(victim, "r+") as file:
-            file.attrs[rng.choice(["schema", "state_version", "sim_version", "seed"])] = rng.randrange(30, 90)
-        body = victim.read_bytes()
-        data = bytearray(body + TRAILER.pack(MAGIC, zlib.crc32(body)))
-    else:
-        manifest = json.loads(content)
-        manifest[rng.choice(["schema", "sim_version", "size"])] = rng.randrange(30, 90)
-        data = bytearray(json.dumps(manifest).encode())
-    victim.write_bytes(data)
-
-
-def _everything(folder: Path) -> list[bytes]:
-    replay = Replay(folder)
-    frames = replay.read(range(replay.num_steps + replay.num_episodes))
-    about = [replay.episode_task.tobytes(), replay.episode_length.tobytes(), replay.success.tobytes()]
-    about.append(repr((replay.size, replay.frame_size, replay.renderer, replay.randomise, replay.split)).encode())
-    return about + [f.picture + f.action.tobytes() + f.state.tobytes() + f.verdict.tobytes() for f in frames]
-
-
-def _read(folder: Path, expected: list[bytes]) -> str:
-    """As a training does."""
-    try:
-        return "read unchanged" if _everything(folder) == expected else "SILENT DIFFERENCE"
-    except DatasetError as error:
-        return "refused by name" if str(folder) in str(error) else f"refused without a name: {error}"
-
-
-def _check(folder: Path, changed: list[Path]) -> str:
-    try:
-        found = "\n".join(check(folder).wrong)
-    except DatasetError as error:
-        return "refused by name" if str(folder) in str(error) else f"refused without a name: {error}"
-    if any(str(path) not in found for path in changed):
-        return "a changed shard passed the check"
-    return "refused by name" if found else "read unchanged"
-
-
-def _adopt(folder: Path, options: CollectConfig, expected: list[bytes]) -> str:
-    """As a collection that goes on without a manifest: what it lists must be what was collected."""
-    (folder / MANIFEST).unlink()
-    try:
-        collect(replace(options, out=str(folder)))
-    except DatasetError as error:
-        return "refused by name" if str(folder) in str(error) else f"refused without a name: {error}"
-    return "read unchanged" if _everything(folder) == expected else "SILENT DIFFERENCE of what was adopted"
-
-
 # ---------------------------------------------------------------------- refusals of the system
 
 
@@ -375,7 +224,7 @@ def _full_disk(work: Path) -> str:
     folder.mkdir()
     _run((*ONE, "--episodes", "20"), folder)
     line = f"ulimit -f 200; trap '' XFSZ; exec {' '.join([*ONE, '--episodes', '100'])}"
-    return _goes_on(folder, _content(folder), _ended(["bash", "-c", line], folder))
+    return _goes_on(folder, files_of(folder), _ended(["bash", "-c", line], folder))
 
 
 def _tmpfs(work: Path) -> str:
@@ -386,7 +235,7 @@ def _tmpfs(work: Path) -> str:
         return UNTRIED
     try:
         _run((*ONE, "--episodes", "20"), folder)
-        content = _content(folder)
+        content = files_of(folder)
         ended = _ended((*ONE, "--episodes", "100"), folder)
         subprocess.run(["mount", "-o", "remount,size=100m", folder], check=True)
         return _goes_on(folder, content, ended)
@@ -400,7 +249,7 @@ def _goes_on(folder: Path, before: dict[str, bytes], ended: subprocess.Completed
     if ended.returncode != 2 or len(said) != 1 or "set" not in said[0] or "Traceback" in ended.stderr:
         return f"said {ended.stderr[-300:]}"
     shards = {name: data for name, data in before.items() if name.endswith(".h5")}
-    if not shards.items() <= _content(folder).items() or check(folder / "set").wrong:
+    if not shards.items() <= files_of(folder).items() or check(folder / "set").wrong:
         return "lost a shard"
     _run((*ONE, "--episodes", "100"), folder)
     report = check(folder / "set")
@@ -427,7 +276,7 @@ def _read_only(work: Path) -> str:
     folder = work / "read-only"
     folder.mkdir()
     _run((*ONE, "--episodes", "20"), folder)
-    content = _content(folder)
+    content = files_of(folder)
     command: tuple[str, ...] = (*ONE, "--episodes", "60")
     if os.geteuid() == 0:
         if not shutil.which("setpriv"):
@@ -439,7 +288,7 @@ def _read_only(work: Path) -> str:
         ended = _ended(command, folder)
     said = [text for text in ended.stderr.splitlines() if text.startswith("error: ")]
     clear = ended.returncode == 2 and len(said) == 1 and "set" in said[0] and "Traceback" not in ended.stderr
-    return CLEAR if clear and _content(folder) == content else f"said {ended.stderr[-300:]}"
+    return CLEAR if clear and files_of(folder) == content else f"said {ended.stderr[-300:]}"
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 from data.manifest import MANIFEST, checksum, read_manifest
 from data.plan import CONFIG, CollectConfig, ShardJob, Source
 from data.shards import DatasetError, Row, occupied, read_json, read_shard, sweep, write_whole
+from sim.options import changed
 from sim.tasks import TASKS
 
 LOCK = "collect.lock"
@@ -86,18 +87,20 @@ def _check_same(
     """Refuses to go on with a dataset that was begun with other options."""
     if config.renderer not in ("auto", found["renderer"]):
         raise DatasetError(f"{folder}: rendered by {found['renderer']}, asked for {config.renderer}")
-    differs = [(key, found[key], wanted[key]) for key in BINDING if wanted[key] != found[key]]
-    if len(found["sources"]) != len(wanted["sources"]):
-        differs.append(("sources", len(found["sources"]), len(wanted["sources"])))
-    for number, (old, new) in enumerate(zip(found["sources"], wanted["sources"], strict=False)):
-        place = f"source {number} " if len(found["sources"]) > 1 else ""
-        differs += [(place + key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
-    if differs:
-        pairs = ", ".join(f"{key} {old!r} (now {new!r})" for key, old, new in differs)
-        raise DatasetError(f"{folder}: already holds a dataset collected with other options: {pairs}")
+    many = max(len(options["sources"]) for options in (found, wanted)) > 1
+    if differs := changed(_flat(found, many), _flat(wanted, many)):
+        raise DatasetError(f"{folder}: already holds a dataset collected with other options: {differs}")
     for held, asked in zip(found["asked"][-1], counts, strict=True):
         if asked < held:
             raise DatasetError(f"{folder}: was asked for {held} episodes, now for {asked}")
+
+
+def _flat(options: dict[str, Any], many: bool) -> dict[str, Any]:
+    """What binds a dataset, the entries of its sources among the others: numbered where there are many."""
+    flat = {key: options[key] for key in BINDING}
+    for number, source in enumerate(options["sources"]):
+        flat |= {f"source {number} {key}" if many else key: value for key, value in source.items()}
+    return flat
 
 
 def finished(folder: Path, jobs: list[ShardJob], about: dict[str, Any]) -> Iterator[tuple[ShardJob, Row]]:

@@ -39,23 +39,36 @@ class Collider:
 MAX_PARTS = 8  # of a body
 
 
-def _check(spec: ObjectSpec | FixtureSpec) -> None:
-    if not re.fullmatch(r"[a-z][a-z0-9-]*", spec.name):
-        raise ValueError(f"a name has small letters, digits and hyphens, got {spec.name!r}")
-    if not (spec.mass_kg > 0 and spec.friction >= 0 and spec.colliders):
-        raise ValueError(
-            f"{spec.name}: has a weight, a friction and a collider, "
-            f"got {spec.mass_kg} kg, {spec.friction} and {len(spec.colliders)} colliders"
-        )
-    if not 1 <= len(spec.parts) <= MAX_PARTS:
-        raise ValueError(f"{spec.name}: a body has 1 to {MAX_PARTS} parts, got {len(spec.parts)}")
-    for look in (*spec.looks.train, *spec.looks.test):
-        if not all(0 <= level <= 1 for paint in look for level in paint.colour):
-            raise ValueError(f"{spec.name}: colours are three numbers between 0 and 1, got {look}")
-        if len(look) != len(spec.parts):
-            raise ValueError(f"{spec.name}: a look paints each of its {len(spec.parts)} parts, got {len(look)} paints")
-    if not spec.looks.train or not spec.looks.test:
-        raise ValueError(f"{spec.name}: needs a look to train on and one that is held out")
+@dataclass(frozen=True, kw_only=True)
+class BodySpec:
+    """What objects and fixtures have in common. `looks` paint the parts, in their order."""
+
+    name: str
+    mass_kg: float
+    friction: float = 0.8
+    parts: tuple[Mesh, ...]
+    colliders: tuple[Collider, ...]
+    looks: Looks
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", self.name):
+            raise ValueError(f"a name has small letters, digits and hyphens, got {self.name!r}")
+        if not (self.mass_kg > 0 and self.friction >= 0 and self.colliders):
+            raise ValueError(
+                f"{self.name}: has a weight, a friction and a collider, "
+                f"got {self.mass_kg} kg, {self.friction} and {len(self.colliders)} colliders"
+            )
+        if not 1 <= len(self.parts) <= MAX_PARTS:
+            raise ValueError(f"{self.name}: a body has 1 to {MAX_PARTS} parts, got {len(self.parts)}")
+        for look in (*self.looks.train, *self.looks.test):
+            if not all(0 <= level <= 1 for paint in look for level in paint.colour):
+                raise ValueError(f"{self.name}: colours are three numbers between 0 and 1, got {look}")
+            if len(look) != len(self.parts):
+                raise ValueError(
+                    f"{self.name}: a look paints each of its {len(self.parts)} parts, got {len(look)} paints"
+                )
+        if not self.looks.train or not self.looks.test:
+            raise ValueError(f"{self.name}: needs a look to train on and one that is held out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,22 +82,14 @@ class Footprint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectSpec:
-    """A thing that can be lifted. `long_axis` is in its own frame; `rests` are the orientations it can lie or stand in.
+class ObjectSpec(BodySpec):
+    """A thing that can be lifted. `long_axis` is in its own frame; `rests` are the ways it can lie or stand."""
 
-    `looks` paint the parts, in their order."""
-
-    name: str
-    mass_kg: float
-    friction: float
-    parts: tuple[Mesh, ...]
-    colliders: tuple[Collider, ...]
-    looks: Looks
     long_axis: Point
     rests: tuple[Point, ...] = ((0.0, 0.0, 0.0),)
 
     def __post_init__(self) -> None:
-        _check(self)
+        super().__post_init__()
         if not self.rests:
             raise ValueError(f"{self.name}: needs an orientation to rest in")
 
@@ -113,18 +118,9 @@ def _footprint(vertices: NDArray[np.float64], axis: NDArray[np.float64], turn: N
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixtureSpec:
+class FixtureSpec(BodySpec):
     """A thing to place on; its origin is the centre of its base, z up. What lies within `inner_radius_m` lies on it."""
 
-    name: str
-    mass_kg: float
     radius_m: float
     inner_radius_m: float
-    parts: tuple[Mesh, ...]
-    colliders: tuple[Collider, ...]
-    looks: Looks
-    friction: float = 0.8
     sections: tuple[Point, ...] = ((0.0, 0.0, 0.0),)  # where a scripted policy puts things
-
-    def __post_init__(self) -> None:
-        _check(self)

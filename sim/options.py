@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 Config = TypeVar("Config")
@@ -24,6 +24,12 @@ def choose(kind: str, name: str, choices: Sequence[str]) -> str:
     if name not in choices:
         raise ValueError(f"unknown {kind} {name!r}: {nearest(name, choices)}")
     return name
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """'size 64 (now 472), seed 0 (now 1)': the options that differ; empty where none does."""
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return ", ".join(f"{key} {old.get(key)!r} (now {new.get(key)!r})" for key in keys)
 
 
 class Parser(argparse.ArgumentParser):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.bodies import FixtureSpec, Footprint, ObjectSpec, stands
+from sim.bodies import BodySpec, Footprint, ObjectSpec, stands
 from sim.looks import SPLITS, TABLES
 from sim.objects import FIXTURES, OBJECTS
 from sim.options import choose
@@ -202,7 +202,7 @@ def _fixtures(target: int, rng: np.random.Generator) -> tuple[Item, ...]:
     return tuple(items)
 
 
-def _item(index: int, spec: ObjectSpec | FixtureSpec, spot: tuple[float, float], turn: NDArray[np.float64]) -> Item:
+def _item(index: int, spec: BodySpec, spot: tuple[float, float], turn: NDArray[np.float64]) -> Item:
     return Item(
         index=index,
         spot_m=spot,
@@ -215,9 +215,7 @@ def _item(index: int, spec: ObjectSpec | FixtureSpec, spot: tuple[float, float],
     )
 
 
-def _varied(
-    item: Item, spec: ObjectSpec | FixtureSpec, draws: dict[str, np.random.Generator], on: set[str], split: str
-) -> Item:
+def _varied(item: Item, spec: BodySpec, draws: dict[str, np.random.Generator], on: set[str], split: str) -> Item:
     """The item with the size, weight, friction and look of this episode.
 
     The held-out split draws sizes and looks even where they are not randomised: its objects have no usual ones."""

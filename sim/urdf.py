@@ -10,11 +10,11 @@ import pybullet_data
 from numpy.typing import NDArray
 from scipy.spatial import ConvexHull
 
-from sim.bodies import Collider, FixtureSpec, ObjectSpec
+from sim.bodies import BodySpec, Collider
 from sim.meshes import Mesh
 
 
-def write_body(spec: ObjectSpec | FixtureSpec, folder: Path, visible: bool) -> Path:
+def write_body(spec: BodySpec, folder: Path, visible: bool) -> Path:
     """`<name>.urdf` in `folder`, with an OBJ per convex hull and, for PyBullet's own renderer, per `visible` part."""
     shapes = []
     for number, mesh in enumerate(spec.parts if visible else ()):

@@ -18,7 +18,7 @@ import pybullet
 from numpy.typing import NDArray
 
 from sim import actions
-from sim.bodies import FixtureSpec, ObjectSpec
+from sim.bodies import BodySpec
 from sim.camera import Camera
 from sim.drawing import TABLE, Body, Geometry
 from sim.looks import TABLE_TEXTURE_M, Paint
@@ -77,7 +77,7 @@ class World:
         assert pybullet.isNumpyEnabled(), "PyBullet was built without numpy: rendering would be very slow"
         self._scratch = tempfile.TemporaryDirectory(prefix="switchyard-")
         folder = Path(self._scratch.name)
-        specs: list[ObjectSpec | FixtureSpec] = [*OBJECTS.values(), *FIXTURES.values()]
+        specs: list[BodySpec] = [*OBJECTS.values(), *FIXTURES.values()]
         shown = write_panda(folder, visible=True)
         self._panda_urdf = shown if visible else write_panda(folder, visible=False)
         self._urdfs = {spec.name: write_body(spec, folder, visible) for spec in specs}
@@ -177,7 +177,7 @@ class World:
         scene = self.scene
         table = Body(name=TABLE, segment=TABLE, uid=self._table, tint=scene.table_tint)
         things = [table, *(replace(body, uid=self._panda) for body in self._robot)]
-        items: list[tuple[Item, ObjectSpec | FixtureSpec, int]] = [
+        items: list[tuple[Item, BodySpec, int]] = [
             *((item, OBJECTS[OBJECT_NAMES[item.index]], self._objects[item.index]) for item in scene.objects),
             *((item, FIXTURES[FIXTURE_NAMES[item.index]], self._fixtures[item.index]) for item in scene.fixtures),
         ]
@@ -208,7 +208,7 @@ class World:
             self._settle(1)
         self._settle(SETTLE_STEPS)
 
-    def _spawn(self, spec: ObjectSpec | FixtureSpec, item: Item, position: Point) -> int:
+    def _spawn(self, spec: BodySpec, item: Item, position: Point) -> int:
         c = self._client
         body: int = pybullet.loadURDF(
             str(self._urdfs[spec.name]), position, item.turn, globalScaling=item.scale, physicsClientId=c

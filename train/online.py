@@ -26,7 +26,7 @@ from data.plan import CollectConfig
 from data.shards import occupied, read_json, successes, sweep, write_whole
 from eval.rollout import EpisodeJob, rollout, wilson
 from models.checkpoint import CheckpointError
-from sim.options import Parser, add_options, choose, from_options, option
+from sim.options import Parser, add_options, changed, choose, from_options, option
 from sim.scenes import FACTORS, read_factors
 from sim.tasks import task_by_name
 from sim.views import frame_size
@@ -120,11 +120,12 @@ def _claim(folder: Path, config: OnlineConfig) -> list[dict[str, Any]]:
     found = read_json(path)
     if not {"config", "rounds"} <= found.keys():
         raise CheckpointError(f"{path}: damaged, an entry is missing")
-    values = dataclasses.asdict(config)
-    differs = [k for k in values if k not in FREE_TO_CHANGE and values[k] != found["config"].get(k)]
-    if differs:
-        pairs = ", ".join(f"{k} {found['config'].get(k)!r} (now {values[k]!r})" for k in differs)
-        raise CheckpointError(f"{folder}: already holds a loop with other options: {pairs}")
+    old, new = (
+        {k: v for k, v in values.items() if k not in FREE_TO_CHANGE}
+        for values in (found["config"], dataclasses.asdict(config))
+    )
+    if differs := changed(old, new):
+        raise CheckpointError(f"{folder}: already holds a loop with other options: {differs}")
     rounds: list[dict[str, Any]] = found["rounds"]
     return rounds
 

@@ -25,6 +25,7 @@ from data.replay import Replay
 from data.shards import DatasetError, occupied, read_json, write_whole
 from data.sharing import RULES
 from models.checkpoint import CheckpointError, read_checkpoint
+from sim.options import changed
 from sim.tasks import TASK_NAMES, task_by_name
 from train.config import TrainConfig
 from train.qtopt import QTOpt
@@ -95,10 +96,9 @@ def _claim(out: Path, config: TrainConfig) -> Path | None:
         found = read_json(path)
         fixed = {"steps"} if config.learning_rate_decay else set()  # the decay is laid out over the steps
         free = set(FREE_TO_CHANGE) - fixed
-        differs = [k for k in values if k not in free and values[k] != found.get(k)]
-        if differs:
-            pairs = ", ".join(f"{k} {found.get(k)!r} (now {values[k]!r})" for k in differs)
-            raise CheckpointError(f"{out}: already holds a run with other options: {pairs}; choose another --out")
+        old, new = ({k: v for k, v in options.items() if k not in free} for options in (found, values))
+        if differs := changed(old, new):
+            raise CheckpointError(f"{out}: already holds a run with other options: {differs}; choose another --out")
     elif not path.is_file() and occupied(out):
         raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {CONFIG})")
     out.mkdir(parents=True, exist_ok=True)
