@@ -46,6 +46,7 @@ from sim.state import SceneState
 from sim.tasks import TASK_NAMES, verdicts
 
 WORKERS = 2
+WARM = 16  # batches
 PER_TASK = 3  # 30 transitions, 60 frames a batch
 ROOT = Path(__file__).parents[1]
 ATTRIBUTES = {"renderer": "tiny", "size": 64, "split": "train", "randomise": "all", "seed": 0}
@@ -67,7 +68,7 @@ def run(quick: bool) -> list[Row]:
 
 
 def _pictures(work: Path, quick: bool) -> list[Row]:
-    episodes, batches, rounds = (10, 4, 1) if quick else (60, 40, 7)
+    episodes, batches, rounds = (10, 4, 1) if quick else (60, 100, 7)
     folder = work / "vision"
     collect(CollectConfig(out=str(folder), episodes=episodes, size=472, workers=WORKERS))
     replay = Replay(folder)
@@ -126,8 +127,8 @@ def _pictures(work: Path, quick: bool) -> list[Row]:
 
 
 def _rate(counts: Iterator[int]) -> float:
-    """Frames a second, the first batch of each process left out: it pays for the process."""
-    for _ in range(WORKERS):
+    """Frames a second, the first batches left out: they pay for the processes, and for memory touched the first time."""
+    for _ in range(WARM):
         next(counts)
     begin = time.perf_counter()
     total = sum(counts)
@@ -144,7 +145,7 @@ def _workers(stream: IterableDataset[torch.Tensor]) -> DataLoader[torch.Tensor]:
 
 
 def _deliver(loader: Iterable[Sized], batches: int) -> Iterator[int]:
-    for batch in itertools.islice(loader, batches + WORKERS):
+    for batch in itertools.islice(loader, batches + WARM):
         yield 2 * len(batch)
 
 
@@ -155,7 +156,7 @@ def _raw(replay: Replay, frames: NDArray[np.int64], batches: int) -> Iterator[in
     pictures = [frame.picture for frame in replay.read(rng.choice(frames, min(len(frames), 400), replace=False))]
     context = mp.get_context("fork")
     with context.Pool(WORKERS, initializer=_hold, initargs=(pictures,)) as pool:
-        yield from pool.imap_unordered(_decode, [count] * (batches + WORKERS))
+        yield from pool.imap_unordered(_decode, [count] * (batches + WARM))
 
 
 def _hold(pictures: list[bytes]) -> None:
