@@ -127,7 +127,7 @@ def _pictures(work: Path, quick: bool) -> list[Row]:
 
 
 def _rate(counts: Iterator[int]) -> float:
-    """Frames a second, the first batches left out: they pay for the processes, and for memory touched the first time."""
+    """Frames a second, the first batches left out: they pay for processes and for new memory."""
     for _ in range(WARM):
         next(counts)
     begin = time.perf_counter()
