@@ -31,7 +31,7 @@ from sim.urdf import read_obj, write_body, write_panda
 
 TIMESTEP_S = 1 / 240
 FINE_STEPS = 4  # in place of one while something falls or tumbles fast: 30 cm end at 2.4 m/s, 10 mm in 1/240 s
-FAST_M_S, FAST_RAD_S = 1.0, 10.0
+FAST_M_S, FAST_RAD_S = 0.7, 10.0
 LOOK_EVERY = 4  # steps, for what is fast
 STEPS_PER_ACTION = 40  # 6 actions a second
 STEPS_PER_GRIPPER_COMMAND = 24  # more, when the fingers have to travel
