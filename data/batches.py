@@ -63,6 +63,10 @@ class Batch:
         """The batch in memory that a GPU reads by itself; PyTorch's loader calls it too."""
         return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
 
+    def rest(self) -> dict[str, NDArray[Any]]:
+        """All but the pictures."""
+        return {f.name: getattr(self, f.name).numpy() for f in fields(self) if not f.name.endswith("image")}
+
     def __len__(self) -> int:
         return len(self.task_index)
 

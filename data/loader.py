@@ -10,13 +10,14 @@ from __future__ import annotations
 import multiprocessing as mp
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from data.batches import NO_PICTURES, Batch, BatchStream
+from data.batches import Batch, BatchStream
 
 PREFETCH = 2  # batches each worker is asked for ahead
 HELD = 2  # batches of the training: the one under way, and the next, which Lightning fetches before
@@ -41,13 +42,18 @@ class Loader:
         loader = DataLoader(
             _Filling(self._stream, places),
             batch_size=None,
+            collate_fn=_unchanged,
             num_workers=self._workers,
             prefetch_factor=PREFETCH,
             worker_init_fn=self._start,
             pin_memory=pin,
         )
-        for batch, place in loader:
-            yield batch if place == NOWHERE else places.take(batch, place)
+        for sent, place in loader:
+            yield sent if place == NOWHERE else places.take(sent, place)
+
+
+def _unchanged(sent: Any) -> Any:
+    return sent
 
 
 class Places:
@@ -67,24 +73,28 @@ class Places:
                     return place, self._pictures[place]
         return NOWHERE, None
 
-    def take(self, batch: Batch, place: int) -> Batch:
-        """The batch with its pictures; the place is free again when nobody holds a tensor on them."""
+    def take(self, sent: dict[str, NDArray[Any]], place: int) -> Batch:
+        """The batch of these arrays and the pictures at the place, which is free again when no tensor is on them."""
         array = self._pictures[place].numpy()  # `from_numpy` holds on to it as long as a tensor is on its memory
         pictures = torch.from_numpy(array).permute(0, 3, 1, 2)
         weakref.finalize(array, self._in_use.__setitem__, place, 0).atexit = False
-        return replace(batch, image=pictures[: len(batch)], next_image=pictures[len(batch) :])
+        half = len(pictures) // 2
+        rest = {name: torch.from_numpy(values) for name, values in sent.items()}
+        return Batch(image=pictures[:half], next_image=pictures[half:], **rest)
 
 
-class _Filling(IterableDataset[tuple[Batch, int]]):
-    """In a worker: batches whose pictures lie at a place, and which."""
+class _Filling(IterableDataset[tuple[Batch | dict[str, NDArray[Any]], int]]):
+    """In a worker: what batches hold beside the pictures at a place, and the place; or whole batches.
+
+    Small arrays go through the queue as bytes. As tensors each would be a file of shared memory of its own."""
 
     def __init__(self, stream: BatchStream, places: Places) -> None:
         self._stream, self._places = stream, places
 
-    def __iter__(self) -> Iterator[tuple[Batch, int]]:
+    def __iter__(self) -> Iterator[tuple[Batch | dict[str, NDArray[Any]], int]]:
         info = get_worker_info()
         assert info is not None
         for steps, targets in self._stream.draws(info.id, info.num_workers):
             place, memory = self._places.claim()
             batch = self._stream.sampler.load(steps, targets, memory)
-            yield (batch if memory is None else replace(batch, image=NO_PICTURES, next_image=NO_PICTURES)), place
+            yield (batch if memory is None else batch.rest()), place
