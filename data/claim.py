@@ -118,7 +118,10 @@ def finished(folder: Path, jobs: list[ShardJob], about: dict[str, Any]) -> Itera
 
 def _adopt(path: Path, job: ShardJob, about: dict[str, Any]) -> Row:
     """The row of a shard that no manifest lists, if it is the one that this job would make."""
-    row, tables, attributes = read_shard(path)
+    try:
+        row, tables, attributes = read_shard(path)
+    except DatasetError as error:
+        raise DatasetError(f"{error}; delete it, and the same command makes it again") from None
     source = about["sources"][job.source]
     wanted = {key: about[key] for key in OF_A_SHARD} | {"source": job.source}
     wanted |= {"checkpoint_sha256": "", **{key: value for key, value in source.items() if key != "tasks"}}

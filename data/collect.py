@@ -46,7 +46,7 @@ def collect(config: CollectConfig) -> Manifest:
         if missing:
             progress.say(f"too few episodes for every task: none of {', '.join(sorted(missing))}")
         try:
-            for job, row in finished(folder, jobs, about):
+            for job, row in list(finished(folder, jobs, about)):  # a shard that is refused leaves the manifest as it is
                 lanes.add(job, row)
                 progress.count(job, row)
             _fill(folder, config, about, lanes, progress)

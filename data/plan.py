@@ -46,6 +46,8 @@ class Source:
             raise ValueError(
                 f"policy {TRAINED} and a checkpoint go together, got {self.policy} and {self.checkpoint!r}"
             )
+        if self.policy == TRAINED and self.noise == 1:
+            raise ValueError(f"with noise 1 every action of a {TRAINED} is random: give its part, such as --noise 0.2")
 
 
 OF_A_SOURCE = tuple(Source.__dataclass_fields__)

@@ -101,6 +101,18 @@ def test_a_manifest_that_is_gone_is_made_again_from_the_shards(copied, tiny_data
     assert (copied / BANANA).stat().st_mtime_ns == untouched
 
 
+def test_a_shard_that_is_refused_leaves_the_manifest_as_it_is(copied, tiny_dataset, tiny_collection):
+    path, listed = copied / SECOND_BANANA, (copied / "manifest.json").read_bytes()
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DatasetError, match=f"{SECOND_BANANA}.*delete it, and the same command makes it again"):
+        collect(CollectConfig(out=str(copied), **tiny_collection))
+    assert (copied / "manifest.json").read_bytes() == listed
+    assert len(check(copied).wrong) == 1
+    path.unlink()
+    collect(CollectConfig(out=str(copied), **tiny_collection))
+    assert content(copied) == content(tiny_dataset)
+
+
 def test_more_episodes_keep_every_shard(copied, tiny_collection, tmp_path):
     """Also those that are not full: another dataset may list them."""
     old = {path.name: path.read_bytes() for path in copied.glob("*.h5")}
@@ -391,7 +403,8 @@ def test_a_damaged_list_of_options_is_refused_by_name(copied, tiny_collection, o
         ({"policy": "checkpoint"}, "policy checkpoint and a checkpoint go together"),
         ({"checkpoint": "a.ckpt"}, "policy checkpoint and a checkpoint go together"),
         ({"policy": "checkpoint", "checkpoint": "a.ckpt", "noise": 2.0}, "at most 1 for a checkpoint"),
-        ({"policy": "checkpoint", "checkpoint": "a.ckpt"}, "a.ckpt: no such checkpoint"),
+        ({"policy": "checkpoint", "checkpoint": "a.ckpt"}, "every action of a checkpoint is random"),
+        ({"policy": "checkpoint", "checkpoint": "a.ckpt", "noise": 0.1}, "a.ckpt: no such checkpoint"),
         ({"mix": "a.toml"}, "the mix says episodes, tasks|the mix says tasks, episodes"),
     ],
 )
