@@ -101,7 +101,8 @@ def _play(worker: int, episodes: int) -> Tally:
         tally.not_finite += odd
         tally.sunk += sunk
         tally.stuck += stuck
-        tally.where += [f"[{worker}, {number}]{' (again)' if stuck else ''}"] * sunk
+        if sunk:
+            tally.where.append(f"[{worker}, {number}]{' (again)' if stuck else ''}")
         tally.fallen += fallen
         if number == min(WARM_EPISODES, episodes // 2):
             tally.before_mib = _resident_mib()

@@ -127,7 +127,7 @@ SCENARIOS = (
         "until a rate",
         ((*SMALL, "--tasks", "place-plate,lift-can", "--until", "0.5", "--window", "6", "--episodes", "40"),),
     ),
-    Scenario("qtopt-online", ((*LOOP, *SHORT),)),
+    Scenario("qtopt-online", (LOOP,)),
 )
 
 

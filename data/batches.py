@@ -65,7 +65,7 @@ class Batch:
 
     def rest(self) -> dict[str, NDArray[Any]]:
         """All but the pictures."""
-        return {f.name: getattr(self, f.name).numpy() for f in fields(self) if not f.name.endswith("image")}
+        return {f.name: getattr(self, f.name).numpy() for f in fields(self) if f.name not in ("image", "next_image")}
 
     def __len__(self) -> int:
         return len(self.task_index)

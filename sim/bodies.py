@@ -45,7 +45,7 @@ class BodySpec:
 
     name: str
     mass_kg: float
-    friction: float = 0.8
+    friction: float
     parts: tuple[Mesh, ...]
     colliders: tuple[Collider, ...]
     looks: Looks
@@ -123,4 +123,5 @@ class FixtureSpec(BodySpec):
 
     radius_m: float
     inner_radius_m: float
+    friction: float = 0.8
     sections: tuple[Point, ...] = ((0.0, 0.0, 0.0),)  # where a scripted policy puts things

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 Config = TypeVar("Config")
@@ -26,9 +26,9 @@ def choose(kind: str, name: str, choices: Sequence[str]) -> str:
     return name
 
 
-def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """'size 64 (now 472), seed 0 (now 1)': the options that differ; empty where none does."""
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+def changed(old: Mapping[str, Any], new: Mapping[str, Any], free: Container[str] = ()) -> str:
+    """'size 64 (now 472), seed 0 (now 1)': the options that differ, but for the `free` ones; empty where none does."""
+    keys = [key for key in {**old, **new} if key not in free and old.get(key) != new.get(key)]
     return ", ".join(f"{key} {old.get(key)!r} (now {new.get(key)!r})" for key in keys)
 
 

@@ -1,4 +1,4 @@
-"""What several test files share: hand-made datasets, one tiny collected dataset, one tiny trained checkpoint."""
+"""What several test files share: datasets made by hand, a still world, a tiny collected dataset, a tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from data.manifest import Manifest, write_manifest
 from data.plan import CollectConfig
 from data.shards import Episode, write_shard
 from sim.actions import TERMINATE
+from sim.env import PickPlaceEnv
 from sim.state import SceneState
 from sim.tasks import TASK_NAMES, TASKS, verdicts
 
@@ -74,6 +75,14 @@ def _write_dataset(folder, shards, side=16):
     about = {"size": side, "frame_size": side, "renderer": "tiny", "randomise": (), "split": "train"}
     write_manifest(folder, Manifest(**about, shards=tuple(rows)))
     return folder
+
+
+@pytest.fixture(scope="module")
+def still_env():
+    """Nothing randomised: no noise, no delay."""
+    env = PickPlaceEnv(image_size=48, renderer="tiny", randomise="none")
+    yield env
+    env.close()
 
 
 @pytest.fixture(scope="session")

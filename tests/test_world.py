@@ -10,7 +10,6 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
-import pybullet
 import pytest
 from gymnasium.utils.env_checker import check_env
 
@@ -28,14 +27,6 @@ from sim.world import World
 
 RENDERER = resolve_renderer("auto")
 STILL = np.zeros(5, np.float32)
-
-
-@pytest.fixture(scope="module")
-def still_env():
-    """Nothing randomised: no noise, no delay."""
-    env = PickPlaceEnv(image_size=48, renderer="tiny", randomise="none")
-    yield env
-    env.close()
 
 
 @pytest.fixture(scope="module")
@@ -358,57 +349,6 @@ def test_actuation_noise_disturbs_a_motion_a_little_and_by_the_seed_alone():
     world.close()
     assert np.array_equal(ends[1], ends[2])
     assert 1e-4 < np.abs(ends[1] - ends[0]).max() < 0.02
-
-
-def test_a_blocked_arm_does_not_wind_up(still_env):
-    """Pushed down on the table for ten steps, it comes up with the first step upwards."""
-    still_env.reset(seed=1, options={"task": "place-bowl"})
-    for _ in range(10):
-        still_env.world.step(np.array([0, 0, -0.06, 0, 0], np.float32))
-    low = still_env.world.snapshot()["gripper_position"][2]
-    still_env.world.step(np.array([0, 0, 0.06, 0, 0], np.float32))
-    still_env.world.step(np.array([0, 0, 0.06, 0, 0], np.float32))
-    assert still_env.world.snapshot()["gripper_position"][2] > low + 0.03
-
-
-@pytest.mark.parametrize("name", OBJECT_NAMES)
-def test_what_falls_is_neither_thrown_up_nor_pushed_into_the_table(still_env, name):
-    """In steps of 1/240 s alone, a carrot that tumbles down goes 17 mm into the table and a bottle jumps by 6 cm."""
-    still_env.reset(seed=0, options={"task": f"lift-{name}"})
-    world, rng = still_env.world, np.random.default_rng(0)
-    item = next(item for item in world.scene.objects if OBJECT_NAMES[item.index] == name)
-    body, client = world._objects[item.index], world._client
-    for _ in range(6):
-        turn = rng.normal(size=4)
-        turn /= np.linalg.norm(turn)
-        height = rng.uniform(0.2, 0.34) - world._lowest(item, turn)
-        pybullet.resetBasePositionAndOrientation(body, (0.2, 0.5, height), turn, physicsClientId=client)
-        pybullet.resetBaseVelocity(body, (0, 0, 0), (0, 0, 0), physicsClientId=client)
-        lowest = []
-        for _ in range(200):
-            world._settle(1)
-            position, turn = pybullet.getBasePositionAndOrientation(body, physicsClientId=client)
-            lowest.append(position[2] + world._lowest(item, turn))
-        landed = int(np.argmax(np.array(lowest) < 0.003))
-        assert 0 < landed < 100
-        assert min(lowest) > -0.003
-        assert max(lowest[landed:]) < 0.03
-
-
-@pytest.mark.parametrize("name", ["food", "can"])
-def test_the_arm_does_not_press_things_into_the_table(still_env, name):
-    """With 70 N m instead of 45, a box goes further in than this."""
-    still_env.reset(seed=0, options={"task": f"lift-{name}"})
-    world, index, pressed = still_env.world, OBJECT_NAMES.index(name), 0
-    world.step(np.array([0, 0, 0.06, 0, actions.CLOSE], np.float32))
-    for number in range(14):
-        state = world.snapshot()
-        way = state["object_position"][index, :2] - state["gripper_position"][:2]
-        world.step(np.array([*np.clip(way, -0.06, 0.06), -0.06 * (number > 7), 0, 0], np.float32))
-        state = world.snapshot()
-        pressed += bool(state["object_on_finger"][index].any() and state["object_on_table"][index])
-        assert state["object_bottom"][index] > -0.004
-    assert pressed >= 3
 
 
 def test_what_needs_a_reset_says_so():

@@ -120,11 +120,7 @@ def _claim(folder: Path, config: OnlineConfig) -> list[dict[str, Any]]:
     found = read_json(path)
     if not {"config", "rounds"} <= found.keys():
         raise CheckpointError(f"{path}: damaged, an entry is missing")
-    old, new = (
-        {k: v for k, v in values.items() if k not in FREE_TO_CHANGE}
-        for values in (found["config"], dataclasses.asdict(config))
-    )
-    if differs := changed(old, new):
+    if differs := changed(found["config"], dataclasses.asdict(config), FREE_TO_CHANGE):
         raise CheckpointError(f"{folder}: already holds a loop with other options: {differs}")
     rounds: list[dict[str, Any]] = found["rounds"]
     return rounds

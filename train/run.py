@@ -95,9 +95,7 @@ def _claim(out: Path, config: TrainConfig) -> Path | None:
     if path.is_file() and last.is_file():  # options that never trained bind nobody
         found = read_json(path)
         fixed = {"steps"} if config.learning_rate_decay else set()  # the decay is laid out over the steps
-        free = set(FREE_TO_CHANGE) - fixed
-        old, new = ({k: v for k, v in options.items() if k not in free} for options in (found, values))
-        if differs := changed(old, new):
+        if differs := changed(found, values, set(FREE_TO_CHANGE) - fixed):
             raise CheckpointError(f"{out}: already holds a run with other options: {differs}; choose another --out")
     elif not path.is_file() and occupied(out):
         raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {CONFIG})")
