@@ -14,7 +14,7 @@ from data.manifest import merge, split
 from data.plan import CollectConfig
 from data.replay import Replay
 from data.view import OUTCOMES, view
-from sim.options import Parser, add_options, choose, from_options
+from sim.options import Parser, add_options, choose, from_options, run_command
 from sim.tasks import TASK_NAMES, check_tasks
 
 WORKERS = len(os.sched_getaffinity(0))
@@ -22,11 +22,7 @@ WORKERS = len(os.sched_getaffinity(0))
 
 def main(arguments: list[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
-    try:
-        return COMMANDS[options.pop("command")](**options) or 0
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: COMMANDS[options.pop("command")](**options))
 
 
 def _parser() -> Parser:
@@ -45,11 +41,12 @@ def _parser() -> Parser:
     checking.add_argument("--workers", type=int, default=WORKERS)
     viewing = command("view", "a self-contained page of episodes, frame by frame", "folder")
     viewing.add_argument("--out", type=Path, help="default: view.html in the folder")
-    viewing.add_argument("--episodes", type=int, default=40, help="at most so many (default 40)")
+    viewing.add_argument("--episodes", type=int, default=40, help="at most, tasks and outcomes in turn (default 40)")
     viewing.add_argument("--tasks", type=lambda text: tuple(text.split(",")), default=TASK_NAMES, metavar="A,B,...")
     viewing.add_argument("--outcome", default="all", help=f"of {', '.join(OUTCOMES)}")
-    merging = command("merge", "one dataset of several, by a manifest: no picture is copied", "out")
+    merging = command("merge", "one dataset of several, by a manifest that lists their shards where they lie", "out")
     merging.add_argument("folders", type=Path, nargs="+")
+    merging.add_argument("--copy", action="store_true", help="copy the shards too: the new folder stands alone")
     splitting = command(
         "split", "two datasets of one, by manifests, each task and outcome alike", "folder", "first", "second"
     )
@@ -86,8 +83,8 @@ def _view(folder: Path, out: Path | None, episodes: int, tasks: tuple[str, ...],
     print(f"{page}: {shown} episodes, {page.stat().st_size / 1e6:.1f} MB")
 
 
-def _merge(out: Path, folders: list[Path]) -> None:
-    merge(out, folders)
+def _merge(out: Path, folders: list[Path], copy: bool) -> None:
+    merge(out, folders, copy=copy)
     print_info(Replay(out))
 
 

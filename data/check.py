@@ -27,7 +27,6 @@ from sim.state import SceneState
 from sim.tasks import TASK_NAMES, TASKS, verdicts
 
 Key = tuple[str, int, int]  # origin, task, number: what makes an episode the one it is
-ORIGIN = ("seed", "source", "policy", "noise", "checkpoint_sha256", "randomise", "split", "renderer", "size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,12 +134,9 @@ class Checker:
                 codec.decode(frame.picture, np.empty((side, side, 3), np.uint8))
             except ValueError as error:
                 wrong.append(f"frame {number}: {error}")
-        origin = "|".join(str(attributes.get(key, "")) for key in ORIGIN)
-        keys = zip(tables["episode/task"].tolist(), tables["episode/number"].tolist(), strict=True)
-        episodes = [(origin, task, number) for task, number in keys]
         return Finding(
             wrong=tuple(f"{path}: {text}" for text in wrong),
-            episodes=tuple(episodes[n] for n in chosen),
+            episodes=tuple((real.origin, real.task[n], real.number[n]) for n in chosen),
             frames=len(listed),
         )
 

@@ -27,7 +27,9 @@ def claim(folder: Path, config: CollectConfig) -> Iterator[tuple[CollectConfig, 
     """Hold the folder for this collection alone, refuse one that holds something else -> what binds the dataset."""
     path = folder / CONFIG
     if not path.is_file() and occupied(folder, LOCK):
-        raise DatasetError(f"{folder}: not empty and not a Switchyard dataset (it has no {CONFIG})")
+        ours = (folder / MANIFEST).is_file()
+        what = "a merged or split dataset: collect elsewhere and merge" if ours else "not a Switchyard dataset"
+        raise DatasetError(f"{folder}: not empty and {what} (it has no {CONFIG})")
     wanted: dict[str, Any] = {key: getattr(config, key) for key in BINDING}
     wanted["sources"] = [_fingerprint(source) for source in config.sources]
     with hold(folder / LOCK, f"{folder}: another collection is at work in this folder"):

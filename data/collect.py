@@ -60,6 +60,8 @@ def collect(config: CollectConfig) -> Manifest:
             raise SystemExit(130) from None
         finally:
             progress.close()
+        for text in lanes.ended():
+            progress.say(text)
         manifest = _write_manifest(folder, config, lanes)
         for job in jobs:
             if not lanes.wants(job):  # beyond the end of a task that ended early
@@ -91,6 +93,13 @@ class Lanes:
 
     def wants(self, job: ShardJob) -> bool:
         return job.first < self._end.get(job.lane, job.last)
+
+    def ended(self) -> Iterator[str]:
+        """Of each lane that ended early, in words."""
+        for (source, task), end in sorted(self._end.items()):
+            asked = max(job.last for job in self.jobs if job.lane == (source, task))
+            rate, window = np.mean(self._recent[source, task]), self._config.window
+            yield f"{task}: ended after {end} of {asked} episodes, {rate:.0%} of its last {window} succeed"
 
     def missing(self) -> Iterator[ShardJob]:
         """Shards to make, each when a worker is free for it: its lane may have ended since."""

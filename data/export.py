@@ -40,7 +40,18 @@ def to_lerobot(replay: Replay, out: Path) -> None:
         raise ValueError("LeRobot's layout is parquet: pip install -e '.[export]'") from None
     check_new(out)
     out.mkdir(parents=True, exist_ok=True)
-    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    side = replay.frame_size
+    features = {
+        "observation.image": _feature("image", (side, side, 3), ["height", "width", "channel"]),
+        "observation.state": _feature("float32", (2,), ["gripper_closed", "gripper_height"]),
+        "observation.environment_state": _feature("float32", (STATE_SIZE,)),
+        "action": _feature("float32", (5,), ["x", "y", "z", "yaw", "command"]),
+        "next.reward": _feature("float32", (1,)),
+        "next.done": _feature("bool", (1,)),
+        "next.success": _feature("bool", (1,)),
+        "timestamp": _feature("float32", (1,)),
+        **{key: _feature("int64", (1,)) for key in ("frame_index", "episode_index", "index", "task_index")},
+    }
     episodes: list[dict[str, Any]] = []
     rows: dict[str, list[Any]] = {}
     stats = _Stats()
@@ -51,10 +62,14 @@ def to_lerobot(replay: Replay, out: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def column(dtype: str, shape: list[int], names: list[str] | None) -> pa.DataType:
+        if dtype == "image":
+            return pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        kind = pa.from_numpy_dtype(dtype)
+        return kind if shape == [1] else pa.list_(kind, shape[0])
+
     def flush() -> None:
-        columns = {
-            key: pa.array(values, picture if key == "observation.image" else None) for key, values in rows.items()
-        }
+        columns = {key: pa.array(values, column(**features[key])) for key, values in rows.items()}
         pq.write_table(pa.table(columns), path_of("data", file))
 
     for episode, frames in _episodes(replay):
@@ -92,18 +107,6 @@ def to_lerobot(replay: Replay, out: Path) -> None:
     pq.write_table(pa.Table.from_pylist(episodes), path_of("meta/episodes", 0))
     tasks = pd.DataFrame({"task_index": range(len(TASK_NAMES))}, index=list(TASK_NAMES))
     tasks.to_parquet(out / "meta" / "tasks.parquet")
-    side = replay.frame_size
-    features = {
-        "observation.image": _feature("image", (side, side, 3), ["height", "width", "channel"]),
-        "observation.state": _feature("float32", (2,), ["gripper_closed", "gripper_height"]),
-        "observation.environment_state": _feature("float32", (STATE_SIZE,)),
-        "action": _feature("float32", (5,), ["x", "y", "z", "yaw", "command"]),
-        "next.reward": _feature("float32", (1,)),
-        "next.done": _feature("bool", (1,)),
-        "next.success": _feature("bool", (1,)),
-        "timestamp": _feature("float32", (1,)),
-        **{key: _feature("int64", (1,)) for key in ("frame_index", "episode_index", "index", "task_index")},
-    }
     info = {
         "codebase_version": "v3.0",
         "robot_type": "panda",

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data.shards import SCHEMA_VERSION, DatasetError, Row, occupied, read_json, write_whole
+from data.shards import MADE_AGAIN, SCHEMA_VERSION, DatasetError, Row, occupied, read_json, require, write_whole
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES
 
@@ -62,13 +62,18 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
-        raise DatasetError(f"{folder}: no dataset here (no {MANIFEST}); make one with `python -m data collect`")
+        there = next(folder.glob("*.h5"), None) if folder.is_dir() else None
+        raise DatasetError(
+            f"{folder}: shards without a {MANIFEST}; {MADE_AGAIN}"
+            if there
+            else f"{folder}: no dataset here (no {MANIFEST}); make one with `python -m data collect`"
+        )
     values = read_json(path)
     if values.get("schema") != SCHEMA_VERSION:
         raise DatasetError(f"{path}: schema {values.get('schema')}, this version reads schema {SCHEMA_VERSION}")
     if values.get("crc32") != checksum(values):
         raise DatasetError(
-            f"{path}: damaged manifest, its checksum does not match; the command that made it makes it again"
+            f"{path}: damaged manifest, its checksum does not match; delete it, and what made it makes it again"
         )
     if (values.get("sim_version"), values.get("tasks")) != (SIM_VERSION, list(TASK_NAMES)):
         raise DatasetError(
@@ -88,11 +93,11 @@ def checksum(values: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
-def merge(out: Path, folders: Sequence[Path], replace_manifest: bool = False) -> Manifest:
-    """One dataset of several: a manifest in `out` that lists all their shards where they lie.
+def merge(out: Path, folders: Sequence[Path], *, copy: bool = False, replace_manifest: bool = False) -> Manifest:
+    """One dataset of several: a manifest in `out` that lists all their shards where they lie, which must stay there.
 
-    `replace_manifest`: the folder may hold an earlier one. Pictures stay where they are, so the merged folders must
-    too."""
+    `copy`: the shards are copied, whole, and `out` stands alone. `replace_manifest`: it may hold an earlier one.
+    DatasetError where the datasets differ in what they must share, or hold an episode twice."""
     if not folders:
         raise DatasetError("nothing to merge: name at least one dataset")
     manifests = [read_manifest(folder) for folder in folders]
@@ -101,22 +106,35 @@ def merge(out: Path, folders: Sequence[Path], replace_manifest: bool = False) ->
         if len(set(values.values())) > 1:
             raise DatasetError(f"cannot merge: {key} differs, {values}")
     rows: list[Row] = []
-    seen: dict[tuple[Path, int], Path] = {}
+    seen: dict[tuple[str, int, int], Path] = {}
     for folder, manifest in zip(folders, manifests, strict=True):
+        require(folder / row.name for row in manifest.shards)
         for row in manifest.shards:
-            shard = (folder / row.name).resolve()
-            for first in row.first:
-                if (shard, first) in seen:
-                    raise DatasetError(f"{folder}: holds an episode of {shard} that {seen[shard, first]} holds too")
-                seen[shard, first] = folder
-            rows.append(replace(row, name=os.path.relpath(shard, out.resolve())))
+            for task, number in zip(row.task, row.number, strict=True):
+                if other := seen.get((row.origin, task, number)):
+                    raise DatasetError(
+                        f"cannot merge: {folder} and {other} both hold episode {number} of {TASK_NAMES[task]} "
+                        f"({row.origin}); collect one of them with another --seed"
+                    )
+                seen[row.origin, task, number] = folder
+            rows.append(replace(row, name=os.path.relpath((folder / row.name).resolve(), out.resolve())))
     randomise = tuple(sorted({factor for manifest in manifests for factor in manifest.randomise}))
     if not replace_manifest:
         check_new(out)
     out.mkdir(parents=True, exist_ok=True)
+    if copy:
+        rows = _copy(out, rows)
     merged = replace(manifests[0], randomise=randomise, shards=tuple(rows))
     write_manifest(out, merged)
     return merged
+
+
+def _copy(out: Path, rows: Sequence[Row]) -> list[Row]:
+    """The shards copied into `out`, each once and under a name of its own; rows that list them there."""
+    names = {name: f"{number:06d}-{Path(name).name}" for number, name in enumerate(dict.fromkeys(r.name for r in rows))}
+    for name, own in names.items():
+        write_whole(out / own, (out / name).read_bytes())
+    return [replace(row, name=names[row.name]) for row in rows]
 
 
 def split(folder: Path, first: Path, second: Path, share: float, seed: int) -> tuple[Manifest, Manifest]:
@@ -128,6 +146,7 @@ def split(folder: Path, first: Path, second: Path, share: float, seed: int) -> t
     if first.resolve() == second.resolve():
         raise DatasetError(f"{first}: both halves in one folder")
     manifest = read_manifest(folder)
+    require(folder / row.name for row in manifest.shards)
     rng = np.random.default_rng(seed)
     shard = np.repeat(np.arange(len(manifest.shards)), [len(row.task) for row in manifest.shards])
     task = np.array([task for row in manifest.shards for task in row.task], np.int64)
@@ -163,10 +182,9 @@ def _select(out: Path, folder: Path, manifest: Manifest, wanted: Sequence[Sequen
 
 def some_of(row: Row, numbers: Sequence[int]) -> Row:
     """A row that lists these of its episodes."""
-    task, first, length, success = (
-        [values[n] for n in numbers] for values in (row.task, row.first, row.length, row.success)
-    )
-    return replace(row, task=task, first=first, length=length, success=success)
+    tables = (row.task, row.number, row.first, row.length, row.success)
+    task, number, first, length, success = ([values[n] for n in numbers] for values in tables)
+    return replace(row, task=task, number=number, first=first, length=length, success=success)
 
 
 def check_new(out: Path) -> None:

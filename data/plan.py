@@ -64,7 +64,7 @@ class CollectConfig:
     tasks: tuple[str, ...] = option(TASK_NAMES, "tasks to collect")
     policy: str = option("crude", f"of {', '.join(POLICIES)}")
     noise: float = option(
-        1.0, "of the policy; scripted: each episode below it; checkpoint: of a random action, epsilon"
+        1.0, "of the policy; scripted: each episode at or below it; checkpoint: of a random action, epsilon"
     )
     checkpoint: str = option("", "of a trained policy")
     mix: str = option("", "TOML file of [[source]] tables: tasks, policy, noise, checkpoint, episodes (of each task)")
@@ -74,7 +74,7 @@ class CollectConfig:
     renderer: str = option("auto", f"of {', '.join(RENDERERS)}")
     randomise: str = option("all", f"all, none, or some of {', '.join(FACTORS)}")
     split: str = option("train", f"of {', '.join(SPLITS)}: looks and sizes that never occur in the other")
-    codec: str = option("jpeg", f"of {', '.join(codec.CODECS)}: zstd loses nothing and takes three times the space")
+    codec: str = option("jpeg", f"of {', '.join(codec.CODECS)}: zstd loses nothing, in 2 to 4 times the space")
     quality: int = option(95, "of JPEG frames, 1 to 100")
     episodes_per_shard: int = option(20, "episodes in one file")
     backend: str = option("local", f"of {', '.join(BACKENDS)}: processes here, or on the Ray cluster of RAY_ADDRESS")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from data import codec
 from data.manifest import read_manifest
-from data.shards import DatasetError, Frame, Shard, unpack_verdicts
+from data.shards import DatasetError, Frame, Shard, require, unpack_verdicts
 
 OBJECTS_BYTES = 500  # of the Python objects around a cached frame's numbers
 
@@ -37,6 +37,7 @@ class Replay:
         self.renderer, self.split, self.randomise = manifest.renderer, manifest.split, list(manifest.randomise)
         rows = manifest.shards
         self.shards = [Shard(self.folder / row.name, row) for row in rows]
+        require(shard.path for shard in self.shards)
         self.episode_task = _joined(row.task for row in rows)  # [E]
         self.episode_length = _joined(row.length for row in rows)  # [E], steps
         self.success = unpack_verdicts(_joined(row.success for row in rows))  # bool [E, N], every task's verdict

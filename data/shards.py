@@ -27,7 +27,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,13 @@ from sim.actions import ACTION_SIZE
 from sim.state import SIM_VERSION, STATE_SIZE, STATE_VERSION
 from sim.tasks import TASK_NAMES
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 EPISODE_TABLES = ("episode/task", "episode/number", "episode/length", "episode/terminated", "episode/noise")
 FRAME_TABLES = ("frame/action", "frame/state", "frame/verdict", "frame/image", "frame/offset", "frame/crc32")
 VERSIONS = {"schema": SCHEMA_VERSION, "state_version": STATE_VERSION, "sim_version": SIM_VERSION}
 ATTRIBUTES = {*VERSIONS, "tasks", "policy", "renderer", "size", "split", "randomise", "seed", "source"}
+ORIGIN = ("seed", "source", "policy", "noise", "checkpoint_sha256", "randomise", "split", "renderer", "size")
+MADE_AGAIN = "the `collect` command that made it makes it again"
 TRAILER, MAGIC = struct.Struct("<4sI"), b"SYRD"
 ROW_BYTES = {"frame/action": 4 * ACTION_SIZE, "frame/state": 4 * STATE_SIZE, "frame/verdict": len(TASK_NAMES)}
 
@@ -64,7 +66,9 @@ class Row:
     index_crc32: int  # of frame/offset and frame/crc32
     at: dict[str, int]  # key of a frame table -> where it begins in the file
     policy: str  # name of what acted
+    origin: str  # with a task and a number, what makes an episode the one it is: of the attributes, those of ORIGIN
     task: list[int]  # [E]
+    number: list[int]  # [E]
     first: list[int]  # [E], number of the first frame within the shard
     length: list[int]  # [E], steps
     success: list[int]  # [E], bit i: the detector of task i accepts the end
@@ -180,7 +184,7 @@ def index_crc32(offset: NDArray[np.int64], crc32: NDArray[np.uint32]) -> int:
 def read_shard(path: Path) -> tuple[Row, dict[str, NDArray[Any]], dict[str, Any]]:
     """Parse and verify a whole shard -> its row of the manifest, its tables (but the pictures), its attributes."""
     if not path.is_file():
-        raise DatasetError(f"{path}: missing; the collection it is of makes it again")
+        raise DatasetError(f"{path}: missing; {MADE_AGAIN}")
     content = path.read_bytes()
     body, trailer = content[: -TRAILER.size], content[-TRAILER.size :]
     if len(trailer) < TRAILER.size or TRAILER.unpack(trailer) != (MAGIC, zlib.crc32(body)):
@@ -218,7 +222,9 @@ def read_shard(path: Path) -> tuple[Row, dict[str, NDArray[Any]], dict[str, Any]
         index_crc32=index_crc32(offset, tables["frame/crc32"]),
         at=at,
         policy=str(attributes["policy"]),
+        origin=", ".join(f"{key} {attributes[key]}" for key in ORIGIN if attributes.get(key, "") != ""),
         task=tables["episode/task"].tolist(),
+        number=tables["episode/number"].tolist(),
         first=first.tolist(),
         length=lengths.tolist(),
         success=pack_verdicts(tables["frame/verdict"][first + lengths]),
@@ -237,6 +243,15 @@ def _check_attributes(path: Path, attributes: dict[str, Any]) -> None:
             raise DatasetError(f"{path}: {key} {attributes.get(key)}, this version reads {key} {wanted}")
     if tuple(json.loads(attributes["tasks"])) != TASK_NAMES:
         raise DatasetError(f"{path}: recorded for the tasks {attributes['tasks']}, not for {TASK_NAMES}")
+
+
+def require(paths: Iterable[Path]) -> None:
+    """DatasetError where one of these shards is not there; folders are listed, no shard is opened."""
+    wanted = sorted(set(paths))
+    present = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in {p.parent for p in wanted}}
+    missing = [path for path in wanted if path.name not in present[path.parent]]
+    if missing:
+        raise DatasetError(f"{missing[0]}: missing, {len(missing)} of {len(wanted)} shards are; {MADE_AGAIN}")
 
 
 def successes(row: Row, task_index: int) -> list[bool]:
@@ -266,9 +281,7 @@ class Shard:
         try:
             handle = os.open(self.path, os.O_RDONLY)
         except FileNotFoundError:
-            raise DatasetError(
-                f"{self.path}: the manifest lists this shard but it is missing; the collection it is of makes it again"
-            ) from None
+            raise DatasetError(f"{self.path}: the manifest lists this shard but it is missing; {MADE_AGAIN}") from None
         try:
             if self._index is None:
                 self._index = self._read_index(handle)

@@ -23,11 +23,16 @@ OUTCOMES = ("all", "success", "failure")
 
 
 def view(replay: Replay, out: Path, episodes: int, tasks: tuple[str, ...], outcome: str) -> int:
-    """Write the page of at most so many episodes, the tasks and outcomes taking turns; returns how many it shows."""
-    chosen = choose_episodes(replay, episodes, tasks, outcome)
+    """Write the page of at most so many episodes, the tasks and outcomes taking turns; returns how many it shows.
+
+    ValueError where there is none to show."""
+    if not (chosen := choose_episodes(replay, episodes, tasks, outcome)):
+        raise ValueError(f"{replay.folder}: no episode of outcome {outcome} among {', '.join(tasks)}")
+    count, rate = replay.num_episodes, replay.success[np.arange(replay.num_episodes), replay.episode_task].mean()
     page = {
         "title": str(replay.folder),
-        "about": f"{len(chosen)} of {replay.num_episodes} episodes, {replay.frame_size} px, {replay.renderer}",
+        "about": f"{len(chosen)} of {count} episodes ({rate:.0%} of those succeed), the tasks and outcomes in turn; "
+        f"{replay.frame_size} px, {replay.renderer}",
         "tasks": list(TASK_NAMES),
         "commands": list(COMMANDS),
         "bounds": [round(float(bound), 4) for bound in BOUNDS],

@@ -19,7 +19,7 @@ from eval.report import write_report
 from eval.rollout import POLICIES, EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise, wilson
 from models.checkpoint import CheckpointError, read_checkpoint
 from sim.looks import SPLITS
-from sim.options import Parser, add_options, choose, from_options, option
+from sim.options import Parser, add_options, choose, from_options, option, run_command
 from sim.scenes import FACTORS, read_factors
 from sim.tasks import SKILLS, TASKS, check_tasks
 from sim.views import RENDERERS, frame_size
@@ -63,14 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
     add_options(parser, EvalConfig)
     options = vars(parser.parse_args(arguments))
     try:
-        evaluate(from_options(EvalConfig, options))
+        return run_command(lambda: print(f"report: {evaluate(from_options(EvalConfig, options))}"))
     except KeyboardInterrupt:
         print("\nstopped: nothing was written", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def evaluate(config: EvalConfig) -> Path:
@@ -89,8 +85,8 @@ def evaluate(config: EvalConfig) -> Path:
     settings = {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key != "workers"}
     settings["steps"] = about["steps"]
     if config.reuse and (found := _finished(out, settings)):
+        print(f"{out / 'eval.json'} (already there)")
         print_table([EvalResult.from_json(row) for row in found["results"] + found["data"]])
-        print(f"report: {out / 'report.html'} (already there)")
         return out / "report.html"
     size = about["network"]["image_size"]
     data = data_success(config.data, tasks, size, renderer) if config.data else []
@@ -118,12 +114,12 @@ def evaluate(config: EvalConfig) -> Path:
         "image_size": size,
         "results": [result.to_json() for result in results],
         "data": [result.to_json() for result in data],
+        "averages": averages(results + data),
         "sharing": about["sharing"],
     }
     write_whole(out / "eval.json", json.dumps(payload, indent=1).encode())
     report = write_report(out, payload, films)
     print_table(results + data)
-    print(f"report: {report}")
     return report
 
 
@@ -172,24 +168,27 @@ def data_success(folder: str, tasks: tuple[str, ...], size: int, renderer: str) 
     return results
 
 
-def averages(results: list[EvalResult]) -> list[tuple[str, str, int, int]]:
-    """(skill or 'all', policy, successes, episodes), pooled over the tasks of a skill."""
+def averages(results: list[EvalResult]) -> list[dict[str, Any]]:
+    """Of each policy: a skill's tasks pooled, and all."""
     rows = []
-    for policy in dict.fromkeys(result.policy for result in results):
-        for group in (*dict.fromkeys(SKILLS), "all"):
+    for group in (*dict.fromkeys(SKILLS), "all"):
+        for policy in dict.fromkeys(result.policy for result in results):
             mine = [r for r in results if r.policy == policy and group in ("all", TASKS[r.task].skill)]
             if mine:
-                rows.append((group, policy, sum(r.successes for r in mine), sum(r.episodes for r in mine)))
+                won, episodes = sum(r.successes for r in mine), sum(r.episodes for r in mine)
+                low, high = wilson(won, episodes)
+                name = f"average of {group}"
+                rows.append(
+                    {"task": name, "policy": policy, "successes": won, "episodes": episodes, "low": low, "high": high}
+                )
     return rows
 
 
 def print_table(results: list[EvalResult]) -> None:
     print(f"\n{'task':<22}{'policy':<12}{'success':>9}{'95% interval':>18}{'episodes':>10}")
-    lines = [(r.task, r.policy, r.successes, r.episodes) for r in results]
-    lines += [(f"average of {group}", policy, won, of) for group, policy, won, of in averages(results)]
-    for name, policy, successes, episodes in lines:
-        low, high = wilson(successes, episodes)
-        print(f"{name:<22}{policy:<12}{successes / episodes:>9.1%}{f'{low:.1%} - {high:.1%}':>18}{episodes:>10}")
+    for row in [*(result.to_json() for result in results), *averages(results)]:
+        rate, interval = row["successes"] / row["episodes"], f"{row['low']:.1%} - {row['high']:.1%}"
+        print(f"{row['task']:<22}{row['policy']:<12}{rate:>9.1%}{interval:>18}{row['episodes']:>10}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from PIL import Image
 from eval.rollout import EpisodeOutcome
 from sim.tasks import TASK_NAMES, TASKS
 
-COLOURS = {"checkpoint": "#2166ac", "random": "#b2182b", "expert": "#1b7837", "data": "#878787"}
+COLOURS = {"checkpoint": "#2166ac", "random": "#b2182b", "expert": "#1b7837", "crude": "#762a83", "data": "#878787"}
 LABELS = {
     "checkpoint": "trained policy",
     "random": "random policy",
@@ -50,7 +50,7 @@ svg text { font: 11px system-ui, sans-serif; fill: #333; } .note { color: #555; 
 
 def write_report(run: Path, payload: dict[str, Any], films: list[EpisodeOutcome]) -> Path:
     """Write `report.html` beside eval.json; `payload` is what eval.json holds."""
-    rows = payload["results"] + payload["data"]
+    rows = sorted(payload["results"] + payload["data"], key=lambda row: TASKS[row["task"]].index)
     steps, size = payload["steps"], payload["image_size"]
     about = (
         f"{html.escape(str(payload['checkpoint']))}, {steps} gradient steps at {size} x {size} px, "
@@ -63,7 +63,7 @@ def write_report(run: Path, payload: dict[str, Any], films: list[EpisodeOutcome]
         _success_chart(rows),
         "<p class=note>Bars show the success rate, whiskers the 95% Wilson interval. Success is decided by the task's "
         "detector on the final state; the data's success is that of the episodes collected for the task.</p>",
-        _success_table(rows),
+        _success_table(rows + payload["averages"]),
         "<h2>Routing: mean weight of source (column) for target (row)</h2>",
         _routing(payload["sharing"]["weights"]),
         "<h2>Learning curves</h2>",
@@ -111,7 +111,7 @@ def _success_chart(rows: list[dict[str, Any]]) -> str:
 
 def _success_table(rows: list[dict[str, Any]]) -> str:
     out = ["<table><tr><th>task<th>policy<th>success<th>95% interval<th>episodes</tr>"]
-    for row in sorted(rows, key=lambda r: TASKS[r["task"]].index):
+    for row in rows:
         rate = row["successes"] / row["episodes"]
         out.append(
             f"<tr><td>{row['task']}<td>{LABELS[row['policy']]}<td>{rate:.1%}"

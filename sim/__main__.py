@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from sim.options import Parser, add_options, from_options
+from sim.options import Parser, add_options, from_options, run_command
 from sim.watch import SheetConfig, WatchConfig, sheet, watch
 
 
@@ -14,15 +14,9 @@ def main(arguments: list[str] | None = None) -> int:
     add_options(commands.add_parser("watch", help="film scripted episodes"), WatchConfig)
     add_options(commands.add_parser("sheet", help="one picture of many scenes"), SheetConfig)
     options = vars(parser.parse_args(arguments))
-    try:
-        if options["command"] == "watch":
-            print(watch(from_options(WatchConfig, options)))
-        else:
-            print(sheet(from_options(SheetConfig, options)))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if options["command"] == "watch":
+        return run_command(lambda: print(watch(from_options(WatchConfig, options))))
+    return run_command(lambda: print(sheet(from_options(SheetConfig, options))))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import os
+import signal
+import sys
 import types
 import typing
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 Config = TypeVar("Config")
@@ -15,8 +18,9 @@ Config = TypeVar("Config")
 
 def nearest(name: str, choices: Sequence[str]) -> str:
     """'choose from a, b. Did you mean a?'"""
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    return f"choose from {', '.join(choices)}." + (f" Did you mean {near[0]!r}?" if near else "")
+    bare = {choice.lstrip("-"): choice for choice in choices}  # that two options begin with dashes is no likeness
+    near = difflib.get_close_matches(name.lstrip("-"), bare, n=1, cutoff=0.5)
+    return f"choose from {', '.join(choices)}." + (f" Did you mean {bare[near[0]]!r}?" if near else "")
 
 
 def choose(kind: str, name: str, choices: Sequence[str]) -> str:
@@ -30,6 +34,20 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any], free: Container[str]
     """'size 64 (now 472), seed 0 (now 1)': the options that differ, but for the `free` ones; empty where none does."""
     keys = [key for key in {**old, **new} if key not in free and old.get(key) != new.get(key)]
     return ", ".join(f"{key} {old.get(key)!r} (now {new.get(key)!r})" for key in keys)
+
+
+def run_command(command: Callable[[], int | None]) -> int:
+    """Exit status of a command: an error of its input is one line and 2; a reader that has had enough is none."""
+    try:
+        status = command() or 0
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at the end
+        return 128 + signal.SIGPIPE
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return status
 
 
 class Parser(argparse.ArgumentParser):

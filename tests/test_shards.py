@@ -253,14 +253,19 @@ def test_a_file_that_is_not_hdf5_is_refused(dataset, content):
 
 
 def test_a_missing_shard_is_refused_by_name(dataset):
+    opened = Replay(dataset)
     (dataset / FIRST).unlink()
-    assert refused(dataset, f"{FIRST}.*missing")
+    with pytest.raises(DatasetError, match=f"{FIRST}: missing, 1 of 2 shards are"):
+        Replay(dataset)
+    with pytest.raises(DatasetError, match=f"{FIRST}.*is missing"):
+        opened.read(range(10))
+    assert f"{FIRST}: the manifest lists this shard but it is missing" in "\n".join(check(dataset).wrong)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("schema", 1, "schema 1, this version reads schema 2"),
+        ("schema", 1, "schema 1, this version reads schema 3"),
         ("state_version", 9, "state_version 9, this version reads state_version 2"),
         ("tasks", json.dumps(["lift-banana"]), "recorded for the tasks"),
         ("tasks", "not JSON", "not a readable"),

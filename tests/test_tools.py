@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,8 +82,32 @@ def test_datasets_that_do_not_fit_are_not_merged(two, tmp_path, key, value):
 
 def test_an_episode_is_not_merged_twice(two, tmp_path):
     merge(tmp_path / "both", two)
-    with pytest.raises(DatasetError, match="holds an episode of"):
-        merge(tmp_path / "again", [tmp_path / "both", two[0]])
+    shutil.copytree(two[0], tmp_path / "copied")
+    for again in (two[0], tmp_path / "copied"):
+        with pytest.raises(DatasetError, match=r"both hold episode 0 of lift-can \(seed 0, .*another --seed"):
+            merge(tmp_path / "again", [tmp_path / "both", again])
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_merged_dataset_with_its_shards_copied_stands_alone(two, tmp_path):
+    """Two selections of one file included."""
+    split(two[0], tmp_path / "x", tmp_path / "y", 0.5, seed=0)
+    merge(tmp_path / "alone", [tmp_path / "x", tmp_path / "y", two[1]], copy=True)
+    for folder in two:
+        shutil.rmtree(folder)
+    alone = shutil.move(tmp_path / "alone", tmp_path / "moved")
+    assert sorted(greys(Replay(alone))) == [0, 40, 80, 120, 160]
+    assert len(list(alone.glob("*.h5"))) == 3
+    assert check(alone) == Report(frames=15, wrong=(), unfinished=())
+
+
+def test_a_dataset_that_lacks_shards_is_neither_merged_nor_split(two, tmp_path):
+    (two[0] / "shard-00001.h5").unlink()
+    with pytest.raises(DatasetError, match=r"shard-00001\.h5: missing, 1 of 2"):
+        merge(tmp_path / "both", two)
+    with pytest.raises(DatasetError, match=r"shard-00001\.h5: missing, 1 of 2"):
+        split(two[0], tmp_path / "x", tmp_path / "y", 0.5, seed=0)
+    assert not {"both", "x", "y"} & {path.name for path in tmp_path.iterdir()}
 
 
 def test_a_folder_with_something_in_it_is_left_alone(two, tmp_path):
@@ -130,6 +155,8 @@ def test_the_page_shows_every_kind_first(two, tmp_path):
     assert choose_episodes(replay, 4, TASK_NAMES, "all") == [0, 1, 2, 4]
     assert choose_episodes(replay, 9, TASK_NAMES, "success") == [0, 3, 4]
     assert choose_episodes(replay, 9, ("place-bowl",), "failure") == [2]
+    with pytest.raises(ValueError, match="no episode of outcome all among lift-milk"):
+        view(replay, tmp_path / "view.html", 9, ("lift-milk",), "all")
 
 
 def test_the_page_holds_its_frames_and_nothing_that_is_fetched(two, tmp_path):
@@ -180,12 +207,18 @@ def test_minari_reads_the_export(two, tmp_path):
 def test_the_lerobot_export_has_lerobots_files(two, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     EXPORTS["lerobot"](Replay(two[0]), tmp_path / "out")
-    data = parquet.read_table(tmp_path / "out" / "data" / "chunk-000" / "file-000.parquet").to_pydict()
+    table = parquet.read_table(tmp_path / "out" / "data" / "chunk-000" / "file-000.parquet")
+    data = table.to_pydict()
     assert (data["episode_index"], data["frame_index"]) == ([0, 0, 1, 1, 2, 2], [0, 1] * 3)
     assert data["next.success"] == [False, True] + [False] * 4
     info = json.loads((tmp_path / "out" / "meta" / "info.json").read_text())
     assert (info["codebase_version"], info["total_episodes"], info["total_frames"]) == ("v3.0", 3, 6)
     assert info["features"].keys() == data.keys()
+    features = info["features"].items()
+    stored = {key: table.schema.field(key).type for key in data}
+    assert {
+        key: str(getattr(stored[key], "value_type", stored[key])) for key, about in features if "image" not in key
+    } == {key: about["dtype"].replace("float32", "float") for key, about in features if "image" not in key}
 
 
 def test_lerobot_reads_the_export(two, tmp_path):
@@ -217,6 +250,12 @@ def test_the_commands_say_what_they_did(two, tmp_path, capsys):
     shard.write_bytes(shard.read_bytes()[:-1])
     assert main(["check", both, "--workers", "1"]) == 1
     assert f"{shard.name}: " in capsys.readouterr().out
+
+
+def test_a_reader_that_has_had_enough_is_no_error(two):
+    line = f"{sys.executable} -m data info {two[0]} | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) in ((0, ""), (141, ""))
 
 
 @pytest.mark.parametrize(

@@ -9,23 +9,17 @@ import json
 import sys
 from typing import Any
 
-from sim.options import Parser, add_options, choose, from_options
+from sim.options import Parser, add_options, choose, from_options, run_command
 from train.config import PRESETS, TrainConfig
 
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        if arguments[:1] == ["qtopt-online"]:
-            from train import online
+    if arguments[:1] == ["qtopt-online"]:
+        from train import online
 
-            online.main(arguments[1:])
-        else:
-            _train(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return run_command(lambda: online.main(arguments[1:]))
+    return run_command(lambda: _train(arguments))
 
 
 def _train(arguments: list[str]) -> None:
