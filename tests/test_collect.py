@@ -195,7 +195,7 @@ def test_a_finished_collection_is_left_as_it_is(copied, tiny_collection):
     assert content(copied) == before
 
 
-def test_a_task_ends_early_when_it_succeeds_often_enough(tmp_path, tiny_collection):
+def test_a_task_ends_early_when_it_succeeds_often_enough(tmp_path, tiny_collection, capfd):
     """By its first episodes without a gap, whichever worker was the fastest: the result is always the same."""
     options = {**tiny_collection, "episodes": 40, "policy": "scripted", "noise": 0.0, "until": 0.9, "window": 4}
     for name, workers in (("one", 1), ("two", 2)):
@@ -203,6 +203,9 @@ def test_a_task_ends_early_when_it_succeeds_often_enough(tmp_path, tiny_collecti
         manifest = collect(CollectConfig(out=str(folder), **{**options, "workers": workers}))
         assert {row.name for row in manifest.shards} == {path.name for path in folder.glob("*.h5")}
         assert 4 <= manifest.episodes // 2 < 20
+        assert re.search(
+            r"lift-banana: ended after \d+ of 20 episodes, 100% of its last 4 succeed", capfd.readouterr().err
+        )
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
