@@ -12,7 +12,7 @@ import torch
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES
 
-FORMAT = 2  # of what `on_save_checkpoint` writes (train/qtopt.py) and of the networks' layers
+FORMAT = 3  # of what `on_save_checkpoint` writes (train/qtopt.py) and of the networks' layers
 
 
 class CheckpointError(ValueError):

@@ -141,8 +141,10 @@ class QTOptNetwork(QNetwork):
         self.merge_norm1 = _batch_norm(256, flat=True)
         self.merge2 = nn.Linear(256, 64, bias=False)
         self.merge_norm2 = _batch_norm(64, flat=True)
+        self.join = nn.Conv2d(64, 64, 3, padding=1, bias=False)
+        self.join_norm = _batch_norm(64)
         self.after_merge = nn.Sequential(
-            *(_conv_block(64, 3, 1) for _ in range(6)),
+            *(_conv_block(64, 3, 1) for _ in range(5)),
             nn.MaxPool2d(2, 2, ceil_mode=True),
             *(_conv_block(64, 3, 0) for _ in range(3)),
         )
@@ -160,18 +162,31 @@ class QTOptNetwork(QNetwork):
         vector = self._vector(gripper, action, task_index).flatten(0, 1)
         vector = F.relu(self.merge_norm1(self.merge1(vector)))
         vector = F.relu(self.merge_norm2(self.merge2(vector)))
-        vector = vector.view(size, candidates, 64, 1, 1)
+        vector = vector.view(size, candidates, 64)
+        joined = self.join(features)
         pieces = []
         step = candidates if self.training else max(1, self.max_states_at_once // size)
         for begin in range(0, candidates, step):
-            merged = features[:, None] + vector[:, begin : begin + step]
-            pieces.append(self.after_merge(merged.flatten(0, 1)).flatten(1))
+            x = F.relu(self.join_norm(self._merge(joined, vector[:, begin : begin + step])))
+            pieces.append(self.after_merge(x).flatten(1))
         x = torch.cat(pieces) if len(pieces) == 1 else _interleave(pieces, size)
         x = x.view(size, candidates, -1)
         runs = self._runs(task_index)
         x = F.relu(self.head_norm1(self.head1(x, runs).flatten(0, 1))).view(size, candidates, -1)
         x = F.relu(self.head_norm2(self.head2(x, runs).flatten(0, 1))).view(size, candidates, -1)
         return self.head3(x, runs)[..., 0]
+
+    def _merge(self, joined: Tensor, vector: Tensor) -> Tensor:
+        """conv8 of a map with a vector [B, K, 64] added all over it -> [B * K, 64, M, M]. It is conv8 of the map, once
+        per state, plus conv8 of the vector, which is the same everywhere but at the border: 3 x 3 places tell all."""
+        size, side = vector.shape[1], joined.shape[-1]
+        everywhere = vector.flatten(0, 1)[..., None, None].expand(-1, -1, 3, 3)
+        told = F.conv2d(everywhere, self.join.weight, padding=1).flatten(2).transpose(1, 2)  # [B * K, 9, 64]
+        row = torch.ones(side, dtype=torch.int64, device=vector.device)
+        row[0], row[-1] = 0, 2
+        x = told[:, (3 * row[:, None] + row).flatten()].unflatten(0, (-1, size))  # [B, K, M * M, 64]
+        x = x + joined.flatten(2).transpose(1, 2)[:, None]
+        return x.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))  # channels last
 
 
 def _interleave(pieces: list[Tensor], size: int) -> Tensor:

@@ -104,6 +104,15 @@ def test_candidates_scored_together_get_the_logits_of_each_alone(size, condition
     assert together.std(dim=0).min() > 0.01  # so do image and task
 
 
+@pytest.mark.parametrize("side", [14, 27])
+def test_the_merged_map_is_convolved_as_if_it_had_been_made(side):
+    network = build_network(NetworkConfig(image_size=472, num_tasks=3))
+    conv = network.join
+    features, vector = torch.randn(2, 64, side, side), torch.randn(2, 5, 64)
+    merged = (features[:, None] + vector[..., None, None]).flatten(0, 1)
+    assert torch.allclose(network._merge(conv(features), vector), conv(merged), atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [64, 224])
 def test_a_tasks_output_depends_on_its_own_head_alone(size):
     network = network_of(size)
