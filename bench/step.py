@@ -129,6 +129,7 @@ def synthetic_batch(config: TrainConfig, generator: torch.Generator) -> Batch:
         action=sample_uniform((size,), bounds(torch.device("cpu")), generator),
         reward=done * success,
         done=done,
+        span=torch.ones(size),
         success=success,
         landmark=torch.randn(size, LANDMARKS, LANDMARK_SIZE, generator=generator),
         landmark_present=torch.ones(size, LANDMARKS, dtype=torch.bool),

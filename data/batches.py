@@ -30,15 +30,18 @@ NO_BYTES, NO_SIZES = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=tor
 
 @dataclass
 class Batch:
-    """B transitions (s, a, r_i, s') for the target task i = `task_index`; j = `source_task_index` collected them."""
+    """B transitions (s, a, r_i, s') for the target task i = `task_index`; j = `source_task_index` collected them.
+
+    s' comes `span` steps after s, or where the episode ends."""
 
     image: Tensor  # uint8 [B, 3, H, W], channels last in memory, stored size: not yet cropped
     next_image: Tensor  # uint8 [B, 3, H, W]
     gripper: Tensor  # float32 [B, 2]: closed (0/1), height (m)
     next_gripper: Tensor  # float32 [B, 2]
     action: Tensor  # float32 [B, 5], sim/actions.py
-    reward: Tensor  # float32 [B], of the target task: 1 on the last step of an episode that its detector accepts
-    done: Tensor  # float32 [B], 1 on the last step: the success is decided there, so nothing is bootstrapped
+    reward: Tensor  # float32 [B], of the target task: 1 where s' ends an episode that its detector accepts
+    done: Tensor  # float32 [B], 1 where s' is the end: the success is decided there, so nothing is bootstrapped
+    span: Tensor  # float32 [B], steps from s to s'
     success: Tensor  # float32 [B], whether the target task's detector accepts the end of the episode
     landmark: Tensor  # float32 [B, L, 5], privileged: where things are (sim/landmarks.py)
     landmark_present: Tensor  # bool [B, L]
@@ -97,12 +100,14 @@ def can_decode_on_gpu() -> bool:
 class SamplerConfig:
     """`per_task` transitions for each task; `shared` is the part drawn from others, `success` that of own successes.
 
-    `decode`: pictures are decoded as they are loaded; else `Batch.to` decodes those that are JPEG.
+    `n_step`: steps from s to s'. `decode`: pictures are decoded as they are loaded; else `Batch.to` decodes those
+    that are JPEG.
     """
 
     per_task: int
     shared: float = 0.5
     success: float = 0.5
+    n_step: int = 1
     decode: bool = True
 
 
@@ -167,7 +172,9 @@ class Sampler:
         `memory`: uint8 of `pictures_shape`, for the pictures if they are decoded here."""
         replay, size = self._replay, len(steps)
         episode = replay.episode_of(steps)
-        frames = replay.read(np.concatenate([steps + episode, steps + episode + 1]))
+        left = replay.steps_left(steps)
+        span = np.minimum(left, self._config.n_step)
+        frames = replay.read(np.concatenate([steps + episode, steps + episode + span]))
         encoded, encoded_size, images = NO_BYTES, NO_SIZES, NO_PICTURES
         if self._config.decode or not all(codec.is_jpeg(frame.picture) for frame in frames):
             images = self._decode(frames, memory)
@@ -177,7 +184,7 @@ class Sampler:
         state = SceneState(np.stack([frame.state for frame in frames]))
         gripper = np.stack([state["gripper_closed"], state["gripper_position"][:, 2]], axis=1)
         marks = landmarks(SceneState(state.vector[:size]))
-        done = replay.is_last(steps)
+        done = span == left
         success = replay.success[episode, targets]
         source = replay.episode_task[episode]
 
@@ -194,6 +201,7 @@ class Sampler:
             action=tensor(np.stack([frame.action for frame in frames[:size]])),
             reward=tensor(done & success),
             done=tensor(done),
+            span=tensor(span),
             success=tensor(success),
             landmark=tensor(marks.value),
             landmark_present=tensor(marks.present, np.bool_),

@@ -54,8 +54,9 @@ class Replay:
         """The episode of each of these steps."""
         return np.searchsorted(self.last_step, steps, side="left")
 
-    def is_last(self, steps: NDArray[np.int64]) -> NDArray[np.bool_]:
-        return self.last_step[self.episode_of(steps)] == steps
+    def steps_left(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of each step's episode, the step itself included: 1 at its last."""
+        return self.last_step[self.episode_of(steps)] - steps + 1
 
     def frames_of(self, episode: int) -> range:
         """The numbers of an episode's frames."""

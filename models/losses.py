@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def bellman_target(reward: Tensor, done: Tensor, next_value: Tensor, discount: float) -> Tensor:
-    """The soft label of QT-Opt (eq. 1): r + gamma (1 - done) V(s'), kept in [0, 1]. All [B].
+def bellman_target(reward: Tensor, done: Tensor, span: Tensor, next_value: Tensor, discount: float) -> Tensor:
+    """The soft label of QT-Opt (eq. 1) over n = `span` steps, of which only the last has a reward. All [B].
 
-    y = clip(r + gamma * (1 - d) * V(s'), 0, 1)
+    y = clip(gamma^(n - 1) * (r + gamma * (1 - d) * V(s')), 0, 1)
     """
-    return (reward + discount * (1 - done) * next_value).clamp(0, 1)
+    return (discount ** (span - 1) * (reward + discount * (1 - done) * next_value)).clamp(0, 1)
 
 
 def bellman_loss(logit: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -177,6 +177,20 @@ def test_image_and_next_image_are_frames_t_and_t_plus_one_of_one_episode(replay)
     assert np.array_equal(batch.point_present, marks.point_present)
 
 
+def test_over_three_steps_the_next_picture_lies_three_on_or_at_the_end(tmp_path, make_episode, write_dataset):
+    episodes = [
+        make_episode("lift-can", 4, ("lift-can",), [20, 40, 60, 80, 100]),
+        make_episode("lift-can", 1, (), [120, 140]),
+    ]
+    replay = Replay(write_dataset(tmp_path / "set", [episodes]))
+    batch = sampler_of(replay, tasks=(CAN,), n_step=3).load(np.arange(5), np.full(5, CAN))
+    assert batch.image.float().mean(dim=(1, 2, 3)).tolist() == pytest.approx([20, 40, 60, 80, 120], abs=2)
+    assert batch.next_image.float().mean(dim=(1, 2, 3)).tolist() == pytest.approx([80, 100, 100, 100, 140], abs=2)
+    assert batch.span.tolist() == [3, 3, 2, 1, 1]
+    assert batch.done.tolist() == [0, 1, 1, 1, 1]
+    assert batch.reward.tolist() == [0, 1, 1, 1, 0]
+
+
 def test_pictures_that_are_decoded_later_are_the_same(replay):
     draw = sampler_of(replay).draw(np.random.default_rng(0))
     now, later = (sampler_of(replay, decode=decode).load(*draw) for decode in (True, False))

@@ -14,13 +14,20 @@ LN2 = math.log(2)
 
 
 def test_the_target_is_the_reward_or_the_discounted_next_value():
-    target = bellman_target(tensor([1.0, 0.0, 0.0]), tensor([1.0, 1.0, 0.0]), tensor([0.5, 0.5, 0.5]), 0.9)
+    one = torch.ones(3)
+    target = bellman_target(tensor([1.0, 0.0, 0.0]), tensor([1.0, 1.0, 0.0]), one, tensor([0.5, 0.5, 0.5]), 0.9)
     assert target.tolist() == pytest.approx([1.0, 0.0, 0.45])
 
 
 def test_the_target_stays_a_probability():
-    target = bellman_target(tensor([1.0, 0.0]), tensor([0.0, 0.0]), tensor([0.7, -0.2]), 0.9)
+    target = bellman_target(tensor([1.0, 0.0]), tensor([0.0, 0.0]), torch.ones(2), tensor([0.7, -0.2]), 0.9)
     assert target.tolist() == [1.0, 0.0]
+
+
+def test_over_several_steps_the_last_reward_and_the_bootstrapped_value_are_discounted():
+    span, value = tensor([3.0, 2.0, 3.0]), tensor([0.5, 0.5, 0.5])
+    target = bellman_target(tensor([1.0, 0.0, 0.0]), tensor([1.0, 1.0, 0.0]), span, value, 0.9)
+    assert target.tolist() == pytest.approx([0.81, 0.0, 0.3645])
 
 
 def test_the_bellman_loss_is_a_weighted_mean_of_cross_entropies():

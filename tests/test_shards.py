@@ -101,7 +101,7 @@ def test_what_is_written_is_read(dataset):
     assert replay.episode_task.tolist() == [3, 7, 0]
     assert replay.episode_length.tolist() == [2, 4, 1]
     assert replay.episode_of(np.arange(7)).tolist() == [0, 0, 1, 1, 1, 1, 2]
-    assert np.flatnonzero(replay.is_last(np.arange(7))).tolist() == [1, 5, 6]
+    assert replay.steps_left(np.arange(7)).tolist() == [2, 1, 4, 3, 2, 1, 1]
     assert [list(replay.frames_of(n)) for n in range(3)] == [[0, 1, 2], [3, 4, 5, 6, 7], [8, 9]]
     assert np.array_equal(replay.success, [e.verdict[-1] for e in EPISODES])
     row, tables, attributes = read_shard(dataset / FIRST)

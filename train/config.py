@@ -32,6 +32,7 @@ class TrainConfig:
     learning_rate_decay: bool = option(False, "to zero, linearly, over the steps of the run")
     weight_decay: float = option(7e-5, "L2")
     discount: float = option(0.9, "gamma")
+    n_step: int = option(1, "steps of the return before it goes on with a target; above 1 it holds the data's actions")
     target_decay: float = option(0.9999, "per step, of the averaged weights that give targets and act")
     lagged_target_steps: int = option(6000, "lag of the second target in the minimum; 0: no second target")
     conservative_weight: float = option(1.0, "of the conservative term")
@@ -72,7 +73,7 @@ class TrainConfig:
                 raise ValueError(f"{name} is 0 or more, got {getattr(self, name)}")
         if self.batch_size < len(self.tasks):
             raise ValueError(f"a batch of {self.batch_size} cannot hold {len(self.tasks)} tasks")
-        for name in ("steps", "checkpoint_every", "log_every", "devices", "nodes"):
+        for name in ("steps", "n_step", "checkpoint_every", "log_every", "devices", "nodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
         for name in (

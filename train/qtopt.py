@@ -98,7 +98,7 @@ class QTOpt(lightning.LightningModule):
             lagged = self.lagged.encode(image, batch.next_gripper)
             logit = self.lagged.score(lagged, batch.next_gripper, action[:, None], batch.task_index)
             value = torch.minimum(value, logit[:, 0].float().sigmoid())
-        return bellman_target(batch.reward, batch.done, value, config.discount)
+        return bellman_target(batch.reward, batch.done, batch.span, value, config.discount)
 
     def _unseen_actions(self, action: Tensor, generator: torch.Generator) -> Tensor:
         """[B, K, 5]: uniform, and for a part near the data's action, where a flat Q would hide its imprecision."""

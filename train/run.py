@@ -110,7 +110,13 @@ def _loader(config: TrainConfig, replay: Replay, first_step: int, rank: int) -> 
     on_gpu = config.decode != "cpu" and can_decode_on_gpu()
     if config.decode == "gpu" and not on_gpu:
         raise ValueError("decode gpu needs a GPU and torchcodec; decode auto uses them where they are")
-    mix = SamplerConfig(per_task=per_task, shared=config.shared_part, success=config.success_part, decode=not on_gpu)
+    mix = SamplerConfig(
+        per_task=per_task,
+        shared=config.shared_part,
+        success=config.success_part,
+        n_step=config.n_step,
+        decode=not on_gpu,
+    )
     sampler = Sampler(replay, tasks, RULES[config.rule], mix)
     return Loader(BatchStream(sampler, config.seed, first_step, rank), config.workers, _ignore_interrupt)
 
