@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.acting import best_action, crop
+from models.acting import ActingConfig, best_action, crop
 from models.cem import CEMConfig
 from models.checkpoint import CheckpointError, read_checkpoint
 from models.networks import NetworkConfig, QNetwork, build_network
@@ -22,10 +22,10 @@ from sim.views import frame_size
 
 @dataclass
 class CEMPolicy:
-    """Chooses actions by CEM over the averaged Q-network of a checkpoint. `about` is the checkpoint's description."""
+    """Chooses actions by the averaged network of a checkpoint. `about` is the checkpoint's description."""
 
     network: QNetwork
-    cem: CEMConfig
+    acting: ActingConfig
     about: dict[str, Any]
 
     @classmethod
@@ -47,7 +47,8 @@ class CEMPolicy:
             network.load_state_dict(weights)
         except RuntimeError as error:
             raise CheckpointError(f"{path}: its weights do not fit this version's network, train it again") from error
-        return cls(network.eval(), CEMConfig(**about["cem"]), about)
+        acting = ActingConfig(**{**about["acting"], "cem": CEMConfig(**about["acting"]["cem"])})
+        return cls(network.eval(), acting, about)
 
     @property
     def frame_size(self) -> int:
@@ -74,16 +75,7 @@ class CEMPolicy:
         gripper = torch.from_numpy(np.stack([observation["gripper_closed"], observation["gripper_height"]], axis=1))
         tasks = torch.from_numpy(np.asarray(task_index, np.int64))
         features = self.network.encode(crop(image, self.network.config.image_size), gripper)
-        action, _ = best_action(
-            self.network,
-            features,
-            gripper,
-            tasks,
-            self.cem,
-            self.about["prior_std"],
-            self.about["prior_loyalty"],
-            generator,
-        )
+        action, _ = best_action(self.network, features, gripper, tasks, self.acting, generator)
         return action.numpy()
 
 

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
 from models.cem import CEMConfig, Proposal, best_proposal, maximise
 from models.networks import QNetwork, SmallQNetwork, bounds
+from sim.options import choose
+
+WAYS = ("cem", "proposals", "clone")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActingConfig:
+    """`by` cem: over Q. By proposals: Q over `cem.samples` actions of the cloned policy pi_b, whose motion has the
+    spread `prior_std` in units of the bounds; log pi_b counts `prior_loyalty` times beside log Q. By clone: the mean of
+    pi_b and its likeliest command, without Q."""
+
+    by: str = "cem"
+    cem: CEMConfig = field(default_factory=CEMConfig)
+    prior_std: float = 0.1
+    prior_loyalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        choose("way of acting", self.by, WAYS)
 
 
 def crop_corner(image: Tensor, size: int, generator: torch.Generator | None = None) -> Tensor:
@@ -43,20 +63,22 @@ def best_action(
     features: Tensor,
     gripper: Tensor,
     task_index: Tensor,
-    cem: CEMConfig,
-    prior_std: float,
-    prior_loyalty: float,
+    config: ActingConfig,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The best action [B, 5] and its value in [0, 1], [B]: by CEM, or among samples of the clone if there is one."""
+    """The best action [B, 5] and its value in [0, 1], [B]."""
     bound = bounds(features.device)
 
     def q(action: Tensor) -> Tensor:
         return network.score(features, gripper, action, task_index).float().sigmoid()
 
-    if isinstance(network, SmallQNetwork) and network.config.prior:
-        mean, command = network.propose(features, gripper, task_index)
-        mean = mean.float().clamp(-1, 1)
-        proposal = Proposal(mean, torch.full_like(mean, prior_std), command.float().softmax(-1))
-        return best_proposal(q, proposal, cem.samples, prior_loyalty, bound, generator)
-    return maximise(q, len(task_index), bound, cem, generator)
+    if config.by == "cem":
+        return maximise(q, len(task_index), bound, config.cem, generator)
+    assert isinstance(network, SmallQNetwork)
+    mean, command = network.propose(features, gripper, task_index)
+    mean = mean.float().clamp(-1, 1)
+    if config.by == "clone":
+        action = torch.cat([mean * bound, command.argmax(-1, keepdim=True).to(mean.dtype)], dim=-1)
+        return action, q(action[:, None])[:, 0]
+    proposal = Proposal(mean, torch.full_like(mean, config.prior_std), command.float().softmax(-1))
+    return best_proposal(q, proposal, config.cem.samples, config.prior_loyalty, bound, generator)

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from eval.policy import CEMPolicy
-from models.acting import crop, crop_corner, in_crop
-from models.cem import CEMConfig
+from models.acting import ActingConfig, crop, crop_corner, in_crop
 from models.networks import NetworkConfig, action_features, build_network
 
 SIZES = [48, 64, 96, 128, 224]  # the last is QT-Opt's network at its cheapest
@@ -228,7 +227,7 @@ def test_the_image_trunk_runs_once_per_state_however_many_candidates_are_scored(
     network = network_of(48, prior=prior)
     seen = []
     network.trunk.register_forward_hook(lambda _m, given, _out: seen.append(len(given[0])))
-    policy = CEMPolicy(network, CEMConfig(samples=64, elites=6, iterations=2), {"prior_std": 0.1, "prior_loyalty": 1.0})
+    policy = CEMPolicy(network, ActingConfig(by="proposals" if prior else "cem"), {})
     frames = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8)
     observation = {
         "image": frames,

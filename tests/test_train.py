@@ -22,7 +22,9 @@ from data.shards import DatasetError
 from data.sharing import RULES
 from eval.policy import CEMPolicy
 from models.acting import crop, crop_corner, in_crop
+from models.augment import photometric
 from models.checkpoint import CheckpointError, read_checkpoint
+from models.networks import bounds
 from sim.landmarks import landmarks
 from sim.options import from_options
 from sim.scenes import FACTORS
@@ -70,7 +72,7 @@ def changes(old, new):
 
 @pytest.mark.parametrize("rule", ["cds", "none"])
 def test_two_steps_and_two_more_equal_four_straight(tiny_training, tmp_path, rule):
-    options = {**tiny_training, "rule": rule, "landmark_weight": 1.0}
+    options = {**tiny_training, "rule": rule, "landmark_weight": 1.0, "photometric": True, "n_step": 2}
     straight = train(TrainConfig(out=str(tmp_path / "straight"), **options))
     train(TrainConfig(out=str(tmp_path / "resumed"), **{**options, "steps": 2}))
     halfway = weights(tmp_path / "resumed" / "last.ckpt")
@@ -261,6 +263,44 @@ def test_the_loss_of_one_batch_falls_when_it_is_learned_by_heart(tiny_training):
         optimizer.step()
         losses.append(loss.item())
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
+
+
+def test_the_clone_trains_alone_and_acts_by_its_mean_and_likeliest_command(tiny_training, tmp_path):
+    options = {**tiny_training, "learner": "clone", "landmark_weight": 1.0}
+    path = train(TrainConfig(out=str(tmp_path / "clone"), **options))
+    policy, other = CEMPolicy.load(path), weights(train(TrainConfig(out=str(tmp_path / "more"), **options, seed=1)))
+    learned = changes(weights(path), other)
+    assert any("prior" in name for name in learned)
+    observation = {
+        "image": np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8),
+        "gripper_closed": np.zeros(2, np.float32),
+        "gripper_height": np.full(2, 0.2, np.float32),
+        "state": np.zeros((2, 1), np.float32),
+    }
+    actions = [policy.act(observation, np.array([0, 7]), np.random.default_rng(seed)) for seed in (0, 1)]
+    assert np.array_equal(*actions)
+    image = crop(torch.from_numpy(observation["image"]).permute(0, 3, 1, 2), 48)
+    gripper = torch.tensor([[0.0, 0.2]] * 2)
+    with torch.no_grad():
+        features = policy.network.encode(image, gripper)
+        mean, command = policy.network.propose(features, gripper, torch.tensor([0, 7]))
+    assert np.allclose(actions[0][:, :4], mean.clamp(-1, 1) * bounds(torch.device("cpu")))
+    assert np.array_equal(actions[0][:, 4], command.argmax(-1))
+
+
+def test_photometric_variation_is_that_of_its_seed_and_of_each_eighth_picture():
+    image = torch.rand(1, 3, 8, 8).expand(16, -1, -1, -1)
+    torch.manual_seed(5)
+    first = photometric(image, 3)
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(1))
+    assert torch.equal(first, photometric(image, 3))
+    assert not torch.equal(first, photometric(image, 4))
+    assert torch.equal(first[:8], first[8:])
+    assert len({picture.numpy().tobytes() for picture in first}) == 8
+    assert 0 <= first.min() <= first.max() <= 1
+    assert 0.02 < (first - image).abs().mean() < 0.5
 
 
 def test_each_step_moves_the_target_towards_the_network_and_the_lagged_target_copies_it(tiny_training, tmp_path):

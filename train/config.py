@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 
 from data.router import RouterConfig
 from data.sharing import RULES
+from models.acting import ActingConfig
 from models.cem import CEMConfig
 from models.networks import CONDITIONINGS, NetworkConfig
 from sim.options import choose, option
 from sim.tasks import TASK_NAMES, check_tasks
 from sim.views import SMALL_PX
 
+LEARNERS = ("qtopt", "clone")
 DECODERS = ("auto", "cpu", "gpu")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 
@@ -39,6 +41,7 @@ class TrainConfig:
     unseen_actions: int = option(16, "sampled per state for the conservative term")
     nearby_share: float = option(0.0, "part of the unseen actions drawn around the data's action")
     nearby_std: float = option(0.3, "their spread, in units of the action's bounds")
+    learner: str = option("qtopt", f"of {', '.join(LEARNERS)}; clone: behaviour cloning of the successes, a yardstick")
     prior: bool = option(False, "clone the successes, choose among samples of the clone (EMaQ; off in the paper)")
     prior_std: float = option(0.1, "spread of those samples, in units of the action's bounds")
     prior_loyalty: float = option(1.0, "of log pi_b beside log Q when choosing among them; 0: by Q alone (EMaQ)")
@@ -51,6 +54,7 @@ class TrainConfig:
     cem_elites: int = option(6, "kept to refit")
     cem_iterations: int = option(2, "rounds")
     random_crop: bool = option(True, "cut training images at random, else at the centre as in evaluation")
+    photometric: bool = option(False, "vary brightness, contrast, saturation and hue of training images")
     precision: str = option("auto", "32-true, bf16-mixed, or auto: whichever multiplies matrices faster here")
     devices: int = option(1, "GPUs or CPU processes per machine")
     nodes: int = option(1, "machines")
@@ -66,6 +70,7 @@ class TrainConfig:
         check_tasks(self.tasks)
         choose("sharing rule", self.rule, tuple(RULES))
         choose("conditioning", self.conditioning, CONDITIONINGS)
+        choose("learner", self.learner, LEARNERS)
         choose("precision", self.precision, PRECISIONS)
         choose("decoder", self.decode, DECODERS)
         for name in ("conservative_weight", "landmark_weight", "prior_loyalty", "prior_std", "nearby_std"):
@@ -94,7 +99,9 @@ class TrainConfig:
             raise ValueError(f"rule {self.rule} compares with own transitions: shared_part must be below 1")
         if (self.prior or self.landmark_weight) and self.image_size > SMALL_PX[1]:
             raise ValueError("prior and landmark_weight need the small network (48-128 px)")
-        _ = self.network, self.cem, self.router  # their own checks
+        if self.learner == "clone" and not self.prior:
+            raise ValueError("learner clone trains the cloned policy alone: it needs prior")
+        _ = self.network, self.acting, self.router  # their own checks
 
     @property
     def network(self) -> NetworkConfig:
@@ -106,8 +113,10 @@ class TrainConfig:
         )
 
     @property
-    def cem(self) -> CEMConfig:
-        return CEMConfig(samples=self.cem_samples, elites=self.cem_elites, iterations=self.cem_iterations)
+    def acting(self) -> ActingConfig:
+        cem = CEMConfig(samples=self.cem_samples, elites=self.cem_elites, iterations=self.cem_iterations)
+        by = "clone" if self.learner == "clone" else "proposals" if self.prior else "cem"
+        return ActingConfig(by=by, cem=cem, prior_std=self.prior_std, prior_loyalty=self.prior_loyalty)
 
     @property
     def router(self) -> RouterConfig:

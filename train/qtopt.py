@@ -12,16 +12,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from torch import Tensor
 
 from data.batches import Batch
 from data.router import Router
 from models.acting import best_action, crop, crop_corner, in_crop
+from models.augment import photometric
 from models.cem import sample_uniform
 from models.checkpoint import FORMAT
 from models.losses import bellman_loss, bellman_target, cloning_loss, conservative_loss, landmark_loss, point_loss
-from models.networks import SmallQNetwork, bounds, build_network
+from models.networks import Sight, SmallQNetwork, bounds, build_network
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES
 from train.config import TrainConfig
@@ -42,17 +44,15 @@ class QTOpt(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         config = self.config
-        seed = ((config.seed * 4096 + self.global_rank) << 32) + self.global_step
-        generator = torch.Generator(self.device).manual_seed(seed)
-        cutter = torch.Generator().manual_seed(seed) if config.random_crop else None
-        corner, next_corner = (crop_corner(batch.image, config.image_size, cutter) for _ in range(2))
-        target = self._target(batch, crop(batch.next_image, config.image_size, next_corner), generator)
-        image = crop(batch.image, config.image_size, corner)
+        generator = torch.Generator(self.device).manual_seed(self.step_seed(0))
+        next_image, _ = self.view(batch.next_image, 1)
+        target = self._target(batch, next_image, generator)
+        image, corner = self.view(batch.image, 2)
+        sight = None
         if config.landmark_weight:
             assert isinstance(self.network, SmallQNetwork)
-            attention, landmark, features = self.network.look(image, batch.gripper)
-        else:
-            features = self.network.encode(image, batch.gripper)
+            sight = self.network.look(image, batch.gripper)
+        features = sight.features if sight else self.network.encode(image, batch.gripper)
         unseen = self._unseen_actions(batch.action, generator)
         candidates = torch.cat([batch.action[:, None], unseen], dim=1)
         logits = self.network.score(features, batch.gripper, candidates, batch.task_index).float()
@@ -63,21 +63,43 @@ class QTOpt(lightning.LightningModule):
         loss = bellman + config.conservative_weight * conservative
         info |= more | {"bellman": bellman.detach(), "conservative": conservative.detach()}
         if config.prior:
-            assert isinstance(self.network, SmallQNetwork)
-            mean, command = self.network.propose(features, batch.gripper, batch.task_index)
-            cloning = cloning_loss(mean.float(), command.float(), batch.action, bounds(self.device), batch.success)
-            loss = loss + cloning
-            info["cloning"] = cloning.detach()
-        if config.landmark_weight:
-            point = in_crop(batch.point, batch.image, corner.to(self.device), config.image_size)
-            visible = batch.point_present & (point > 0).all(-1) & (point < 1).all(-1)
-            pointing = point_loss(attention.float(), point, visible)
-            telling = landmark_loss(landmark.float(), batch.landmark, batch.landmark_present)
-            loss = loss + config.landmark_weight * (pointing + telling)
-            info |= {"point": pointing.detach(), "landmark": telling.detach()}
+            cloning, more = self.cloning(batch, features)
+            loss, info = loss + cloning, info | more
+        if sight:
+            telling, more = self.telling(batch, sight, corner)
+            loss, info = loss + config.landmark_weight * telling, info | more
         if self.global_step % config.log_every == 0:
             self._log(batch, logits.detach(), weight, {"loss": loss.detach(), **info})
         return loss
+
+    def step_seed(self, use: int) -> int:
+        """A number for one of a step's uses of chance, from (seed, process, step) alone."""
+        return int(
+            np.random.SeedSequence([self.config.seed, self.global_rank, self.global_step, use]).generate_state(1)[0]
+        )
+
+    def view(self, frames: Tensor, use: int) -> tuple[Tensor, Tensor]:
+        """What the network sees of frames uint8 [B, 3, H, H]: float [B, 3, size, size], and its corner there [B, 2]."""
+        config, seed = self.config, self.step_seed(use)
+        cutter = torch.Generator().manual_seed(seed) if config.random_crop else None
+        corner = crop_corner(frames, config.image_size, cutter)
+        image = crop(frames, config.image_size, corner)
+        return photometric(image, seed) if config.photometric else image, corner
+
+    def cloning(self, batch: Batch, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of the steps of successful episodes."""
+        assert isinstance(self.network, SmallQNetwork)
+        mean, command = self.network.propose(features, batch.gripper, batch.task_index)
+        loss = cloning_loss(mean.float(), command.float(), batch.action, bounds(self.device), batch.success)
+        return loss, {"cloning": loss.detach()}
+
+    def telling(self, batch: Batch, sight: Sight, corner: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Where things are: in the picture, and in space."""
+        point = in_crop(batch.point, batch.image, corner.to(self.device), self.config.image_size)
+        visible = batch.point_present & (point > 0).all(-1) & (point < 1).all(-1)
+        pointing = point_loss(sight.attention.float(), point, visible)
+        telling = landmark_loss(sight.landmark.float(), batch.landmark, batch.landmark_present)
+        return pointing + telling, {"point": pointing.detach(), "landmark": telling.detach()}
 
     @torch.no_grad()
     def _target(self, batch: Batch, image: Tensor, generator: torch.Generator) -> Tensor:
@@ -85,14 +107,7 @@ class QTOpt(lightning.LightningModule):
         config = self.config
         features = self.target.encode(image, batch.next_gripper)
         action, value = best_action(
-            self.target,
-            features,
-            batch.next_gripper,
-            batch.task_index,
-            config.cem,
-            config.prior_std,
-            config.prior_loyalty,
-            generator,
+            self.target, features, batch.next_gripper, batch.task_index, config.acting, generator
         )
         if self.lagged is not None:
             lagged = self.lagged.encode(image, batch.next_gripper)
@@ -162,9 +177,7 @@ class QTOpt(lightning.LightningModule):
         checkpoint["switchyard"] = {
             "format": FORMAT,
             "network": dataclasses.asdict(self.config.network),
-            "cem": dataclasses.asdict(self.config.cem),
-            "prior_std": self.config.prior_std,
-            "prior_loyalty": self.config.prior_loyalty,
+            "acting": dataclasses.asdict(self.config.acting),
             "landmark_weight": self.config.landmark_weight,
             "renderer": self.renderer,
             "randomise": list(self.randomise),

@@ -27,9 +27,11 @@ from data.sharing import RULES
 from models.checkpoint import CheckpointError, read_checkpoint
 from sim.options import changed
 from sim.tasks import TASK_NAMES, task_by_name
+from train.bc import Cloning
 from train.config import TrainConfig
 from train.qtopt import QTOpt
 
+LEARNERS = {"qtopt": QTOpt, "clone": Cloning}
 CONFIG = "config.json"
 LAST = "last.ckpt"
 FREE_TO_CHANGE = (
@@ -67,7 +69,7 @@ def train(config: TrainConfig) -> Path:
             return resume
         print(f"{out}: going on from step {first_step}")
     lightning.seed_everything(config.seed, verbose=False)
-    module = QTOpt(config)
+    module = LEARNERS[config.learner](config)
     module.renderer, module.randomise, module.split = replay.renderer, replay.randomise, replay.split
     quiet_lightning()
     trainer = _trainer(config, out, first_step)

@@ -1,0 +1,26 @@
+"""Behaviour cloning of the successes with the Q-learner's trunk, data and time: the yardstick (`--learner clone`)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from data.batches import Batch
+from models.networks import SmallQNetwork
+from train.qtopt import QTOpt
+
+
+class Cloning(QTOpt):
+    """Trains the cloned policy and what tells where things are; the Q-function stays as it began."""
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        assert isinstance(self.network, SmallQNetwork)
+        image, corner = self.view(batch.image, 2)
+        sight = self.network.look(image, batch.gripper)
+        loss, info = self.cloning(batch, sight.features)
+        if self.config.landmark_weight:
+            telling, more = self.telling(batch, sight, corner)
+            loss, info = loss + self.config.landmark_weight * telling, info | more
+        if self.global_step % self.config.log_every == 0:
+            self.log_dict({f"train/{key}": value for key, value in {"loss": loss.detach(), **info}.items()})
+            self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        return loss
