@@ -16,7 +16,9 @@ from models.acting import ActingConfig, best_action, crop
 from models.cem import CEMConfig
 from models.checkpoint import CheckpointError, read_checkpoint
 from models.networks import NetworkConfig, QNetwork, build_network
-from sim.policies import Observation, Policy, RandomPolicy
+from sim import policies
+from sim.policies import Observation, RandomPolicy
+from sim.tasks import task_by_name
 from sim.views import frame_size
 
 
@@ -79,11 +81,40 @@ class CEMPolicy:
         return action.numpy()
 
 
+class Policy:
+    """One picture at a time: `Policy.load("runs/demo/last.ckpt").act(image, gstatus, gheight, "lift-can")`."""
+
+    def __init__(self, batched: CEMPolicy, seed: int = 0) -> None:
+        self._batched, self._rng = batched, np.random.default_rng(seed)
+
+    @classmethod
+    def load(cls, path: str | Path, seed: int = 0) -> Policy:
+        """Read a checkpoint; CheckpointError names what is wrong with it. `seed`: of the search for actions."""
+        return cls(CEMPolicy.load(path), seed)
+
+    @property
+    def world(self) -> dict[str, Any]:
+        """The arguments of `PickPlaceEnv` for the world of its data."""
+        return self._batched.world
+
+    def act(self, image: NDArray[np.uint8], gstatus: float, gheight: float, task: str) -> NDArray[np.float32]:
+        """The action float32 [5] (sim/actions.py): translation (m), yaw (rad), command.
+
+        `image` uint8 [H, H, 3] of `world["image_size"]` px; `gstatus`: is the gripper closed, 0 or 1; `gheight`: its
+        height above the table, m. ValueError for an image of another size, or a task that does not exist."""
+        seen = np.asarray(image)[None]
+        closed, height = (np.array([value], np.float32) for value in (gstatus, gheight))
+        observation = Observation(
+            image=seen, gripper_closed=closed, gripper_height=height, state=np.zeros((1, 0), np.float32)
+        )
+        return self._batched.act(observation, np.array([task_by_name(task).index]), self._rng)[0]
+
+
 @dataclass
 class EpsilonGreedy:
     """A trained policy that explores: with probability `epsilon` an action is uniformly random (QT-Opt, sec. 4.3)."""
 
-    greedy: Policy
+    greedy: policies.Policy
     epsilon: float
 
     def act(

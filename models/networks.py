@@ -47,11 +47,8 @@ def action_features(action: Tensor) -> Tensor:
     return torch.cat([translation, yaw.sin(), yaw.cos(), commands.to(action.dtype)], dim=-1)
 
 
-Runs = list[tuple[int, int, int]]  # (head, begin, end) of each run of equal heads along the batch
-
-
 class TaskLinear(nn.Module):
-    """One linear layer per head, applied to the states of that head: [B, K, in] -> [B, K, out]."""
+    """One linear layer per head; each state goes through that of its task: [B, K, in], [B] -> [B, K, out]."""
 
     def __init__(self, num_heads: int, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -59,8 +56,10 @@ class TaskLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_heads, in_features, out_features).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.zeros(num_heads, out_features))
 
-    def forward(self, x: Tensor, runs: Runs) -> Tensor:
-        return torch.cat([x[begin:end] @ self.weight[head] + self.bias[head] for head, begin, end in runs])
+    def forward(self, x: Tensor, task_index: Tensor) -> Tensor:
+        if len(self.weight) == 1:
+            return x @ self.weight[0] + self.bias[0]
+        return torch.baddbmm(self.bias[task_index][:, None], x, self.weight[task_index])
 
 
 class QNetwork(nn.Module):
@@ -99,14 +98,6 @@ class QNetwork(nn.Module):
         """[B, K, V]"""
         state = self._state(gripper, task_index)
         return torch.cat([action_features(action), state[:, None].expand(-1, action.shape[1], -1)], dim=-1)
-
-    def _runs(self, task_index: Tensor) -> Runs:
-        """Batches come grouped by task, so there are few runs and each is a view."""
-        if self.config.conditioning == "one_hot":
-            return [(0, 0, len(task_index))]
-        heads, counts = task_index.unique_consecutive(return_counts=True)
-        ends = counts.cumsum(0).tolist()
-        return list(zip(heads.tolist(), [0, *ends], ends, strict=False))
 
 
 def _batch_norm(channels: int, flat: bool = False) -> nn.Module:
@@ -171,10 +162,9 @@ class QTOptNetwork(QNetwork):
             pieces.append(self.after_merge(x).flatten(1))
         x = torch.cat(pieces) if len(pieces) == 1 else _interleave(pieces, size)
         x = x.view(size, candidates, -1)
-        runs = self._runs(task_index)
-        x = F.relu(self.head_norm1(self.head1(x, runs).flatten(0, 1))).view(size, candidates, -1)
-        x = F.relu(self.head_norm2(self.head2(x, runs).flatten(0, 1))).view(size, candidates, -1)
-        return self.head3(x, runs)[..., 0]
+        x = F.relu(self.head_norm1(self.head1(x, task_index).flatten(0, 1))).view(size, candidates, -1)
+        x = F.relu(self.head_norm2(self.head2(x, task_index).flatten(0, 1))).view(size, candidates, -1)
+        return self.head3(x, task_index)[..., 0]
 
     def _merge(self, joined: Tensor, vector: Tensor) -> Tensor:
         """conv8 of a map with a vector [B, K, 64] added all over it -> [B * K, 64, M, M]. It is conv8 of the map, once
@@ -265,16 +255,14 @@ class SmallQNetwork(QNetwork):
     def score(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
         vector = self.merge2(F.relu(self.merge1(self._vector(gripper, action, task_index))))
         x = F.relu(self.after_merge(F.relu(self.merge_features(features)[:, None] + vector)))
-        runs = self._runs(task_index)
-        x = F.relu(self.head1(x, runs))
-        x = F.relu(self.head2(x, runs))
-        return self.head3(x, runs)[..., 0]
+        x = F.relu(self.head1(x, task_index))
+        x = F.relu(self.head2(x, task_index))
+        return self.head3(x, task_index)[..., 0]
 
     def propose(self, features: Tensor, gripper: Tensor, task_index: Tensor) -> tuple[Tensor, Tensor]:
         """The cloned policy: mean [B, 4] of the motion in units of its bounds, logits [B, 4] of the command."""
         x = torch.cat([features, self._state(gripper, task_index)], dim=-1)[:, None]
-        runs = self._runs(task_index)
-        x = self.prior2(F.relu(self.prior1(x, runs)), runs)[:, 0]
+        x = self.prior2(F.relu(self.prior1(x, task_index)), task_index)[:, 0]
         return x[:, :4], x[:, 4:]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from eval.__main__ import EvalConfig, averages, data_success, evaluate
-from eval.policy import CEMPolicy
+from eval.policy import CEMPolicy, Policy
 from eval.rollout import EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise, wilson
 from models.checkpoint import CheckpointError
 from sim.scenes import FACTORS
@@ -247,3 +247,21 @@ def test_the_data_of_another_size_is_no_policys_data(tmp_path, make_episode, wri
 def test_an_evaluation_that_makes_no_sense_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         EvalConfig(checkpoint="a.ckpt", **wrong)
+
+
+def test_one_picture_at_a_time_gets_the_action_of_a_batch_of_one(tiny_checkpoint):
+    image = np.random.default_rng(0).integers(0, 256, (1, 56, 56, 3), dtype=np.uint8)
+    gripper = {"gripper_closed": np.ones(1, np.float32), "gripper_height": np.full(1, 0.1, np.float32)}
+    observation = {"image": image, **gripper, "state": np.zeros((1, STATE_SIZE), np.float32)}
+    expected = CEMPolicy.load(tiny_checkpoint).act(observation, np.array([7]), np.random.default_rng(3))
+    policy = Policy.load(tiny_checkpoint, seed=3)
+    assert np.array_equal(policy.act(image[0], 1, 0.1, "place-bowl"), expected[0])
+    with pytest.raises(ValueError, match="Did you mean 'lift-can'"):
+        policy.act(image[0], 1, 0.1, "lift-cann")
+
+
+def test_the_readmes_python_runs(tiny_checkpoint, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+    assert "runs/demo/last.ckpt" in code
+    exec(code.replace("runs/demo/last.ckpt", str(tiny_checkpoint)), {})
+    assert capsys.readouterr().out.strip() in ("lifted", "not lifted")
