@@ -24,6 +24,7 @@ from sim.landmarks import landmarks
 from sim.state import SceneState
 from sim.tasks import SKILLS, TASK_NAMES
 
+TRIES = 20  # to find an episode that is not in the batch yet
 NO_PICTURES = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
 NO_BYTES, NO_SIZES = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
 
@@ -98,13 +99,15 @@ def can_decode_on_gpu() -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """`per_task` transitions for each task; `shared` is the part drawn from others, `success` that of own successes.
+    """`per_task` transitions for each task in each of the `processes`. `shared` is the part drawn from others,
+    `success` that of own successes.
 
     `n_step`: steps from s to s'. `decode`: pictures are decoded as they are loaded; else `Batch.to` decodes those
     that are JPEG.
     """
 
     per_task: int
+    processes: int = 1
     shared: float = 0.5
     success: float = 0.5
     n_step: int = 1
@@ -122,10 +125,24 @@ class _Pool:
     def __bool__(self) -> bool:
         return len(self._end) > 0
 
-    def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        number = rng.integers(self._end[-1], size=count)
-        member = np.searchsorted(self._end, number, side="right")
-        return self._last_step[member] - (self._end[member] - 1 - number)
+    def draw(self, count: int, rng: np.random.Generator, seen: set[int]) -> NDArray[np.int64]:
+        """Steps of `count` episodes, none of which is among those `seen`, to which they are added; where so many are
+        not to be found in a few tries, some come again."""
+        steps = np.empty(count, np.int64)
+        left = np.arange(count)
+        for last_try in (*[False] * (TRIES - 1), True):
+            number = rng.integers(self._end[-1], size=len(left))
+            member = np.searchsorted(self._end, number, side="right")
+            steps[left] = self._last_step[member] - (self._end[member] - 1 - number)
+            again = []
+            for place, episode in zip(left.tolist(), self._episode[member].tolist(), strict=True):
+                if episode in seen and not last_try:
+                    again.append(place)
+                seen.add(episode)
+            if not again:
+                break
+            left = np.array(again)
+        return steps
 
 
 class Sampler:
@@ -133,7 +150,7 @@ class Sampler:
 
     def __init__(self, replay: Replay, tasks: tuple[int, ...], rule: SharingRule, config: SamplerConfig) -> None:
         self._replay, self._tasks, self._config = replay, tasks, config
-        self.decodes = config.decode
+        self.decodes, self.processes = config.decode, config.processes
         allowed = rule.sources(SKILLS)
         source = replay.episode_task
         self._pools: list[tuple[_Pool, _Pool, _Pool]] = []  # of each task: own successes, own failures, others'
@@ -146,17 +163,18 @@ class Sampler:
             self._pools.append((won_pool, lost_pool, other_pool))
 
     def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(steps [B], target tasks [B]) of one batch, grouped by task."""
+        """(steps [B], target tasks [B]) of one batch, grouped by task. No episode comes twice, if there are enough."""
         steps, targets = [], []
+        seen = set[int]()
         for task, (won, lost, others) in zip(self._tasks, self._pools, strict=True):
-            size = self._config.per_task
+            size = self._config.per_task * self._config.processes
             num_shared = _part_of(size, self._config.shared, rng) if others else 0
             num_won = _part_of(size - num_shared, self._config.success, rng)
             if not won or not lost:
                 num_won = (size - num_shared) if won else 0
             for pool, count in ((won, num_won), (lost, size - num_shared - num_won), (others, num_shared)):
                 if count:
-                    steps.append(pool.draw(count, rng))
+                    steps.append(pool.draw(count, rng, seen))
             targets.append(np.full(size, task, np.int64))
         return np.concatenate(steps), np.concatenate(targets)
 
@@ -230,7 +248,10 @@ def _part_of(size: int, part: float, rng: np.random.Generator) -> int:
 
 
 class BatchStream:
-    """An endless stream of batches; batch number n depends on (seed, rank, n) alone, so a resumed run continues it."""
+    """An endless stream of batches; batch number n depends on (seed, n) alone, so a resumed run continues it.
+
+    Of several processes, each has its part of every task's transitions: together they have the batch that one process
+    would have, and no episode twice."""
 
     def __init__(self, sampler: Sampler, seed: int, first: int = 0, rank: int = 0) -> None:
         self.sampler, self._seed, self._rank, self._first = sampler, seed, rank, first
@@ -238,7 +259,9 @@ class BatchStream:
     def draws(self, worker: int = 0, workers: int = 1) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Steps and targets of each batch, or of every `workers`-th."""
         for number in itertools.count(self._first + worker, workers):
-            yield self.sampler.draw(np.random.default_rng([self._seed, self._rank, number]))
+            drawn = self.sampler.draw(np.random.default_rng([self._seed, number]))
+            steps, targets = (rows.reshape(-1, self.sampler.processes)[:, self._rank] for rows in drawn)
+            yield steps, targets
 
     def __iter__(self) -> Iterator[Batch]:
         return (self.sampler.load(*drawn) for drawn in self.draws())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data.batches import Batch
+from data.processes import gather, mine
 from data.sharing import RULES, RuleContext, advantage
 from sim.options import choose
 
@@ -50,20 +51,22 @@ class Router(torch.nn.Module):
 
     @torch.no_grad()
     def weigh(self, batch: Batch, q: Tensor | None) -> Tensor:
-        """Weights [B]: 1 for own transitions, the rule's for shared ones. `q` [B] is needed where the rule uses it."""
-        weight = torch.ones_like(batch.reward)
+        """Weights [B]: 1 for own transitions, the rule's for shared ones. `q` [B] is needed where the rule uses it.
+
+        Shared transitions are compared with the own ones of all processes, whose averages stay the same."""
+        target, source, is_shared = (gather(x) for x in (batch.task_index, batch.source_task_index, batch.is_shared))
+        weight = torch.ones(len(target), dtype=self.tau.dtype, device=target.device)
         if self.rule.uses_q:
             assert q is not None, f"rule {self.rule.name} needs Q-values"
-            for task in batch.task_index.unique().tolist():
-                mine = batch.task_index == task
-                shared, own = mine & batch.is_shared, mine & ~batch.is_shared
+            q = gather(q.to(self.tau.dtype))
+            for task in target.unique().tolist():
+                shared, own = (target == task) & is_shared, (target == task) & ~is_shared
                 if shared.any() and own.any():
-                    weight[shared] = self._weigh_task(task, q[shared].float(), q[own].float())
+                    weight[shared] = self._weigh_task(task, q[shared], q[own])
         else:
-            shared = batch.is_shared
-            weight[shared] = self.rule.weigh(weight[shared], weight[~shared], RuleContext())
-        self._count(batch, weight)
-        return weight
+            weight[is_shared] = self.rule.weigh(weight[is_shared], weight[~is_shared], RuleContext())
+        self._count(target, source, weight)
+        return mine(weight)
 
     def _weigh_task(self, task: int, q_shared: Tensor, q_own: Tensor) -> Tensor:
         config = self.config
@@ -74,9 +77,8 @@ class Router(torch.nn.Module):
         context = RuleContext(percentile=config.percentile, temperature=temperature)
         return self.rule.weigh(q_shared, q_own, context)
 
-    def _count(self, batch: Batch, weight: Tensor) -> None:
-        cell = (batch.task_index, batch.source_task_index)
-        ones = torch.ones_like(weight)
+    def _count(self, target: Tensor, source: Tensor, weight: Tensor) -> None:
+        cell, ones = (target, source), torch.ones_like(weight)
         for table, value in ((self.report_weight, weight), (self.report_count, ones)):
             table.mul_(0.999).index_put_(cell, value, accumulate=True)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.norm import BatchNorm
 from sim.actions import BOUNDS, MAX_TRANSLATION_M
 from sim.landmarks import LANDMARK_SIZE, LANDMARKS, POINTS
 from sim.options import choose
@@ -100,8 +101,8 @@ class QNetwork(nn.Module):
         return torch.cat([action_features(action), state[:, None].expand(-1, action.shape[1], -1)], dim=-1)
 
 
-def _batch_norm(channels: int, flat: bool = False) -> nn.Module:
-    norm = (nn.BatchNorm1d if flat else nn.BatchNorm2d)(channels, eps=1e-3, momentum=1 - 0.9997)
+def _batch_norm(channels: int) -> nn.Module:
+    norm = BatchNorm(channels, eps=1e-3, momentum=1 - 0.9997)
     norm.weight.requires_grad_(False)  # a shift but no scale, as in QT-Opt
     return norm
 
@@ -129,9 +130,9 @@ class QTOptNetwork(QNetwork):
             nn.MaxPool2d(3, 3, padding=1),
         )
         self.merge1 = nn.Linear(self.vector_size, 256, bias=False)
-        self.merge_norm1 = _batch_norm(256, flat=True)
+        self.merge_norm1 = _batch_norm(256)
         self.merge2 = nn.Linear(256, 64, bias=False)
-        self.merge_norm2 = _batch_norm(64, flat=True)
+        self.merge_norm2 = _batch_norm(64)
         self.join = nn.Conv2d(64, 64, 3, padding=1, bias=False)
         self.join_norm = _batch_norm(64)
         self.after_merge = nn.Sequential(
@@ -139,8 +140,8 @@ class QTOptNetwork(QNetwork):
             nn.MaxPool2d(2, 2, ceil_mode=True),
             *(_conv_block(64, 3, 0) for _ in range(3)),
         )
-        self.head_norm1 = _batch_norm(64, flat=True)
-        self.head_norm2 = _batch_norm(64, flat=True)
+        self.head_norm1 = _batch_norm(64)
+        self.head_norm2 = _batch_norm(64)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.trunc_normal_(module.weight, std=0.01, a=-0.02, b=0.02)
@@ -185,7 +186,7 @@ def _interleave(pieces: list[Tensor], size: int) -> Tensor:
 
 def _small_block(inputs: int, outputs: int, size: int, stride: int, padding: int) -> tuple[nn.Module, ...]:
     conv = nn.Conv2d(inputs, outputs, size, stride, padding, bias=False)
-    return conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    return conv, BatchNorm(outputs), nn.ReLU(inplace=True)
 
 
 class Sight(NamedTuple):

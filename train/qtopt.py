@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from data.batches import Batch
+from data.processes import joint_share
 from data.router import Router
 from models.acting import best_action, crop, crop_corner, in_crop
 from models.augment import photometric
@@ -60,7 +61,7 @@ class QTOpt(lightning.LightningModule):
         weight = self.router.weigh(batch, logits[:, 0].detach().sigmoid())
         bellman, info = bellman_loss(logits[:, 0], target, weight)
         conservative, more = conservative_loss(logits[:, 1:], weight)
-        loss = bellman + config.conservative_weight * conservative
+        loss = joint_share(weight) * (bellman + config.conservative_weight * conservative)
         info |= more | {"bellman": bellman.detach(), "conservative": conservative.detach()}
         if config.prior:
             cloning, more = self.cloning(batch, features)
@@ -91,6 +92,7 @@ class QTOpt(lightning.LightningModule):
         assert isinstance(self.network, SmallQNetwork)
         mean, command = self.network.propose(features, batch.gripper, batch.task_index)
         loss = cloning_loss(mean.float(), command.float(), batch.action, bounds(self.device), batch.success)
+        loss = joint_share(batch.success) * loss
         return loss, {"cloning": loss.detach()}
 
     def telling(self, batch: Batch, sight: Sight, corner: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

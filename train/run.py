@@ -73,7 +73,7 @@ def train(config: TrainConfig) -> Path:
     module.renderer, module.randomise, module.split = replay.renderer, replay.randomise, replay.split
     quiet_lightning()
     trainer = _trainer(config, out, first_step)
-    loader = _loader(config, replay, first_step, trainer.global_rank)
+    loader = _loader(config, replay, first_step, trainer)
     try:
         trainer.fit(module, loader, ckpt_path=None if resume is None else str(resume), weights_only=True)
     except DatasetError as error:  # from a loader process it comes with that process's traceback around it
@@ -106,7 +106,7 @@ def _claim(out: Path, config: TrainConfig) -> Path | None:
     return last if last.is_file() else None
 
 
-def _loader(config: TrainConfig, replay: Replay, first_step: int, rank: int) -> Loader:
+def _loader(config: TrainConfig, replay: Replay, first_step: int, trainer: lightning.Trainer) -> Loader:
     tasks = tuple(task_by_name(name).index for name in config.tasks)
     per_task = max(1, round(config.batch_size / len(tasks)))
     on_gpu = config.decode != "cpu" and can_decode_on_gpu()
@@ -114,13 +114,14 @@ def _loader(config: TrainConfig, replay: Replay, first_step: int, rank: int) -> 
         raise ValueError("decode gpu needs a GPU and torchcodec; decode auto uses them where they are")
     mix = SamplerConfig(
         per_task=per_task,
+        processes=trainer.world_size,
         shared=config.shared_part,
         success=config.success_part,
         n_step=config.n_step,
         decode=not on_gpu,
     )
     sampler = Sampler(replay, tasks, RULES[config.rule], mix)
-    return Loader(BatchStream(sampler, config.seed, first_step, rank), config.workers, _ignore_interrupt)
+    return Loader(BatchStream(sampler, config.seed, first_step, trainer.global_rank), config.workers, _ignore_interrupt)
 
 
 def _ignore_interrupt(worker: int) -> None:
@@ -132,7 +133,7 @@ def _trainer(config: TrainConfig, out: Path, first_step: int) -> lightning.Train
         accelerator="auto",
         devices=config.devices,
         num_nodes=config.nodes,
-        strategy="ddp" if config.devices * config.nodes > 1 else "auto",
+        strategy=_strategy(config),
         precision=resolve_precision(config.precision),  # type: ignore[arg-type]
         max_steps=config.steps,
         limit_train_batches=config.steps,
@@ -148,6 +149,12 @@ def _trainer(config: TrainConfig, out: Path, first_step: int) -> lightning.Train
         ],
         enable_model_summary=False,
     )
+
+
+def _strategy(config: TrainConfig) -> str:
+    if config.devices * config.nodes == 1:
+        return "auto"
+    return "ddp_find_unused_parameters_true" if config.learner == "clone" else "ddp"  # it leaves Q as it is
 
 
 class Progress(TQDMProgressBar):

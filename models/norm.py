@@ -1,0 +1,51 @@
+"""Batch normalisation over the batches of all processes of a training, on any device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+class _Sum(torch.autograd.Function):
+    """Over all processes, forwards and backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient)
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Over all dimensions of [B, C, ...] but C. With several processes, each of which has B rows, their batches count
+    as one; `torch.nn.SyncBatchNorm` does that on GPUs alone. With one process it is PyTorch's own."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() < 2:
+            raise ValueError(f"expected [B, C, ...], got {list(x.shape)}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and distributed.is_available() and distributed.is_initialized()):
+            return super().forward(x)
+        processes = distributed.get_world_size()
+        dims = [0, *range(2, x.dim())]
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = _Sum.apply(exact.mean(dims)) / processes
+        centred = exact - mean.view(shape)
+        variance = _Sum.apply(centred.square().mean(dims)) / processes
+        count = processes * x.numel() // x.shape[1]
+        with torch.no_grad():
+            for running, new in ((self.running_mean, mean), (self.running_var, variance * count / (count - 1))):
+                assert running is not None
+                running.lerp_(new, self.momentum or 0.0)
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return torch.addcmul(self.bias.view(shape), centred, scale.view(shape)).to(x.dtype)

@@ -1,0 +1,123 @@
+"""Two processes (gloo, on the CPU) do together what one does with the batches of both."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from bench.step import Step, synthetic_batch
+from data.batches import Batch, BatchStream, Sampler, SamplerConfig
+from data.replay import Replay
+from data.sharing import RULES
+from models.checkpoint import read_checkpoint
+from sim.tasks import TASK_NAMES, TASKS
+from train.config import PRESETS
+
+ROOT = Path(__file__).parents[1]
+SMALL = replace(PRESETS["demo"], image_size=48, batch_size=12, tasks=TASK_NAMES[:3], random_crop=False)
+LARGE = replace(PRESETS["vision-472"], image_size=220, batch_size=2, tasks=TASK_NAMES[:2], random_crop=False)
+CONFIGS = {"cds": SMALL, "none": replace(SMALL, rule="none"), "qtopt": LARGE}
+
+
+class Fixed(Step):
+    """The step without chance, what it draws is a function of each row instead; and in float64, for batch normalisation
+    over a few pictures enlarges the differences of rounding."""
+
+    def forward(self, batch):
+        return self.training_step(batch, 0)
+
+    def view(self, frames, use):
+        image, corner = super().view(frames, use)
+        return image.double(), corner
+
+    def _target(self, batch, image, generator):
+        return (0.8 * batch.reward + 0.1 * batch.gripper[:, 0]).clamp(0, 1)
+
+    def _unseen_actions(self, action, generator):
+        moved = action[:, None].repeat(1, 4, 1)
+        moved[..., :4] *= torch.tensor([0.5, -0.5, -1, 0], dtype=action.dtype)[:, None]
+        return moved
+
+
+def batch_of(config, rank):
+    batch = synthetic_batch(config, torch.Generator().manual_seed(rank))
+    values = {f.name: getattr(batch, f.name) for f in fields(Batch)}
+    return Batch(**{name: value.double() if value.is_floating_point() else value for name, value in values.items()})
+
+
+def joined(batches):
+    return Batch(**{f.name: torch.cat([getattr(batch, f.name) for batch in batches]) for f in fields(Batch)})
+
+
+def result(name, batch, wrap=lambda module: module):
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        module = Fixed(CONFIGS[name]).double()
+        step = wrap(module)  # must live until the gradients are there
+        step(batch).backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    return {"gradients": gradients, "buffers": dict(module.named_buffers())}
+
+
+def work(rank, name, folder):
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    found = result(name, batch_of(CONFIGS[name], rank), DistributedDataParallel)
+    torch.save(found, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_processes_have_the_gradient_and_the_statistics_of_one_with_both_batches(tmp_path, name):
+    multiprocessing.spawn(work, (name, str(tmp_path)), nprocs=2)
+    alone = result(name, joined([batch_of(CONFIGS[name], rank) for rank in (0, 1)]))
+    assert max(g.abs().max() for g in alone["gradients"].values()) > 1e-2
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for kind in ("gradients", "buffers"):
+            assert found[kind].keys() == alone[kind].keys()
+            for key, value in alone[kind].items():
+                assert (found[kind][key].double() - value.double()).abs().max() < 1e-5, (kind, key)
+
+
+def test_the_parts_of_two_processes_are_the_batch_of_one_and_hold_no_episode_twice(
+    tmp_path, make_episode, write_dataset
+):
+    tasks = ("lift-can", "place-bowl")
+    chosen = [(task, won) for task in tasks for won in ((task,), ()) for _ in range(12)]
+    episodes = [make_episode(task, 3, won, number=number) for number, (task, won) in enumerate(chosen)]
+    replay = Replay(write_dataset(tmp_path / "set", [episodes]))
+    numbers = tuple(TASKS[task].index for task in tasks)
+
+    def draws(per_task, processes, rank):
+        config = SamplerConfig(per_task=per_task, processes=processes)
+        stream = BatchStream(Sampler(replay, numbers, RULES["all"], config), 5, rank=rank).draws()
+        return [next(stream) for _ in range(20)]
+
+    for (steps, targets), first, second in zip(draws(8, 1, 0), draws(4, 2, 0), draws(4, 2, 1), strict=True):
+        assert len(set(replay.episode_of(steps))) == 16
+        assert first[1].tolist() == second[1].tolist() == np.repeat(numbers, 4).tolist()
+        both = sorted(zip(np.concatenate([first[0], second[0]]), np.concatenate([first[1], second[1]]), strict=True))
+        assert both == sorted(zip(steps, targets, strict=True))
+
+
+def test_the_command_trains_with_two_processes_and_goes_on(tiny_training, tmp_path):
+    for steps in (2, 3):
+        options = {**tiny_training, "tasks": ",".join(tiny_training["tasks"]), "out": tmp_path / "run", "devices": 2}
+        options["learning_rate_decay"] = False
+        values = [text for key, value in {**options, "steps": steps}.items() for text in (f"--{key}", str(value))]
+        line = [sys.executable, "-m", "train", "--preset", "demo", *values]
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        assert read_checkpoint(tmp_path / "run" / "last.ckpt")["switchyard"]["steps"] == steps
