@@ -1,0 +1,89 @@
+"""A small problem whose Q* is known, seen through pictures: what is learned is that Q."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from bench.step import Step, synthetic_batch
+from models.acting import crop
+from sim.actions import CLOSE, OPEN, TERMINATE
+from train.config import PRESETS
+
+# Four places in a row. Open goes on by one, close goes back, terminate at the last place succeeds; motion does nothing.
+PLACES, COMMANDS, DISCOUNT = 4, 4, 0.8
+CONFIG = replace(
+    PRESETS["demo"],
+    image_size=48,
+    batch_size=64,
+    tasks=("lift-can",),
+    rule="none",
+    shared_part=0.0,
+    prior=False,
+    landmark_weight=0.0,
+    conservative_weight=0.0,
+    unseen_actions=0,
+    discount=DISCOUNT,
+    target_decay=0.9,
+    lagged_target_steps=5,
+    learning_rate=3e-3,
+    random_crop=True,
+)
+STEPS = 250
+
+
+def known_q():
+    """[place, command]"""
+    value = DISCOUNT ** np.arange(PLACES - 1, -1, -1.0)
+    place = np.arange(PLACES)
+    q = np.repeat(DISCOUNT * value[:, None], COMMANDS, axis=1)  # no command: it stays
+    q[:, CLOSE] = DISCOUNT * value[np.maximum(place - 1, 0)]
+    q[:, OPEN] = DISCOUNT * value[np.minimum(place + 1, PLACES - 1)]
+    q[:, TERMINATE] = place == PLACES - 1
+    return q
+
+
+def pictures(place, side):
+    """A bright square that stands where the place is."""
+    image = torch.full((len(place), 3, side, side), 40, dtype=torch.uint8)
+    for picture, k in zip(image, place.tolist(), strict=True):
+        picture[:, 20:30, 4 + 12 * k : 14 + 12 * k] = 220
+    return image
+
+
+def transitions(generator):
+    """Every place and command four times, with other motions."""
+    batch = synthetic_batch(CONFIG, generator)
+    place = torch.arange(PLACES).repeat_interleave(16)
+    command = torch.arange(COMMANDS).repeat(16)
+    following = (place + (command == OPEN).long() - (command == CLOSE).long()).clamp(0, PLACES - 1)
+    ends = command == TERMINATE
+    action = torch.cat([batch.action[:, :4], command[:, None].float()], dim=1)
+    side = batch.image.shape[-1]
+    reward = (ends & (place == PLACES - 1)).float()
+    seen = {"image": pictures(place, side), "next_image": pictures(following, side)}
+    still = torch.zeros_like(batch.gripper)
+    told = {"action": action, "reward": reward, "done": ends.float(), "gripper": still, "next_gripper": still}
+    return replace(batch, **seen, **told, success=reward)
+
+
+def test_the_learned_q_is_the_known_one():
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    module = Step(CONFIG)
+    adam = module.configure_optimizers()["optimizer"]
+    for step in range(STEPS):
+        adam.param_groups[0]["lr"] = CONFIG.learning_rate * (1 - step / STEPS)
+        loss = module.training_step(transitions(generator), step)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        module.steps_done += 1
+        module._update_targets(module.steps_done)
+    batch = transitions(generator)
+    with torch.no_grad():
+        q = module.target(crop(batch.image, 48), batch.gripper, batch.action, batch.task_index).sigmoid()
+    learned = q.view(PLACES, 4, COMMANDS).numpy()
+    assert np.abs(learned - known_q()[:, None]).max() < 0.03
