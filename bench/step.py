@@ -21,10 +21,10 @@ from sim.landmarks import LANDMARK_SIZE, LANDMARKS, POINTS
 from sim.tasks import TASK_NAMES
 from sim.views import frame_size
 from train.config import TrainConfig
+from train.pace import ceiling_flops_per_s
 from train.qtopt import QTOpt
 
 NUM_THREADS = 2
-CEILING_SIZE = 2048  # of the square matrices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def measure(case: Case) -> Measurement:
     module = Step(case.config)
     optimizer = module.configure_optimizers()["optimizer"]
     batch = synthetic_batch(case.config, torch.Generator().manual_seed(0))
-    before = ceiling_flops_per_s(kind)
+    before = ceiling_flops_per_s.__wrapped__(kind, "cpu")
     with FlopCounterMode(display=False) as counter:
         _step(module, optimizer, batch, case.precision)  # the warm-up too
     times_s = []
@@ -81,7 +81,7 @@ def measure(case: Case) -> Measurement:
     return Measurement(
         step_s=statistics.median(times_s),
         flops_per_step=counter.get_total_flops(),
-        ceiling_flops_per_s=max(before, ceiling_flops_per_s(kind)),
+        ceiling_flops_per_s=max(before, ceiling_flops_per_s.__wrapped__(kind, "cpu")),
         peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         batch=len(batch),
     )
@@ -96,17 +96,6 @@ def _step(module: Step, optimizer: torch.optim.Optimizer, batch: Batch, precisio
     optimizer.step()
     module.steps_done += 1
     module._update_targets(module.steps_done)
-
-
-def ceiling_flops_per_s(kind: torch.dtype) -> float:
-    """The best rate of a few products of large square matrices."""
-    left, right = (torch.randn(CEILING_SIZE, CEILING_SIZE).to(kind) for _ in range(2))
-    times_s = []
-    for _ in range(4):
-        begin = time.perf_counter()
-        left @ right
-        times_s.append(time.perf_counter() - begin)
-    return 2 * CEILING_SIZE**3 / min(times_s)
 
 
 def synthetic_batch(config: TrainConfig, generator: torch.Generator) -> Batch:
@@ -130,6 +119,7 @@ def synthetic_batch(config: TrainConfig, generator: torch.Generator) -> Batch:
         reward=done * success,
         done=done,
         span=torch.ones(size),
+        left=torch.ones(size),
         success=success,
         landmark=torch.randn(size, LANDMARKS, LANDMARK_SIZE, generator=generator),
         landmark_present=torch.ones(size, LANDMARKS, dtype=torch.bool),

@@ -43,6 +43,7 @@ class Batch:
     reward: Tensor  # float32 [B], of the target task: 1 where s' ends an episode that its detector accepts
     done: Tensor  # float32 [B], 1 where s' is the end: the success is decided there, so nothing is bootstrapped
     span: Tensor  # float32 [B], steps from s to s'
+    left: Tensor  # float32 [B], steps from s to the end of the episode
     success: Tensor  # float32 [B], whether the target task's detector accepts the end of the episode
     landmark: Tensor  # float32 [B, L, 5], privileged: where things are (sim/landmarks.py)
     landmark_present: Tensor  # bool [B, L]
@@ -220,6 +221,7 @@ class Sampler:
             reward=tensor(done & success),
             done=tensor(done),
             span=tensor(span),
+            left=tensor(left),
             success=tensor(success),
             landmark=tensor(marks.value),
             landmark_present=tensor(marks.present, np.bool_),

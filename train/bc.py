@@ -20,7 +20,7 @@ class Cloning(QTOpt):
         if self.config.landmark_weight:
             telling, more = self.telling(batch, sight, corner)
             loss, info = loss + self.config.landmark_weight * telling, info | more
-        if self.global_step % self.config.log_every == 0:
+        if self.logs_now:
             self.log_dict({f"train/{key}": value for key, value in {"loss": loss.detach(), **info}.items()})
             self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss

@@ -65,6 +65,7 @@ class TrainConfig:
     )
     checkpoint_every: int = option(1000, "steps between checkpoints")
     log_every: int = option(50, "steps between log lines")
+    landscape_every: int = option(1000, "steps between pictures of Q over the image")
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
@@ -78,7 +79,7 @@ class TrainConfig:
                 raise ValueError(f"{name} is 0 or more, got {getattr(self, name)}")
         if self.batch_size < len(self.tasks):
             raise ValueError(f"a batch of {self.batch_size} cannot hold {len(self.tasks)} tasks")
-        for name in ("steps", "n_step", "checkpoint_every", "log_every", "devices", "nodes"):
+        for name in ("steps", "n_step", "checkpoint_every", "log_every", "landscape_every", "devices", "nodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
         for name in (

@@ -69,8 +69,8 @@ class QTOpt(lightning.LightningModule):
         if sight:
             telling, more = self.telling(batch, sight, corner)
             loss, info = loss + config.landmark_weight * telling, info | more
-        if self.global_step % config.log_every == 0:
-            self._log(batch, logits.detach(), weight, {"loss": loss.detach(), **info})
+        if self.logs_now:
+            self._log(batch, logits.detach(), weight, {"loss": loss.detach(), **info, **self._judge(batch, image)})
         return loss
 
     def step_seed(self, use: int) -> int:
@@ -157,6 +157,32 @@ class QTOpt(lightning.LightningModule):
         return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # ------------------------------------------------------------------ diagnostics
+
+    @property
+    def logs_now(self) -> bool:
+        return self.global_step % self.config.log_every == 0
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.logs_now:
+            norm = torch.nn.utils.get_total_norm(p.grad for p in self.network.parameters() if p.grad is not None)
+            self.log("train/gradient_norm", norm)
+
+    @torch.no_grad()
+    def _judge(self, batch: Batch, image: Tensor) -> dict[str, Tensor]:
+        """What the acting Q says of the own transitions: of their action, of the best one, and beside what came of it.
+
+        `calibration_error`: in five bins of Q, how far its mean is from that of the discounted outcome, the success of
+        the data's episode; weighted by how many lie there."""
+        own = ~batch.is_shared
+        generator = torch.Generator(self.device).manual_seed(self.step_seed(3))
+        features = self.target.encode(image, batch.gripper)
+        logits = self.target.score(features, batch.gripper, batch.action[:, None], batch.task_index)
+        _, best = best_action(self.target, features, batch.gripper, batch.task_index, self.config.acting, generator)
+        q, best = logits[own, 0].float().sigmoid(), best[own]
+        outcome = batch.success[own] * self.config.discount ** (batch.left[own] - 1)
+        place = torch.nn.functional.one_hot((5 * q).long().clamp(max=4), 5).to(outcome.dtype)
+        error = (place.T @ (q - outcome)).abs().sum() / len(q)
+        return {"q_acting": q.mean(), "q_best": best.mean(), "q_gap": (best - q).mean(), "calibration_error": error}
 
     def _log(self, batch: Batch, logits: Tensor, weight: Tensor, values: dict[str, Tensor]) -> None:
         q = logits[:, 0].sigmoid()

@@ -29,6 +29,8 @@ from sim.options import changed
 from sim.tasks import TASK_NAMES, task_by_name
 from train.bc import Cloning
 from train.config import TrainConfig
+from train.landscape import Landscape
+from train.pace import Pace
 from train.qtopt import QTOpt
 
 LEARNERS = {"qtopt": QTOpt, "clone": Cloning}
@@ -41,6 +43,7 @@ FREE_TO_CHANGE = (
     "decode",
     "checkpoint_every",
     "log_every",
+    "landscape_every",
     "precision",
     "out",
 )  # when a run goes on
@@ -72,7 +75,7 @@ def train(config: TrainConfig) -> Path:
     module = LEARNERS[config.learner](config)
     module.renderer, module.randomise, module.split = replay.renderer, replay.randomise, replay.split
     quiet_lightning()
-    trainer = _trainer(config, out, first_step)
+    trainer = _trainer(config, out, replay, first_step)
     loader = _loader(config, replay, first_step, trainer)
     try:
         trainer.fit(module, loader, ckpt_path=None if resume is None else str(resume), weights_only=True)
@@ -128,7 +131,7 @@ def _ignore_interrupt(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
 
-def _trainer(config: TrainConfig, out: Path, first_step: int) -> lightning.Trainer:
+def _trainer(config: TrainConfig, out: Path, replay: Replay, first_step: int) -> lightning.Trainer:
     return lightning.Trainer(
         accelerator="auto",
         devices=config.devices,
@@ -145,7 +148,9 @@ def _trainer(config: TrainConfig, out: Path, first_step: int) -> lightning.Train
                 out, filename="last", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
             ),
             SaveAtEnd(out / LAST),
+            Pace(config.log_every),
             Progress(first_step, refresh_rate=min(10, config.log_every)),
+            *([Landscape(replay, config)] if config.learner == "qtopt" else []),
         ],
         enable_model_summary=False,
     )

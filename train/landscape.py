@@ -1,0 +1,106 @@
+"""Pictures of Q over the image, for people to look at: `landscape/` in TensorBoard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from data import codec
+from data.replay import Replay
+from models.acting import ActingConfig, best_action, crop
+from models.networks import QNetwork
+from sim.actions import COMMANDS, MAX_TRANSLATION_M
+from sim.state import SceneState
+from sim.tasks import TASK_NAMES, task_by_name
+from sim.views import CameraSpec, project
+from train.config import TrainConfig
+
+SHOWN_TASKS = 4
+GRID = 21  # motions along x and y
+SHOWN_PX = 320
+CAPTION_PX = 18
+
+
+class Landscape(Callback):
+    """Every so many steps, for the middle of a successful episode of each of the first tasks."""
+
+    def __init__(self, replay: Replay, config: TrainConfig) -> None:
+        self._every = config.landscape_every
+        tasks = [task_by_name(name).index for name in config.tasks]
+        self._frames = [(task, frame) for task in tasks if (frame := _middle(replay, task)) is not None][:SHOWN_TASKS]
+        self._replay = replay
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
+    ) -> None:
+        if trainer.global_step % self._every or not trainer.is_global_zero or trainer.logger is None:
+            return
+        for task, frame in self._frames:
+            picture = landscape(pl_module.target, pl_module.config.acting, self._replay, frame, task)
+            board = trainer.logger.experiment
+            board.add_image(f"landscape/{TASK_NAMES[task]}", picture, trainer.global_step, dataformats="HWC")
+
+
+def _middle(replay: Replay, task: int) -> int | None:
+    won = np.flatnonzero((replay.episode_task == task) & replay.success[:, task])
+    if not len(won):
+        return None
+    frames = replay.frames_of(int(won[0]))
+    return frames[len(frames) // 2]
+
+
+@torch.no_grad()
+def landscape(network: QNetwork, acting: ActingConfig, replay: Replay, number: int, task: int) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3]: the frame, and on it Q of motions to each place around the gripper, the rest of the action being
+    that of the best one (white ring). A cross marks the data's action."""
+    frame = replay.read([number])[0]
+    state = SceneState(frame.state)
+    device = next(network.parameters()).device
+    picture = torch.from_numpy(codec.decode(frame.picture)).permute(2, 0, 1)[None]
+    side = network.config.image_size
+    image = crop(picture, side).to(device)
+    tip = state["gripper_position"]
+    gripper = torch.tensor([[float(state["gripper_closed"]), float(tip[2])]], device=device)
+    index = torch.tensor([task], device=device)
+    features = network.encode(image, gripper)
+    best, value = best_action(network, features, gripper, index, acting, torch.Generator(device).manual_seed(0))
+    reach = torch.linspace(-MAX_TRANSLATION_M, MAX_TRANSLATION_M, GRID, device=device)
+    candidates = best.repeat(GRID * GRID, 1)
+    candidates[:, :2] = torch.cartesian_prod(reach, reach)
+    q = network.score(features, gripper, candidates[None], index)[0].float().sigmoid().cpu().numpy()
+
+    margin = (picture.shape[-1] - side) / 2
+    shown = Image.fromarray(codec.decode(frame.picture)).crop((margin, margin, margin + side, margin + side))
+    shown = shown.resize((SHOWN_PX, SHOWN_PX), Image.Resampling.NEAREST)
+    out = Image.new("RGB", (2 * SHOWN_PX, SHOWN_PX + CAPTION_PX))
+    out.paste(shown, (0, 0))
+    out.paste(shown, (SHOWN_PX, 0))
+    pen = ImageDraw.Draw(out, "RGBA")
+
+    def place(motion: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Where motions [P, 3] end, in px of the right picture."""
+        seen = project(tip + motion, state["camera_position"], state["camera_axes"], CameraSpec())
+        return (seen * picture.shape[-1] - margin) / side * SHOWN_PX + [SHOWN_PX, 0]
+
+    def mark(xy: NDArray[np.floating], radius: float, **style: Any) -> None:
+        if xy[0] - radius >= SHOWN_PX and xy[1] + radius < SHOWN_PX:
+            pen.ellipse((*(xy - radius), *(xy + radius)), **style)
+
+    low, high = float(q.min()), float(q.max())
+    for xy, level in zip(place(candidates[:, :3].cpu().numpy()), (q - low) / max(high - low, 1e-6), strict=True):
+        mark(xy, 4, fill=(int(255 * level), int(200 * level * level), int(255 * (1 - level)), 170))
+    chosen = best[0].cpu().numpy()
+    mark(place(chosen[None, :3])[0], 6, outline="white", width=2)
+    x, y = place(frame.action[None, :3])[0]
+    for sign in (1, -1):
+        pen.line((x - 5, y - 5 * sign, x + 5, y + 5 * sign), fill="white", width=2)
+    command, height = COMMANDS[int(chosen[4])], f"{100 * chosen[2]:+.0f} cm up"
+    text = f"{TASK_NAMES[task]}: Q {low:.2f} (blue) to {high:.2f}, of {command}, {height}; best {float(value[0]):.2f}"
+    pen.text((4, SHOWN_PX + 3), text, fill="white")
+    return np.array(out)
