@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from eval.__main__ import EvalConfig, averages, data_success, evaluate
+from eval.export import main as export_main
 from eval.policy import CEMPolicy, Policy
 from eval.rollout import EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise, wilson
 from models.checkpoint import CheckpointError
 from sim.scenes import FACTORS
 from sim.state import STATE_SIZE
+from sim.tasks import TASKS
 
 TASKS_USED = ("lift-banana", "place-bowl")
 
@@ -265,3 +270,31 @@ def test_the_readmes_python_runs(tiny_checkpoint, capsys):
     assert "runs/demo/last.ckpt" in code
     exec(code.replace("runs/demo/last.ckpt", str(tiny_checkpoint)), {})
     assert capsys.readouterr().out.strip() in ("lifted", "not lifted")
+
+
+def test_the_exported_programs_are_the_network_and_need_no_switchyard(tiny_checkpoint, tmp_path, capsys):
+    """In another process, which knows of torch alone."""
+    out = tmp_path / "exported"
+    assert export_main(["--checkpoint", str(tiny_checkpoint), "--out", str(out)]) == 0
+    assert "trunk.pt2, head.pt2, prior.pt2; at most" in capsys.readouterr().out
+    torch.manual_seed(0)
+    image, gripper = torch.rand(1, 3, 48, 48), torch.tensor([[0.0, 0.1]])
+    action, task = torch.rand(1, 8, 5).round(), torch.tensor([TASKS["lift-banana"].index])
+    torch.save([image, gripper, action, task], tmp_path / "inputs.pt")
+    code = f"""import sys, torch
+image, gripper, action, task = torch.load({str(tmp_path / "inputs.pt")!r}, weights_only=True)
+trunk, head, prior = (torch.export.load(f"{out}/{{n}}.pt2").module() for n in ("trunk", "head", "prior"))
+features = trunk(image, gripper)
+torch.save([head(features, gripper, action, task), *prior(features, gripper, task)], {str(tmp_path / "found.pt")!r})
+assert not any(name.split('.')[0] in ('models', 'sim', 'eval') for name in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
+    network = CEMPolicy.load(tiny_checkpoint).network
+    with torch.no_grad():
+        features = network.encode(image, gripper)
+        wanted = [network.score(features, gripper, action, task), *network.propose(features, gripper, task)]
+    for found, value in zip(torch.load(tmp_path / "found.pt", weights_only=True), wanted, strict=True):
+        assert (found - value).abs().max() < 1e-3
+    about = json.loads((out / "about.json").read_text())
+    assert (about["image_size"], about["candidates"], about["acting"]["by"]) == (48, 8, "proposals")
+    assert export_main(["--checkpoint", str(tiny_checkpoint), "--out", str(out)]) == 2  # not empty

@@ -1,0 +1,134 @@
+"""`python -m eval.export --checkpoint runs/demo/last.ckpt --out exported`: the network as programs of torch.export.
+
+`trunk.pt2`: (image float32 [1, 3, H, H] in [0, 1], gripper [1, 2]) -> features, once per picture. `head.pt2`:
+(features, gripper, actions [1, K, 5], task int64 [1]) -> Q logits [1, K]. `prior.pt2`, where a clone proposes:
+(features, gripper, task) -> motion in units of its bounds [1, 4], command logits [1, 4]. `about.json` tells sizes,
+bounds, tasks and how actions are chosen. Any program with torch loads them, without this package, by
+`torch.export.load`; that may unpickle, so load only what comes from somebody trusted.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data.manifest import check_new
+from data.shards import write_whole
+from eval.policy import CEMPolicy
+from models.networks import QNetwork, SmallQNetwork
+from sim.actions import BOUNDS, COMMANDS
+from sim.options import Parser, add_options, from_options, run_command
+from sim.tasks import TASK_NAMES
+
+TOLERANCE = 1e-3
+TRIALS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    checkpoint: str = field(metadata={"help": "what to export"})
+    out: str = field(metadata={"help": "a new folder"})
+
+
+class Trunk(nn.Module):
+    def __init__(self, network: QNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor, gripper: Tensor) -> Tensor:
+        return self.network.encode(image, gripper)
+
+
+class Head(Trunk):
+    def forward(self, features: Tensor, gripper: Tensor, action: Tensor, task: Tensor) -> Tensor:  # type: ignore[override]
+        return self.network.score(features, gripper, action, task)
+
+
+class Prior(Trunk):
+    def forward(self, features: Tensor, gripper: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        assert isinstance(self.network, SmallQNetwork)
+        return self.network.propose(features, gripper, task)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m eval.export", description=__doc__)
+    add_options(parser, ExportConfig)
+    options = vars(parser.parse_args(arguments))
+    return run_command(lambda: export(from_options(ExportConfig, options)))
+
+
+@torch.no_grad()
+def export(config: ExportConfig) -> None:
+    """Write the programs, read them back, and compare them with the network: ValueError where they differ."""
+    warnings.filterwarnings("ignore", module="torch")  # of how it shares what is the same in two places
+    policy = CEMPolicy.load(config.checkpoint)
+    network, out = policy.network, Path(config.out)
+    check_new(out)
+    out.mkdir(parents=True, exist_ok=True)
+    parts: dict[str, Trunk] = {"trunk": Trunk(network), "head": Head(network)}
+    if network.config.prior:
+        parts["prior"] = Prior(network)
+    worst, times_s = 0.0, dict[str, list[float]]()
+    programs = {}
+    for name, part in parts.items():
+        torch.export.save(torch.export.export(part.eval(), _inputs(policy, name)), out / f"{name}.pt2")
+        programs[name] = torch.export.load(out / f"{name}.pt2").module()
+    for _ in range(TRIALS):
+        for name, part in parts.items():
+            inputs = _inputs(policy, name)
+            mine = _timed(part, inputs, times_s.setdefault(name, []))
+            its = _timed(programs[name], inputs, times_s.setdefault(f"{name} exported", []))
+            worst = max(worst, *(float((a - b).abs().max()) for a, b in zip(mine, its, strict=True)))
+    about = {
+        "checkpoint": policy.about,
+        "image_size": network.config.image_size,
+        "frame_size": policy.frame_size,
+        "candidates": policy.acting.cem.samples,
+        "acting": asdict(policy.acting),
+        "tasks": list(TASK_NAMES),
+        "commands": list(COMMANDS),
+        "bounds": BOUNDS.tolist(),
+    }
+    write_whole(out / "about.json", json.dumps(about, indent=1).encode())
+    if not worst <= TOLERANCE:
+        raise ValueError(f"{out}: the programs differ from the network by {worst:.2g}, more than {TOLERANCE:g}")
+    print(f"{out}: {', '.join(f'{name}.pt2' for name in parts)}; at most {worst:.1e} from the network")
+    for name, each in times_s.items():
+        print(f"{name:<16}{1000 * statistics.median(each):>8.1f} ms")
+
+
+def _inputs(policy: CEMPolicy, name: str) -> tuple[Tensor, ...]:
+    """Random inputs of a part, as large as in use."""
+    side, count = policy.network.config.image_size, policy.acting.cem.samples
+    image, gripper = torch.rand(1, 3, side, side), torch.rand(1, 2) * torch.tensor([1.0, 0.3])
+    if name == "trunk":
+        return image, gripper
+    features = policy.network.encode(image, gripper)
+    task = torch.randint(len(TASK_NAMES), (1,))
+    if name == "prior":
+        return features, gripper, task
+    action = torch.cat(
+        [(2 * torch.rand(1, count, 4) - 1) * torch.from_numpy(BOUNDS), torch.randint(4, (1, count, 1)).float()], dim=-1
+    )
+    return features, gripper, action, task
+
+
+def _timed(call: Callable[..., Any], inputs: tuple[Tensor, ...], times_s: list[float]) -> tuple[Tensor, ...]:
+    begin = time.perf_counter()
+    found = call(*inputs)
+    times_s.append(time.perf_counter() - begin)
+    return found if isinstance(found, tuple) else (found,)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
