@@ -30,7 +30,10 @@ FILMED_EPISODES = 2  # of each task, shown in the report
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     checkpoint: str = field(metadata={"help": "what to evaluate"})
-    out: str = option("", "folder of eval.json and report.html; default: the checkpoint's, or test-split in it")
+    out: str = option(
+        "",
+        "folder of the results; default: that of a last.ckpt, else one beside the checkpoint named like it",
+    )
     episodes: int = option(50, "per task")
     tasks: tuple[str, ...] = option((), "default: those it was trained for")
     policies: tuple[str, ...] = option(("checkpoint", "random"), f"of {', '.join(POLICIES)}")
@@ -80,6 +83,8 @@ def evaluate(config: EvalConfig) -> Path:
     if untrained:
         raise CheckpointError(f"{config.checkpoint}: never trained for {', '.join(untrained)}")
     folder = Path(config.checkpoint).parent
+    if (name := Path(config.checkpoint).stem) != "last":
+        folder /= name
     out = Path(config.out or (folder if config.split == "train" else folder / f"{config.split}-split"))
     out.mkdir(parents=True, exist_ok=True)
     settings = {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key != "workers"}

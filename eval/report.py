@@ -24,6 +24,7 @@ LABELS = {
     "data": "the data",
 }
 CURVES = {  # TensorBoard tag -> what it is
+    "eval/success_rate": "success in the simulator, all tasks",
     "train/loss": "total loss",
     "train/bellman": "Bellman cross-entropy",
     "train/q_success": "Q on own steps of successful episodes",
@@ -48,8 +49,8 @@ svg text { font: 11px system-ui, sans-serif; fill: #333; } .note { color: #555; 
 """
 
 
-def write_report(run: Path, payload: dict[str, Any], films: list[EpisodeOutcome]) -> Path:
-    """Write `report.html` beside eval.json; `payload` is what eval.json holds."""
+def write_report(out: Path, payload: dict[str, Any], films: list[EpisodeOutcome]) -> Path:
+    """Write `report.html` into the folder of eval.json; `payload` is what that holds."""
     rows = sorted(payload["results"] + payload["data"], key=lambda row: TASKS[row["task"]].index)
     steps, size = payload["steps"], payload["image_size"]
     about = (
@@ -67,12 +68,12 @@ def write_report(run: Path, payload: dict[str, Any], films: list[EpisodeOutcome]
         "<h2>Routing: mean weight of source (column) for target (row)</h2>",
         _routing(payload["sharing"]["weights"]),
         "<h2>Learning curves</h2>",
-        _curves(read_curves(run / "log")),
+        _curves(read_curves(Path(payload["checkpoint"]).parent / "log")),
         "<h2>Evaluation episodes</h2><p class=note>The first episodes of each task, not a selection.</p>",
         "<div class=films>" + "".join(_film(outcome) for outcome in films) + "</div>",
     ]
     page = f"<!doctype html><meta charset=utf-8><title>Switchyard report</title><style>{STYLE}</style>{''.join(parts)}"
-    path = run / "report.html"
+    path = out / "report.html"
     path.write_text(page)
     return path
 

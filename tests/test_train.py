@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from data.replay import Replay
 from data.shards import DatasetError
 from data.sharing import RULES
 from eval.policy import CEMPolicy
+from eval.report import read_curves
 from models.acting import crop, crop_corner, in_crop
 from models.augment import photometric
 from models.checkpoint import CheckpointError, read_checkpoint
@@ -123,6 +125,32 @@ def test_a_killed_run_goes_on_to_the_weights_of_one_that_was_not(demo_training, 
     assert resumed["switchyard"]["steps"] == straight["switchyard"]["steps"] == 100
     assert changes(straight["state_dict"], resumed["state_dict"]) == []
     assert equal(straight["optimizer_states"], resumed["optimizer_states"])
+
+
+def losses(folder):
+    return read_curves(folder / "log")["train/loss"]
+
+
+def test_a_killed_run_goes_on_with_the_losses_of_one_that_was_not(demo_training, tmp_path):
+    options = {**demo_training, "out": str(tmp_path / "killed"), "random_crop": True, "photometric": True}
+    saved, _ = train_until_stopped(options, signal.SIGKILL)
+    config = from_options(TrainConfig, options, **vars(PRESETS["demo"]))
+    for name in ("killed", "straight"):
+        train(dataclasses.replace(config, out=str(tmp_path / name)))
+    resumed, straight = losses(tmp_path / "killed"), losses(tmp_path / "straight")
+    assert np.array_equal(resumed[-(100 - saved) :], straight[saved:])
+
+
+def test_the_best_checkpoint_is_the_first_with_the_highest_success_in_the_simulator(tiny_training, tmp_path):
+    options = {**tiny_training, "steps": 3, "evaluate_every": 1, "evaluate_episodes": 1, "out": str(tmp_path / "run")}
+    train(TrainConfig(**options))
+    found = json.loads((tmp_path / "run" / "validation.json").read_text())
+    mean = {int(step): np.mean(list(success.values())) for step, success in found.items()}
+    assert sorted(mean) == [1, 2, 3]
+    best = read_checkpoint(tmp_path / "run" / "best.ckpt")["switchyard"]["steps"]
+    assert best == max(mean, key=lambda step: (mean[step], -step))
+    assert read_curves(tmp_path / "run" / "log")["eval/success_rate"].tolist() == [[k, mean[k]] for k in (1, 2, 3)]
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 def test_an_interrupted_run_saves_where_it_is_and_goes_on(demo_training, tmp_path):

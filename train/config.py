@@ -65,6 +65,8 @@ class TrainConfig:
     )
     checkpoint_every: int = option(1000, "steps between checkpoints")
     log_every: int = option(50, "steps between log lines")
+    evaluate_every: int = option(0, "steps between evaluations in the simulator, which choose best.ckpt; 0: never")
+    evaluate_episodes: int = option(10, "of each task in those")
     landscape_every: int = option(1000, "steps between pictures of Q over the image")
 
     def __post_init__(self) -> None:
@@ -79,7 +81,16 @@ class TrainConfig:
                 raise ValueError(f"{name} is 0 or more, got {getattr(self, name)}")
         if self.batch_size < len(self.tasks):
             raise ValueError(f"a batch of {self.batch_size} cannot hold {len(self.tasks)} tasks")
-        for name in ("steps", "n_step", "checkpoint_every", "log_every", "landscape_every", "devices", "nodes"):
+        for name in (
+            "steps",
+            "n_step",
+            "checkpoint_every",
+            "log_every",
+            "landscape_every",
+            "evaluate_episodes",
+            "devices",
+            "nodes",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
         for name in (
@@ -87,6 +98,7 @@ class TrainConfig:
             "unseen_actions",
             "workers",
             "cache_mib",
+            "evaluate_every",
             "lagged_target_steps",
             "learning_rate",
             "weight_decay",

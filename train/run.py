@@ -32,6 +32,7 @@ from train.config import TrainConfig
 from train.landscape import Landscape
 from train.pace import Pace
 from train.qtopt import QTOpt
+from train.validation import Validation
 
 LEARNERS = {"qtopt": QTOpt, "clone": Cloning}
 CONFIG = "config.json"
@@ -44,6 +45,8 @@ FREE_TO_CHANGE = (
     "checkpoint_every",
     "log_every",
     "landscape_every",
+    "evaluate_every",
+    "evaluate_episodes",
     "precision",
     "out",
 )  # when a run goes on
@@ -148,9 +151,10 @@ def _trainer(config: TrainConfig, out: Path, replay: Replay, first_step: int) ->
                 out, filename="last", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
             ),
             SaveAtEnd(out / LAST),
-            Pace(config.log_every),
             Progress(first_step, refresh_rate=min(10, config.log_every)),
             *([Landscape(replay, config)] if config.learner == "qtopt" else []),
+            *([Validation(replay, config)] if config.evaluate_every else []),
+            Pace(config.log_every),  # last: what the others do is no step's time
         ],
         enable_model_summary=False,
     )

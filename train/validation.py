@@ -1,0 +1,69 @@
+"""Success in the simulator while training, and the best checkpoint by it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+
+from data.replay import Replay
+from data.shards import read_json, write_whole
+from eval.rollout import EpisodeJob, rollout
+from sim.views import frame_size
+from train.config import TrainConfig
+
+BEST, FOUND = "best.ckpt", "validation.json"
+SEED = 2000  # scenes apart from those of collection and of evaluation, which must not be chosen by
+
+
+class Validation(Callback):
+    """Every `evaluate_every` steps: a few episodes of each task, in processes of their own. What was found lies in
+    `validation.json`, step -> task -> success, and the checkpoint with the highest mean, the first of equals, in
+    `best.ckpt`."""
+
+    def __init__(self, replay: Replay, config: TrainConfig) -> None:
+        self._config, self._out = config, Path(config.out)
+        self._world: dict[str, Any] = {
+            "image_size": frame_size(replay.size),
+            "renderer": replay.renderer,
+            "randomise": tuple(replay.randomise),
+            "split": replay.split,
+        }
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
+    ) -> None:
+        if trainer.global_step % self._config.evaluate_every:
+            return
+        checkpoint = self._out / ".validated.tmp"
+        trainer.save_checkpoint(checkpoint)
+        if trainer.is_global_zero:
+            success = self._play(checkpoint)
+            mean = float(np.mean(list(success.values())))
+            path = self._out / FOUND
+            found = read_json(path) if path.is_file() else {}
+            before = [np.mean(list(s.values())) for step, s in found.items() if int(step) < trainer.global_step]
+            if mean > max(before, default=-1.0):
+                os.replace(checkpoint, self._out / BEST)
+            write_whole(path, json.dumps({**found, str(trainer.global_step): success}, indent=1).encode())
+            values = {"eval/success_rate": mean, **{f"eval/{task}": rate for task, rate in success.items()}}
+            for logger in trainer.loggers:
+                logger.log_metrics(values, trainer.global_step)
+            checkpoint.unlink(missing_ok=True)
+        trainer.strategy.barrier()
+
+    def _play(self, checkpoint: Path) -> dict[str, float]:
+        config = self._config
+        jobs = [
+            EpisodeJob(task=task, number=number, seed=SEED, filmed=False)
+            for number in range(config.evaluate_episodes)
+            for task in config.tasks
+        ]
+        workers = len(os.sched_getaffinity(0))
+        outcomes = list(rollout("checkpoint", str(checkpoint), self._world, jobs, workers))
+        return {task: float(np.mean([o.success for o in outcomes if o.task == task])) for task in config.tasks}
