@@ -21,7 +21,7 @@ DEMO_STEPS ?= 2600
 DEMO_EVALUATIONS ?= 20
 ARGS ?=
 
-.PHONY: help setup demo test lint bench bench-world bench-data torture collect train-vision evaluate clean
+.PHONY: help setup demo test lint bench bench-world bench-data bench-vision torture collect train-vision evaluate clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -57,6 +57,9 @@ bench-world: $(READY)  ## the world's own figures: speed, success of the experts
 
 bench-data: $(READY)  ## the data's figures: loading, memory, opening, collecting
 	@$(PY) -m bench --only data,collecting $(ARGS)
+
+bench-vision: $(READY)  ## the learner's figures: training steps beside their floor, acting, memory
+	@$(PY) -m bench --only vision $(ARGS)
 
 torture: $(READY)  ## kills, damage and full disks against collection and reading (half an hour)
 	@$(PY) -m bench.torture $(ARGS)

@@ -18,7 +18,7 @@ BENCHMARKS: dict[str, str] = {
     "stability": "bench.stability",
     "collecting": "bench.collecting",
     "data": "bench.data",
-    "training": "bench.training",
+    "vision": "bench.vision",
 }
 
 

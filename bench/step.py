@@ -1,6 +1,6 @@
-"""One training step without trainer and loader, timed and counted in the process that calls `measure`.
+"""One training step without trainer and loader, and one choice of an action, timed and counted in this process.
 
-The step is `train.qtopt.QTOpt`'s own: crop, target by CEM, losses, backward, Adam, running average.
+The step is `train.qtopt.QTOpt`'s own: pictures decoded and cut, target by CEM, losses, backward, Adam, averages.
 """
 
 from __future__ import annotations
@@ -8,15 +8,20 @@ from __future__ import annotations
 import resource
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.io import encode_jpeg
 
 from data.batches import Batch
+from models.acting import best_action
 from models.cem import sample_uniform
-from models.networks import bounds
+from models.networks import QTOptNetwork, bounds
 from sim.landmarks import LANDMARK_SIZE, LANDMARKS, POINTS
 from sim.tasks import TASK_NAMES
 from sim.views import frame_size
@@ -25,23 +30,25 @@ from train.pace import ceiling_flops_per_s
 from train.qtopt import QTOpt
 
 NUM_THREADS = 2
+JPEG_QUALITY = 95
+CANDIDATES = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One row: a training configuration, its precision (32-true or bf16-mixed) and how often the step is timed."""
+    """A training configuration, its precision (32-true or bf16-mixed), how often the step is timed after one that
+    warms up (0: that one is timed), and whether it is the straightforward one."""
 
-    name: str
     config: TrainConfig
     precision: str
-    num_steps: int
-    target_steps_per_s: float | None = None
+    num_steps: int = 0
+    plain: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     step_s: float
-    flops_per_step: int
+    flops: int
     ceiling_flops_per_s: float
     peak_gib: float
     batch: int
@@ -63,43 +70,127 @@ class Step(QTOpt):
         pass
 
 
+class PlainNetwork(QTOptNetwork):
+    """As one would write it first: a map for every candidate, then the convolutions."""
+
+    def score(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
+        size, candidates = action.shape[:2]
+        vector = self._vector(gripper, action, task_index).flatten(0, 1)
+        vector = F.relu(self.merge_norm1(self.merge1(vector)))
+        vector = F.relu(self.merge_norm2(self.merge2(vector)))
+        x = features.repeat_interleave(candidates, dim=0) + vector[:, :, None, None]
+        x = self.after_merge(F.relu(self.join_norm(self.join(x)))).flatten(1).view(size, candidates, -1)
+        x = F.relu(self.head_norm1(self.head1(x, task_index).flatten(0, 1))).view(size, candidates, -1)
+        x = F.relu(self.head_norm2(self.head2(x, task_index).flatten(0, 1))).view(size, candidates, -1)
+        return self.head3(x, task_index)[..., 0]
+
+
+class PlainStep(Step):
+    """The straightforward step of QT-Opt's network."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__(config)
+        for name in ("network", "target", "lagged"):
+            plain = PlainNetwork(config.network)
+            plain.load_state_dict(getattr(self, name).state_dict())
+            setattr(self, name, plain if name == "network" else plain.requires_grad_(False).eval())
+
+    def view(self, frames: Tensor, use: int) -> tuple[Tensor, Tensor]:
+        image, corner = super().view(frames, use)
+        return image.contiguous(), corner
+
+    @torch.no_grad()
+    def _update_targets(self, step: int) -> None:
+        for old, new in zip(self.target.parameters(), self.network.parameters(), strict=True):
+            old.copy_(self.config.target_decay * old + (1 - self.config.target_decay) * new)
+        for mine, current in zip(self.target.buffers(), self.network.buffers(), strict=True):
+            mine.copy_(current)
+
+
 def measure(case: Case) -> Measurement:
-    torch.set_num_threads(NUM_THREADS)
-    torch.manual_seed(0)
+    device = _start()
     kind = torch.bfloat16 if case.precision == "bf16-mixed" else torch.float32
-    module = Step(case.config)
+    module = (PlainStep if case.plain else Step)(case.config).to(device)
     optimizer = module.configure_optimizers()["optimizer"]
-    batch = synthetic_batch(case.config, torch.Generator().manual_seed(0))
-    before = ceiling_flops_per_s.__wrapped__(kind, "cpu")
+    batch = synthetic_batch(case.config, torch.Generator().manual_seed(0), encoded=True)
+    before = ceiling_flops_per_s.__wrapped__(kind, device)
+
+    def step() -> None:
+        """What Lightning does in one step of automatic optimisation."""
+        with torch.autocast(device, torch.bfloat16, enabled=case.precision == "bf16-mixed"):
+            loss = module.training_step(batch.to(device), module.steps_done)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        module.steps_done += 1
+        module._update_targets(module.steps_done)
+
     with FlopCounterMode(display=False) as counter:
-        _step(module, optimizer, batch, case.precision)  # the warm-up too
-    times_s = []
-    for _ in range(case.num_steps):
-        begin = time.perf_counter()
-        _step(module, optimizer, batch, case.precision)
-        times_s.append(time.perf_counter() - begin)
+        first_s = _median_s(step, 1)
+    step_s = _median_s(step, case.num_steps) if case.num_steps else first_s
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if device == "cuda"
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
     return Measurement(
-        step_s=statistics.median(times_s),
-        flops_per_step=counter.get_total_flops(),
-        ceiling_flops_per_s=max(before, ceiling_flops_per_s.__wrapped__(kind, "cpu")),
-        peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        step_s=step_s,
+        flops=counter.get_total_flops(),
+        ceiling_flops_per_s=max(before, ceiling_flops_per_s.__wrapped__(kind, device)),
+        peak_gib=peak / 2**30,
         batch=len(batch),
     )
 
 
-def _step(module: Step, optimizer: torch.optim.Optimizer, batch: Batch, precision: str) -> None:
-    """What Lightning does in one step of automatic optimisation."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-        loss = module.training_step(batch, module.steps_done)
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    module.steps_done += 1
-    module._update_targets(module.steps_done)
+@torch.no_grad()
+def acting(config: TrainConfig, precision: str, trials: int) -> tuple[float, float, float]:
+    """Seconds of: an action for one picture; the trunk once, alone; as many candidates once, alone."""
+    device = _start()
+    network = Step(config).target.to(device)
+    side = config.image_size
+    image = torch.rand(1, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+    gripper, task = torch.rand(1, 2, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+    candidates = sample_uniform((1, CANDIDATES), bounds(torch.device(device)), None)
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        features = network.encode(image, gripper)
+        calls: tuple[Callable[[], Any], ...] = (
+            lambda: best_action(network, network.encode(image, gripper), gripper, task, config.acting),
+            lambda: network.encode(image, gripper),
+            lambda: network.score(features, gripper, candidates, task),
+        )
+        for call in calls:
+            call()
+        times_s = [[_median_s(call, 1) for call in calls] for _ in range(trials)]  # in turn: the machine is not quiet
+    action_s, trunk_s, candidates_s = (statistics.median(each) for each in zip(*times_s, strict=True))
+    return action_s, trunk_s, candidates_s
 
 
-def synthetic_batch(config: TrainConfig, generator: torch.Generator) -> Batch:
-    """Random transitions as the loader makes them: grouped by task, a part shared, half of the own ones successful."""
+def _start() -> str:
+    torch.set_num_threads(NUM_THREADS)
+    torch.manual_seed(0)
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _median_s(call: Callable[[], Any], times: int) -> float:
+    times_s = []
+    for _ in range(times):
+        _wait()
+        begin = time.perf_counter()
+        call()
+        _wait()
+        times_s.append(time.perf_counter() - begin)
+    return statistics.median(times_s)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def synthetic_batch(config: TrainConfig, generator: torch.Generator, encoded: bool = False) -> Batch:
+    """Random transitions as the loader makes them: grouped by task, a part shared, half of the own ones successful.
+
+    `encoded`: the pictures are JPEG files of blocks, as a loader passes them on that leaves decoding to `Batch.to`."""
     per_task = max(1, round(config.batch_size / len(config.tasks)))
     size = per_task * len(config.tasks)
     place = torch.arange(size) % per_task
@@ -107,6 +198,10 @@ def synthetic_batch(config: TrainConfig, generator: torch.Generator) -> Batch:
     task = torch.arange(len(config.tasks)).repeat_interleave(per_task)
     side_px = frame_size(config.image_size)
     pictures = torch.randint(256, (2, size, 3, side_px, side_px), dtype=torch.uint8, generator=generator)
+    files: list[Tensor] = []
+    if encoded:
+        blocks = pictures[:, :, :, ::16, ::16].repeat_interleave(16, -1).repeat_interleave(16, -2).flatten(0, 1)
+        files = encode_jpeg(list(blocks[..., :side_px, :side_px]), JPEG_QUALITY)
     success = (place % 2 == 0).float()
     done = (torch.rand(size, generator=generator) < 0.08).float()
     gripper = torch.rand(2, size, 2, generator=generator)
@@ -128,4 +223,5 @@ def synthetic_batch(config: TrainConfig, generator: torch.Generator) -> Batch:
         task_index=task,
         source_task_index=torch.where(shared, (task + 1) % len(TASK_NAMES), task),
         is_shared=shared,
+        **({"encoded": torch.cat(files), "encoded_size": torch.tensor([len(f) for f in files])} if files else {}),
     )
