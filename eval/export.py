@@ -5,10 +5,13 @@
 (features, gripper, task) -> motion in units of its bounds [1, 4], command logits [1, 4]. `about.json` tells sizes,
 bounds, tasks and how actions are chosen. Any program with torch loads them, without this package, by
 `torch.export.load`; that may unpickle, so load only what comes from somebody trusted.
+
+`--format checkpoint` writes a checkpoint that acts and no more: a quarter of the size, nothing to go on training from.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import statistics
 import sys
@@ -25,11 +28,13 @@ from torch import Tensor, nn
 from data.manifest import check_new
 from data.shards import write_whole
 from eval.policy import CEMPolicy
+from models.checkpoint import read_checkpoint
 from models.networks import QNetwork, SmallQNetwork
 from sim.actions import BOUNDS, COMMANDS
-from sim.options import Parser, add_options, from_options, run_command
+from sim.options import Parser, add_options, choose, from_options, option, run_command
 from sim.tasks import TASK_NAMES
 
+FORMATS = ("programs", "checkpoint")
 TOLERANCE = 1e-3
 TRIALS = 5
 
@@ -37,7 +42,11 @@ TRIALS = 5
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     checkpoint: str = field(metadata={"help": "what to export"})
-    out: str = field(metadata={"help": "a new folder"})
+    out: str = field(metadata={"help": "a new folder; of a checkpoint, the file"})
+    format: str = option("programs", f"of {', '.join(FORMATS)}")
+
+    def __post_init__(self) -> None:
+        choose("format", self.format, FORMATS)
 
 
 class Trunk(nn.Module):
@@ -64,7 +73,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m eval.export", description=__doc__)
     add_options(parser, ExportConfig)
     options = vars(parser.parse_args(arguments))
-    return run_command(lambda: export(from_options(ExportConfig, options)))
+
+    def command() -> None:
+        config = from_options(ExportConfig, options)
+        (export if config.format == "programs" else slim)(config)
+
+    return run_command(command)
+
+
+def slim(config: ExportConfig) -> None:
+    """Write the checkpoint with the averaged weights alone, which are those that act."""
+    checkpoint, out = read_checkpoint(config.checkpoint), Path(config.out)
+    weights = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith("target.")}
+    content = io.BytesIO()
+    torch.save({"state_dict": weights, "switchyard": checkpoint["switchyard"]}, content)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, content.getvalue())
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
 @torch.no_grad()

@@ -298,3 +298,13 @@ assert not any(name.split('.')[0] in ('models', 'sim', 'eval') for name in sys.m
     about = json.loads((out / "about.json").read_text())
     assert (about["image_size"], about["candidates"], about["acting"]["by"]) == (48, 8, "proposals")
     assert export_main(["--checkpoint", str(tiny_checkpoint), "--out", str(out)]) == 2  # not empty
+
+
+def test_a_slim_checkpoint_acts_as_the_whole_one_does(tiny_checkpoint, tmp_path):
+    out = tmp_path / "slim.ckpt"
+    assert export_main(["--checkpoint", str(tiny_checkpoint), "--out", str(out), "--format", "checkpoint"]) == 0
+    assert out.stat().st_size < 0.4 * Path(tiny_checkpoint).stat().st_size
+    side = CEMPolicy.load(out).frame_size
+    image = np.random.default_rng(0).integers(256, size=(side, side, 3), dtype=np.uint8)
+    actions = [Policy.load(path).act(image, 0.0, 0.1, "lift-banana") for path in (out, tiny_checkpoint)]
+    assert np.array_equal(*actions)
