@@ -82,8 +82,9 @@ def run(quick: bool) -> list[Row]:
             value=1000 * action_s,
             unit="ms",
             peer=1000 * alone_s,
-            ratio=action_s / alone_s if device == "cpu" else None,
-            most=MOST_ACTING_TIMES if device == "cpu" else MOST_ACTING_MS,
+            ratio=alone_s / action_s,
+            target=1 / MOST_ACTING_TIMES if device == "cpu" else None,
+            most=None if device == "cpu" else MOST_ACTING_MS,
             target_of="ratio" if device == "cpu" else "value",
             note=f"trunk once alone {1000 * trunk_s:.1f} ms, candidates once alone {1000 * candidates_s:.1f} ms",
         )

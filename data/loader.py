@@ -8,6 +8,7 @@ the last tensor on it is gone. Where there is a GPU the pictures are copied into
 from __future__ import annotations
 
 import multiprocessing as mp
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,8 +32,18 @@ class Loader:
 
     def __init__(self, stream: BatchStream, workers: int, start: Callable[[int], None] | None = None) -> None:
         self._stream, self._workers, self._start = stream, workers, start
+        self.waited_s = 0.0  # for batches, in all
 
     def __iter__(self) -> Iterator[Batch]:
+        batches = self._batches()
+        while True:
+            begin = time.perf_counter()
+            batch = next(batches)
+            self.waited_s += time.perf_counter() - begin
+            yield batch
+
+    def _batches(self) -> Iterator[Batch]:
+        """They never end."""
         pin = torch.cuda.is_available()
         if not self._workers:
             yield from (batch.pin_memory() if pin else batch for batch in self._stream)

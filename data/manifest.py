@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -73,7 +74,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise DatasetError(f"{path}: schema {values.get('schema')}, this version reads schema {SCHEMA_VERSION}")
     if values.get("crc32") != checksum(values):
         raise DatasetError(
-            f"{path}: damaged manifest, its checksum does not match; delete it, and what made it makes it again"
+            f"{path}: damaged manifest, its checksum does not match; `collect` makes it again, and what was merged or "
+            "split can be, in a new folder"
         )
     if (values.get("sim_version"), values.get("tasks")) != (SIM_VERSION, list(TASK_NAMES)):
         raise DatasetError(
@@ -121,20 +123,32 @@ def merge(out: Path, folders: Sequence[Path], *, copy: bool = False, replace_man
     randomise = tuple(sorted({factor for manifest in manifests for factor in manifest.randomise}))
     if not replace_manifest:
         check_new(out)
-    out.mkdir(parents=True, exist_ok=True)
-    if copy:
-        rows = _copy(out, rows)
     merged = replace(manifests[0], randomise=randomise, shards=tuple(rows))
+    if copy:
+        return _write_copy(out, merged)
+    out.mkdir(parents=True, exist_ok=True)
     write_manifest(out, merged)
     return merged
 
 
-def _copy(out: Path, rows: Sequence[Row]) -> list[Row]:
-    """The shards copied into `out`, each once and under a name of its own; rows that list them there."""
-    names = {name: f"{number:06d}-{Path(name).name}" for number, name in enumerate(dict.fromkeys(r.name for r in rows))}
+def _write_copy(out: Path, manifest: Manifest) -> Manifest:
+    """The dataset with its shards copied into `out`, each once and under a name of its own. Until all are there they
+    lie in a folder beside it, which the next attempt empties."""
+    making = out.with_name(f".{out.name}.making")
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
+    rows = {row.name: row for row in manifest.shards}
+    names = {name: f"{number:06d}-{Path(name).name}" for number, name in enumerate(rows)}
     for name, own in names.items():
-        write_whole(out / own, (out / name).read_bytes())
-    return [replace(row, name=names[row.name]) for row in rows]
+        source = Path(os.path.normpath(out.resolve() / name))
+        content = source.read_bytes()
+        if zlib.crc32(content) != rows[name].crc32:
+            raise DatasetError(f"{source}: damaged shard, the checksum of the file does not match")
+        write_whole(making / own, content)
+    copied = replace(manifest, shards=tuple(replace(row, name=names[row.name]) for row in manifest.shards))
+    write_manifest(making, copied)
+    os.replace(making, out)  # where there is a folder it is empty
+    return copied
 
 
 def split(folder: Path, first: Path, second: Path, share: float, seed: int) -> tuple[Manifest, Manifest]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import statistics
 import sys
 import time
@@ -28,8 +29,9 @@ from torch import Tensor, nn
 from data.manifest import check_new
 from data.shards import write_whole
 from eval.policy import CEMPolicy
+from models.cem import sample_uniform
 from models.checkpoint import read_checkpoint
-from models.networks import QNetwork, SmallQNetwork
+from models.networks import QNetwork, SmallQNetwork, bounds
 from sim.actions import BOUNDS, COMMANDS
 from sim.options import Parser, add_options, choose, from_options, option, run_command
 from sim.tasks import TASK_NAMES
@@ -82,8 +84,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def slim(config: ExportConfig) -> None:
-    """Write the checkpoint with the averaged weights alone, which are those that act."""
+    """Write the checkpoint with the averaged weights alone, which are those that act. ValueError for a file that is
+    there."""
     checkpoint, out = read_checkpoint(config.checkpoint), Path(config.out)
+    if out.exists():
+        raise ValueError(f"{out}: is there already; choose another --out")
     weights = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith("target.")}
     content = io.BytesIO()
     torch.save({"state_dict": weights, "switchyard": checkpoint["switchyard"]}, content)
@@ -95,28 +100,26 @@ def slim(config: ExportConfig) -> None:
 @torch.no_grad()
 def export(config: ExportConfig) -> None:
     """Write the programs, read them back, and compare them with the network: ValueError where they differ."""
-    warnings.filterwarnings("ignore", module="torch")  # of how it shares what is the same in two places
-    policy = CEMPolicy.load(config.checkpoint)
-    network, out = policy.network, Path(config.out)
+    policy, out = CEMPolicy.load(config.checkpoint), Path(config.out)
     check_new(out)
     out.mkdir(parents=True, exist_ok=True)
-    parts: dict[str, Trunk] = {"trunk": Trunk(network), "head": Head(network)}
-    if network.config.prior:
-        parts["prior"] = Prior(network)
-    worst, times_s = 0.0, dict[str, list[float]]()
+    parts: dict[str, Trunk] = {"trunk": Trunk(policy.network), "head": Head(policy.network)}
+    if policy.network.config.prior:
+        parts["prior"] = Prior(policy.network)
     programs = {}
-    for name, part in parts.items():
-        torch.export.save(torch.export.export(part.eval(), _inputs(policy, name)), out / f"{name}.pt2")
-        programs[name] = torch.export.load(out / f"{name}.pt2").module()
-    for _ in range(TRIALS):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="torch")  # of how it shares what is the same in two places
         for name, part in parts.items():
-            inputs = _inputs(policy, name)
-            mine = _timed(part, inputs, times_s.setdefault(name, []))
-            its = _timed(programs[name], inputs, times_s.setdefault(f"{name} exported", []))
-            worst = max(worst, *(float((a - b).abs().max()) for a, b in zip(mine, its, strict=True)))
+            inputs = _inputs(policy, name, torch.Generator().manual_seed(0))
+            torch.export.save(torch.export.export(part.eval(), inputs), out / f"{name}.pt2")
+            programs[name] = torch.export.load(out / f"{name}.pt2").module()
+    worst, times_s = _compare(policy, parts, programs)
+    if not worst <= TOLERANCE:
+        shutil.rmtree(out)
+        raise ValueError(f"{out}: the programs differ from the network by {worst:.2g}, more than {TOLERANCE:g}")
     about = {
         "checkpoint": policy.about,
-        "image_size": network.config.image_size,
+        "image_size": policy.network.config.image_size,
         "frame_size": policy.frame_size,
         "candidates": policy.acting.cem.samples,
         "acting": asdict(policy.acting),
@@ -125,26 +128,38 @@ def export(config: ExportConfig) -> None:
         "bounds": BOUNDS.tolist(),
     }
     write_whole(out / "about.json", json.dumps(about, indent=1).encode())
-    if not worst <= TOLERANCE:
-        raise ValueError(f"{out}: the programs differ from the network by {worst:.2g}, more than {TOLERANCE:g}")
     print(f"{out}: {', '.join(f'{name}.pt2' for name in parts)}; at most {worst:.1e} from the network")
     for name, each in times_s.items():
         print(f"{name:<16}{1000 * statistics.median(each):>8.1f} ms")
 
 
-def _inputs(policy: CEMPolicy, name: str) -> tuple[Tensor, ...]:
+def _compare(
+    policy: CEMPolicy, parts: dict[str, Trunk], programs: dict[str, Any]
+) -> tuple[float, dict[str, list[float]]]:
+    """The greatest difference on random inputs, and the seconds that each part and each program took."""
+    generator = torch.Generator().manual_seed(1)
+    worst, times_s = 0.0, dict[str, list[float]]()
+    for _ in range(TRIALS):
+        for name, part in parts.items():
+            inputs = _inputs(policy, name, generator)
+            mine = _timed(part, inputs, times_s.setdefault(name, []))
+            its = _timed(programs[name], inputs, times_s.setdefault(f"{name} exported", []))
+            worst = max(worst, *(float((a - b).abs().max()) for a, b in zip(mine, its, strict=True)))
+    return worst, times_s
+
+
+def _inputs(policy: CEMPolicy, name: str, generator: torch.Generator) -> tuple[Tensor, ...]:
     """Random inputs of a part, as large as in use."""
-    side, count = policy.network.config.image_size, policy.acting.cem.samples
-    image, gripper = torch.rand(1, 3, side, side), torch.rand(1, 2) * torch.tensor([1.0, 0.3])
+    side = policy.network.config.image_size
+    image = torch.rand(1, 3, side, side, generator=generator)
+    gripper = torch.rand(1, 2, generator=generator) * torch.tensor([1.0, 0.3])
     if name == "trunk":
         return image, gripper
     features = policy.network.encode(image, gripper)
-    task = torch.randint(len(TASK_NAMES), (1,))
+    task = torch.randint(len(TASK_NAMES), (1,), generator=generator)
     if name == "prior":
         return features, gripper, task
-    action = torch.cat(
-        [(2 * torch.rand(1, count, 4) - 1) * torch.from_numpy(BOUNDS), torch.randint(4, (1, count, 1)).float()], dim=-1
-    )
+    action = sample_uniform((1, policy.acting.cem.samples), bounds(image.device), generator)
     return features, gripper, action, task
 
 

@@ -16,9 +16,12 @@ WAYS = ("cem", "proposals", "clone")
 
 @dataclass(frozen=True, kw_only=True)
 class ActingConfig:
-    """`by` cem: over Q. By proposals: Q over `cem.samples` actions of the cloned policy pi_b, whose motion has the
-    spread `prior_std` in units of the bounds; log pi_b counts `prior_loyalty` times beside log Q. By clone: the mean of
-    pi_b and its likeliest command, without Q."""
+    """How an action is chosen, `by`:
+
+    - cem: the cross-entropy method over Q.
+    - proposals: log Q + `prior_loyalty` log pi_b over `cem.samples` actions drawn from the cloned policy pi_b, whose
+      motion has the spread `prior_std`, in units of the bounds.
+    - clone: the mean of pi_b and its likeliest command, without Q."""
 
     by: str = "cem"
     cem: CEMConfig = field(default_factory=CEMConfig)

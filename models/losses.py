@@ -69,5 +69,12 @@ def point_loss(logits: Tensor, point: Tensor, visible: Tensor) -> Tensor:
     return (each * visible).sum(-1).mean()
 
 
+def calibration_error(q: Tensor, outcome: Tensor, bins: int = 5) -> Tensor:
+    """How far Q-values in [0, 1] lie from what came, both [B]: the distance of their means in each of equal bins of Q,
+    weighted by how many lie there (expected calibration error, arXiv:1706.04599, eq. 3)."""
+    place = F.one_hot((bins * q).long().clamp(max=bins - 1), bins).to(q.dtype)
+    return (place.T @ (q - outcome)).abs().sum() / len(q)
+
+
 def _weighted_mean(each: Tensor, weight: Tensor) -> Tensor:
     return (weight * each).sum() / weight.sum().clamp(min=1e-6)

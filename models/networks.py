@@ -49,7 +49,9 @@ def action_features(action: Tensor) -> Tensor:
 
 
 class TaskLinear(nn.Module):
-    """One linear layer per head; each state goes through that of its task: [B, K, in], [B] -> [B, K, out]."""
+    """One linear layer per head; each state goes through that of its task: [B, K, in], [B] -> [B, K, out].
+
+    The weights are looked up as embeddings are: the gradient of indexing adds up in any order on several threads."""
 
     def __init__(self, num_heads: int, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -60,7 +62,8 @@ class TaskLinear(nn.Module):
     def forward(self, x: Tensor, task_index: Tensor) -> Tensor:
         if len(self.weight) == 1:
             return x @ self.weight[0] + self.bias[0]
-        return torch.baddbmm(self.bias[task_index][:, None], x, self.weight[task_index])
+        weight = F.embedding(task_index, self.weight.flatten(1)).unflatten(1, self.weight.shape[1:])
+        return torch.baddbmm(F.embedding(task_index, self.bias)[:, None], x, weight)
 
 
 class QNetwork(nn.Module):
@@ -173,11 +176,18 @@ class QTOptNetwork(QNetwork):
         size, side = vector.shape[1], joined.shape[-1]
         everywhere = vector.flatten(0, 1)[..., None, None].expand(-1, -1, 3, 3)
         told = F.conv2d(everywhere, self.join.weight, padding=1).flatten(2).transpose(1, 2)  # [B * K, 9, 64]
-        row = torch.ones(side, dtype=torch.int64, device=vector.device)
-        row[0], row[-1] = 0, 2
-        x = told[:, (3 * row[:, None] + row).flatten()].unflatten(0, (-1, size))  # [B, K, M * M, 64]
+        rows = _stretch(told.unflatten(1, (3, 3)), 1, side)
+        x = _stretch(rows, 2, side).flatten(1, 2).unflatten(0, (-1, size))  # [B, K, M * M, 64]
         x = x + joined.flatten(2).transpose(1, 2)[:, None]
         return x.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))  # channels last
+
+
+def _stretch(x: Tensor, dim: int, side: int) -> Tensor:
+    """From first, middle and last along a dimension to `side` places, all but the first and last the middle."""
+    first, middle, last = x.split(1, dim)
+    shape = [-1] * x.dim()
+    shape[dim] = side - 2
+    return torch.cat([first, middle.expand(shape), last], dim)
 
 
 def _interleave(pieces: list[Tensor], size: int) -> Tensor:

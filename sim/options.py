@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import select
 import signal
 import sys
 import types
@@ -41,13 +42,19 @@ def run_command(command: Callable[[], int | None]) -> int:
     try:
         status = command() or 0
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at the end
-        return 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads(sys.stdout.fileno()):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at the end
+            return 128 + signal.SIGPIPE
         print(f"error: {error}", file=sys.stderr)
         return 2
     return status
+
+
+def _nobody_reads(pipe: int) -> bool:
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 class Parser(argparse.ArgumentParser):

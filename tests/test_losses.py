@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import tensor
 
-from models.losses import bellman_loss, bellman_target, cloning_loss, conservative_loss, landmark_loss, point_loss
+from models.losses import (
+    bellman_loss,
+    bellman_target,
+    calibration_error,
+    cloning_loss,
+    conservative_loss,
+    landmark_loss,
+    point_loss,
+)
 
 LN2 = math.log(2)
 
@@ -109,3 +117,9 @@ def test_a_point_on_the_border_falls_on_the_outermost_cell():
     logits = torch.zeros(1, 2, 4, 4)
     logits[0, 0, 3, 3] = logits[0, 1, 0, 0] = 30.0
     assert point_loss(logits, tensor([[[1.0, 1.0], [0.0, 0.0]]]), torch.ones(1, 2) > 0).item() < 1e-5
+
+
+def test_the_calibration_error_compares_means_within_bins_of_q():
+    q = tensor([0.05, 0.15, 0.5, 1.0])  # bins 0, 0, 2, 4
+    outcome = tensor([0.0, 1.0, 0.5, 0.8])  # sums of differences: |0.05 - 0.85|, 0, 0.2
+    assert calibration_error(q, outcome).item() == pytest.approx((0.8 + 0.0 + 0.2) / 4)

@@ -112,12 +112,14 @@ def test_the_parts_of_two_processes_are_the_batch_of_one_and_hold_no_episode_twi
         assert both == sorted(zip(steps, targets, strict=True))
 
 
-def test_the_command_trains_with_two_processes_and_goes_on(tiny_training, tmp_path):
-    for steps in (2, 3):
-        options = {**tiny_training, "tasks": ",".join(tiny_training["tasks"]), "out": tmp_path / "run", "devices": 2}
-        options["learning_rate_decay"] = False
-        values = [text for key, value in {**options, "steps": steps}.items() for text in (f"--{key}", str(value))]
+def test_a_run_of_two_processes_that_goes_on_is_the_one_that_was_not_stopped(tiny_training, tmp_path):
+    for name, steps in (("resumed", 2), ("resumed", 3), ("straight", 3)):
+        options = {**tiny_training, "tasks": ",".join(tiny_training["tasks"]), "out": tmp_path / name, "devices": 2}
+        options |= {"learning_rate_decay": False, "steps": steps}
+        values = [text for key, value in options.items() for text in (f"--{key}", str(value))]
         line = [sys.executable, "-m", "train", "--preset", "demo", *values]
         done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr
-        assert read_checkpoint(tmp_path / "run" / "last.ckpt")["switchyard"]["steps"] == steps
+    resumed, straight = (read_checkpoint(tmp_path / name / "last.ckpt") for name in ("resumed", "straight"))
+    assert resumed["switchyard"]["steps"] == straight["switchyard"]["steps"] == 3
+    assert all(torch.equal(resumed["state_dict"][key], value) for key, value in straight["state_dict"].items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -15,7 +16,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bench.step import Step, synthetic_batch
 from data import codec
 from data.batches import Sampler, SamplerConfig
 from data.replay import Replay
@@ -35,6 +39,7 @@ from sim.tasks import TASK_NAMES, TASKS
 from train.config import PRESETS, TrainConfig
 from train.qtopt import QTOpt
 from train.run import train
+from train.validation import Validation
 
 ROOT = Path(__file__).parents[1]
 
@@ -141,16 +146,90 @@ def test_a_killed_run_goes_on_with_the_losses_of_one_that_was_not(demo_training,
     assert np.array_equal(resumed[-(100 - saved) :], straight[saved:])
 
 
-def test_the_best_checkpoint_is_the_first_with_the_highest_success_in_the_simulator(tiny_training, tmp_path):
-    options = {**tiny_training, "steps": 3, "evaluate_every": 1, "evaluate_episodes": 1, "out": str(tmp_path / "run")}
-    train(TrainConfig(**options))
+def test_the_best_checkpoint_is_the_first_with_the_highest_mean_success(tiny_training, tmp_path, monkeypatch):
+    """Also after a kill between two evaluations: those beyond the last checkpoint are done again."""
+    rates = [(0.25, 0.5), (0.5, 0.5), (0.25, 0.75), (0.25, 0.25)]
+    played = []
+
+    def play(self, checkpoint):
+        played.append(read_checkpoint(checkpoint)["switchyard"]["steps"])
+        return dict(zip(self._config.tasks, rates[played[-1] - 1], strict=True))
+
+    monkeypatch.setattr(Validation, "_play", play)
+    folder = tmp_path / "run"
+    options = {**tiny_training, "evaluate_every": 1, "out": str(folder)}
+    train(TrainConfig(**{**options, "steps": 2}))
+    shutil.copy(folder / "last.ckpt", tmp_path / "second.ckpt")
+    train(TrainConfig(**{**options, "steps": 3}))
+    (folder / ".validated.tmp").write_bytes(b"a kill left it")
+    shutil.copy(tmp_path / "second.ckpt", folder / "last.ckpt")
+    train(TrainConfig(**{**options, "steps": 4}))
+    assert played == [1, 2, 3, 3, 4]
+    assert read_checkpoint(folder / "best.ckpt")["switchyard"]["steps"] == 2
+    found = json.loads((folder / "validation.json").read_text())
+    assert [tuple(found[str(step)].values()) for step in (1, 2, 3, 4)] == rates
+    assert {tuple(row) for row in read_curves(folder / "log")["eval/success_rate"].round(4)} == {
+        (k + 1, np.float32(np.mean(r)).astype(float).round(4)) for k, r in enumerate(rates)
+    }
+    assert not list(folder.glob(".*"))
+
+
+def test_an_evaluation_while_training_plays_in_the_simulator(tiny_training, tmp_path):
+    train(
+        TrainConfig(
+            **{**tiny_training, "steps": 1, "evaluate_every": 1, "evaluate_episodes": 1, "out": str(tmp_path / "run")}
+        )
+    )
     found = json.loads((tmp_path / "run" / "validation.json").read_text())
-    mean = {int(step): np.mean(list(success.values())) for step, success in found.items()}
-    assert sorted(mean) == [1, 2, 3]
-    best = read_checkpoint(tmp_path / "run" / "best.ckpt")["switchyard"]["steps"]
-    assert best == max(mean, key=lambda step: (mean[step], -step))
-    assert read_curves(tmp_path / "run" / "log")["eval/success_rate"].tolist() == [[k, mean[k]] for k in (1, 2, 3)]
-    assert not list((tmp_path / "run").glob(".*"))
+    assert found.keys() == {"1"}
+    assert set(found["1"].values()) <= {0.0, 1.0}
+
+
+def test_a_step_has_one_gradient_on_any_number_of_threads(tiny_training):
+    """A sum whose order threads decide, as in the gradient of indexing, differs from run to run."""
+    torch.set_num_threads(2)
+    try:
+        config = dataclasses.replace(PRESETS["online"], tasks=("lift-can",))
+        batch = synthetic_batch(config, torch.Generator().manual_seed(0))
+        torch.manual_seed(0)
+        module = Step(config)
+        state, gradients = copy.deepcopy(module.state_dict()), []
+        for _ in range(4):
+            module.load_state_dict(state)
+            module.zero_grad()
+            module.training_step(batch, 0).backward()
+            gradients.append({n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
+        assert all(equal(gradients[0], other) for other in gradients[1:])
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_the_pace_counts_waiting_and_computing_and_nothing_in_between(tiny_training, tmp_path, monkeypatch):
+    class Slow(Callback):
+        def on_train_batch_end(self, *arguments):
+            time.sleep(0.5)
+
+    monkeypatch.setattr("train.run.Landscape", lambda *arguments: Slow())
+    train(TrainConfig(**{**tiny_training, "steps": 3, "out": str(tmp_path / "run")}))
+    accumulated = EventAccumulator(str(tmp_path / "run" / "log"))
+    accumulated.Reload()
+    seen = {tag: [event.value for event in accumulated.Scalars(f"time/{tag}")] for tag in ("data_ms", "compute_ms")}
+    assert max(seen["data_ms"] + seen["compute_ms"]) < 450
+    assert len(accumulated.Scalars("time/ceiling_share")) == 2
+
+
+def test_q_over_the_image_is_drawn_for_a_success_of_each_task(tiny_training, tmp_path):
+    train(TrainConfig(**{**tiny_training, "steps": 2, "landscape_every": 2, "out": str(tmp_path / "run")}))
+    accumulated = EventAccumulator(str(tmp_path / "run" / "log"))
+    accumulated.Reload()
+    replay = Replay(tiny_training["data"])
+    won = {
+        t for t in tiny_training["tasks"] if replay.success[replay.episode_task == TASKS[t].index, TASKS[t].index].any()
+    }
+    assert won
+    assert set(accumulated.Tags()["images"]) == {f"landscape/{task}" for task in won}
+    picture = accumulated.Images(f"landscape/{min(won)}")[0]
+    assert (picture.step, picture.width, picture.height) == (2, 640, 338)
 
 
 def test_an_interrupted_run_saves_where_it_is_and_goes_on(demo_training, tmp_path):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from data.batches import Batch
 from models.networks import SmallQNetwork
-from train.qtopt import QTOpt
+from train.qtopt import Chance, QTOpt
 
 
 class Cloning(QTOpt):
@@ -14,7 +14,7 @@ class Cloning(QTOpt):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         assert isinstance(self.network, SmallQNetwork)
-        image, corner = self.view(batch.image, 2)
+        image, corner = self.view(batch.image, Chance.VIEW)
         sight = self.network.look(image, batch.gripper)
         loss, info = self.cloning(batch, sight.features)
         if self.config.landmark_weight:

@@ -15,56 +15,68 @@ CEILING_SIZE = {"cpu": 2048, "cuda": 8192}  # of the square matrices
 
 
 class Pace(Callback):
-    """Milliseconds a step waits for data and computes, pictures per second of one process, and its share of the
-    arithmetic ceiling: the operations of a step, counted in the first one, beside those of a large matrix product."""
+    """Milliseconds a step waits for its batch and computes, pictures per second of one process, and its share of the
+    arithmetic ceiling: the operations of a step, counted in the first one, beside those of a large matrix product.
+
+    Checkpoints, pictures and evaluations between two steps count for nothing. On a GPU the steps of a line of the log
+    are waited for once, at its end."""
 
     def __init__(self, log_every: int) -> None:
         self._log_every = log_every
         self._flops = self._steps = 0
-        self._data_s = self._compute_s = 0.0
+        self._compute_s = self._waited_s = 0.0
         self._counter: FlopCounterMode | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         kind = torch.bfloat16 if trainer.precision == "bf16-mixed" else torch.float32
-        self._ceiling = ceiling_flops_per_s(kind, pl_module.device.type)
+        self._ceiling = _cached_ceiling(kind, pl_module.device.type)
         self._counter = FlopCounterMode(display=False)
-        self._last = time.perf_counter()
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *arguments: Any) -> None:
-        self._begin = time.perf_counter()
-        self._data_s += self._begin - self._last
         if self._counter:
             self._counter.__enter__()
+        self._begin = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        self._last = time.perf_counter()
-        if self._counter:  # the first step is slower than others in more ways than being counted
-            self._counter.__exit__(None, None, None)
-            self._flops, self._counter = self._counter.get_total_flops(), None
-            self._data_s = self._compute_s = self._steps = 0
-            return
-        self._compute_s += self._last - self._begin
+        logs = trainer.global_step % self._log_every == 0
+        if logs and pl_module.device.type == "cuda":
+            torch.cuda.synchronize()
+        self._compute_s += time.perf_counter() - self._begin
         self._steps += 1
-        if (trainer.global_step - 1) % self._log_every:
-            return
-        step_s = (self._data_s + self._compute_s) / self._steps
-        values = {
-            "data_ms": 1000 * self._data_s / self._steps,
-            "compute_ms": 1000 * self._compute_s / self._steps,
-            "images_per_s": 2 * len(batch) / step_s,
-            "ceiling_share": self._flops / step_s / self._ceiling,
-        }
-        pl_module.log_dict({f"time/{key}": value for key, value in values.items()})
-        self._data_s = self._compute_s = self._steps = 0
+        if self._counter:  # the first step is slower than others in more ways than being counted
+            self._stop_counting()
+            self._begin_window(trainer)
+        elif logs:
+            data_s = trainer.train_dataloader.waited_s - self._waited_s
+            step_s = (data_s + self._compute_s) / self._steps
+            values = {
+                "data_ms": 1000 * data_s / self._steps,
+                "compute_ms": 1000 * self._compute_s / self._steps,
+                "images_per_s": 2 * len(batch) / step_s,
+                "ceiling_share": self._flops / step_s / self._ceiling,
+            }
+            pl_module.log_dict({f"time/{key}": value for key, value in values.items()})
+            self._begin_window(trainer)
+
+    def on_exception(self, *arguments: Any) -> None:
+        if self._counter and self._counter.mode:  # or the mode would outlive the training
+            self._stop_counting()
+
+    def _stop_counting(self) -> None:
+        assert self._counter
+        self._counter.__exit__(None, None, None)
+        self._flops, self._counter = self._counter.get_total_flops(), None
+
+    def _begin_window(self, trainer: lightning.Trainer) -> None:
+        self._compute_s, self._steps, self._waited_s = 0.0, 0, trainer.train_dataloader.waited_s  # data.loader.Loader
 
 
-@functools.cache
 def ceiling_flops_per_s(kind: torch.dtype, device: str) -> float:
     """The best rate of a few products of large square matrices."""
-    size = CEILING_SIZE.get(device, 2048)
-    left, right = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
+    size = CEILING_SIZE[device]
+    left, right = (torch.full((size, size), value, dtype=kind, device=device) for value in (0.5, 0.25))
     times_s = []
     for _ in range(4):
         begin = time.perf_counter()
@@ -72,3 +84,6 @@ def ceiling_flops_per_s(kind: torch.dtype, device: str) -> float:
         product[0, 0].item()  # waits for a device
         times_s.append(time.perf_counter() - begin)
     return 2 * size**3 / min(times_s)
+
+
+_cached_ceiling = functools.cache(ceiling_flops_per_s)

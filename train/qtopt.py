@@ -1,13 +1,14 @@
 """QT-Opt with conservative data sharing, as one Lightning module.
 
 Order: losses, total loss, update of the targets, configuration. Shapes: `B` transitions, `K` candidate actions.
-Randomness of a step comes from (seed, step) alone, so a resumed run repeats it exactly.
+Randomness of a step comes from (seed, process, step) alone, so a resumed run repeats it exactly.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import enum
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,11 +24,28 @@ from models.acting import best_action, crop, crop_corner, in_crop
 from models.augment import photometric
 from models.cem import sample_uniform
 from models.checkpoint import FORMAT
-from models.losses import bellman_loss, bellman_target, cloning_loss, conservative_loss, landmark_loss, point_loss
+from models.losses import (
+    bellman_loss,
+    bellman_target,
+    calibration_error,
+    cloning_loss,
+    conservative_loss,
+    landmark_loss,
+    point_loss,
+)
 from models.networks import Sight, SmallQNetwork, bounds, build_network
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES
 from train.config import TrainConfig
+
+
+class Chance(enum.IntEnum):
+    """The uses of chance in a step."""
+
+    ACTIONS = 0
+    NEXT_VIEW = 1
+    VIEW = 2
+    JUDGING = 3
 
 
 class QTOpt(lightning.LightningModule):
@@ -45,10 +63,10 @@ class QTOpt(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         config = self.config
-        generator = torch.Generator(self.device).manual_seed(self.step_seed(0))
-        next_image, _ = self.view(batch.next_image, 1)
+        generator = torch.Generator(self.device).manual_seed(self.step_seed(Chance.ACTIONS))
+        next_image, _ = self.view(batch.next_image, Chance.NEXT_VIEW)
         target = self._target(batch, next_image, generator)
-        image, corner = self.view(batch.image, 2)
+        image, corner = self.view(batch.image, Chance.VIEW)
         sight = None
         if config.landmark_weight:
             assert isinstance(self.network, SmallQNetwork)
@@ -73,13 +91,13 @@ class QTOpt(lightning.LightningModule):
             self._log(batch, logits.detach(), weight, {"loss": loss.detach(), **info, **self._judge(batch, image)})
         return loss
 
-    def step_seed(self, use: int) -> int:
+    def step_seed(self, use: Chance) -> int:
         """A number for one of a step's uses of chance, from (seed, process, step) alone."""
         return int(
             np.random.SeedSequence([self.config.seed, self.global_rank, self.global_step, use]).generate_state(1)[0]
         )
 
-    def view(self, frames: Tensor, use: int) -> tuple[Tensor, Tensor]:
+    def view(self, frames: Tensor, use: Chance) -> tuple[Tensor, Tensor]:
         """What the network sees of frames uint8 [B, 3, H, H]: float [B, 3, size, size], and its corner there [B, 2]."""
         config, seed = self.config, self.step_seed(use)
         cutter = torch.Generator().manual_seed(seed) if config.random_crop else None
@@ -160,7 +178,8 @@ class QTOpt(lightning.LightningModule):
 
     @property
     def logs_now(self) -> bool:
-        return self.global_step % self.config.log_every == 0
+        """In the step whose values Lightning writes."""
+        return (self.global_step + 1) % self.config.log_every == 0
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.logs_now:
@@ -169,20 +188,19 @@ class QTOpt(lightning.LightningModule):
 
     @torch.no_grad()
     def _judge(self, batch: Batch, image: Tensor) -> dict[str, Tensor]:
-        """What the acting Q says of the own transitions: of their action, of the best one, and beside what came of it.
-
-        `calibration_error`: in five bins of Q, how far its mean is from that of the discounted outcome, the success of
-        the data's episode; weighted by how many lie there."""
+        """What the acting Q says of the own transitions: of their action, of the best one, and beside what came of it,
+        the discounted success of the data's episode."""
         own = ~batch.is_shared
-        generator = torch.Generator(self.device).manual_seed(self.step_seed(3))
+        if not own.any():
+            return {}
+        generator = torch.Generator(self.device).manual_seed(self.step_seed(Chance.JUDGING))
         features = self.target.encode(image, batch.gripper)
         logits = self.target.score(features, batch.gripper, batch.action[:, None], batch.task_index)
         _, best = best_action(self.target, features, batch.gripper, batch.task_index, self.config.acting, generator)
         q, best = logits[own, 0].float().sigmoid(), best[own]
         outcome = batch.success[own] * self.config.discount ** (batch.left[own] - 1)
-        place = torch.nn.functional.one_hot((5 * q).long().clamp(max=4), 5).to(outcome.dtype)
-        error = (place.T @ (q - outcome)).abs().sum() / len(q)
-        return {"q_acting": q.mean(), "q_best": best.mean(), "q_gap": (best - q).mean(), "calibration_error": error}
+        gap, error = (best - q).mean(), calibration_error(q, outcome)
+        return {"q_acting": q.mean(), "q_best": best.mean(), "q_gap": gap, "calibration_error": error}
 
     def _log(self, batch: Batch, logits: Tensor, weight: Tensor, values: dict[str, Tensor]) -> None:
         q = logits[:, 0].sigmoid()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import json
 import logging
@@ -18,11 +19,12 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from data.batches import BatchStream, Sampler, SamplerConfig, can_decode_on_gpu
 from data.loader import Loader
 from data.replay import Replay
-from data.shards import DatasetError, occupied, read_json, write_whole
+from data.shards import DatasetError, occupied, read_json, sweep, write_whole
 from data.sharing import RULES
 from models.checkpoint import CheckpointError, read_checkpoint
 from sim.options import changed
@@ -32,7 +34,6 @@ from train.config import TrainConfig
 from train.landscape import Landscape
 from train.pace import Pace
 from train.qtopt import QTOpt
-from train.validation import Validation
 
 LEARNERS = {"qtopt": QTOpt, "clone": Cloning}
 CONFIG = "config.json"
@@ -108,6 +109,7 @@ def _claim(out: Path, config: TrainConfig) -> Path | None:
     elif not path.is_file() and occupied(out):
         raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {CONFIG})")
     out.mkdir(parents=True, exist_ok=True)
+    sweep(out)
     write_whole(path, json.dumps(values, indent=1).encode())
     return last if last.is_file() else None
 
@@ -147,23 +149,32 @@ def _trainer(config: TrainConfig, out: Path, replay: Replay, first_step: int) ->
         logger=TensorBoardLogger(out, name="", version="log"),
         log_every_n_steps=config.log_every,
         callbacks=[
+            Pace(config.log_every),
             ModelCheckpoint(
                 out, filename="last", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
             ),
             SaveAtEnd(out / LAST),
             Progress(first_step, refresh_rate=min(10, config.log_every)),
             *([Landscape(replay, config)] if config.learner == "qtopt" else []),
-            *([Validation(replay, config)] if config.evaluate_every else []),
-            Pace(config.log_every),  # last: what the others do is no step's time
+            *_validation(replay, config),
         ],
         enable_model_summary=False,
     )
 
 
-def _strategy(config: TrainConfig) -> str:
+def _strategy(config: TrainConfig) -> Any:
     if config.devices * config.nodes == 1:
         return "auto"
-    return "ddp_find_unused_parameters_true" if config.learner == "clone" else "ddp"  # it leaves Q as it is
+    leaves_q = config.learner == "clone"
+    return DDPStrategy(find_unused_parameters=leaves_q, timeout=datetime.timedelta(hours=6))  # an evaluation takes time
+
+
+def _validation(replay: Replay, config: TrainConfig) -> list[Callback]:
+    if not config.evaluate_every:
+        return []
+    from train.validation import Validation  # training from disk needs neither simulator nor scipy
+
+    return [Validation(replay, config)]
 
 
 class Progress(TQDMProgressBar):

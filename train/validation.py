@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning
 import numpy as np
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Checkpoint
 
 from data.replay import Replay
 from data.shards import read_json, write_whole
@@ -21,10 +21,10 @@ BEST, FOUND = "best.ckpt", "validation.json"
 SEED = 2000  # scenes apart from those of collection and of evaluation, which must not be chosen by
 
 
-class Validation(Callback):
+class Validation(Checkpoint):
     """Every `evaluate_every` steps: a few episodes of each task, in processes of their own. What was found lies in
     `validation.json`, step -> task -> success, and the checkpoint with the highest mean, the first of equals, in
-    `best.ckpt`."""
+    `best.ckpt`. Lightning calls it after other callbacks, so that last.ckpt is written when it begins."""
 
     def __init__(self, replay: Replay, config: TrainConfig) -> None:
         self._config, self._out = config, Path(config.out)
