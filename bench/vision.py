@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from bench.report import Row
 from bench.step import Case, Measurement, acting, measure
 from sim.tasks import TASK_NAMES
@@ -29,8 +31,6 @@ LABELS = {"32-true": "float32", "bf16-mixed": "bfloat16"}
 
 
 def run(quick: bool) -> list[Row]:
-    import torch
-
     device, precision = "cuda" if torch.cuda.is_available() else "cpu", resolve_precision("auto")
     label, small = LABELS[precision], PRESETS["vision-64"]
     batch = 1 if quick else 4

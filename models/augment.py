@@ -7,9 +7,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 GROUPS = 8  # parts of a batch that draw for themselves
-JITTER = v2.ColorJitter(
-    brightness=0.125, contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=0.2
-)  # QT-Opt's ranges, but that its code adds brightness where this multiplies
+# QT-Opt's ranges; its code adds the brightness where this multiplies by it.
+JITTER = v2.ColorJitter(brightness=0.125, contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=0.2)
 
 
 def photometric(image: Tensor, seed: int) -> Tensor:

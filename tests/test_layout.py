@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,19 @@ def test_the_simulator_never_sees_torch():
 def test_learning_from_disk_names_no_simulator(package):
     for path in (ROOT / package).rglob("*.py"):
         assert not imported(path) & OUTSIDE_SIMULATOR, path
+
+
+def test_training_starts_where_there_is_no_simulator():
+    """As on a machine that has a GPU and torch, lightning, numpy, h5py and torchvision."""
+    missing = (
+        "pybullet",
+        "moderngl",
+        "trimesh",
+        "gymnasium",
+        "eval",
+        "simplejpeg",
+        "zstandard",
+        "ray",
+    )  # scipy: eval's
+    code = f"import sys; sys.modules.update(dict.fromkeys({missing})); import train.run"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
