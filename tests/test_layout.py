@@ -59,7 +59,7 @@ def test_learning_from_disk_names_no_simulator(package):
 
 
 def test_training_starts_where_there_is_no_simulator():
-    """As on a machine that has a GPU and torch, lightning, numpy, h5py and torchvision."""
+    """As on a machine that has a GPU and torch, lightning, numpy, h5py and torchvision: scipy is for evaluation."""
     missing = (
         "pybullet",
         "moderngl",
