@@ -9,7 +9,7 @@ before they are convolved, in PyTorch's usual memory order, the averages weight 
 from __future__ import annotations
 
 import multiprocessing as mp
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from bench.report import Row
 from bench.step import Case, Measurement, acting, measure
 from sim.tasks import TASK_NAMES
-from train.config import PRESETS
+from train.config import PRESETS, TrainConfig
 from train.run import resolve_precision
 
 LEAST_SHARE = {"472": 0.35, "64": 0.45}
@@ -32,64 +32,65 @@ LABELS = {"32-true": "float32", "bf16-mixed": "bfloat16"}
 
 def run(quick: bool) -> list[Row]:
     device, precision = "cuda" if torch.cuda.is_available() else "cpu", resolve_precision("auto")
-    label, small = LABELS[precision], PRESETS["vision-64"]
-    batch = 1 if quick else 4
-    large = replace(PRESETS["vision-472"], batch_size=batch, tasks=TASK_NAMES[:batch])
-    few, many = (1, 2) if quick else (3, 30)
-
-    step = _alone(measure, Case(config=large, precision=precision, num_steps=few))
-    plain = _alone(measure, Case(config=large, precision="32-true", num_steps=few, plain=True))
-    rows = [
-        _share(f"step at 472 px, {label}", step, LEAST_SHARE["472"]),
-        Row(
-            name="  beside the straightforward step in float32",
-            value=1 / step.step_s,
-            unit="steps/s",
-            peer=1 / plain.step_s,
-            ratio=plain.step_s / step.step_s,
-            target=LEAST_TIMES_PLAIN[device],
-            note=f"{plain.flops / 1e9:.0f} GFLOP at {plain.flops / plain.step_s / 1e9:.0f} GFLOP/s",
-        ),
+    return [
+        *_at_472(device, precision, quick),
+        *_at_64(device, precision, quick),
+        _acting(device, precision, quick),
     ]
-    if not quick:
-        full = _alone(measure, Case(config=replace(large, batch_size=32, tasks=TASK_NAMES[:8]), precision=precision))
-        most = MOST_MEMORY_GIB[device]
-        note = f"batch {full.batch}; " + ("on the device" if device == "cuda" else "the whole process, with torch")
-        rows.append(
-            Row(name="  memory at 472 px", value=full.peak_gib, unit="GiB", most=most, target_of="value", note=note)
-        )
-    for name, config in (("vision-64", small), ("demo's options", replace(PRESETS["demo"], batch_size=256))):
-        config = replace(config, batch_size=16) if quick else config
-        found = _alone(measure, Case(config=config, precision=precision, num_steps=many))
-        rows.append(
-            _share(f"step at 64 px, {name}, {label}", found, LEAST_SHARE["64"] if name == "vision-64" else None)
-        )
-        if device == "cuda":
-            rows.append(
-                Row(
-                    name="  of it rate",
-                    value=1 / found.step_s,
-                    unit="steps/s",
-                    target=LEAST_SMALL_STEPS_PER_S if name == "vision-64" else None,
-                    target_of="value",
-                )
-            )
-    action_s, trunk_s, candidates_s = _alone(acting, large, precision, few + 2)
-    alone_s = trunk_s + candidates_s
-    rows.append(
-        Row(
-            name=f"an action at 472 px, 2 x 64 candidates, {label}",
-            value=1000 * action_s,
-            unit="ms",
-            peer=1000 * alone_s,
-            ratio=alone_s / action_s,
-            target=1 / MOST_ACTING_TIMES if device == "cpu" else None,
-            most=None if device == "cpu" else MOST_ACTING_MS,
-            target_of="ratio" if device == "cpu" else "value",
-            note=f"trunk once alone {1000 * trunk_s:.1f} ms, candidates once alone {1000 * candidates_s:.1f} ms",
-        )
+
+
+def _large(states: int) -> TrainConfig:
+    return replace(PRESETS["vision-472"], batch_size=states, tasks=TASK_NAMES[: min(states, 8)])
+
+
+def _at_472(device: str, precision: str, quick: bool) -> Iterator[Row]:
+    config, times = _large(1 if quick else 4), 1 if quick else 3
+    step = _alone(measure, Case(config=config, precision=precision, num_steps=times))
+    yield _share(f"step at 472 px, {LABELS[precision]}", step, LEAST_SHARE["472"])
+    plain = _alone(measure, Case(config=config, precision="32-true", num_steps=times, plain=True))
+    yield Row(
+        name="  beside the straightforward step in float32",
+        value=1 / step.step_s,
+        unit="steps/s",
+        peer=1 / plain.step_s,
+        ratio=plain.step_s / step.step_s,
+        target=LEAST_TIMES_PLAIN[device],
+        note=f"{plain.flops / 1e9:.0f} GFLOP at {plain.flops / plain.step_s / 1e9:.0f} GFLOP/s",
     )
-    return rows
+    if quick:
+        return
+    full = _alone(measure, Case(config=_large(32), precision=precision))
+    note = f"batch {full.batch}; " + ("on the device" if device == "cuda" else "the whole process, with torch")
+    most = MOST_MEMORY_GIB[device]
+    yield Row(name="  memory at 472 px", value=full.peak_gib, unit="GiB", most=most, target_of="value", note=note)
+
+
+def _at_64(device: str, precision: str, quick: bool) -> Iterator[Row]:
+    small, demo = PRESETS["vision-64"], replace(PRESETS["demo"], batch_size=256)
+    for name, config, least in (("vision-64", small, LEAST_SHARE["64"]), ("the demo's options", demo, None)):
+        case = Case(config=replace(config, batch_size=16) if quick else config, precision=precision, num_steps=30)
+        found = _alone(measure, replace(case, num_steps=2) if quick else case)
+        yield _share(f"step at 64 px, {name}, {LABELS[precision]}", found, least)
+        if device == "cuda" and least:
+            rate, wanted = 1 / found.step_s, LEAST_SMALL_STEPS_PER_S
+            yield Row(name="  of it rate", value=rate, unit="steps/s", target=wanted, target_of="value")
+
+
+def _acting(device: str, precision: str, quick: bool) -> Row:
+    action_s, trunk_s, candidates_s = _alone(acting, _large(1), precision, 3 if quick else 5)
+    alone_s = trunk_s + candidates_s
+    on_cpu = device == "cpu"
+    return Row(
+        name=f"an action at 472 px, 2 x 64 candidates, {LABELS[precision]}",
+        value=1000 * action_s,
+        unit="ms",
+        peer=1000 * alone_s,
+        ratio=alone_s / action_s,
+        target=1 / MOST_ACTING_TIMES if on_cpu else None,
+        most=None if on_cpu else MOST_ACTING_MS,
+        target_of="ratio" if on_cpu else "value",
+        note=f"trunk once alone {1000 * trunk_s:.1f} ms, candidates once alone {1000 * candidates_s:.1f} ms",
+    )
 
 
 def _alone(call: Callable[..., Any], *arguments: Any) -> Any:
