@@ -13,11 +13,17 @@ import numpy as np
 import pytest
 import torch
 
+from data.batches import Sampler
 from eval.__main__ import EvalConfig, averages, data_success, evaluate
 from eval.export import main as export_main
+from eval.perception import PerceptionConfig, perceive
+from eval.perception import main as perception_main
 from eval.policy import CEMPolicy, Policy
 from eval.rollout import EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise, wilson
 from models.checkpoint import CheckpointError
+from models.networks import Sight, SmallQNetwork
+from sim.actions import BOUNDS
+from sim.landmarks import OFFSET_UNIT_M
 from sim.scenes import FACTORS
 from sim.state import STATE_SIZE
 from sim.tasks import TASKS
@@ -308,3 +314,29 @@ def test_a_slim_checkpoint_acts_as_the_whole_one_does(tiny_checkpoint, tmp_path)
     image = np.random.default_rng(0).integers(256, size=(side, side, 3), dtype=np.uint8)
     actions = [Policy.load(path).act(image, 0.0, 0.1, "lift-banana") for path in (out, tiny_checkpoint)]
     assert np.array_equal(*actions)
+
+
+def test_perception_says_how_far_landmarks_and_clone_are_off(tiny_checkpoint, tiny_dataset, monkeypatch, capsys):
+    """Of a network whose landmarks are 3 and 4 cm off, and whose clone is always right."""
+    batches = []
+
+    def look(self, image, gripper):
+        landmark = batches[-1].landmark + torch.tensor([0.03, 0.04, 0, 0, 0]) / OFFSET_UNIT_M
+        return Sight(torch.zeros(0), landmark, torch.zeros(len(image), 1))
+
+    def propose(self, features, gripper, task_index):
+        action = batches[-1].action
+        return action[:, :4] / torch.from_numpy(BOUNDS), torch.nn.functional.one_hot(action[:, 4].long(), 4).float()
+
+    load = Sampler.load
+    monkeypatch.setattr(Sampler, "load", lambda *arguments: batches.append(load(*arguments)) or batches[-1])
+    monkeypatch.setattr(SmallQNetwork, "look", look)
+    monkeypatch.setattr(SmallQNetwork, "propose", propose)
+    rows = perceive(PerceptionConfig(checkpoint=str(tiny_checkpoint), data=str(tiny_dataset)))
+    assert [row.task for row in rows] == [*TASKS_USED, "mean"]
+    assert rows[0].median_cm == pytest.approx(5, abs=1e-3)
+    won = [row for row in rows[:-1] if row.command == row.command]
+    assert won
+    assert all(row.r2 == pytest.approx((1, 1, 1, 1)) and row.command == 1 for row in won)
+    assert perception_main(["--checkpoint", "none.ckpt", "--data", str(tiny_dataset)]) == 2
+    assert "none.ckpt: no such checkpoint" in capsys.readouterr().err
