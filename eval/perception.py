@@ -1,4 +1,4 @@
-"""`python -m eval.perception --checkpoint runs/demo/last.ckpt --data datasets/demo`: what a small network makes of frames.
+"""`python -m eval.perception --checkpoint runs/x/last.ckpt --data datasets/x`: what a small network makes of frames.
 
 Of the task's object, or fixture, within reach: how far the network's landmark lies from where it is, in the plane. Of
 the steps of successes: how much of the variance of the motion the clone explains (R2), and how often its likeliest
@@ -71,14 +71,13 @@ def perceive(config: PerceptionConfig) -> list[Perception]:
     rng = np.random.default_rng(config.seed)
     parts = [_look(network, sampler.load(*sampler.draw(rng))) for _ in range(config.batches)]
     table = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    rows = [
-        _row(TASK_NAMES[task], {key: column[table["task"] == task] for key, column in table.items()}) for task in tasks
-    ]
-    mean = np.nanmean([[row.median_cm, row.worst_tenth_cm, *row.r2, row.command] for row in rows], axis=0)
-    return [
-        *rows,
-        Perception(task="mean", median_cm=mean[0], worst_tenth_cm=mean[1], r2=tuple(mean[2:6]), command=mean[6]),
-    ]
+    rows = []
+    for task in tasks:
+        own = table["task"] == task
+        rows.append(_row(TASK_NAMES[task], {key: column[own] for key, column in table.items()}))
+    values = [[row.median_cm, row.worst_tenth_cm, *row.r2, row.command] for row in rows]
+    median, tenth, *r2, command = np.nanmean(values, axis=0).tolist()
+    return [*rows, Perception(task="mean", median_cm=median, worst_tenth_cm=tenth, r2=tuple(r2), command=command)]
 
 
 @torch.no_grad()
