@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.io import encode_jpeg
 
@@ -73,16 +72,11 @@ class Step(QTOpt):
 class PlainNetwork(QTOptNetwork):
     """As one would write it first: a map for every candidate, then the convolutions."""
 
-    def score(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
-        size, candidates = action.shape[:2]
-        vector = self._vector(gripper, action, task_index).flatten(0, 1)
-        vector = F.relu(self.merge_norm1(self.merge1(vector)))
-        vector = F.relu(self.merge_norm2(self.merge2(vector)))
-        x = features.repeat_interleave(candidates, dim=0) + vector[:, :, None, None]
-        x = self.after_merge(F.relu(self.join_norm(self.join(x)))).flatten(1).view(size, candidates, -1)
-        x = F.relu(self.head_norm1(self.head1(x, task_index).flatten(0, 1))).view(size, candidates, -1)
-        x = F.relu(self.head_norm2(self.head2(x, task_index).flatten(0, 1))).view(size, candidates, -1)
-        return self.head3(x, task_index)[..., 0]
+    def _prepare(self, features: Tensor) -> Tensor:
+        return features
+
+    def _merge(self, features: Tensor, vector: Tensor) -> Tensor:
+        return self.join((features[:, None] + vector[..., None, None]).flatten(0, 1))
 
 
 class PlainStep(Step):

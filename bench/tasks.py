@@ -7,7 +7,7 @@ import os
 import numpy as np
 
 from bench.report import Row
-from eval.rollout import EpisodeJob, rollout, wilson
+from eval.rollout import episode_jobs, rollout, wilson
 from sim.tasks import TASK_NAMES, TASKS
 
 SEED = 7
@@ -44,7 +44,7 @@ def _row(name: str, won: list[bool], least: float, most: float | None = None) ->
 
 def _play(policy: str, split: str, count: int) -> dict[str, list[bool]]:
     """`count` episodes of every task -> the outcomes of each."""
-    jobs = [EpisodeJob(task=task, number=n, seed=SEED, filmed=False) for n in range(count) for task in TASK_NAMES]
+    jobs = episode_jobs(TASK_NAMES, count, SEED)
     world = {"image_size": SIZE_PX, "split": split}
     won: dict[str, list[bool]] = {task: [] for task in TASK_NAMES}
     for outcome in rollout(policy, "", world, jobs, len(os.sched_getaffinity(0))):

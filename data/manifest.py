@@ -17,7 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from data.shards import MADE_AGAIN, SCHEMA_VERSION, DatasetError, Row, occupied, read_json, require, write_whole
+from data.shards import (
+    MADE_AGAIN,
+    SCHEMA_VERSION,
+    DatasetError,
+    Row,
+    occupied,
+    read_json,
+    read_listed,
+    require,
+    write_whole,
+)
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES
 
@@ -141,10 +151,7 @@ def _write_copy(out: Path, manifest: Manifest) -> Manifest:
     names = {name: f"{number:06d}-{Path(name).name}" for number, name in enumerate(rows)}
     for name, own in names.items():
         source = Path(os.path.normpath(out.resolve() / name))
-        content = source.read_bytes()
-        if zlib.crc32(content) != rows[name].crc32:
-            raise DatasetError(f"{source}: damaged shard, the checksum of the file does not match")
-        write_whole(making / own, content)
+        write_whole(making / own, read_listed(source, rows[name]))
     copied = replace(manifest, shards=tuple(replace(row, name=names[row.name]) for row in manifest.shards))
     write_manifest(making, copied)
     os.replace(making, out)  # where there is a folder it is empty

@@ -50,6 +50,18 @@ class Replay:
         self._cache: dict[int, Frame] = {}
         self.cached_bytes = 0
 
+    def require(self, size: int, renderer: str) -> None:
+        """DatasetError where these are not the data of a policy that sees `size` px of this renderer."""
+        if (self.size, self.renderer) != (size, renderer):
+            raise DatasetError(
+                f"{self.folder}: {self.size} px, {self.renderer}: not the data of a policy of {size} px, {renderer}"
+            )
+
+    @property
+    def own_success(self) -> NDArray[np.bool_]:
+        """[E], of the task that each episode was collected for."""
+        return self.success[np.arange(self.num_episodes), self.episode_task]
+
     def episode_of(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
         """The episode of each of these steps."""
         return np.searchsorted(self.last_step, steps, side="left")

@@ -234,6 +234,16 @@ def read_shard(path: Path) -> tuple[Row, dict[str, NDArray[Any]], dict[str, Any]
     return row, tables, attributes
 
 
+def read_listed(path: Path, row: Row) -> bytes:
+    """The file that a manifest's row describes; DatasetError where it is another."""
+    content = path.read_bytes()
+    if zlib.crc32(content) != row.crc32:
+        raise DatasetError(
+            f"{path}: damaged shard, the checksum of the file does not match; delete it and collect again"
+        )
+    return content
+
+
 def _check_attributes(path: Path, attributes: dict[str, Any]) -> None:
     missing = sorted(ATTRIBUTES - attributes.keys())
     if missing:

@@ -28,7 +28,7 @@ def view(replay: Replay, out: Path, episodes: int, tasks: tuple[str, ...], outco
     ValueError where there is none to show."""
     if not (chosen := choose_episodes(replay, episodes, tasks, outcome)):
         raise ValueError(f"{replay.folder}: no episode of outcome {outcome} among {', '.join(tasks)}")
-    count, rate = replay.num_episodes, replay.success[np.arange(replay.num_episodes), replay.episode_task].mean()
+    count, rate = replay.num_episodes, replay.own_success.mean()
     page = {
         "title": str(replay.folder),
         "about": f"{len(chosen)} of {count} episodes ({rate:.0%} of those succeed), the tasks and outcomes in turn; "
@@ -45,7 +45,7 @@ def view(replay: Replay, out: Path, episodes: int, tasks: tuple[str, ...], outco
 
 def choose_episodes(replay: Replay, count: int, tasks: tuple[str, ...], outcome: str) -> list[int]:
     """The first episodes of each task and outcome in turn, so that a short page still shows every kind."""
-    own = replay.success[np.arange(replay.num_episodes), replay.episode_task]
+    own = replay.own_success
     groups = []
     for name in tasks:
         for won in (True, False):

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data.shards import DatasetError, read_json, write_whole
+from data.shards import read_json, write_whole
 from eval.policy import CEMPolicy
 from eval.report import write_report
-from eval.rollout import POLICIES, EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise, wilson
+from eval.rollout import POLICIES, EpisodeOutcome, EvalResult, episode_jobs, rollout, summarise, wilson
 from models.checkpoint import CheckpointError, read_checkpoint
 from sim.looks import SPLITS
 from sim.options import Parser, add_options, choose, from_options, option, run_command
@@ -139,11 +139,7 @@ def _finished(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
 
 def _roll(config: EvalConfig, policy: str, tasks: tuple[str, ...], world: dict[str, Any]) -> list[EpisodeOutcome]:
     filmed = FILMED_EPISODES if policy == "checkpoint" else 0
-    jobs = [
-        EpisodeJob(task=task, number=number, seed=config.seed, filmed=number < filmed)
-        for number in range(config.episodes)
-        for task in tasks
-    ]
+    jobs = episode_jobs(tasks, config.episodes, config.seed, filmed)
     outcomes: list[EpisodeOutcome] = []
     bar = tqdm(total=len(jobs), unit="episode", desc=f"evaluate {policy}", smoothing=0.1)
     for outcome in rollout(policy, config.checkpoint, world, jobs, config.workers):
@@ -159,10 +155,7 @@ def data_success(folder: str, tasks: tuple[str, ...], size: int, renderer: str) 
     from data.replay import Replay
 
     replay = Replay(folder)
-    if (replay.size, replay.renderer) != (size, renderer):
-        raise DatasetError(
-            f"{folder}: {replay.size} px, {replay.renderer}: not the data of a policy of {size} px, {renderer}"
-        )
+    replay.require(size, renderer)
     results = []
     for name in tasks:
         index = TASKS[name].index

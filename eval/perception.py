@@ -63,8 +63,7 @@ def perceive(config: PerceptionConfig) -> list[Perception]:
     network = policy.network
     if not isinstance(network, SmallQNetwork) or not network.config.prior:
         raise CheckpointError(f"{config.checkpoint}: no small network with a clone")
-    if (replay.size, replay.renderer) != (network.config.image_size, policy.about["renderer"]):
-        raise CheckpointError(f"{config.data}: {replay.size} px, {replay.renderer}: not what {config.checkpoint} sees")
+    replay.require(network.config.image_size, policy.about["renderer"])
     held = set(replay.episode_task.tolist())
     tasks = tuple(k for k, name in enumerate(TASK_NAMES) if name in policy.about["trained_tasks"] and k in held)
     sampler = Sampler(replay, tasks, RULES["none"], SamplerConfig(per_task=BATCH))

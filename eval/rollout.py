@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,15 @@ POLICIES: dict[str, Callable[[str], PolicyMaker]] = {  # from the checkpoint's p
     "expert": lambda checkpoint: ScriptedPolicy,
     "crude": lambda checkpoint: CrudePolicy,
 }
+
+
+def episode_jobs(tasks: Iterable[str], episodes: int, seed: int, filmed: int = 0) -> list[EpisodeJob]:
+    """So many episodes of each task, the tasks in turn; the first `filmed` ones with a film."""
+    return [
+        EpisodeJob(task=task, number=number, seed=seed, filmed=number < filmed)
+        for number in range(episodes)
+        for task in tasks
+    ]
 
 
 def rollout(

@@ -158,17 +158,21 @@ class QTOptNetwork(QNetwork):
         vector = F.relu(self.merge_norm1(self.merge1(vector)))
         vector = F.relu(self.merge_norm2(self.merge2(vector)))
         vector = vector.view(size, candidates, 64)
-        joined = self.join(features)
+        prepared = self._prepare(features)
         pieces = []
         step = candidates if self.training else max(1, self.max_states_at_once // size)
         for begin in range(0, candidates, step):
-            x = F.relu(self.join_norm(self._merge(joined, vector[:, begin : begin + step])))
+            x = F.relu(self.join_norm(self._merge(prepared, vector[:, begin : begin + step])))
             pieces.append(self.after_merge(x).flatten(1))
         x = torch.cat(pieces) if len(pieces) == 1 else _interleave(pieces, size)
         x = x.view(size, candidates, -1)
         x = F.relu(self.head_norm1(self.head1(x, task_index).flatten(0, 1))).view(size, candidates, -1)
         x = F.relu(self.head_norm2(self.head2(x, task_index).flatten(0, 1))).view(size, candidates, -1)
         return self.head3(x, task_index)[..., 0]
+
+    def _prepare(self, features: Tensor) -> Tensor:
+        """What `_merge` takes of each state, whatever the candidates."""
+        return self.join(features)
 
     def _merge(self, joined: Tensor, vector: Tensor) -> Tensor:
         """conv8 of a map with a vector [B, K, 64] added all over it -> [B * K, 64, M, M]. It is conv8 of the map, once

@@ -62,7 +62,8 @@ def landscape(network: QNetwork, acting: ActingConfig, replay: Replay, number: i
     frame = replay.read([number])[0]
     state = SceneState(frame.state)
     device = next(network.parameters()).device
-    picture = torch.from_numpy(codec.decode(frame.picture)).permute(2, 0, 1)[None]
+    pixels = codec.decode(frame.picture)
+    picture = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     side = network.config.image_size
     image = crop(picture, side).to(device)
     tip = state["gripper_position"]
@@ -76,7 +77,7 @@ def landscape(network: QNetwork, acting: ActingConfig, replay: Replay, number: i
     q = network.score(features, gripper, candidates[None], index)[0].float().sigmoid().cpu().numpy()
 
     margin = (picture.shape[-1] - side) / 2
-    shown = Image.fromarray(codec.decode(frame.picture)).crop((margin, margin, margin + side, margin + side))
+    shown = Image.fromarray(pixels).crop((margin, margin, margin + side, margin + side))
     shown = shown.resize((SHOWN_PX, SHOWN_PX), Image.Resampling.NEAREST)
     out = Image.new("RGB", (2 * SHOWN_PX, SHOWN_PX + CAPTION_PX))
     out.paste(shown, (0, 0))

@@ -24,7 +24,7 @@ from data.collect import collect
 from data.manifest import merge
 from data.plan import CollectConfig
 from data.shards import occupied, read_json, successes, sweep, write_whole
-from eval.rollout import EpisodeJob, rollout, wilson
+from eval.rollout import episode_jobs, rollout, wilson
 from models.checkpoint import CheckpointError
 from sim.options import Parser, add_options, changed, choose, from_options, option
 from sim.scenes import FACTORS, read_factors
@@ -157,10 +157,7 @@ def _round(config: OnlineConfig, folder: Path, number: int, before: list[dict[st
         "renderer": merged.renderer,
         "randomise": read_factors(config.randomise),
     }
-    jobs = [
-        EpisodeJob(task=config.task, number=n, seed=EVALUATION_SEED + number, filmed=False)
-        for n in range(config.evaluations)
-    ]
+    jobs = episode_jobs([config.task], config.evaluations, EVALUATION_SEED + number)
     passed = sum(outcome.success for outcome in rollout("checkpoint", str(checkpoint), world, jobs, config.workers))
     (folder / "policies").mkdir(exist_ok=True)
     shutil.copy(checkpoint, _policy(folder, number))  # training goes on; what collects the next round stays as it is

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from data.replay import Replay
 from data.shards import read_json, write_whole
-from eval.rollout import EpisodeJob, rollout
+from eval.rollout import episode_jobs, rollout, summarise
 from sim.views import frame_size
 from train.config import TrainConfig
 
@@ -59,11 +59,7 @@ class Validation(Checkpoint):
 
     def _play(self, checkpoint: Path) -> dict[str, float]:
         config = self._config
-        jobs = [
-            EpisodeJob(task=task, number=number, seed=SEED, filmed=False)
-            for number in range(config.evaluate_episodes)
-            for task in config.tasks
-        ]
+        jobs = episode_jobs(config.tasks, config.evaluate_episodes, SEED)
         workers = len(os.sched_getaffinity(0))
         outcomes = list(rollout("checkpoint", str(checkpoint), self._world, jobs, workers))
-        return {task: float(np.mean([o.success for o in outcomes if o.task == task])) for task in config.tasks}
+        return {result.task: result.rate for result in summarise(outcomes, "checkpoint", checkpoint, SEED)}
