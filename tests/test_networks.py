@@ -157,13 +157,31 @@ def test_the_cloned_policy_has_a_head_per_task():
     with torch.no_grad():
         features = network.encode(image, gripper)
         mean, command = network.propose(features, gripper, task)
-        network.prior1.weight[1] += 0.3
-        network.prior2.weight[1] += 0.3
+        network.prior3.weight[1] += 0.3
         mean_after, command_after = network.propose(features, gripper, task)
     assert mean.shape == command.shape == (3, 4)
     assert torch.equal(mean[[0, 2]], mean_after[[0, 2]])
     assert torch.equal(command[[0, 2]], command_after[[0, 2]])
     assert (mean[1] - mean_after[1]).abs().max() > 0.01
+
+
+def test_a_task_that_looks_at_one_landmark_acts_by_that_one_alone():
+    network = network_of(64, prior=True)
+    _, gripper, action, _ = inputs(64, 1, 2)
+    task = torch.tensor([1])
+    seen = torch.randn(1, 10, 37, generator=torch.Generator().manual_seed(0))
+    one, other, described = seen.clone(), seen.clone(), seen.clone()
+    one[0, 4, :5] += 1.0
+    other[0, 3] += 1.0
+    described[0, 4, 5:] += 1.0
+    with torch.no_grad():
+        network.focus[1, 4] = 100.0
+        network.merge_things.weight.zero_()
+        before, *after = ([*network.propose(x.flatten(1), gripper, task)] for x in (seen, one, other, described))
+        q_before, *q_after = (network.score(x.flatten(1), gripper, action, task) for x in (seen, one, other, described))
+    moved = [(mean - before[0]).abs().max() > 1e-3 for mean, _ in after]
+    assert moved == [True, False, False]  # by where the thing is, not by how it looks
+    assert [not torch.equal(q, q_before) for q in q_after] == [True, False, True]
 
 
 def test_attention_on_one_cell_reads_that_cell_alone():
@@ -198,7 +216,7 @@ def test_a_landmark_needs_the_gripper_reading_as_well_as_the_picture():
         raised = network.look(image, gripper + torch.tensor([0.0, 0.1]))
     assert sight.attention.shape == (2, 11, 16, 16)
     assert sight.landmark.shape == (2, 10, 5)
-    assert torch.equal(sight.features[:, 256:], sight.landmark.flatten(1))
+    assert torch.equal(sight.features.unflatten(1, (10, -1))[..., :5], sight.landmark)
     assert torch.equal(sight.attention, raised.attention)
     assert (sight.landmark - raised.landmark).abs().min(dim=-1).values.min() > 0
 
