@@ -36,12 +36,12 @@ CANDIDATES = 128
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """A training configuration, its precision (32-true or bf16-mixed), how often the step is timed after one that
-    warms up (0: that one is timed), and whether it is the straightforward one."""
+    warms up (0: that one is timed), and how the step is done, one of `WAYS`."""
 
     config: TrainConfig
     precision: str
     num_steps: int = 0
-    plain: bool = False
+    way: str = "ours"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,28 @@ class Step(QTOpt):
         pass
 
 
+class UsualOrder(Step):
+    """Pictures and maps channel by channel, PyTorch's usual order in memory."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__(config)
+        self.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+    def view(self, frames: Tensor, use: Chance) -> tuple[Tensor, Tensor]:
+        image, corner = super().view(frames, use)
+        return image.contiguous(), corner
+
+
+class Compiled(Step):
+    """Trunks compiled by torch.compile."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__(config)
+        for network in (self.network, self.target, self.lagged):
+            if network is not None:
+                network.trunk.compile()
+
+
 class PlainNetwork(QTOptNetwork):
     """As one would write it first: a map for every candidate, then the convolutions."""
 
@@ -79,7 +101,7 @@ class PlainNetwork(QTOptNetwork):
         return self.join((features[:, None] + vector[..., None, None]).flatten(0, 1))
 
 
-class PlainStep(Step):
+class Plain(UsualOrder):
     """The straightforward step of QT-Opt's network."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -89,10 +111,6 @@ class PlainStep(Step):
             plain.load_state_dict(getattr(self, name).state_dict())
             setattr(self, name, plain if name == "network" else plain.requires_grad_(False).eval())
 
-    def view(self, frames: Tensor, use: Chance) -> tuple[Tensor, Tensor]:
-        image, corner = super().view(frames, use)
-        return image.contiguous(), corner
-
     @torch.no_grad()
     def _update_targets(self, step: int) -> None:
         for old, new in zip(self.target.parameters(), self.network.parameters(), strict=True):
@@ -101,11 +119,14 @@ class PlainStep(Step):
             mine.copy_(current)
 
 
+WAYS = {"ours": Step, "usual order": UsualOrder, "compiled": Compiled, "plain": Plain}
+
+
 def measure(case: Case) -> Measurement:
     device = _start()
     kind = torch.bfloat16 if case.precision == "bf16-mixed" else torch.float32
     config = replace(case.config, log_every=10**9)  # a step that logs does more
-    module = (PlainStep if case.plain else Step)(config).to(device)
+    module = WAYS[case.way](config).to(device)
     optimizer = module.configure_optimizers()["optimizer"]
     batch = synthetic_batch(case.config, torch.Generator().manual_seed(0), encoded=True)
     before = ceiling_flops_per_s(kind, device)

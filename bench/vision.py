@@ -27,6 +27,7 @@ MOST_MEMORY_GIB = {"cpu": 10.0, "cuda": 12.0}
 MOST_ACTING_TIMES = 1.3  # on a CPU, beside trunk and candidates alone
 MOST_ACTING_MS = 4.0  # on a GPU
 LEAST_SMALL_STEPS_PER_S = 300.0  # on a GPU
+OTHER_WAYS = ("usual order", "compiled")
 LABELS = {"32-true": "float32", "bf16-mixed": "bfloat16"}
 
 
@@ -47,7 +48,7 @@ def _at_472(device: str, precision: str, quick: bool) -> Iterator[Row]:
     config, times = _large(1 if quick else 4), 1 if quick else 3
     step = _alone(measure, Case(config=config, precision=precision, num_steps=times))
     yield _share(f"step at 472 px, {LABELS[precision]}", step, LEAST_SHARE["472"])
-    plain = _alone(measure, Case(config=config, precision="32-true", num_steps=times, plain=True))
+    plain = _alone(measure, Case(config=config, precision="32-true", num_steps=times, way="plain"))
     yield Row(
         name="  beside the straightforward step in float32",
         value=1 / step.step_s,
@@ -74,6 +75,14 @@ def _at_64(device: str, precision: str, quick: bool) -> Iterator[Row]:
         if device == "cuda" and least:
             rate, wanted = 1 / found.step_s, LEAST_SMALL_STEPS_PER_S
             yield Row(name="  of it rate", value=rate, unit="steps/s", target=wanted, target_of="value")
+        if least and not quick:
+            yield from (_beside(way, _alone(measure, replace(case, way=way)), found) for way in OTHER_WAYS)
+
+
+def _beside(way: str, other: Measurement, ours: Measurement) -> Row:
+    note = "what might be faster, and is not done unless it is"
+    rate, our_rate = 1 / other.step_s, 1 / ours.step_s
+    return Row(name=f"  {way}, beside it", value=rate, unit="steps/s", peer=our_rate, ratio=rate / our_rate, note=note)
 
 
 def _acting(device: str, precision: str, quick: bool) -> Row:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,3 +150,11 @@ def tiny_checkpoint(tmp_path_factory, tiny_training):
     from train.run import train
 
     return train(TrainConfig(out=str(tmp_path_factory.mktemp("runs") / "tiny"), **tiny_training))
+
+
+@pytest.fixture
+def run(tiny_checkpoint, tmp_path):
+    """A copy of the finished tiny run (four steps), to be continued or spoilt."""
+    folder = tmp_path / "run"
+    shutil.copytree(Path(tiny_checkpoint).parent, folder)
+    return folder

@@ -1,0 +1,187 @@
+"""A run that goes on is the run that was not stopped; another one is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data import codec
+from eval.report import read_curves
+from models.checkpoint import CheckpointError, read_checkpoint
+from sim.options import from_options
+from train.config import PRESETS, TrainConfig
+from train.run import train
+
+ROOT = Path(__file__).parents[1]
+
+
+def weights(path):
+    return read_checkpoint(path)["state_dict"]
+
+
+def equal(first, second):
+    """Whether two nested structures of tensors and plain values are bit for bit the same."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(equal(a, b) for a, b in zip(first, second, strict=True))
+    return first == second
+
+
+def changes(old, new):
+    return [key for key in old if not torch.equal(old[key], new[key])]
+
+
+@pytest.mark.parametrize("rule", ["cds", "none"])
+def test_two_steps_and_two_more_equal_four_straight(tiny_training, tmp_path, rule):
+    options = {**tiny_training, "rule": rule, "landmark_weight": 1.0, "photometric": True, "n_step": 2}
+    straight = train(TrainConfig(out=str(tmp_path / "straight"), **options))
+    train(TrainConfig(out=str(tmp_path / "resumed"), **{**options, "steps": 2}))
+    halfway = weights(tmp_path / "resumed" / "last.ckpt")
+    resumed = train(TrainConfig(out=str(tmp_path / "resumed"), **options))
+    first, second = read_checkpoint(straight), read_checkpoint(resumed)
+    assert first["switchyard"]["steps"] == second["switchyard"]["steps"] == 4
+    assert changes(first["state_dict"], second["state_dict"]) == []
+    assert equal(first["optimizer_states"], second["optimizer_states"])
+    assert changes(halfway, second["state_dict"])
+
+
+def command(options):
+    values = {key: ",".join(value) if isinstance(value, tuple) else str(value) for key, value in options.items()}
+    return [
+        sys.executable,
+        "-m",
+        "train",
+        "--preset",
+        "demo",
+        *(text for k, v in values.items() for text in (f"--{k}", v)),
+    ]
+
+
+def train_until_stopped(options, number):
+    """Runs the training command and stops it by a signal after its first checkpoint; (last step saved, its output)."""
+    last = Path(options["out"]) / "last.ckpt"
+    running = subprocess.Popen(command(options), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not last.is_file() and running.poll() is None:
+        time.sleep(0.02)
+    running.send_signal(number)
+    output = running.communicate(timeout=60)[0]
+    assert last.is_file(), output
+    return read_checkpoint(last)["switchyard"]["steps"], output
+
+
+@pytest.fixture
+def demo_training(tiny_training):
+    """The demo's options, with a learning rate that falls over the run, in 100 steps."""
+    return {**tiny_training, "steps": 100, "checkpoint_every": 5, "learning_rate_decay": True, "landmark_weight": 1.0}
+
+
+def test_a_killed_run_goes_on_to_the_weights_of_one_that_was_not(demo_training, tmp_path):
+    options = {**demo_training, "out": str(tmp_path / "killed")}
+    assert 5 <= train_until_stopped(options, signal.SIGKILL)[0] < 100
+    config = from_options(TrainConfig, options, **vars(PRESETS["demo"]))
+    resumed = read_checkpoint(train(config))
+    straight = read_checkpoint(train(dataclasses.replace(config, out=str(tmp_path / "straight"))))
+    assert resumed["switchyard"]["steps"] == straight["switchyard"]["steps"] == 100
+    assert changes(straight["state_dict"], resumed["state_dict"]) == []
+    assert equal(straight["optimizer_states"], resumed["optimizer_states"])
+
+
+def losses(folder):
+    return read_curves(folder / "log")["train/loss"]
+
+
+def test_a_killed_run_goes_on_with_the_losses_of_one_that_was_not(demo_training, tmp_path):
+    options = {**demo_training, "out": str(tmp_path / "killed"), "random_crop": True, "photometric": True}
+    saved, _ = train_until_stopped(options, signal.SIGKILL)
+    config = from_options(TrainConfig, options, **vars(PRESETS["demo"]))
+    for name in ("killed", "straight"):
+        train(dataclasses.replace(config, out=str(tmp_path / name)))
+    resumed, straight = losses(tmp_path / "killed"), losses(tmp_path / "straight")
+    assert np.array_equal(resumed[-(100 - saved) :], straight[saved:])
+
+
+def test_an_interrupted_run_saves_where_it_is_and_goes_on(demo_training, tmp_path):
+    options = {**demo_training, "steps": 5000, "learning_rate_decay": False, "out": str(tmp_path / "run")}
+    step, output = train_until_stopped(options, signal.SIGINT)
+    assert 5 <= step < 5000
+    assert f"last.ckpt holds step {step}; the same command goes on from there" in output
+    assert "Traceback" not in output
+    path = train(from_options(TrainConfig, {**options, "steps": step + 3}, **vars(PRESETS["demo"])))
+    again = {**options, "steps": step + 3, "out": str(tmp_path / "straight")}
+    straight = train(from_options(TrainConfig, again, **vars(PRESETS["demo"])))
+    assert read_checkpoint(path)["switchyard"]["steps"] == step + 3
+    assert changes(weights(straight), weights(path)) == []
+
+
+def test_options_that_never_trained_bind_nobody(tiny_training, tmp_path):
+    with pytest.raises(ValueError, match="no episode of task lift-can"):
+        train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "tasks": ("lift-banana", "lift-can")}))
+    assert train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "steps": 1})).is_file()
+
+
+def test_another_number_of_steps_is_refused_where_the_learning_rate_falls_over_them(tiny_training, tmp_path):
+    options = {**tiny_training, "out": str(tmp_path / "run"), "learning_rate_decay": True}
+    train(TrainConfig(**{**options, "steps": 1}))
+    with pytest.raises(CheckpointError, match=r"steps 1 \(now 4\)"):
+        train(TrainConfig(**options))
+
+
+def test_the_loader_processes_do_not_change_the_weights(tiny_checkpoint, tiny_training, tmp_path):
+    path = train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "workers": 2}))
+    assert changes(weights(tiny_checkpoint), weights(path)) == []
+
+
+def test_equal_runs_in_two_folders_write_equal_bytes(tiny_checkpoint, tiny_training, tmp_path):
+    """Collection records a checkpoint by its SHA-256."""
+    path = train(TrainConfig(out=str(tmp_path / "run"), **tiny_training))
+    assert path.read_bytes() == tiny_checkpoint.read_bytes()
+
+
+def test_another_seed_trains_other_weights(tiny_checkpoint, tiny_training, tmp_path):
+    path = train(TrainConfig(out=str(tmp_path / "run"), **tiny_training, seed=1))
+    assert changes(weights(tiny_checkpoint), weights(path))
+
+
+def test_qtopts_network_trains_and_resumes_too(tiny_training, tmp_path, make_episode, write_dataset):
+    """Two steps of the 472 network's plan at its cheapest size, on hand-made frames."""
+    episodes = [make_episode(task, 2, (task,)) for task in tiny_training["tasks"]]
+    rng = np.random.default_rng(0)
+    for episode in episodes:
+        frames = rng.integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
+        object.__setattr__(episode, "frames", tuple(codec.encode(frame, quality=90) for frame in frames))
+    folder = write_dataset(tmp_path / "set", [episodes], side=224)
+    options = {**tiny_training, "data": str(folder), "image_size": 224, "batch_size": 2, "prior": False, "steps": 2}
+    straight = train(TrainConfig(out=str(tmp_path / "straight"), **options))
+    train(TrainConfig(out=str(tmp_path / "resumed"), **{**options, "steps": 1}))
+    resumed = train(TrainConfig(out=str(tmp_path / "resumed"), **options))
+    assert changes(weights(straight), weights(resumed)) == []
+
+
+def test_a_finished_run_is_left_as_it_is(run, tiny_training, capsys):
+    before = (run / "last.ckpt").read_bytes()
+    assert train(TrainConfig(out=str(run), **tiny_training)) == run / "last.ckpt"
+    assert "already trained for 4 steps" in capsys.readouterr().out
+    assert (run / "last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize("other", [{"learning_rate": 0.5}, {"rule": "all"}, {"seed": 3}, {"prior": False}])
+def test_a_run_with_other_options_is_refused(run, tiny_training, other):
+    with pytest.raises(CheckpointError, match=f"{run}: already holds a run with other options: {next(iter(other))} "):
+        train(TrainConfig(out=str(run), **{**tiny_training, **other}))
+
+
+def test_a_folder_that_holds_something_else_is_refused(tiny_training, tmp_path):
+    (tmp_path / "thesis.tex").write_text("hello")
+    with pytest.raises(CheckpointError, match="not empty and not a Switchyard run"):
+        train(TrainConfig(out=str(tmp_path), **tiny_training))
