@@ -20,7 +20,8 @@ from torchvision.io import encode_jpeg
 from data.batches import Batch
 from models.acting import best_action
 from models.cem import sample_uniform
-from models.networks import QTOptNetwork, bounds
+from models.qnetwork import bounds
+from models.qtopt_network import QTOptNetwork
 from sim.landmarks import LANDMARK_SIZE, LANDMARKS, POINTS
 from sim.tasks import TASK_NAMES
 from sim.views import frame_size
@@ -61,6 +62,17 @@ class Step(QTOpt):
     @property
     def global_step(self) -> int:
         return self.steps_done
+
+    def update(self, batch: Batch, optimizer: torch.optim.Optimizer, precision: str = "32-true") -> Tensor:
+        """What Lightning does in one step of automatic optimisation; the loss."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            loss = self.training_step(batch, self.steps_done)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        self.steps_done += 1
+        self._update_targets(self.steps_done)
+        return loss.detach()
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -132,17 +144,12 @@ def measure(case: Case) -> Measurement:
     before = ceiling_flops_per_s(kind, device)
 
     def step() -> None:
-        """What Lightning does in one step of automatic optimisation."""
-        with torch.autocast(device, torch.bfloat16, enabled=case.precision == "bf16-mixed"):
-            loss = module.training_step(batch.to(device), module.steps_done)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        module.steps_done += 1
-        module._update_targets(module.steps_done)
+        module.update(batch.to(device), optimizer, case.precision)
 
     with FlopCounterMode(display=False) as counter:
         first_s = _median_s(step, 1)
+    if case.num_steps:
+        step()  # what is compiled is compiled now, for the counter above would have none of it
     step_s = _median_s(step, case.num_steps) if case.num_steps else first_s
     peak = (
         torch.cuda.max_memory_allocated()
@@ -207,7 +214,7 @@ def synthetic_batch(config: TrainConfig, generator: torch.Generator, encoded: bo
     """Random transitions as the loader makes them: grouped by task, a part shared, half of the own ones successful.
 
     `encoded`: the pictures are JPEG files of blocks, as a loader passes them on that leaves decoding to `Batch.to`."""
-    per_task = max(1, round(config.batch_size / len(config.tasks)))
+    per_task = config.per_task
     size = per_task * len(config.tasks)
     place = torch.arange(size) % per_task
     shared = place >= per_task - round(per_task * config.shared_part)

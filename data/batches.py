@@ -35,7 +35,7 @@ class Batch:
 
     s' comes `span` steps after s, or where the episode ends."""
 
-    image: Tensor  # uint8 [B, 3, H, W], channels last in memory, stored size: not yet cropped
+    image: Tensor  # uint8 [B, 3, H, W], stored size: not yet cropped
     next_image: Tensor  # uint8 [B, 3, H, W]
     gripper: Tensor  # float32 [B, 2]: closed (0/1), height (m)
     next_gripper: Tensor  # float32 [B, 2]
@@ -152,6 +152,7 @@ class Sampler:
     def __init__(self, replay: Replay, tasks: tuple[int, ...], rule: SharingRule, config: SamplerConfig) -> None:
         self._replay, self._tasks, self._config = replay, tasks, config
         self.decodes, self.processes = config.decode, config.processes
+        self._least_own = 1 if rule.uses_q else 0  # of each task: such a rule compares with them
         allowed = rule.sources(SKILLS)
         source = replay.episode_task
         self._pools: list[tuple[_Pool, _Pool, _Pool]] = []  # of each task: own successes, own failures, others'
@@ -170,6 +171,7 @@ class Sampler:
         for task, (won, lost, others) in zip(self._tasks, self._pools, strict=True):
             size = self._config.per_task * self._config.processes
             num_shared = _part_of(size, self._config.shared, rng) if others else 0
+            num_shared = min(num_shared, size - self._least_own)
             num_won = _part_of(size - num_shared, self._config.success, rng)
             if not won or not lost:
                 num_won = (size - num_shared) if won else 0

@@ -53,7 +53,8 @@ class Router(torch.nn.Module):
     def weigh(self, batch: Batch, q: Tensor | None) -> Tensor:
         """Weights [B]: 1 for own transitions, the rule's for shared ones. `q` [B] is needed where the rule uses it.
 
-        Shared transitions are compared with the own ones of all processes, whose averages stay the same."""
+        Shared transitions are compared with the own ones of all processes, whose averages stay the same; without any
+        they weigh nothing."""
         target, source, is_shared = (gather(x) for x in (batch.task_index, batch.source_task_index, batch.is_shared))
         weight = torch.ones(len(target), dtype=self.tau.dtype, device=target.device)
         if self.rule.uses_q:
@@ -61,8 +62,8 @@ class Router(torch.nn.Module):
             q = gather(q.to(self.tau.dtype))
             for task in target.unique().tolist():
                 shared, own = (target == task) & is_shared, (target == task) & ~is_shared
-                if shared.any() and own.any():
-                    weight[shared] = self._weigh_task(task, q[shared], q[own])
+                if shared.any():
+                    weight[shared] = self._weigh_task(task, q[shared], q[own]) if own.any() else 0.0
         else:
             weight[is_shared] = self.rule.weigh(weight[is_shared], weight[~is_shared], RuleContext())
         self._count(target, source, weight)

@@ -13,16 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from data.claim import sha256
+from data.manifest import MANIFEST
 from data.shards import read_json, write_whole
 from eval.policy import CEMPolicy
 from eval.report import write_report
 from eval.rollout import POLICIES, EpisodeOutcome, EvalResult, episode_jobs, rollout, summarise, wilson
-from models.checkpoint import CheckpointError, read_checkpoint
+from models.checkpoint import CheckpointError
 from sim.looks import SPLITS
 from sim.options import Parser, add_options, choose, from_options, option, run_command
 from sim.scenes import FACTORS, read_factors
 from sim.tasks import SKILLS, TASKS, check_tasks
-from sim.views import RENDERERS, frame_size
+from sim.views import RENDERERS
 
 FILMED_EPISODES = 2  # of each task, shown in the report
 
@@ -74,10 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def evaluate(config: EvalConfig) -> Path:
     """Roll out every policy on every task, write eval.json and report.html, print the table; returns the report."""
-    about = read_checkpoint(config.checkpoint)["switchyard"]
-    renderer = about["renderer"] if config.renderer == "auto" else config.renderer
-    if renderer != about["renderer"]:
-        raise CheckpointError(f"{config.checkpoint}: trained on {about['renderer']} images, asked to act on {renderer}")
+    policy = CEMPolicy.load(config.checkpoint, None if config.renderer == "auto" else config.renderer)
+    about, renderer = policy.about, policy.about["renderer"]
     tasks = config.tasks or tuple(about["trained_tasks"])
     untrained = [name for name in tasks if name not in about["trained_tasks"]]
     if untrained:
@@ -88,25 +88,25 @@ def evaluate(config: EvalConfig) -> Path:
     out = Path(config.out or (folder if config.split == "train" else folder / f"{config.split}-split"))
     out.mkdir(parents=True, exist_ok=True)
     settings = {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key != "workers"}
-    settings["steps"] = about["steps"]
+    settings["steps"], settings["checkpoint_sha256"] = about["steps"], sha256(Path(config.checkpoint))
+    if config.data:
+        settings["manifest_sha256"] = sha256(Path(config.data) / MANIFEST)
     if config.reuse and (found := _finished(out, settings)):
         print(f"{out / 'eval.json'} (already there)")
         print_table([EvalResult.from_json(row) for row in found["results"] + found["data"]])
         return out / "report.html"
-    size = about["network"]["image_size"]
-    data = data_success(config.data, tasks, size, renderer) if config.data else []
+    data = data_success(config.data, tasks, about["network"]["image_size"], renderer) if config.data else []
     from sim.camera import resolve_renderer  # imports PyBullet, which greets on the terminal
 
-    CEMPolicy.load(config.checkpoint)  # what is wrong with it is said here, not by every worker
     if resolve_renderer(renderer) != renderer:
         raise CheckpointError(f"{config.checkpoint}: trained on {renderer} images, which this machine cannot render")
     randomise = tuple(about["randomise"]) if config.randomise == "auto" else read_factors(config.randomise)
-    world = {"image_size": frame_size(size), "renderer": renderer, "randomise": randomise, "split": config.split}
+    world = {**policy.world, "randomise": randomise, "split": config.split}
     results: list[EvalResult] = []
     films: list[EpisodeOutcome] = []
-    for policy in config.policies:
-        outcomes = _roll(config, policy, tasks, world)
-        results += summarise(outcomes, policy, config.checkpoint if policy == "checkpoint" else None, config.seed)
+    for name in config.policies:
+        outcomes = _roll(config, name, tasks, world)
+        results += summarise(outcomes, name, config.checkpoint if name == "checkpoint" else None, config.seed)
         films += [outcome for outcome in outcomes if outcome.film]
     payload = {
         "settings": settings,
@@ -116,14 +116,14 @@ def evaluate(config: EvalConfig) -> Path:
         "randomise": randomise,
         "split": config.split,
         "trained_split": about["split"],
-        "image_size": size,
+        "image_size": about["network"]["image_size"],
         "results": [result.to_json() for result in results],
         "data": [result.to_json() for result in data],
         "averages": averages(results + data),
         "sharing": about["sharing"],
     }
-    write_whole(out / "eval.json", json.dumps(payload, indent=1).encode())
     report = write_report(out, payload, films)
+    write_whole(out / "eval.json", json.dumps(payload, indent=1).encode())  # last: it says that all is there
     print_table(results + data)
     return report
 

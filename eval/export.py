@@ -31,7 +31,8 @@ from data.shards import write_whole
 from eval.policy import CEMPolicy
 from models.cem import sample_uniform
 from models.checkpoint import read_checkpoint
-from models.networks import QNetwork, SmallQNetwork, bounds
+from models.qnetwork import QNetwork, bounds
+from models.small_network import SmallQNetwork
 from sim.actions import BOUNDS, COMMANDS
 from sim.options import Parser, add_options, choose, from_options, option, run_command
 from sim.tasks import TASK_NAMES

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from models.acting import ActingConfig, best_action, crop
 from models.cem import CEMConfig
-from models.checkpoint import CheckpointError, read_checkpoint
-from models.networks import NetworkConfig, QNetwork, build_network
+from models.checkpoint import CheckpointError, load_weights, read_checkpoint
+from models.networks import build_network
+from models.qnetwork import NetworkConfig, QNetwork
 from sim import policies
 from sim.policies import Observation, RandomPolicy
 from sim.tasks import task_by_name
@@ -45,10 +46,7 @@ class CEMPolicy:
         network = build_network(network_config)
         prefix = "target."
         weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-        try:
-            network.load_state_dict(weights)
-        except RuntimeError as error:
-            raise CheckpointError(f"{path}: its weights do not fit this version's network, train it again") from error
+        load_weights(network, weights, path)
         acting = ActingConfig(**{**about["acting"], "cem": CEMConfig(**about["acting"]["cem"])})
         return cls(network.eval(), acting, about)
 
@@ -59,21 +57,29 @@ class CEMPolicy:
 
     @property
     def world(self) -> dict[str, Any]:
-        """The arguments of `PickPlaceEnv` for the world of its data: size, renderer, what is randomised."""
+        """The arguments of `PickPlaceEnv` for the world of its data: size, renderer, what is randomised, split."""
         about = self.about
-        return {"image_size": self.frame_size, "renderer": about["renderer"], "randomise": tuple(about["randomise"])}
+        return {
+            "image_size": self.frame_size,
+            "renderer": about["renderer"],
+            "randomise": tuple(about["randomise"]),
+            "split": about["split"],
+        }
 
     @torch.no_grad()
     def act(
         self, observation: Observation, task_index: NDArray[np.int64], rng: np.random.Generator
     ) -> NDArray[np.float32]:
-        if observation["image"].shape[1:3] != (self.frame_size, self.frame_size):
+        """Actions float32 [B, 5] (sim/actions.py) for frames uint8 [B, H, H, 3] of `frame_size` px; ValueError for
+        others."""
+        frames, side = observation["image"], self.frame_size
+        if frames.dtype != np.uint8 or frames.shape[1:] != (side, side, 3):
             raise ValueError(
-                f"this policy cuts its {self.network.config.image_size} px out of frames of {self.frame_size} px, "
-                f"got {observation['image'].shape[1:3]}: make the environment with image_size=policy.frame_size"
+                f"this policy cuts its {self.network.config.image_size} px out of frames uint8 [{side}, {side}, 3], "
+                f"got {frames.dtype} {list(frames.shape[1:])}: make the environment with image_size=policy.frame_size"
             )
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        image = torch.from_numpy(observation["image"]).permute(0, 3, 1, 2)
+        image = torch.from_numpy(frames).permute(0, 3, 1, 2)
         gripper = torch.from_numpy(np.stack([observation["gripper_closed"], observation["gripper_height"]], axis=1))
         tasks = torch.from_numpy(np.asarray(task_index, np.int64))
         features = self.network.encode(crop(image, self.network.config.image_size), gripper)
@@ -112,7 +118,7 @@ class Policy:
 
 @dataclass
 class EpsilonGreedy:
-    """A trained policy that explores: with probability `epsilon` an action is uniformly random (QT-Opt, sec. 4.3)."""
+    """A trained policy that explores: with probability `epsilon` an action is `RandomPolicy`'s (QT-Opt, sec. 4.3)."""
 
     greedy: policies.Policy
     epsilon: float

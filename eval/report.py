@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.shards import write_whole
 from eval.rollout import EpisodeOutcome
 from sim.tasks import TASK_NAMES, TASKS
 
@@ -74,7 +75,7 @@ def write_report(out: Path, payload: dict[str, Any], films: list[EpisodeOutcome]
     ]
     page = f"<!doctype html><meta charset=utf-8><title>Switchyard report</title><style>{STYLE}</style>{''.join(parts)}"
     path = out / "report.html"
-    path.write_text(page)
+    write_whole(path, page.encode())
     return path
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from models.cem import CEMConfig, Proposal, best_proposal, maximise
-from models.networks import QNetwork, SmallQNetwork, bounds
+from models.qnetwork import QNetwork, bounds
+from models.small_network import SmallQNetwork
 from sim.options import choose
 
 WAYS = ("cem", "proposals", "clone")
@@ -69,7 +70,8 @@ def best_action(
     config: ActingConfig,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The best action [B, 5] and its value in [0, 1], [B]."""
+    """The best action [B, 5] and its value in [0, 1], [B], of states: `features` as `encode` gives them, gripper
+    [B, 2], task [B]."""
     bound = bounds(features.device)
 
     def q(action: Tensor) -> Tensor:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES
 
-FORMAT = 3  # of what `on_save_checkpoint` writes (train/qtopt.py) and of the networks' layers
+FORMAT = 3  # of what `on_save_checkpoint` writes (train/qtopt.py)
 
 
 class CheckpointError(ValueError):
@@ -43,3 +44,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if tasks != TASK_NAMES:
         raise CheckpointError(f"{path}: trained for the task list {tasks}, this version has {TASK_NAMES}")
     return checkpoint
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
+    """Into the module, from the checkpoint at `path`; CheckpointError where they are those of another network."""
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit this version's network, train it again") from error

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+MOTION_WEIGHT = 2.0  # in cloning, beside the command's
+
 
 def bellman_target(reward: Tensor, done: Tensor, span: Tensor, next_value: Tensor, discount: float) -> Tensor:
     """The soft label of QT-Opt (eq. 1) over n = `span` steps, of which only the last has a reward. All [B].
@@ -27,7 +29,8 @@ def bellman_loss(logit: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor,
 def conservative_loss(logits: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Regress unseen actions, sampled from the softmax of their own Q-values, to Q = 0 (CDS, app. C.1).
 
-    Logits [B, K] of K unseen actions, weight [B]. The expectation over the softmax is taken exactly:
+    Logits [B, K] of K unseen actions, weight [B]. The softmax is taken of the logits, not of Q in [0, 1], where it
+    would hardly tell actions apart. Its expectation is taken exactly:
     L = sum_b w_b sum_k softmax(q_b)_k CE(sigmoid(q_bk), 0) / sum_b w_b
     """
     share = logits.detach().softmax(dim=1)
@@ -36,12 +39,12 @@ def conservative_loss(logits: Tensor, weight: Tensor) -> tuple[Tensor, dict[str,
 
 
 def cloning_loss(mean: Tensor, command_logits: Tensor, action: Tensor, bound: Tensor, weight: Tensor) -> Tensor:
-    """Behaviour cloning of actions [B, 5]: squared error of the motion [B, 4] in units of its bounds, plus the
-    cross-entropy of the command [B, 4], weighted by `weight` [B] (1 for steps of successful episodes, say).
-    """
+    """Behaviour cloning of actions [B, 5]: `MOTION_WEIGHT` times the squared error of the motion [B, 4] in units of its
+    bounds, plus the cross-entropy of the command [B, 4]; their mean weighted by `weight` [B] (1 for steps of successful
+    episodes, say)."""
     motion = F.mse_loss(mean, action[:, :4] / bound, reduction="none").sum(dim=1)
     command = F.cross_entropy(command_logits, action[:, 4].long(), reduction="none")
-    return _weighted_mean(2.0 * motion + command, weight)
+    return _weighted_mean(MOTION_WEIGHT * motion + command, weight)
 
 
 def landmark_loss(predicted: Tensor, landmark: Tensor, present: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sim.objects import OBJECTS
 from sim.rotations import rotate
 from sim.state import OBJECT_NAMES, F, O, SceneState
+from sim.tasks import TaskSpec
 from sim.views import CameraSpec, project
 
 LANDMARKS = O + F
@@ -35,6 +36,11 @@ class Landmarks:
     present: NDArray[np.bool_]
     point: NDArray[np.float32]
     point_present: NDArray[np.bool_]
+
+
+def landmark_of(task: TaskSpec) -> int:
+    """The landmark that a task is about: the object to lift, or the fixture to place on."""
+    return task.target + (O if task.skill == "place" else 0)
 
 
 def landmarks(state: SceneState) -> Landmarks:

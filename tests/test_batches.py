@@ -73,6 +73,15 @@ def test_the_shared_part_is_exactly_as_configured(replay, shared, num_shared):
         assert (is_shared[:, target[0] == task].sum(axis=1) == num_shared).all()
 
 
+def test_a_rule_that_compares_with_own_transitions_finds_one_of_each_task_in_every_batch(replay):
+    rng = np.random.default_rng(0)
+    for per_task, shared in ((2, 0.75), (3, 0.9), (2, 1.0)):
+        sampler = sampler_of(replay, "cds", per_task=per_task, shared=shared)
+        draws = [sampler.draw(rng) for _ in range(100)]
+        own = np.stack([replay.episode_task[replay.episode_of(steps)] == target for steps, target in draws])
+        assert own.reshape(100, len(TASKS_USED), per_task).any(-1).all()
+
+
 @pytest.mark.parametrize(("success", "num_won"), [(0.0, 0), (0.25, 1), (0.5, 2), (1.0, 4)])
 def test_the_share_of_own_successes_is_exactly_as_configured(replay, success, num_won):
     episode, target = drawn(sampler_of(replay, success=success))

@@ -7,7 +7,7 @@ import torch
 from torch import tensor
 
 from models.cem import CEMConfig, Proposal, best_proposal, maximise
-from models.networks import bounds
+from models.qnetwork import bounds
 
 BOUND = bounds(torch.device("cpu"))
 BEST = tensor([0.03, -0.02, 0.01, 0.25])  # within the bounds of 6 cm and 0.6 rad

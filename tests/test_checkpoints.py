@@ -28,7 +28,7 @@ def test_a_checkpoint_describes_itself(tiny_checkpoint):
     assert about["randomise"] == list(FACTORS)
     assert about["split"] == "train"
     world = CEMPolicy.load(tiny_checkpoint).world
-    assert world == {"image_size": 56, "renderer": "tiny", "randomise": tuple(FACTORS)}
+    assert world == {"image_size": 56, "renderer": "tiny", "randomise": tuple(FACTORS), "split": "train"}
     assert about["network"]["image_size"] == 48
     assert about["sharing"]["rule"] == "cds"
     weight = about["sharing"]["weights"][TASKS["lift-banana"].index]
@@ -46,6 +46,14 @@ def test_a_truncated_checkpoint_is_refused_by_name(run, tiny_training, keep):
         train(TrainConfig(out=str(run), **{**tiny_training, "steps": 6}))
     with pytest.raises(CheckpointError, match=r"last\.ckpt"):
         CEMPolicy.load(path)
+
+
+def test_a_checkpoint_of_other_layers_is_refused_by_name(run, tiny_training):
+    checkpoint = read_checkpoint(run / "last.ckpt")
+    checkpoint["state_dict"] = {key.replace("focus", "view"): v for key, v in checkpoint["state_dict"].items()}
+    torch.save(checkpoint, run / "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: its weights do not fit this version's network"):
+        train(TrainConfig(out=str(run), **{**tiny_training, "steps": 6}))
 
 
 def test_a_checkpoint_with_a_damaged_weight_is_refused_by_name(run):

@@ -18,10 +18,10 @@ from eval.__main__ import EvalConfig, averages, data_success, evaluate
 from eval.export import main as export_main
 from eval.perception import PerceptionConfig, perceive
 from eval.perception import main as perception_main
-from eval.policy import CEMPolicy, Policy
+from eval.policy import CEMPolicy, EpsilonGreedy, Policy
 from eval.rollout import EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise, wilson
-from models.checkpoint import CheckpointError
-from models.networks import Sight, SmallQNetwork
+from models.checkpoint import CheckpointError, read_checkpoint
+from models.small_network import Sight, SmallQNetwork
 from sim.actions import BOUNDS
 from sim.landmarks import OFFSET_UNIT_M
 from sim.scenes import FACTORS
@@ -166,6 +166,11 @@ def test_a_finished_evaluation_may_be_reused_only_with_the_same_options(evaluati
     evaluate(EvalConfig(**reusing))
     assert "already there" in capsys.readouterr().out
     assert (tmp_path / "run" / "report.html").stat().st_mtime_ns == first
+    other = read_checkpoint(tmp_path / "run" / "last.ckpt")  # of as many steps
+    other["state_dict"]["target.focus"] += 1.0
+    torch.save(other, tmp_path / "run" / "last.ckpt")
+    evaluate(EvalConfig(**reusing))
+    assert "already there" not in capsys.readouterr().out
 
 
 def test_acting_with_another_renderer_than_the_trained_one_is_refused_naming_both(tiny_checkpoint, tmp_path):
@@ -177,20 +182,6 @@ def test_acting_with_another_renderer_than_the_trained_one_is_refused_naming_bot
 def test_a_missing_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"none\.ckpt: no such checkpoint"):
         evaluate(EvalConfig(checkpoint=str(tmp_path / "none.ckpt")))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"tasks": ("lift-cann",)}, "unknown task 'lift-cann'.*Did you mean 'lift-can'"),
-        ({"policies": ("exprt",)}, "unknown policy 'exprt'.*Did you mean 'expert'"),
-        ({"renderer": "tinny"}, "unknown renderer 'tinny'"),
-        ({"episodes": 0}, "episodes is at least 1"),
-    ],
-)
-def test_options_that_make_no_sense_are_refused(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        EvalConfig(checkpoint="a.ckpt", **wrong)
 
 
 def test_a_policy_depends_on_image_task_and_generator(tiny_checkpoint):
@@ -222,8 +213,24 @@ def test_a_policy_takes_frames_of_its_own_size_alone(tiny_checkpoint):
         "state": np.zeros((1, STATE_SIZE), np.float32),
     }
     assert policy.frame_size == 56
-    with pytest.raises(ValueError, match=r"frames of 56 px, got \(64, 64\)"):
+    for wrong, named in (((64, 64, 3), r"uint8 \[64, 64, 3\]"), ((56, 56, 4), r"uint8 \[56, 56, 4\]")):
+        observation["image"] = np.zeros((1, *wrong), np.uint8)
+        with pytest.raises(ValueError, match=rf"frames uint8 \[56, 56, 3\], got {named}"):
+            policy.act(observation, np.zeros(1, np.int64), np.random.default_rng(0))
+    observation["image"] = np.zeros((1, 56, 56, 3), np.float32)
+    with pytest.raises(ValueError, match=r"got float32 \[56, 56, 3\]"):
         policy.act(observation, np.zeros(1, np.int64), np.random.default_rng(0))
+
+
+def test_a_policy_that_explores_acts_at_random_as_often_as_epsilon_says():
+    class Still:
+        def act(self, observation, task_index, rng):
+            return np.zeros((len(task_index), 5), np.float32)
+
+    task = np.zeros(4000, np.int64)
+    for epsilon in (0.0, 0.25):
+        action = EpsilonGreedy(Still(), epsilon).act({}, task, np.random.default_rng(0))
+        assert (action[:, 0] != 0).mean() == pytest.approx(epsilon, abs=0.03)
 
 
 def test_what_a_worker_cannot_load_is_named():
@@ -248,6 +255,8 @@ def test_the_data_of_another_size_is_no_policys_data(tmp_path, make_episode, wri
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"tasks": ("lift-cann",)}, "unknown task 'lift-cann'.*Did you mean 'lift-can'"),
+        ({"renderer": "tinny"}, "unknown renderer 'tinny'"),
         ({"tasks": ("lift-can", "lift-can")}, "lift-can is named twice"),
         ({"policies": ("checkpiont",)}, "unknown policy 'checkpiont'.*Did you mean 'checkpoint'"),
         ({"episodes": 0}, "episodes is at least 1"),

@@ -76,12 +76,7 @@ def test_the_learned_q_is_the_known_one():
     adam = module.configure_optimizers()["optimizer"]
     for step in range(STEPS):
         adam.param_groups[0]["lr"] = CONFIG.learning_rate * (1 - step / STEPS)
-        loss = module.training_step(transitions(generator), step)
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        module.steps_done += 1
-        module._update_targets(module.steps_done)
+        module.update(transitions(generator), adam)
     batch = transitions(generator)
     with torch.no_grad():
         q = module.target(crop(batch.image, 48), batch.gripper, batch.action, batch.task_index).sigmoid()

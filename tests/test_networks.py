@@ -9,7 +9,8 @@ from torch import nn
 
 from eval.policy import CEMPolicy
 from models.acting import ActingConfig, crop, crop_corner, in_crop
-from models.networks import NetworkConfig, action_features, build_network
+from models.networks import build_network
+from models.qnetwork import NetworkConfig, action_features
 
 SIZES = [48, 64, 96, 128, 224]  # the last is QT-Opt's network at its cheapest
 

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from data import codec
+from data.claim import hold
+from data.shards import DatasetError
 from eval.report import read_curves
 from models.checkpoint import CheckpointError, read_checkpoint
 from sim.options import from_options
@@ -124,6 +126,28 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on(demo_training, tmp_pat
     assert changes(weights(straight), weights(path)) == []
 
 
+def test_two_processes_end_after_the_same_step_where_one_is_interrupted(demo_training, tmp_path):
+    options = {**demo_training, "steps": 5000, "learning_rate_decay": False, "devices": 2, "log_every": 10}
+    step, output = train_until_stopped({**options, "out": str(tmp_path / "run")}, signal.SIGINT)
+    assert output.count(f"last.ckpt holds step {step}; the same command goes on from there") == 1
+    assert "Traceback" not in output
+    assert step < 5000
+    assert step % 10 == 0
+
+
+def test_a_folder_is_trained_in_by_one(run, tiny_training):
+    with hold(run / "train.lock", ""), pytest.raises(DatasetError, match="another training is at work in this folder"):
+        train(TrainConfig(out=str(run), **{**tiny_training, "steps": 6}))
+
+
+def test_a_run_keeps_the_precision_it_began_with(tiny_training, tmp_path, monkeypatch):
+    options = {**tiny_training, "out": str(tmp_path / "run"), "precision": "auto"}
+    for steps, found in ((1, "32-true"), (2, "bf16-mixed")):
+        monkeypatch.setattr("train.run._auto_precision", lambda found=found: found)
+        about = read_checkpoint(train(TrainConfig(**{**options, "steps": steps})))["switchyard"]
+        assert about["precision"] == "32-true"
+
+
 def test_options_that_never_trained_bind_nobody(tiny_training, tmp_path):
     with pytest.raises(ValueError, match="no episode of task lift-can"):
         train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "tasks": ("lift-banana", "lift-can")}))
@@ -161,7 +185,7 @@ def test_qtopts_network_trains_and_resumes_too(tiny_training, tmp_path, make_epi
         frames = rng.integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
         object.__setattr__(episode, "frames", tuple(codec.encode(frame, quality=90) for frame in frames))
     folder = write_dataset(tmp_path / "set", [episodes], side=224)
-    options = {**tiny_training, "data": str(folder), "image_size": 224, "batch_size": 2, "prior": False, "steps": 2}
+    options = {**tiny_training, "data": str(folder), "image_size": 224, "batch_size": 4, "prior": False, "steps": 2}
     straight = train(TrainConfig(out=str(tmp_path / "straight"), **options))
     train(TrainConfig(out=str(tmp_path / "resumed"), **{**options, "steps": 1}))
     resumed = train(TrainConfig(out=str(tmp_path / "resumed"), **options))

@@ -59,6 +59,12 @@ def test_a_flat_q_function_gives_weights_of_one_half():
     assert weight.tolist() == [1.0, 1.0, 0.5, 0.5]
 
 
+def test_without_an_own_transition_nothing_is_known_of_shared_ones():
+    router = Router(RouterConfig(), 3)
+    assert router.weigh(batch_of([0, 1, 1], [0, 0, 2]), tensor([0.2, 0.4, 0.5])).tolist() == [1.0, 0.0, 0.0]
+    assert router.tau.tolist() == [0.0, 0.0, 0.0]
+
+
 @pytest.mark.parametrize("rule", ["none", "all", "skill"])
 def test_other_rules_weigh_everything_one_and_need_no_q(rule):
     assert Router(RouterConfig(rule=rule), 3).weigh(batch_of(*ONE_TASK), None).tolist() == [1.0] * 4

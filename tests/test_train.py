@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import shutil
 import types
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -25,14 +25,77 @@ from eval.report import read_curves
 from models.acting import crop, crop_corner, in_crop
 from models.augment import photometric
 from models.checkpoint import read_checkpoint
-from models.networks import bounds
+from models.qnetwork import bounds
 from sim.landmarks import landmarks
 from sim.state import SceneState
 from sim.tasks import TASK_NAMES, TASKS
 from train.config import PRESETS, TrainConfig
-from train.qtopt import QTOpt
+from train.qtopt import Chance, QTOpt
 from train.run import train
 from train.validation import Validation
+
+
+def test_the_target_is_the_lower_of_two_values_of_the_action_that_the_first_one_chooses():
+    module = Step(replace(PRESETS["online"], tasks=("lift-can",), batch_size=8, lagged_target_steps=5))
+    batch = synthetic_batch(module.config, torch.Generator().manual_seed(0))
+    batch = replace(batch, reward=torch.zeros(8), done=torch.zeros(8))
+    image, _ = module.view(batch.next_image, Chance.NEXT_VIEW)
+
+    def target():
+        return module._target(batch, image, torch.Generator().manual_seed(1))
+
+    def logit(value):
+        return (value / module.config.discount).logit()
+
+    first = target()  # both are the same yet
+    with torch.no_grad():
+        module.network.head3.bias -= 3.0  # it is not asked
+        assert torch.equal(target(), first)
+        module.lagged.head3.bias -= 1.0
+        assert torch.allclose(logit(target()), logit(first) - 1.0, atol=1e-4)
+        module.lagged.head3.bias += 2.0
+        assert torch.allclose(target(), first, atol=1e-6)
+
+
+def test_half_of_the_unseen_actions_lie_near_the_datas_and_mostly_keep_its_command():
+    config = replace(PRESETS["online"], unseen_actions=32, nearby_share=0.5, nearby_std=0.1)
+    action = torch.tensor([[0.0, 0.03, -0.03, 0.0, 2.0]]).expand(500, 5)
+    unseen = Step(config)._unseen_actions(action, torch.Generator().manual_seed(0))
+    limit = bounds(torch.device("cpu"))
+    near, anywhere = ((part[..., :4] - action[:, None, :4]) / limit for part in (unseen[:, :16], unseen[:, 16:]))
+    assert (unseen[..., :4].abs() <= limit).all()
+    assert near.std(dim=(0, 1)).tolist() == pytest.approx([0.1] * 4, abs=0.005)
+    assert anywhere.std(dim=(0, 1)).tolist() == pytest.approx([3**-0.5] * 4, abs=0.02)
+    same = (unseen[..., 4] == 2.0).float()
+    assert same[:, :16].mean().item() == pytest.approx(0.7 + 0.3 / 4, abs=0.02)
+    assert same[:, 16:].mean().item() == pytest.approx(1 / 4, abs=0.02)
+
+
+@pytest.mark.parametrize("preset", ["online", "vision-472"])
+def test_a_step_in_bfloat16_is_the_step_in_float32_but_for_rounding(preset):
+    config = replace(
+        PRESETS[preset], tasks=("lift-can",), batch_size=4, image_size=220 if preset == "vision-472" else 48
+    )
+    losses = []
+    for precision in ("32-true", "bf16-mixed"):
+        torch.manual_seed(0)
+        module = Step(config)
+        adam = module.configure_optimizers()["optimizer"]
+        batch = synthetic_batch(config, torch.Generator().manual_seed(0))
+        losses.append(float(module.update(batch, adam, precision)))
+        assert all(p.isfinite().all() for p in module.parameters())
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]
+
+
+def test_a_falling_learning_rate_ends_at_a_fiftieth():
+    falling = Step(replace(PRESETS["demo"], steps=10, learning_rate=1e-2)).configure_optimizers()
+    rates = []
+    for _ in range(11):
+        rates.append(falling["optimizer"].param_groups[0]["lr"])
+        falling["optimizer"].step()
+        falling["lr_scheduler"]["scheduler"].step()
+    assert rates == pytest.approx([1e-2 * (1 - 0.098 * k) for k in range(11)])
 
 
 def test_the_best_checkpoint_is_the_first_with_the_highest_mean_success(tiny_training, tmp_path, monkeypatch):
@@ -78,7 +141,7 @@ def test_a_step_has_one_gradient_on_any_number_of_threads(tiny_training):
     """A sum whose order threads decide, as in the gradient of indexing, differs from run to run."""
     torch.set_num_threads(2)
     try:
-        config = dataclasses.replace(PRESETS["online"], tasks=("lift-can",))
+        config = replace(PRESETS["online"], tasks=("lift-can",))
         batch = synthetic_batch(config, torch.Generator().manual_seed(0))
         torch.manual_seed(0)
         module = Step(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from data.batches import Batch
-from models.networks import SmallQNetwork
+from models.small_network import SmallQNetwork
 from train.qtopt import Chance, QTOpt
 
 

@@ -8,7 +8,7 @@ from data.router import RouterConfig
 from data.sharing import RULES
 from models.acting import ActingConfig
 from models.cem import CEMConfig
-from models.networks import CONDITIONINGS, NetworkConfig
+from models.qnetwork import CONDITIONINGS, NetworkConfig
 from sim.options import choose, option
 from sim.tasks import TASK_NAMES, check_tasks
 from sim.views import SMALL_PX
@@ -31,12 +31,12 @@ class TrainConfig:
     steps: int = option(200_000, "gradient steps")
     batch_size: int = option(32, "transitions per step and device, rounded to the same number for every task")
     learning_rate: float = option(1e-4, "of Adam")
-    learning_rate_decay: bool = option(False, "to zero, linearly, over the steps of the run")
+    learning_rate_decay: bool = option(False, "to 2% of it, linearly, over the steps of the run")
     weight_decay: float = option(7e-5, "L2")
     discount: float = option(0.9, "gamma")
     n_step: int = option(1, "steps of the return before it goes on with a target; above 1 it holds the data's actions")
     target_decay: float = option(0.9999, "per step, of the averaged weights that give targets and act")
-    lagged_target_steps: int = option(6000, "lag of the second target in the minimum; 0: no second target")
+    lagged_target_steps: int = option(6000, "between copies of the target to a second one, for the minimum; 0: none")
     conservative_weight: float = option(1.0, "of the conservative term")
     unseen_actions: int = option(16, "sampled per state for the conservative term")
     nearby_share: float = option(0.0, "part of the unseen actions drawn around the data's action")
@@ -59,7 +59,7 @@ class TrainConfig:
     devices: int = option(1, "GPUs or CPU processes per machine")
     nodes: int = option(1, "machines")
     workers: int = option(1, "loader processes")
-    cache_mib: int = option(0, "memory for frames that were read, as stored, in all loader processes together")
+    cache_mib: int = option(0, "memory for frames that were read, as stored, of each training process")
     decode: str = option(
         "auto", f"of {', '.join(DECODERS)}: where pictures are decoded; auto: on a GPU with torchcodec"
     )
@@ -108,13 +108,18 @@ class TrainConfig:
         for name in ("shared_part", "success_part", "nearby_share", "discount", "target_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is between 0 and 1, got {getattr(self, name)}")
-        if self.shared_part == 1 and RULES[self.rule].uses_q:
-            raise ValueError(f"rule {self.rule} compares with own transitions: shared_part must be below 1")
+        if self.shared_part and RULES[self.rule].uses_q and self.per_task * self.devices * self.nodes < 2:
+            raise ValueError(f"rule {self.rule} compares shared with own transitions: a batch needs two of each task")
         if (self.prior or self.landmark_weight) and self.image_size > SMALL_PX[1]:
             raise ValueError("prior and landmark_weight need the small network (48-128 px)")
         if self.learner == "clone" and not self.prior:
             raise ValueError("learner clone trains the cloned policy alone: it needs prior")
         _ = self.network, self.acting, self.router  # their own checks
+
+    @property
+    def per_task(self) -> int:
+        """Transitions for each task in the batch of one process."""
+        return max(1, round(self.batch_size / len(self.tasks)))
 
     @property
     def network(self) -> NetworkConfig:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from data import codec
 from data.replay import Replay
 from models.acting import ActingConfig, best_action, crop
-from models.networks import QNetwork
+from models.qnetwork import QNetwork
 from sim.actions import COMMANDS, MAX_TRANSLATION_M
 from sim.state import SceneState
 from sim.tasks import TASK_NAMES, task_by_name

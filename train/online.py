@@ -37,7 +37,7 @@ STATE = "online.json"
 LOCK = "online.lock"
 THRESHOLDS = {"lift": 0.4, "place": 0.8}
 EVALUATION_SEED = 1000  # apart from those of collection
-FREE_TO_CHANGE = ("rounds", "threshold", "workers")
+FREE_TO_CHANGE = ("out", "rounds", "threshold", "workers")
 
 
 @dataclass(frozen=True, kw_only=True)

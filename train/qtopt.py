@@ -33,10 +33,15 @@ from models.losses import (
     landmark_loss,
     point_loss,
 )
-from models.networks import Sight, SmallQNetwork, bounds, build_network
+from models.networks import build_network
+from models.qnetwork import bounds
+from models.small_network import Sight, SmallQNetwork
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES
 from train.config import TrainConfig
+
+LAST_RATE = 0.02  # of the learning rate, where it falls
+SAME_COMMAND = 0.7  # part of the unseen actions near the data's that keep its command
 
 
 class Chance(enum.IntEnum):
@@ -71,7 +76,7 @@ class QTOpt(lightning.LightningModule):
         if config.landmark_weight:
             assert isinstance(self.network, SmallQNetwork)
             sight = self.network.look(image, batch.gripper)
-        features = sight.features if sight else self.network.encode(image, batch.gripper)
+        features = sight.features if sight is not None else self.network.encode(image, batch.gripper)
         unseen = self._unseen_actions(batch.action, generator)
         candidates = torch.cat([batch.action[:, None], unseen], dim=1)
         logits = self.network.score(features, batch.gripper, candidates, batch.task_index).float()
@@ -84,7 +89,7 @@ class QTOpt(lightning.LightningModule):
         if config.prior:
             cloning, more = self.cloning(batch, features)
             loss, info = loss + cloning, info | more
-        if sight:
+        if sight is not None:
             telling, more = self.telling(batch, sight, corner)
             loss, info = loss + config.landmark_weight * telling, info | more
         if self.logs_now:
@@ -145,7 +150,7 @@ class QTOpt(lightning.LightningModule):
             noise = torch.randn(len(action), count, 4, device=self.device, generator=generator)
             near = action[:, None, :4] + config.nearby_std * bound * noise
             unseen[:, :count, :4] = near.clamp(-bound, bound)
-            keep = torch.rand(len(action), count, device=self.device, generator=generator) < 0.7
+            keep = torch.rand(len(action), count, device=self.device, generator=generator) < SAME_COMMAND
             unseen[:, :count, 4] = torch.where(keep, action[:, 4:5], unseen[:, :count, 4])
         return unseen
 
@@ -170,7 +175,7 @@ class QTOpt(lightning.LightningModule):
         config = self.config
         weights = [p for p in self.network.parameters() if p.requires_grad]
         adam = torch.optim.Adam(weights, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-        end = 0.02 if config.learning_rate_decay else 1.0
+        end = LAST_RATE if config.learning_rate_decay else 1.0
         schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, end, total_iters=config.steps)
         return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -233,6 +238,7 @@ class QTOpt(lightning.LightningModule):
             "trained_tasks": list(self.config.tasks),
             "sharing": {"rule": self.config.rule, "weights": self.router.report()},
             "steps": self.global_step,
+            "precision": self.trainer.precision,
         }
 
     renderer = "unknown"  # of the dataset, as the factors it randomises; set by the training command

@@ -20,13 +20,15 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 
 from data.batches import BatchStream, Sampler, SamplerConfig, can_decode_on_gpu
+from data.claim import hold
 from data.loader import Loader
 from data.replay import Replay
 from data.shards import DatasetError, occupied, read_json, sweep, write_whole
 from data.sharing import RULES
-from models.checkpoint import CheckpointError, read_checkpoint
+from models.checkpoint import CheckpointError, load_weights, read_checkpoint
 from sim.options import changed
 from sim.tasks import TASK_NAMES, task_by_name
 from train.bc import Cloning
@@ -38,6 +40,7 @@ from train.qtopt import QTOpt
 LEARNERS = {"qtopt": QTOpt, "clone": Cloning}
 CONFIG = "config.json"
 LAST = "last.ckpt"
+LOCK = "train.lock"
 FREE_TO_CHANGE = (
     "steps",
     "workers",
@@ -62,10 +65,25 @@ def train(config: TrainConfig) -> Path:
         )
     config = _with_present_tasks(config, replay)
     out = Path(config.out)
+    if not (out / CONFIG).is_file() and occupied(out, LOCK):
+        raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {CONFIG})")
+    if not _leads():
+        return _train(config, replay, out)
+    with hold(out / LOCK, f"{out}: another training is at work in this folder"):
+        return _train(config, replay, out)
+
+
+def _leads() -> bool:
+    """Whether this process is the first of its training, by what launchers say before there is a trainer."""
+    return rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) == "0"
+
+
+def _train(config: TrainConfig, replay: Replay, out: Path) -> Path:
     resume = _claim(out, config)
     first_step = 0
     if resume is not None:
-        about = read_checkpoint(resume)["switchyard"]
+        checkpoint = read_checkpoint(resume)
+        about = checkpoint["switchyard"]
         first_step = about["steps"]
         if about["renderer"] != replay.renderer:
             raise CheckpointError(
@@ -74,9 +92,14 @@ def train(config: TrainConfig) -> Path:
         if first_step >= config.steps:
             print(f"{out}: already trained for {first_step} steps")
             return resume
-        print(f"{out}: going on from step {first_step}")
+        if _leads():
+            print(f"{out}: going on from step {first_step}")
+        if config.precision == "auto":
+            config = dataclasses.replace(config, precision=about.get("precision", "auto"))
     lightning.seed_everything(config.seed, verbose=False)
     module = LEARNERS[config.learner](config)
+    if resume is not None:
+        load_weights(module, checkpoint["state_dict"], resume)  # Lightning would, but not say what is wrong
     module.renderer, module.randomise, module.split = replay.renderer, replay.randomise, replay.split
     quiet_lightning()
     trainer = _trainer(config, out, replay, first_step)
@@ -98,7 +121,7 @@ def _with_present_tasks(config: TrainConfig, replay: Replay) -> TrainConfig:
 
 
 def _claim(out: Path, config: TrainConfig) -> Path | None:
-    """The checkpoint to go on from, or None for a new run; refuses a folder that holds something else."""
+    """The checkpoint to go on from, or None for a new run; refuses a run with other options."""
     values = json.loads(json.dumps(dataclasses.asdict(config)))
     path, last = out / CONFIG, out / LAST
     if path.is_file() and last.is_file():  # options that never trained bind nobody
@@ -106,22 +129,19 @@ def _claim(out: Path, config: TrainConfig) -> Path | None:
         fixed = {"steps"} if config.learning_rate_decay else set()  # the decay is laid out over the steps
         if differs := changed(found, values, set(FREE_TO_CHANGE) - fixed):
             raise CheckpointError(f"{out}: already holds a run with other options: {differs}; choose another --out")
-    elif not path.is_file() and occupied(out):
-        raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {CONFIG})")
-    out.mkdir(parents=True, exist_ok=True)
-    sweep(out)
-    write_whole(path, json.dumps(values, indent=1).encode())
+    if _leads():
+        sweep(out)
+        write_whole(path, json.dumps(values, indent=1).encode())
     return last if last.is_file() else None
 
 
 def _loader(config: TrainConfig, replay: Replay, first_step: int, trainer: lightning.Trainer) -> Loader:
     tasks = tuple(task_by_name(name).index for name in config.tasks)
-    per_task = max(1, round(config.batch_size / len(tasks)))
     on_gpu = config.decode != "cpu" and can_decode_on_gpu()
     if config.decode == "gpu" and not on_gpu:
         raise ValueError("decode gpu needs a GPU and torchcodec; decode auto uses them where they are")
     mix = SamplerConfig(
-        per_task=per_task,
+        per_task=config.per_task,
         processes=trainer.world_size,
         shared=config.shared_part,
         success=config.success_part,
@@ -153,7 +173,7 @@ def _trainer(config: TrainConfig, out: Path, replay: Replay, first_step: int) ->
             ModelCheckpoint(
                 out, filename="last", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
             ),
-            SaveAtEnd(out / LAST),
+            SaveAtEnd(out / LAST, config.log_every),
             Progress(first_step, refresh_rate=min(10, config.log_every)),
             *([Landscape(replay, config)] if config.learner == "qtopt" else []),
             *_validation(replay, config),
@@ -194,40 +214,60 @@ class Progress(TQDMProgressBar):
 
 class SaveAtEnd(Callback):
     """Writes the last checkpoint when training ends. Ctrl-C ends it after the step under way, so that what is saved is
-    the state between two steps; a second one stops at once."""
+    the state between two steps; a second one stops at once.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Of several processes, all end after the same step: after each `agree_every` they ask each other."""
+
+    def __init__(self, path: Path, agree_every: int) -> None:
+        self._path, self._agree_every = path, agree_every
         self._interrupted = False
+        self._handler: Any = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGINT, functools.partial(self._interrupt, trainer))
+            self._handler = signal.signal(signal.SIGINT, self._interrupt)
 
-    def _interrupt(self, trainer: lightning.Trainer, *_: Any) -> None:
-        self._interrupted = trainer.should_stop = True
-        signal.signal(signal.SIGINT, self._handler)
+    def _interrupt(self, *_: Any) -> None:
+        self._interrupted = True
+        self._restore()
+
+    def _restore(self, *_: Any) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+
+    on_exception = _restore
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.world_size > 1 and trainer.global_step % self._agree_every == 0:
+            self._interrupted = trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
+            trainer.should_stop = self._interrupted
+        elif trainer.world_size == 1:
+            trainer.should_stop = self._interrupted
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         trainer.save_checkpoint(self._path)
+        self._restore()
         if self._interrupted:
-            print(f"\nstopped: {self._path} holds step {trainer.global_step}; the same command goes on from there")
+            if trainer.is_global_zero:
+                print(f"\nstopped: {self._path} holds step {trainer.global_step}; the same command goes on from there")
             raise SystemExit(130)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._handler)
 
 
 def resolve_precision(name: str) -> str:
-    """`auto` measures which number format this device multiplies faster; a CPU without bfloat16 units loses by it."""
-    if name != "auto":
-        return name
-    return "bf16-mixed" if _matmul_s(torch.bfloat16) < 0.8 * _matmul_s(torch.float32) else "32-true"
+    """`auto`: bfloat16 on a GPU that has it; on a CPU whichever is measured to multiply faster, for one without such
+    units is hundreds of times slower in it."""
+    return _auto_precision() if name == "auto" else name
 
 
 @functools.cache
+def _auto_precision() -> str:
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    return "bf16-mixed" if _matmul_s(torch.bfloat16) < 0.8 * _matmul_s(torch.float32) else "32-true"
+
+
 def _matmul_s(kind: torch.dtype) -> float:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    matrix = torch.ones(512, 512, dtype=kind, device=device)
+    matrix = torch.ones(512, 512, dtype=kind)
     times = []
     for _ in range(4):
         begin = time.perf_counter()

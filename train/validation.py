@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks import Checkpoint
 from data.replay import Replay
 from data.shards import read_json, write_whole
 from eval.rollout import episode_jobs, rollout, summarise
-from sim.views import frame_size
 from train.config import TrainConfig
 
 BEST, FOUND = "best.ckpt", "validation.json"
@@ -29,7 +28,7 @@ class Validation(Checkpoint):
     def __init__(self, replay: Replay, config: TrainConfig) -> None:
         self._config, self._out = config, Path(config.out)
         self._world: dict[str, Any] = {
-            "image_size": frame_size(replay.size),
+            "image_size": replay.frame_size,
             "renderer": replay.renderer,
             "randomise": tuple(replay.randomise),
             "split": replay.split,
