@@ -14,14 +14,15 @@ PRESET ?= vision-472
 DEVICES ?= 1
 NODES ?= 1
 RUN ?= runs/$(PRESET)
-CHECKPOINT ?= $(RUN)/last.ckpt
+TRAINED := models/trained/vision-64.ckpt
+CHECKPOINT ?= $(TRAINED)
 DEMO ?= demo
 DEMO_EPISODES ?= 2400
-DEMO_STEPS ?= 2600
+DEMO_STEPS ?= 1500
 DEMO_EVALUATIONS ?= 20
 ARGS ?=
 
-.PHONY: help setup demo test lint bench bench-world bench-data bench-vision torture collect train-vision evaluate clean
+.PHONY: help setup demo test lint bench bench-world bench-data bench-vision torture collect train-vision eval clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -70,8 +71,8 @@ collect: $(READY)  ## collect EPISODES at SIZE px with WORKERS processes into DA
 train-vision: $(READY)  ## train PRESET (demo, vision-64, vision-472) on DATA with DEVICES x NODES
 	@$(PY) -m train --preset $(PRESET) --data $(DATA) --out $(RUN) --seed $(SEED) --devices $(DEVICES) --nodes $(NODES) $(ARGS)
 
-evaluate: $(READY)  ## success rates of CHECKPOINT, with a report beside it
-	@$(PY) -m eval --checkpoint $(CHECKPOINT) $(if $(filter-out file,$(origin DATA)),--data $(DATA)) --workers $(WORKERS) $(ARGS)
+eval: $(READY)  ## success rates of CHECKPOINT with a report beside it; without one, of the policy that comes along
+	@$(PY) -m eval --checkpoint $(CHECKPOINT) $(if $(filter $(TRAINED),$(CHECKPOINT)),--out runs/trained) $(if $(filter-out file,$(origin DATA)),--data $(DATA)) --workers $(WORKERS) $(ARGS)
 
 clean:  ## remove caches (never datasets, runs or .venv)
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -69,16 +69,18 @@ def _at_472(device: str, precision: str, quick: bool) -> Iterator[Row]:
 
 def _at_64(device: str, precision: str, quick: bool) -> Iterator[Row]:
     states, times = (20, 2) if quick else (256, 30)
-    case = Case(config=replace(PRESETS["vision-64"], batch_size=states), precision=precision, num_steps=times)
+    preset = replace(PRESETS["vision-64"], batch_size=states)
+    by_cem = replace(preset, prior=False, cem_samples=64, cem_elites=6)
+    case = Case(config=by_cem, precision=precision, num_steps=times)
     step = _alone(measure, case)
-    yield _share(f"step at 64 px, vision-64, {LABELS[precision]}", step, LEAST_SHARE["64"])
+    yield _share(f"step at 64 px, 2 x 64 candidates, {LABELS[precision]}", step, LEAST_SHARE["64"])
     if device == "cuda":
         rate, wanted = 1 / step.step_s, LEAST_SMALL_STEPS_PER_S
         yield Row(name="  of it rate", value=rate, unit="steps/s", target=wanted, target_of="value")
     if not quick:
         yield from (_beside(way, case, step) for way in OTHER_WAYS)
-    demo = replace(case, config=replace(PRESETS["demo"], batch_size=states))
-    yield _share(f"step at 64 px, the demo's options, {LABELS[precision]}", _alone(measure, demo), None)
+    proposed = _alone(measure, replace(case, config=preset))
+    yield _share(f"step at 64 px, 16 proposed candidates, {LABELS[precision]}", proposed, None)
 
 
 def _beside(way: str, case: Case, ours: Measurement) -> Row:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,11 @@ class Replay:
         self.num_steps = int(self.episode_length.sum())
         self._cache: dict[int, Frame] = {}
         self.cached_bytes = 0
+
+    @property
+    def world(self) -> dict[str, Any]:
+        """The world of these data, as `PickPlaceEnv` takes it and checkpoints tell it."""
+        return {"renderer": self.renderer, "randomise": self.randomise, "split": self.split}
 
     def require(self, size: int, renderer: str) -> None:
         """DatasetError where these are not the data of a policy that sees `size` px of this renderer."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.claim import sha256
-from data.manifest import MANIFEST
+from data.manifest import MANIFEST, read_manifest
 from data.shards import read_json, write_whole
 from eval.policy import CEMPolicy
 from eval.report import write_report
@@ -90,6 +90,7 @@ def evaluate(config: EvalConfig) -> Path:
     settings = {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key != "workers"}
     settings["steps"], settings["checkpoint_sha256"] = about["steps"], sha256(Path(config.checkpoint))
     if config.data:
+        read_manifest(Path(config.data))  # says what is wrong with it
         settings["manifest_sha256"] = sha256(Path(config.data) / MANIFEST)
     if config.reuse and (found := _finished(out, settings)):
         print(f"{out / 'eval.json'} (already there)")

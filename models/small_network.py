@@ -62,7 +62,8 @@ class _Pyramid(nn.Module):
 
 class Sight(NamedTuple):
     """What the small network makes of a picture: `attention` logits [B, P, M, M] over the map, one per image point;
-    `landmark` [B, L, 5] of sim/landmarks.py; `features` [B, L * (5 + D)], landmarks each with its description, for `score` and `propose`."""
+    `landmark` [B, L, 5] of sim/landmarks.py; `features` [B, L * (5 + D)] for `score` and `propose`, each
+    landmark and its description."""
 
     attention: Tensor
     landmark: Tensor

@@ -174,7 +174,7 @@ def test_a_finished_evaluation_may_be_reused_only_with_the_same_options(evaluati
 
 
 def test_acting_with_another_renderer_than_the_trained_one_is_refused_naming_both(tiny_checkpoint, tmp_path):
-    with pytest.raises(CheckpointError, match="trained on tiny images, asked to act on egl"):
+    with pytest.raises(CheckpointError, match="trained on images of renderer tiny, asked to act on egl"):
         evaluate(EvalConfig(checkpoint=str(tiny_checkpoint), out=str(tmp_path / "out"), renderer="egl"))
     assert not (tmp_path / "out").exists()
 

@@ -23,7 +23,7 @@ from train.config import PRESETS
 
 ROOT = Path(__file__).parents[1]
 SMALL = replace(PRESETS["demo"], image_size=48, batch_size=12, tasks=TASK_NAMES[:3], random_crop=False)
-LARGE = replace(PRESETS["vision-472"], image_size=220, batch_size=2, tasks=TASK_NAMES[:2], random_crop=False)
+LARGE = replace(PRESETS["vision-472"], image_size=220, batch_size=4, tasks=TASK_NAMES[:2], random_crop=False)
 CONFIGS = {"cds": SMALL, "none": replace(SMALL, rule="none"), "qtopt": LARGE}
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import enum
-from collections.abc import Sequence
 from typing import Any
 
 import lightning
@@ -56,9 +55,10 @@ class Chance(enum.IntEnum):
 class QTOpt(lightning.LightningModule):
     """`network` learns; `target` is its running average, which gives targets and acts; `lagged` trails the target."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, world: dict[str, Any] | None = None) -> None:
+        """`world`: that of the dataset (`Replay.world`), for the checkpoint, which acts in no other."""
         super().__init__()
-        self.config = config
+        self.config, self.world = config, world
         self.network = build_network(config.network)
         self.target = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.lagged = copy.deepcopy(self.target) if config.lagged_target_steps else None
@@ -230,9 +230,7 @@ class QTOpt(lightning.LightningModule):
             "network": dataclasses.asdict(self.config.network),
             "acting": dataclasses.asdict(self.config.acting),
             "landmark_weight": self.config.landmark_weight,
-            "renderer": self.renderer,
-            "randomise": list(self.randomise),
-            "split": self.split,
+            **(self.world or {}),
             "sim_version": SIM_VERSION,
             "tasks": list(TASK_NAMES),
             "trained_tasks": list(self.config.tasks),
@@ -240,7 +238,3 @@ class QTOpt(lightning.LightningModule):
             "steps": self.global_step,
             "precision": self.trainer.precision,
         }
-
-    renderer = "unknown"  # of the dataset, as the factors it randomises; set by the training command
-    randomise: Sequence[str] = ()
-    split = "train"

@@ -97,10 +97,9 @@ def _train(config: TrainConfig, replay: Replay, out: Path) -> Path:
         if config.precision == "auto":
             config = dataclasses.replace(config, precision=about.get("precision", "auto"))
     lightning.seed_everything(config.seed, verbose=False)
-    module = LEARNERS[config.learner](config)
+    module = LEARNERS[config.learner](config, replay.world)
     if resume is not None:
         load_weights(module, checkpoint["state_dict"], resume)  # Lightning would, but not say what is wrong
-    module.renderer, module.randomise, module.split = replay.renderer, replay.randomise, replay.split
     quiet_lightning()
     trainer = _trainer(config, out, replay, first_step)
     loader = _loader(config, replay, first_step, trainer)

@@ -27,12 +27,7 @@ class Validation(Checkpoint):
 
     def __init__(self, replay: Replay, config: TrainConfig) -> None:
         self._config, self._out = config, Path(config.out)
-        self._world: dict[str, Any] = {
-            "image_size": replay.frame_size,
-            "renderer": replay.renderer,
-            "randomise": tuple(replay.randomise),
-            "split": replay.split,
-        }
+        self._world = {"image_size": replay.frame_size, **replay.world}
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
