@@ -30,7 +30,7 @@ from data.manifest import check_new
 from data.shards import write_whole
 from eval.policy import CEMPolicy
 from models.cem import sample_uniform
-from models.checkpoint import read_checkpoint
+from models.checkpoint import ACTING, read_checkpoint
 from models.qnetwork import QNetwork, bounds
 from models.small_network import SmallQNetwork
 from sim.actions import BOUNDS, COMMANDS
@@ -90,7 +90,7 @@ def slim(config: ExportConfig) -> None:
     checkpoint, out = read_checkpoint(config.checkpoint), Path(config.out)
     if out.exists():
         raise ValueError(f"{out}: is there already; choose another --out")
-    weights = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith("target.")}
+    weights = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith(ACTING)}
     content = io.BytesIO()
     torch.save({"state_dict": weights, "switchyard": checkpoint["switchyard"]}, content)
     out.parent.mkdir(parents=True, exist_ok=True)

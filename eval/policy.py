@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from models.acting import ActingConfig, best_action, crop
 from models.cem import CEMConfig
-from models.checkpoint import CheckpointError, load_weights, read_checkpoint
+from models.checkpoint import CheckpointError, acting_weights, load_weights, read_checkpoint
 from models.networks import build_network
 from models.qnetwork import NetworkConfig, QNetwork
 from sim import policies
@@ -44,9 +44,7 @@ class CEMPolicy:
         if image_size is not None and image_size != network_config.image_size:
             raise CheckpointError(f"{path}: trained at {network_config.image_size} px, asked to act at {image_size} px")
         network = build_network(network_config)
-        prefix = "target."
-        weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-        load_weights(network, weights, path)
+        load_weights(network, acting_weights(checkpoint), path)
         acting = ActingConfig(**{**about["acting"], "cem": CEMConfig(**about["acting"]["cem"])})
         return cls(network.eval(), acting, about)
 

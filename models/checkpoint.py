@@ -15,6 +15,8 @@ from sim.tasks import TASK_NAMES
 
 FORMAT = 3  # of what `on_save_checkpoint` writes (train/qtopt.py)
 
+ACTING = "target."  # of the weights of the network that acts
+
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged, or made for another world; the message names both sides."""
@@ -44,6 +46,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if tasks != TASK_NAMES:
         raise CheckpointError(f"{path}: trained for the task list {tasks}, this version has {TASK_NAMES}")
     return checkpoint
+
+
+def acting_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """Those of the averaged network, by their names in it."""
+    weights: dict[str, Tensor] = checkpoint["state_dict"]
+    return {key.removeprefix(ACTING): value for key, value in weights.items() if key.startswith(ACTING)}
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:

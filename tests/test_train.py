@@ -24,7 +24,7 @@ from eval.policy import CEMPolicy
 from eval.report import read_curves
 from models.acting import crop, crop_corner, in_crop
 from models.augment import photometric
-from models.checkpoint import read_checkpoint
+from models.checkpoint import CheckpointError, read_checkpoint
 from models.qnetwork import bounds
 from sim.landmarks import landmarks
 from sim.state import SceneState
@@ -317,6 +317,19 @@ def test_each_step_moves_the_target_towards_the_network_and_the_lagged_target_co
         assert torch.equal(two[f"lagged.{name}"], two[f"target.{name}"])
     assert any(not torch.equal(one[f"network.{name}"], two[f"network.{name}"]) for name in names)
     assert any(not torch.equal(one[f"lagged.{name}"], one[f"target.{name}"]) for name in names)
+
+
+def test_a_run_may_begin_with_the_network_of_another(tiny_checkpoint, tiny_training, tmp_path):
+    options = {**tiny_training, "steps": 1, "learning_rate": 0.0, "weight_decay": 0.0, "seed": 5}
+    path = train(TrainConfig(out=str(tmp_path / "run"), **options, start_from=str(tiny_checkpoint)))
+    began, acts = (read_checkpoint(each)["state_dict"] for each in (path, tiny_checkpoint))
+    for name, value in began.items():
+        part, _, key = name.partition(".")
+        if part in ("network", "target", "lagged") and "running" not in key and "num_batches" not in key:
+            assert torch.equal(value, acts[f"target.{key}"]), name
+    other = TrainConfig(out=str(tmp_path / "2"), **options, start_from=str(tiny_checkpoint), conditioning="one_hot")
+    with pytest.raises(CheckpointError, match=r"holds NetworkConfig.*heads.*this run trains .*one_hot"):
+        train(other)
 
 
 def test_a_dataset_of_another_image_size_is_refused(tiny_training, tmp_path):

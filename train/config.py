@@ -25,6 +25,7 @@ class TrainConfig:
     data: str = option("datasets/vision", "folder of the dataset")
     out: str = option("runs/vision", "folder of the run: checkpoints, logs, config")
     seed: int = option(0, "seed of everything")
+    start_from: str = option("", "checkpoint whose averaged network this run begins with")
     tasks: tuple[str, ...] = option(TASK_NAMES, "tasks to train")
     image_size: int = option(472, "what the network sees, px; the dataset's size must match")
     conditioning: str = option("heads", "heads: one final stack per task; one_hot: the task in the vector branch")

@@ -28,7 +28,8 @@ from data.loader import Loader
 from data.replay import Replay
 from data.shards import DatasetError, occupied, read_json, sweep, write_whole
 from data.sharing import RULES
-from models.checkpoint import CheckpointError, load_weights, read_checkpoint
+from models.checkpoint import CheckpointError, acting_weights, load_weights, read_checkpoint
+from models.qnetwork import NetworkConfig
 from sim.options import changed
 from sim.tasks import TASK_NAMES, task_by_name
 from train.bc import Cloning
@@ -98,6 +99,8 @@ def _train(config: TrainConfig, replay: Replay, out: Path) -> Path:
             config = dataclasses.replace(config, precision=about.get("precision", "auto"))
     lightning.seed_everything(config.seed, verbose=False)
     module = LEARNERS[config.learner](config, replay.world)
+    if resume is None and config.start_from:
+        _start_from(config.start_from, module, replay.renderer)
     if resume is not None:
         load_weights(module, checkpoint["state_dict"], resume)  # Lightning would, but not say what is wrong
     quiet_lightning()
@@ -108,6 +111,19 @@ def _train(config: TrainConfig, replay: Replay, out: Path) -> Path:
     except DatasetError as error:  # from a loader process it comes with that process's traceback around it
         raise DatasetError(str(error).strip().splitlines()[-1].split("DatasetError: ")[-1]) from None
     return out / LAST
+
+
+def _start_from(path: str, module: QTOpt, renderer: str) -> None:
+    """All networks of the module become the one that acts in the checkpoint; CheckpointError where it is another."""
+    checkpoint = read_checkpoint(path)
+    about, wanted = checkpoint["switchyard"], module.config.network
+    found = NetworkConfig(**about["network"])
+    if found != wanted or about["renderer"] != renderer:
+        raise CheckpointError(f"{path}: holds {found} of {about['renderer']}, this run trains {wanted} of {renderer}")
+    weights = acting_weights(checkpoint)
+    for network in (module.network, module.target, module.lagged):
+        if network is not None:
+            load_weights(network, weights, path)
 
 
 def _with_present_tasks(config: TrainConfig, replay: Replay) -> TrainConfig:
