@@ -47,6 +47,8 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
+    """Of a `Case`: its step, the operations of one, and the rate of a large matrix product in the same process."""
+
     step_s: float
     flops: int
     ceiling_flops_per_s: float

@@ -31,6 +31,8 @@ FILMED_EPISODES = 2  # of each task, shown in the report
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
+    """Every option of `python -m eval`."""
+
     checkpoint: str = field(metadata={"help": "what to evaluate"})
     out: str = option(
         "",

@@ -44,6 +44,8 @@ TRIALS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
+    """Every option of `python -m eval.export`."""
+
     checkpoint: str = field(metadata={"help": "what to export"})
     out: str = field(metadata={"help": "a new folder; of a checkpoint, the file"})
     format: str = option("programs", f"of {', '.join(FORMATS)}")
@@ -52,22 +54,26 @@ class ExportConfig:
         choose("format", self.format, FORMATS)
 
 
-class Trunk(nn.Module):
+class _Part(nn.Module):
+    """A part of the network with a `forward` of its own."""
+
     def __init__(self, network: QNetwork) -> None:
         super().__init__()
         self.network = network
 
+
+class Trunk(_Part):
     def forward(self, image: Tensor, gripper: Tensor) -> Tensor:
         return self.network.encode(image, gripper)
 
 
-class Head(Trunk):
-    def forward(self, features: Tensor, gripper: Tensor, action: Tensor, task: Tensor) -> Tensor:  # type: ignore[override]
+class Head(_Part):
+    def forward(self, features: Tensor, gripper: Tensor, action: Tensor, task: Tensor) -> Tensor:
         return self.network.score(features, gripper, action, task)
 
 
-class Prior(Trunk):
-    def forward(self, features: Tensor, gripper: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+class Prior(_Part):
+    def forward(self, features: Tensor, gripper: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
         assert isinstance(self.network, SmallQNetwork)
         return self.network.propose(features, gripper, task)
 
@@ -104,7 +110,7 @@ def export(config: ExportConfig) -> None:
     policy, out = CEMPolicy.load(config.checkpoint), Path(config.out)
     check_new(out)
     out.mkdir(parents=True, exist_ok=True)
-    parts: dict[str, Trunk] = {"trunk": Trunk(policy.network), "head": Head(policy.network)}
+    parts: dict[str, _Part] = {"trunk": Trunk(policy.network), "head": Head(policy.network)}
     if policy.network.config.prior:
         parts["prior"] = Prior(policy.network)
     programs = {}
@@ -135,7 +141,7 @@ def export(config: ExportConfig) -> None:
 
 
 def _compare(
-    policy: CEMPolicy, parts: dict[str, Trunk], programs: dict[str, Any]
+    policy: CEMPolicy, parts: dict[str, _Part], programs: dict[str, Any]
 ) -> tuple[float, dict[str, list[float]]]:
     """The greatest difference on random inputs, and the seconds that each part and each program took."""
     generator = torch.Generator().manual_seed(1)

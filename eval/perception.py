@@ -33,6 +33,8 @@ BATCH = 50  # of each task
 
 @dataclass(frozen=True, kw_only=True)
 class PerceptionConfig:
+    """Every option of `python -m eval.perception`."""
+
     checkpoint: str = field(metadata={"help": "of a small network with a clone"})
     data: str = field(metadata={"help": "dataset whose frames it sees"})
     batches: int = option(8, f"of {BATCH} steps of each task")

@@ -138,7 +138,8 @@ def _routing(weights: list[list[float | None]]) -> str:
 
 
 def read_curves(folder: Path) -> dict[str, NDArray[np.float64]]:
-    """TensorBoard scalars by tag, each [points, 2] of (step, value); empty where there is no log."""
+    """TensorBoard scalars by tag, each [points, 2] of (step, value), the last of a step that was done again; empty
+    where there is no log."""
     if not folder.is_dir():
         return {}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -146,7 +147,8 @@ def read_curves(folder: Path) -> dict[str, NDArray[np.float64]]:
     events = EventAccumulator(str(folder))
     events.Reload()
     tags = events.Tags()["scalars"]
-    return {tag: np.array([(e.step, e.value) for e in events.Scalars(tag)]) for tag in CURVES if tag in tags}
+    values = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in CURVES if tag in tags}
+    return {tag: np.array(sorted(each.items())) for tag, each in values.items()}
 
 
 def _curves(curves: dict[str, NDArray[np.float64]]) -> str:

@@ -21,7 +21,7 @@ FILM_PX = 240  # pictures for people, apart from what the network sees
 
 @dataclass(frozen=True, kw_only=True)
 class EvalResult:
-    """Success of one policy on one task. `low` and `high` bound the rate at 95% (Wilson score interval)."""
+    """Success of one policy on one task; `interval` bounds the rate at 95% (Wilson score interval)."""
 
     task: str
     policy: str
@@ -66,6 +66,8 @@ class EpisodeJob:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeOutcome:
+    """What became of an `EpisodeJob`."""
+
     task: str
     number: int
     success: bool

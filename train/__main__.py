@@ -29,7 +29,9 @@ def _train(arguments: list[str]) -> None:
     preset = PRESETS[choose("preset", name, tuple(PRESETS))]
     parser = Parser(prog="python -m train", description=__doc__)
     parser.add_argument("--preset", default=name, help=f"named defaults: {', '.join(PRESETS)} (default {name})")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument(
+        "--print-config", "--print_config", action="store_true", help="print the resolved configuration and stop"
+    )
     add_options(parser, TrainConfig, preset)
     options = vars(parser.parse_args(arguments))
     config = from_options(TrainConfig, options, **_values(preset))

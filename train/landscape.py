@@ -60,48 +60,62 @@ def landscape(network: QNetwork, acting: ActingConfig, replay: Replay, number: i
     """uint8 [H, W, 3]: the frame, and on it Q of motions to each place around the gripper, the rest of the action being
     that of the best one (white ring). A cross marks the data's action."""
     frame = replay.read([number])[0]
-    state = SceneState(frame.state)
-    device = next(network.parameters()).device
     pixels = codec.decode(frame.picture)
-    picture = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    side = network.config.image_size
-    image = crop(picture, side).to(device)
-    tip = state["gripper_position"]
-    gripper = torch.tensor([[float(state["gripper_closed"]), float(tip[2])]], device=device)
-    index = torch.tensor([task], device=device)
+    best, value, motion, q = _q_around(network, acting, pixels, SceneState(frame.state), task)
+    low, high = float(q.min()), float(q.max())
+    command, height = COMMANDS[int(best[4])], f"{100 * best[2]:+.0f} cm up"
+    text = f"{TASK_NAMES[task]}: Q {low:.2f} (blue) to {high:.2f}, of {command}, {height}; best {value:.2f}"
+    picture = _Picture(pixels, network.config.image_size, SceneState(frame.state), text)
+    for xy, level in zip(picture.places(motion), (q - low) / max(high - low, 1e-6), strict=True):
+        picture.disc(xy, 4, fill=(int(255 * level), int(200 * level * level), int(255 * (1 - level)), 170))
+    picture.disc(picture.places(best[None, :3])[0], 6, outline="white", width=2)
+    picture.cross(picture.places(frame.action[None, :3])[0], 5)
+    return np.array(picture.out)
+
+
+def _q_around(
+    network: QNetwork, acting: ActingConfig, pixels: NDArray[np.uint8], state: SceneState, task: int
+) -> tuple[NDArray[np.float32], float, NDArray[np.float32], NDArray[np.float32]]:
+    """The best action [5], its value, motions [P, 3] (m) around the gripper, and their Q [P] with the rest of it."""
+    device = next(network.parameters()).device
+    image = crop(torch.from_numpy(pixels).permute(2, 0, 1)[None], network.config.image_size).to(device)
+    reading = [float(state["gripper_closed"]), float(state["gripper_position"][2])]
+    gripper, index = torch.tensor([reading], device=device), torch.tensor([task], device=device)
     features = network.encode(image, gripper)
     best, value = best_action(network, features, gripper, index, acting, torch.Generator(device).manual_seed(0))
     reach = torch.linspace(-MAX_TRANSLATION_M, MAX_TRANSLATION_M, GRID, device=device)
     candidates = best.repeat(GRID * GRID, 1)
     candidates[:, :2] = torch.cartesian_prod(reach, reach)
-    q = network.score(features, gripper, candidates[None], index)[0].float().sigmoid().cpu().numpy()
+    q = network.score(features, gripper, candidates[None], index)[0].float().sigmoid()
+    return best[0].cpu().numpy(), float(value[0]), candidates[:, :3].cpu().numpy(), q.cpu().numpy()
 
-    margin = (picture.shape[-1] - side) / 2
-    shown = Image.fromarray(pixels).crop((margin, margin, margin + side, margin + side))
-    shown = shown.resize((SHOWN_PX, SHOWN_PX), Image.Resampling.NEAREST)
-    out = Image.new("RGB", (2 * SHOWN_PX, SHOWN_PX + CAPTION_PX))
-    out.paste(shown, (0, 0))
-    out.paste(shown, (SHOWN_PX, 0))
-    pen = ImageDraw.Draw(out, "RGBA")
 
-    def place(motion: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Where motions [P, 3] end, in px of the right picture."""
-        seen = project(tip + motion, state["camera_position"], state["camera_axes"], CameraSpec())
-        return (seen * picture.shape[-1] - margin) / side * SHOWN_PX + [SHOWN_PX, 0]
+class _Picture:
+    """What the network sees of a frame, twice, with a caption; marks go on the right one."""
 
-    def mark(xy: NDArray[np.floating], radius: float, **style: Any) -> None:
+    def __init__(self, pixels: NDArray[np.uint8], side: int, state: SceneState, caption: str) -> None:
+        self._frame_px, self._side, self._state = len(pixels), side, state
+        self._margin = (len(pixels) - side) / 2
+        box = (self._margin, self._margin, self._margin + side, self._margin + side)
+        shown = Image.fromarray(pixels).crop(box).resize((SHOWN_PX, SHOWN_PX), Image.Resampling.NEAREST)
+        self.out = Image.new("RGB", (2 * SHOWN_PX, SHOWN_PX + CAPTION_PX))
+        self.out.paste(shown, (0, 0))
+        self.out.paste(shown, (SHOWN_PX, 0))
+        self._pen = ImageDraw.Draw(self.out, "RGBA")
+        self._pen.text((4, SHOWN_PX + 3), caption, fill="white")
+
+    def places(self, motion: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Where motions [P, 3] of the gripper end, px [P, 2]."""
+        state = self._state
+        ends = state["gripper_position"] + motion
+        seen = project(ends, state["camera_position"], state["camera_axes"], CameraSpec())
+        return (seen * self._frame_px - self._margin) / self._side * SHOWN_PX + [SHOWN_PX, 0]
+
+    def disc(self, xy: NDArray[np.floating], radius: float, **style: Any) -> None:
         if xy[0] - radius >= SHOWN_PX and xy[1] + radius < SHOWN_PX:
-            pen.ellipse((*(xy - radius), *(xy + radius)), **style)
+            self._pen.ellipse((*(xy - radius), *(xy + radius)), **style)
 
-    low, high = float(q.min()), float(q.max())
-    for xy, level in zip(place(candidates[:, :3].cpu().numpy()), (q - low) / max(high - low, 1e-6), strict=True):
-        mark(xy, 4, fill=(int(255 * level), int(200 * level * level), int(255 * (1 - level)), 170))
-    chosen = best[0].cpu().numpy()
-    mark(place(chosen[None, :3])[0], 6, outline="white", width=2)
-    x, y = place(frame.action[None, :3])[0]
-    for sign in (1, -1):
-        pen.line((x - 5, y - 5 * sign, x + 5, y + 5 * sign), fill="white", width=2)
-    command, height = COMMANDS[int(chosen[4])], f"{100 * chosen[2]:+.0f} cm up"
-    text = f"{TASK_NAMES[task]}: Q {low:.2f} (blue) to {high:.2f}, of {command}, {height}; best {float(value[0]):.2f}"
-    pen.text((4, SHOWN_PX + 3), text, fill="white")
-    return np.array(out)
+    def cross(self, xy: NDArray[np.floating], radius: float) -> None:
+        x, y = xy
+        for r in (radius, -radius):
+            self._pen.line((x - radius, y - r, x + radius, y + r), fill="white", width=2)

@@ -42,6 +42,8 @@ FREE_TO_CHANGE = ("out", "rounds", "threshold", "workers")
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineConfig:
+    """Every option of `python -m train qtopt-online`."""
+
     task: str = field(metadata={"help": "what to learn"})
     out: str = option("", "folder of the loop; default runs/online-TASK")
     preset: str = option("online", f"of the training: {', '.join(PRESETS)}")
