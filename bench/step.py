@@ -242,7 +242,6 @@ def synthetic_batch(config: TrainConfig, generator: torch.Generator, encoded: bo
         left=torch.ones(size),
         success=success,
         landmark=torch.randn(size, LANDMARKS, LANDMARK_SIZE, generator=generator),
-        landmark_present=torch.ones(size, LANDMARKS, dtype=torch.bool),
         point=torch.rand(size, POINTS, 2, generator=generator),
         point_present=torch.ones(size, POINTS, dtype=torch.bool),
         task_index=task,

@@ -46,7 +46,6 @@ class Batch:
     left: Tensor  # float32 [B], steps from s to the end of the episode
     success: Tensor  # float32 [B], whether the target task's detector accepts the end of the episode
     landmark: Tensor  # float32 [B, L, 5], privileged: where things are (sim/landmarks.py)
-    landmark_present: Tensor  # bool [B, L]
     point: Tensor  # float32 [B, P, 2], privileged: where the stored frame shows them, in sides of the frame
     point_present: Tensor  # bool [B, P]
     task_index: Tensor  # int64 [B]
@@ -226,7 +225,6 @@ class Sampler:
             left=tensor(left),
             success=tensor(success),
             landmark=tensor(marks.value),
-            landmark_present=tensor(marks.present, np.bool_),
             point=tensor(marks.point),
             point_present=tensor(marks.point_present, np.bool_),
             task_index=tensor(targets, np.int64),

@@ -92,7 +92,7 @@ def _look(network: SmallQNetwork, batch: Batch) -> dict[str, Tensor]:
     return {
         "task": batch.task_index,
         "error_cm": 100 * OFFSET_UNIT_M * (found - true)[:, :2].norm(dim=1),
-        "near": batch.landmark_present[row, own] & (true.norm(dim=1) * OFFSET_UNIT_M < WITHIN_M),
+        "near": batch.point_present[row, own] & (true.norm(dim=1) * OFFSET_UNIT_M < WITHIN_M),
         "won": batch.success > 0,
         "motion": batch.action[:, :4] / bounds(batch.action.device),
         "cloned": mean,

@@ -47,10 +47,10 @@ def cloning_loss(mean: Tensor, command_logits: Tensor, action: Tensor, bound: Te
     return _weighted_mean(MOTION_WEIGHT * motion + command, weight)
 
 
-def landmark_loss(predicted: Tensor, landmark: Tensor, present: Tensor) -> Tensor:
-    """Auxiliary state prediction (James et al. 2017, arXiv:1707.02267, sec. 3.3): squared error [B, L, 5] of what is
-    there, [B, L], summed over the landmarks of a picture and averaged over pictures."""
-    return ((predicted - landmark).square().sum(-1) * present).sum(-1).mean()
+def landmark_loss(predicted: Tensor, landmark: Tensor) -> Tensor:
+    """Auxiliary state prediction (James et al. 2017, arXiv:1707.02267, sec. 3.3): squared error of landmarks [B, L, 5],
+    summed over those of a picture and averaged over pictures."""
+    return (predicted - landmark).square().sum((1, 2)).mean()
 
 
 def point_loss(logits: Tensor, point: Tensor, visible: Tensor) -> Tensor:

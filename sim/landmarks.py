@@ -28,12 +28,11 @@ TURN_SCALE = 2.0  # weighs an error of the angle against one of the offset
 class Landmarks:
     """`value` [..., L, 5]: the offset from the gripper in units of `OFFSET_UNIT_M`, then cosine and sine, times
     `TURN_SCALE`, of twice the angle between the object's long axis and the fingers (a half turn looks the same),
-    shrunk as the axis leaves the horizontal. `point` [..., P, 2]: where the frame shows them, in sides of the frame.
-    `present` [..., L] and `point_present` [..., P] say which of them exist.
+    shrunk as the axis leaves the horizontal; 0 for what is not there, so that it adds nothing to a weighted mean.
+    `point` [..., P, 2]: where the frame shows them, in sides of the frame. `point_present` [..., P]: what is there.
     """
 
     value: NDArray[np.float32]
-    present: NDArray[np.bool_]
     point: NDArray[np.float32]
     point_present: NDArray[np.bool_]
 
@@ -54,8 +53,7 @@ def landmarks(state: SceneState) -> Landmarks:
     points = np.concatenate([position, tip], axis=-2)
     point = project(points, state["camera_position"], state["camera_axes"], CameraSpec())
     return Landmarks(
-        value=np.concatenate([offset, turn], axis=-1).astype(np.float32),
-        present=present,
+        value=(np.concatenate([offset, turn], axis=-1) * present[..., None]).astype(np.float32),
         point=point,
         point_present=np.concatenate([present, np.ones_like(present[..., :1])], axis=-1),
     )

@@ -181,7 +181,6 @@ def test_image_and_next_image_are_frames_t_and_t_plus_one_of_one_episode(replay)
         assert np.array_equal(gripper[:, 1], state["gripper_position"][:, 2])
     marks = landmarks(SceneState(np.stack([stored.state for stored in replay.read(first)])))
     assert np.array_equal(batch.landmark, marks.value)
-    assert np.array_equal(batch.landmark_present, marks.present)
     assert np.array_equal(batch.point, marks.point)
     assert np.array_equal(batch.point_present, marks.point_present)
 

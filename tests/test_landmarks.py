@@ -19,12 +19,19 @@ from sim.world import World
 BANANA, BOTTLE = 0, 1  # long along x, long along z
 
 
+def everything():
+    state = SceneState.empty()
+    state["object_present"][:] = 1
+    state["fixture_present"][:] = 1
+    return state
+
+
 def turned_about_z(angle_rad):
     return [0, 0, np.sin(angle_rad / 2), np.cos(angle_rad / 2)]
 
 
 def test_a_landmark_is_the_offset_from_the_gripper_in_its_unit():
-    state = SceneState.empty()
+    state = everything()
     state["gripper_position"][:] = [0.5, 0.0, 0.2]
     state["object_position"][BANANA] = [0.56, -0.15, 0.05]
     state["fixture_position"][2] = [0.5, 0.3, 0.2]
@@ -34,28 +41,30 @@ def test_a_landmark_is_the_offset_from_the_gripper_in_its_unit():
 
 
 def test_offsets_are_clipped():
-    state = SceneState.empty()
+    state = everything()
     state["object_position"][BANANA] = [5.0, -5.0, 0.0]
     assert landmarks(state).value[BANANA, :3].tolist() == [MAX_OFFSET, -MAX_OFFSET, 0.0]
 
 
 def test_the_turn_is_twice_the_angle_between_long_axis_and_fingers():
     """The fingers lie along y: a banana along x is a quarter turn away (-1, 0), one along y is aligned (1, 0)."""
-    state = SceneState.empty()
+    state = everything()
     for angle_deg, expected in ((0, (-1, 0)), (90, (1, 0)), (270, (1, 0)), (45, (0, -1)), (120, (0.5, 3**0.5 / 2))):
         state["object_orientation"][BANANA] = turned_about_z(np.radians(angle_deg))
         assert landmarks(state).value[BANANA, 3:].tolist() == pytest.approx(2 * np.array(expected), abs=1e-5)
 
 
 def test_the_turn_of_a_standing_bottle_is_zero():
-    assert landmarks(SceneState.empty()).value[BOTTLE, 3:].tolist() == [0.0, 0.0]
+    assert landmarks(everything()).value[BOTTLE, 3:].tolist() == [0.0, 0.0]
 
 
-def test_presence_is_that_of_objects_then_fixtures():
-    state = SceneState.empty()
-    state["object_present"][[0, 6]] = 1
-    state["fixture_present"][1] = 1
-    assert np.flatnonzero(landmarks(state).present).tolist() == [0, 6, 8]
+def test_what_is_not_there_has_no_landmark():
+    state = everything()
+    state["object_position"][:] = [0.1, 0.2, 0.0]
+    state["fixture_position"][:] = [0.3, 0.1, 0.0]
+    state["object_present"][[1, 2, 3, 4, 5]] = 0
+    state["fixture_present"][[0, 2]] = 0
+    assert np.flatnonzero(landmarks(state).value.any(-1)).tolist() == [0, 6, 8]
 
 
 def test_a_batch_of_states_gets_the_landmarks_of_each_alone():

@@ -87,13 +87,12 @@ def test_the_cloning_loss_is_twice_the_squared_error_in_bounds_plus_the_cross_en
     assert cloning_loss(mean, command, action, bound, tensor([1.0, 1.0])).item() == pytest.approx(both)
 
 
-def test_the_landmark_loss_sums_what_is_there_and_averages_over_pictures():
+def test_the_landmark_loss_sums_over_landmarks_and_averages_over_pictures():
     predicted, landmark = torch.zeros(2, 2, 5), torch.zeros(2, 2, 5)
     landmark[0, 0, :2] = tensor([1.0, 2.0])
     landmark[0, 1, 0] = 3.0
     landmark[1, 1, 4] = 10.0
-    present = tensor([[True, True], [True, False]])
-    assert landmark_loss(predicted, landmark, present).item() == pytest.approx((1 + 4 + 9 + 0) / 2)
+    assert landmark_loss(predicted, landmark).item() == pytest.approx((1 + 4 + 9 + 100) / 2)
 
 
 def test_the_point_loss_is_least_where_attention_lies_on_the_four_cells_around_the_point():

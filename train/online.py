@@ -24,12 +24,12 @@ from data.collect import collect
 from data.manifest import merge
 from data.plan import CollectConfig
 from data.shards import occupied, read_json, successes, sweep, write_whole
+from eval.policy import CEMPolicy
 from eval.rollout import episode_jobs, rollout, wilson
 from models.checkpoint import CheckpointError
 from sim.options import Parser, add_options, changed, choose, from_options, option
 from sim.scenes import FACTORS, read_factors
 from sim.tasks import task_by_name
-from sim.views import frame_size
 from train.config import PRESETS
 from train.run import train
 
@@ -141,10 +141,9 @@ def _round(config: OnlineConfig, folder: Path, number: int, before: list[dict[st
     collected_s = time.perf_counter() - begin
     buffer = folder / "buffer"
     merged = merge(buffer, parts, replace_manifest=True)
-    preset = PRESETS[config.preset]
     checkpoint = train(
         replace(
-            preset,
+            PRESETS[config.preset],
             data=str(buffer),
             out=str(folder / "policy"),
             tasks=(config.task,),
@@ -154,11 +153,7 @@ def _round(config: OnlineConfig, folder: Path, number: int, before: list[dict[st
         )
     )
     trained_s = time.perf_counter() - begin - collected_s
-    world = {
-        "image_size": frame_size(preset.image_size),
-        "renderer": merged.renderer,
-        "randomise": read_factors(config.randomise),
-    }
+    world = CEMPolicy.load(checkpoint).world
     jobs = episode_jobs([config.task], config.evaluations, EVALUATION_SEED + number)
     passed = sum(outcome.success for outcome in rollout("checkpoint", str(checkpoint), world, jobs, config.workers))
     (folder / "policies").mkdir(exist_ok=True)

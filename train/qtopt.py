@@ -123,7 +123,7 @@ class QTOpt(lightning.LightningModule):
         point = in_crop(batch.point, batch.image, corner.to(self.device), self.config.image_size)
         visible = batch.point_present & (point > 0).all(-1) & (point < 1).all(-1)
         pointing = point_loss(sight.attention.float(), point, visible)
-        telling = landmark_loss(sight.landmark.float(), batch.landmark, batch.landmark_present)
+        telling = landmark_loss(sight.landmark.float(), batch.landmark)
         return pointing + telling, {"point": pointing.detach(), "landmark": telling.detach()}
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,8 @@ def train(config: TrainConfig) -> Path:
     out = Path(config.out)
     if not (out / CONFIG).is_file() and occupied(out, LOCK):
         raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {CONFIG})")
-    if not _leads():
-        return _train(config, replay, out)
-    with hold(out / LOCK, f"{out}: another training is at work in this folder"):
+    lock = hold(out / LOCK, f"{out}: another training is at work in this folder") if _leads() else nullcontext()
+    with lock:
         return _train(config, replay, out)
 
 
@@ -253,11 +253,11 @@ class SaveAtEnd(Callback):
     on_exception = _restore
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        if trainer.world_size > 1 and trainer.global_step % self._agree_every == 0:
+        if trainer.world_size > 1:
+            if trainer.global_step % self._agree_every:
+                return
             self._interrupted = trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
-            trainer.should_stop = self._interrupted
-        elif trainer.world_size == 1:
-            trainer.should_stop = self._interrupted
+        trainer.should_stop = self._interrupted
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         trainer.save_checkpoint(self._path)
