@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sim.actions import BOUNDS, MAX_TRANSLATION_M
+from sim.actions import BOUNDS, MAX_TRANSLATION_M, TERMINATE
 from sim.options import choose
 from sim.views import check_size
 
@@ -37,10 +37,14 @@ class NetworkConfig:
 
 
 def action_features(action: Tensor) -> Tensor:
-    """Actions [..., 5] (sim/actions.py) as the network's vector [..., 8]."""
-    translation = action[..., :3] / MAX_TRANSLATION_M
-    yaw = action[..., 3:4]
-    commands = action[..., 4:5] == torch.arange(1, 4, device=action.device)
+    """Actions [..., 5] (sim/actions.py) as the network's vector [..., 8].
+
+    With terminate the motion is left out: it no longer decides anything, but a scripted policy stays where it is when
+    it knows that it holds the thing, so Q would read success off the motion instead of the image."""
+    command = action[..., 4:5]
+    motion = action[..., :4] * (command != TERMINATE)
+    translation, yaw = motion[..., :3] / MAX_TRANSLATION_M, motion[..., 3:]
+    commands = command == torch.arange(1, 4, device=action.device)
     return torch.cat([translation, yaw.sin(), yaw.cos(), commands.to(action.dtype)], dim=-1)
 
 

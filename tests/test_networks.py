@@ -74,8 +74,9 @@ def test_ten_heads_have_ten_times_the_weights_of_one_head():
 
 
 def test_the_action_enters_as_translation_in_bounds_sine_cosine_and_three_flags():
+    """Terminate without its motion."""
     action = torch.tensor(
-        [[0.06, -0.03, 0.0, 0.6, 0.0], [0.0, 0.0, 0.015, -0.3, 1.0], [0.0] * 4 + [2.0], [0.0] * 4 + [3.0]]
+        [[0.06, -0.03, 0.0, 0.6, 0.0], [0.0, 0.0, 0.015, -0.3, 1.0], [0.0] * 4 + [2.0], [0.06, 0.0, 0.03, 0.3, 3.0]]
     )
     expected = torch.tensor(
         [
