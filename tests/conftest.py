@@ -16,7 +16,8 @@ from data.plan import CollectConfig
 from data.shards import Episode, write_shard
 from sim.actions import TERMINATE
 from sim.env import PickPlaceEnv
-from sim.state import SceneState
+from sim.policies import Observation
+from sim.state import STATE_SIZE, SceneState
 from sim.tasks import TASK_NAMES, TASKS, verdicts
 
 # Read when torch is first imported, which is later, and by every process that a test starts: networks this small run
@@ -85,6 +86,17 @@ def still_env():
     env = PickPlaceEnv(image_size=48, renderer="tiny", randomise="none")
     yield env
     env.close()
+
+
+@pytest.fixture(scope="session")
+def observe():
+    """What a policy is given for frames [B, H, H, 3], of an open gripper 20 cm high."""
+    return lambda frames: Observation(
+        image=frames,
+        gripper_closed=np.zeros(len(frames), np.float32),
+        gripper_height=np.full(len(frames), 0.2, np.float32),
+        state=np.zeros((len(frames), STATE_SIZE), np.float32),
+    )
 
 
 @pytest.fixture(scope="session")

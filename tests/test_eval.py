@@ -184,18 +184,12 @@ def test_a_missing_checkpoint_is_refused(tmp_path):
         evaluate(EvalConfig(checkpoint=str(tmp_path / "none.ckpt")))
 
 
-def test_a_policy_depends_on_image_task_and_generator(tiny_checkpoint):
+def test_a_policy_depends_on_image_task_and_generator(tiny_checkpoint, observe):
     policy = CEMPolicy.load(tiny_checkpoint)
     frames = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8)
 
     def act(image, task, seed):
-        observation = {
-            "image": image[None],
-            "gripper_closed": np.zeros(1, np.float32),
-            "gripper_height": np.full(1, 0.2, np.float32),
-            "state": np.zeros((1, STATE_SIZE), np.float32),
-        }
-        return policy.act(observation, np.array([task]), np.random.default_rng(seed))
+        return policy.act(observe(image[None]), np.array([task]), np.random.default_rng(seed))
 
     first = act(frames[0], 0, 0)
     assert first.dtype == np.float32
@@ -204,22 +198,14 @@ def test_a_policy_depends_on_image_task_and_generator(tiny_checkpoint):
         assert not np.array_equal(first, other)
 
 
-def test_a_policy_takes_frames_of_its_own_size_alone(tiny_checkpoint):
+def test_a_policy_takes_frames_of_its_own_size_alone(tiny_checkpoint, observe):
     policy = CEMPolicy.load(tiny_checkpoint)
-    observation = {
-        "image": np.zeros((1, 64, 64, 3), np.uint8),
-        "gripper_closed": np.zeros(1, np.float32),
-        "gripper_height": np.zeros(1, np.float32),
-        "state": np.zeros((1, STATE_SIZE), np.float32),
-    }
     assert policy.frame_size == 56
-    for wrong, named in (((64, 64, 3), r"uint8 \[64, 64, 3\]"), ((56, 56, 4), r"uint8 \[56, 56, 4\]")):
-        observation["image"] = np.zeros((1, *wrong), np.uint8)
-        with pytest.raises(ValueError, match=rf"frames uint8 \[56, 56, 3\], got {named}"):
+    for side, channels, kind in ((64, 3, "uint8"), (56, 4, "uint8"), (56, 3, "float32")):
+        named = rf"frames uint8 \[56, 56, 3\], got {kind} \[{side}, {side}, {channels}\]"
+        observation = observe(np.zeros((1, side, side, channels), kind))
+        with pytest.raises(ValueError, match=named):
             policy.act(observation, np.zeros(1, np.int64), np.random.default_rng(0))
-    observation["image"] = np.zeros((1, 56, 56, 3), np.float32)
-    with pytest.raises(ValueError, match=r"got float32 \[56, 56, 3\]"):
-        policy.act(observation, np.zeros(1, np.int64), np.random.default_rng(0))
 
 
 def test_a_policy_that_explores_acts_at_random_as_often_as_epsilon_says():

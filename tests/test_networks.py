@@ -243,18 +243,13 @@ def test_an_unknown_conditioning_is_refused():
 
 
 @pytest.mark.parametrize("prior", [False, True])
-def test_the_image_trunk_runs_once_per_state_however_many_candidates_are_scored(prior):
+def test_the_image_trunk_runs_once_per_state_however_many_candidates_are_scored(prior, observe):
     network = network_of(48, prior=prior)
     seen = []
     network.trunk.register_forward_hook(lambda _m, given, _out: seen.append(len(given[0])))
     policy = CEMPolicy(network, ActingConfig(by="proposals" if prior else "cem"), {})
     frames = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8)
-    observation = {
-        "image": frames,
-        "gripper_closed": np.zeros(2, np.float32),
-        "gripper_height": np.full(2, 0.2, np.float32),
-        "state": np.zeros((2, 1), np.float32),
-    }
+    observation = observe(frames)
     action = policy.act(observation, np.array([0, 2]), np.random.default_rng(0))
     assert seen == [2]
     assert action.shape == (2, 5)

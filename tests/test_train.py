@@ -262,7 +262,7 @@ def test_the_loss_of_one_batch_falls_when_it_is_learned_by_heart(tiny_training):
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
 
 
-def test_the_clone_trains_alone_and_acts_by_its_mean_and_likeliest_command(tiny_training, tmp_path):
+def test_the_clone_trains_alone_and_acts_by_its_mean_and_likeliest_command(tiny_training, tmp_path, observe):
     options = {**tiny_training, "learner": "clone", "landmark_weight": 1.0}
     path = train(TrainConfig(out=str(tmp_path / "clone"), **options))
     first = train(TrainConfig(out=str(tmp_path / "first"), **{**options, "steps": 1}))
@@ -271,12 +271,7 @@ def test_the_clone_trains_alone_and_acts_by_its_mean_and_likeliest_command(tiny_
     assert any("prior" in name for name in learned)
     assert not any("head" in name for name in learned)
     policy = CEMPolicy.load(path)
-    observation = {
-        "image": np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8),
-        "gripper_closed": np.zeros(2, np.float32),
-        "gripper_height": np.full(2, 0.2, np.float32),
-        "state": np.zeros((2, 1), np.float32),
-    }
+    observation = observe(np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8))
     actions = [policy.act(observation, np.array([0, 7]), np.random.default_rng(seed)) for seed in (0, 1)]
     assert np.array_equal(*actions)
     image = crop(torch.from_numpy(observation["image"]).permute(0, 3, 1, 2), 48)
