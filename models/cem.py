@@ -89,12 +89,14 @@ def best_proposal(
     bound: Tensor,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The best of `samples` actions drawn from a cloned policy pi_b, and its value; `q` gives values in [0, 1].
+    """The best of `samples` actions drawn from a cloned policy pi_b, and its value; `q` gives values in [0, 1]. Half of
+    them have the likeliest motion, so that where Q knows nothing of motions the choice is one of commands.
 
     argmax_a log Q(s, a) + loyalty * log pi_b(a | s), a ~ pi_b. With loyalty 0 it is EMaQ (arXiv:2007.11091, eq. 3);
     the second term is BRAC's (arXiv:1911.11361, eq. 4), and keeps an early Q from picking rare commands by mistake.
     """
     action = _sample(proposal, (len(proposal.mean), samples), bound, generator)
+    action[:, : samples // 2, :4] = (proposal.mean * bound)[:, None]
     value = q(action)
     deviation = (action[..., :4] / bound - proposal.mean[:, None]) / proposal.std[:, None].clamp(min=1e-6)
     likelihood = proposal.command.gather(1, action[..., 4].long()).log() - 0.5 * deviation.square().sum(-1)

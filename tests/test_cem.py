@@ -107,6 +107,8 @@ def test_without_loyalty_the_highest_valued_sample_of_a_proposal_is_chosen():
     action, value = best_proposal(q, proposal_around_best(), 64, 0.0, BOUND, torch.Generator().manual_seed(6))
     assert len(rounds) == 1
     assert ((rounds[0][..., :4] - BEST) / BOUND).abs().max() < 0.3
+    assert (rounds[0][:, :32, :4] == BEST).all()
+    assert not (rounds[0][:, 32:, :4] == BEST).any()
     assert set(rounds[0][0, :, 4].tolist()) == {1.0}
     assert set(rounds[0][1, :, 4].tolist()) == {2.0, 3.0}
     assert torch.equal(value, q_with_best(2)(rounds[0]).max(dim=1)[0])
