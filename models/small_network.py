@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from models.norm import BatchNorm
 from models.qnetwork import ACTION_FEATURES, GRIPPER_FEATURES, HEIGHT_SCALE_M, NetworkConfig, QNetwork, TaskLinear
-from sim.landmarks import LANDMARK_SIZE, LANDMARKS, POINTS
+from sim.landmarks import LANDMARK_SIZE, LANDMARKS, POINTS, landmark_of
+from sim.tasks import TASKS
 
 
 def _small_block(inputs: int, outputs: int, size: int, stride: int) -> tuple[nn.Module, ...]:
@@ -75,13 +76,14 @@ class SmallQNetwork(QNetwork):
 
     Spatial attention (the soft argmax of arXiv:1504.00702) gives points of the image and a description of each; one
     small network, shared by all points, makes of each a landmark: where the thing is, seen from the gripper. Each task
-    learns which of them it is about (`_focus`); what comes after is shared but for the last layers, so that grasping
-    one thing teaches grasping another. The map is gone before the action is merged, so a candidate costs 0.1 M
-    multiply-adds and CEM stays cheap.
+    begins with its own thing and learns which of them it is about (`_focus`); what comes after is shared but for the
+    last layers, so that grasping one thing teaches grasping another. The map is gone before the action is merged, so a
+    candidate costs 0.1 M multiply-adds and CEM stays cheap.
     """
 
     description, hidden, width = 32, 128, 256
     focus_scale = 5.0  # of what the softmax over landmarks sees: so fast it becomes sharp
+    own_focus = 0.5  # what a task begins with at its own thing: more than half of the softmax
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config, self.width, 64)
@@ -96,7 +98,8 @@ class SmallQNetwork(QNetwork):
         self.point2 = nn.Linear(hidden, hidden)
         self.point3 = nn.Linear(hidden, LANDMARK_SIZE)
         thing = LANDMARK_SIZE + self.description
-        self.focus = nn.Parameter(torch.zeros(config.num_tasks, LANDMARKS))
+        own = torch.tensor([landmark_of(task) for task in TASKS.values()][: config.num_tasks])
+        self.focus = nn.Parameter(self.own_focus * F.one_hot(own, LANDMARKS).float())
         self.merge1 = nn.Linear(self.vector_size, 128)
         self.merge2 = nn.Linear(128, width)
         self.merge_things = nn.Linear(LANDMARKS * thing, width)

@@ -167,6 +167,14 @@ def test_the_cloned_policy_has_a_head_per_task():
     assert (mean[1] - mean_after[1]).abs().max() > 0.01
 
 
+def test_a_task_begins_with_looking_at_its_own_thing():
+    network = build_network(NetworkConfig(image_size=64, num_tasks=10))
+    things = torch.eye(10)[None].expand(10, -1, -1)  # a landmark each
+    looked_at = network._focus(things.flatten(1), torch.arange(10))
+    assert looked_at.argmax(-1).tolist() == list(range(10))
+    assert (looked_at.amax(-1) > 0.5).all()
+
+
 def test_a_task_that_looks_at_one_landmark_acts_by_that_one_alone():
     network = network_of(64, prior=True)
     _, gripper, action, _ = inputs(64, 1, 2)
