@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from models.norm import BatchNorm
 from models.qnetwork import ACTION_FEATURES, GRIPPER_FEATURES, HEIGHT_SCALE_M, NetworkConfig, QNetwork, TaskLinear
-from sim.landmarks import LANDMARK_SIZE, LANDMARKS, POINTS, landmark_of
-from sim.tasks import TASKS
+from sim.landmarks import LANDMARK_SIZE, LANDMARKS, OWN_LANDMARK, POINTS
 
 
 def _small_block(inputs: int, outputs: int, size: int, stride: int) -> tuple[nn.Module, ...]:
@@ -98,7 +97,7 @@ class SmallQNetwork(QNetwork):
         self.point2 = nn.Linear(hidden, hidden)
         self.point3 = nn.Linear(hidden, LANDMARK_SIZE)
         thing = LANDMARK_SIZE + self.description
-        own = torch.tensor([landmark_of(task) for task in TASKS.values()][: config.num_tasks])
+        own = torch.tensor(OWN_LANDMARK[: config.num_tasks])
         self.focus = nn.Parameter(self.own_focus * F.one_hot(own, LANDMARKS).float())
         self.merge1 = nn.Linear(self.vector_size, 128)
         self.merge2 = nn.Linear(128, width)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sim.objects import OBJECTS
 from sim.rotations import rotate
 from sim.state import OBJECT_NAMES, F, O, SceneState
-from sim.tasks import TaskSpec
+from sim.tasks import TASKS
 from sim.views import CameraSpec, project
 
 LANDMARKS = O + F
@@ -22,6 +22,7 @@ LANDMARK_SIZE = 5
 OFFSET_UNIT_M = 0.05
 MAX_OFFSET = 8.0  # in those units
 TURN_SCALE = 2.0  # weighs an error of the angle against one of the offset
+OWN_LANDMARK = tuple(task.target + (O if task.skill == "place" else 0) for task in TASKS.values())  # of each task
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,6 @@ class Landmarks:
     value: NDArray[np.float32]
     point: NDArray[np.float32]
     point_present: NDArray[np.bool_]
-
-
-def landmark_of(task: TaskSpec) -> int:
-    """The landmark that a task is about: the object to lift, or the fixture to place on."""
-    return task.target + (O if task.skill == "place" else 0)
 
 
 def landmarks(state: SceneState) -> Landmarks:

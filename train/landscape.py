@@ -60,12 +60,12 @@ def landscape(network: QNetwork, acting: ActingConfig, replay: Replay, number: i
     """uint8 [H, W, 3]: the frame, and on it Q of motions to each place around the gripper, the rest of the action being
     that of the best one (white ring). A cross marks the data's action."""
     frame = replay.read([number])[0]
-    pixels = codec.decode(frame.picture)
-    best, value, motion, q = _q_around(network, acting, pixels, SceneState(frame.state), task)
+    pixels, state = codec.decode(frame.picture), SceneState(frame.state)
+    best, value, motion, q = _q_around(network, acting, pixels, state, task)
     low, high = float(q.min()), float(q.max())
     command, height = COMMANDS[int(best[4])], f"{100 * best[2]:+.0f} cm up"
     text = f"{TASK_NAMES[task]}: Q {low:.2f} (blue) to {high:.2f}, of {command}, {height}; best {value:.2f}"
-    picture = _Picture(pixels, network.config.image_size, SceneState(frame.state), text)
+    picture = _Picture(pixels, network.config.image_size, state, text)
     for xy, level in zip(picture.places(motion), (q - low) / max(high - low, 1e-6), strict=True):
         picture.disc(xy, 4, fill=(int(255 * level), int(200 * level * level), int(255 * (1 - level)), 170))
     picture.disc(picture.places(best[None, :3])[0], 6, outline="white", width=2)

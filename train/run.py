@@ -99,10 +99,10 @@ def _train(config: TrainConfig, replay: Replay, out: Path) -> Path:
             config = dataclasses.replace(config, precision=about.get("precision", "auto"))
     lightning.seed_everything(config.seed, verbose=False)
     module = LEARNERS[config.learner](config, replay.world)
-    if resume is None and config.start_from:
-        _start_from(config.start_from, module, replay.renderer)
     if resume is not None:
         load_weights(module, checkpoint["state_dict"], resume)  # Lightning would, but not say what is wrong
+    elif config.start_from:
+        _start_from(config.start_from, module, replay.renderer)
     quiet_lightning()
     trainer = _trainer(config, out, replay, first_step)
     loader = _loader(config, replay, first_step, trainer)
