@@ -44,8 +44,8 @@ demo: $(READY)  ## collect, share, train, evaluate and report, at most 15 minute
 	@$(PY) -m eval --checkpoint runs/$(DEMO)/last.ckpt --data datasets/$(DEMO) --episodes $(DEMO_EVALUATIONS) \
 	    --workers $(WORKERS) --reuse true
 
-test: $(READY)  ## run the tests
-	@$(PY) -m pytest $(ARGS)
+test: $(READY)  ## run the tests, in two processes (ARGS='-n 0': one)
+	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(READY)  ## ruff, mypy, import-linter
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy && $(VENV)/bin/lint-imports

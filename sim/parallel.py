@@ -7,6 +7,7 @@ import itertools
 import multiprocessing as mp
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -40,8 +41,13 @@ def run_jobs(
 def _local(
     make_worker: Callable[..., Callable[[Job], Result]], arguments: tuple[Any, ...], jobs: Iterator[Job], workers: int
 ) -> Generator[Result, None, None]:
+    with tempfile.TemporaryDirectory(prefix="switchyard-", ignore_cleanup_errors=True) as scratch:
+        yield from _in_pools(functools.partial(_start, scratch, make_worker, arguments), jobs, workers)
+
+
+def _in_pools(start: Callable[[Connection], None], jobs: Iterator[Any], workers: int) -> Generator[Any, None, None]:
     context = mp.get_context("spawn")
-    unfinished: dict[int, Job] = {}
+    unfinished: dict[int, Any] = {}
     numbers = itertools.count()
     deaths = 0
     while True:
@@ -50,8 +56,7 @@ def _local(
         if not unfinished:
             return
         ours, theirs = context.Pipe()
-        start = (theirs, make_worker, arguments)
-        pool = ProcessPoolExecutor(min(workers, len(unfinished)), context, initializer=_start, initargs=start)
+        pool = ProcessPoolExecutor(min(workers, len(unfinished)), context, initializer=start, initargs=(theirs,))
         try:
             running = {pool.submit(_call, job): number for number, job in unfinished.items()}
             while running:
@@ -75,8 +80,9 @@ def _local(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start(parent: Connection, make_worker: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _start(scratch: str, make_worker: Callable[..., Any], arguments: tuple[Any, ...], parent: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    tempfile.tempdir = scratch  # what a worker leaves there goes with the iterator: it ends without cleaning up
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
         _call.run = make_worker(*arguments)  # type: ignore[attr-defined]

@@ -12,12 +12,12 @@ from models.acting import crop
 from sim.actions import CLOSE, OPEN, TERMINATE
 from train.config import PRESETS
 
-# Four places in a row. Open goes on by one, close goes back, terminate at the last place succeeds; motion does nothing.
-PLACES, COMMANDS, DISCOUNT = 4, 4, 0.8
+# Three places in a row. Open goes on by one, close back, terminate at the last place succeeds; motion does nothing.
+PLACES, COMMANDS, COPIES, DISCOUNT = 3, 4, 3, 0.8
 CONFIG = replace(
     PRESETS["demo"],
     image_size=48,
-    batch_size=64,
+    batch_size=PLACES * COMMANDS * COPIES,
     tasks=("lift-can",),
     rule="none",
     shared_part=0.0,
@@ -31,7 +31,7 @@ CONFIG = replace(
     learning_rate=3e-3,
     random_crop=True,
 )
-STEPS = 250
+STEPS = 240
 
 
 def known_q():
@@ -54,10 +54,10 @@ def pictures(place, side):
 
 
 def transitions(generator):
-    """Every place and command four times, with other motions."""
+    """Every place and command some times, with other motions."""
     batch = synthetic_batch(CONFIG, generator)
-    place = torch.arange(PLACES).repeat_interleave(16)
-    command = torch.arange(COMMANDS).repeat(16)
+    place = torch.arange(PLACES).repeat_interleave(COMMANDS * COPIES)
+    command = torch.arange(COMMANDS).repeat(PLACES * COPIES)
     following = (place + (command == OPEN).long() - (command == CLOSE).long()).clamp(0, PLACES - 1)
     ends = command == TERMINATE
     action = torch.cat([batch.action[:, :4], command[:, None].float()], dim=1)
@@ -80,5 +80,5 @@ def test_the_learned_q_is_the_known_one():
     batch = transitions(generator)
     with torch.no_grad():
         q = module.target(crop(batch.image, 48), batch.gripper, batch.action, batch.task_index).sigmoid()
-    learned = q.view(PLACES, 4, COMMANDS).numpy()
+    learned = q.view(PLACES, COPIES, COMMANDS).numpy()
     assert np.abs(learned - known_q()[:, None]).max() < 0.03

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 
 from data.check import check
@@ -18,44 +17,57 @@ from train.config import TrainConfig
 from train.online import OnlineConfig, learn
 
 
-@pytest.fixture
-def options(tiny_training, monkeypatch):
+@pytest.fixture(scope="module")
+def options(tiny_training):
     """Options of two rounds of seconds; `out` is left to choose."""
     tiny = {**tiny_training, "tasks": ("lift-banana",), "rule": "none", "shared_part": 0.0}
-    monkeypatch.setitem(config.PRESETS, "tiny", TrainConfig(**tiny))
-    return {
-        "task": "lift-banana",
-        "preset": "tiny",
-        "rounds": 2,
-        "first_episodes": 4,
-        "episodes": 2,
-        "steps": 2,
-        "evaluations": 2,
-        "threshold": 1.0,
-        "renderer": "tiny",
-    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(config.PRESETS, "tiny", TrainConfig(**tiny))
+        yield {
+            "task": "lift-banana",
+            "preset": "tiny",
+            "rounds": 2,
+            "first_episodes": 4,
+            "episodes": 2,
+            "steps": 2,
+            "evaluations": 2,
+            "threshold": 1.0,
+            "renderer": "tiny",
+        }
 
 
-def test_two_rounds_fill_a_buffer_and_going_on_changes_nothing(options, tmp_path):
-    straight = learn(OnlineConfig(out=str(tmp_path / "straight"), **options))
-    learn(OnlineConfig(out=str(tmp_path / "stopped"), **{**options, "rounds": 1}))
-    resumed = learn(OnlineConfig(out=str(tmp_path / "stopped"), **options))
-    for rounds in (straight, resumed):
-        assert [r["episodes"] for r in rounds] == [4, 6]
-        assert [r["steps"] for r in rounds] == [2, 4]
-    plain = [[{k: v for k, v in r.items() if not k.endswith("_s")} for r in rounds] for rounds in (straight, resumed)]
+@pytest.fixture(scope="module")
+def straight(options, tmp_path_factory):
+    """The folder of two rounds that nothing stopped, and what they returned."""
+    folder = tmp_path_factory.mktemp("straight")
+    return folder, learn(OnlineConfig(out=str(folder), **options))
+
+
+def assert_same(straight, folder, rounds):
+    """The same rounds, but for their times, and the same buffer."""
+    plain = [[{k: v for k, v in r.items() if not k.endswith("_s")} for r in each] for each in (straight[1], rounds)]
     assert plain[0] == plain[1]
-    buffers = [Replay(tmp_path / name / "buffer") for name in ("straight", "stopped")]
-    assert buffers[0].num_episodes == 6
-    assert (buffers[0].episode_task == TASKS["lift-banana"].index).all()
+    buffers = [Replay(each / "buffer") for each in (straight[0], folder)]
     frames = [[frame.picture for frame in b.read(range(b.num_steps + b.num_episodes))] for b in buffers]
     assert frames[0] == frames[1]
-    assert check(tmp_path / "straight" / "buffer").wrong == ()
+
+
+def test_two_rounds_fill_a_buffer_and_going_on_changes_nothing(options, straight, tmp_path):
+    learn(OnlineConfig(out=str(tmp_path), **{**options, "rounds": 1}))
+    resumed = learn(OnlineConfig(out=str(tmp_path), **options))
+    assert [r["episodes"] for r in resumed] == [4, 6]
+    assert [r["steps"] for r in resumed] == [2, 4]
+    assert_same(straight, tmp_path, resumed)
+    buffer = Replay(tmp_path / "buffer")
+    assert buffer.num_episodes == 6
+    assert (buffer.episode_task == TASKS["lift-banana"].index).all()
+    assert check(tmp_path / "buffer").wrong == ()
 
 
 @pytest.mark.parametrize("stage", ["collect", "train", "rollout"])
-def test_a_loop_that_was_stopped_within_a_round_goes_on_as_if_it_had_not(options, tmp_path, monkeypatch, stage):
-    straight = learn(OnlineConfig(out=str(tmp_path / "straight"), **options))
+def test_a_loop_that_was_stopped_within_a_round_goes_on_as_if_it_had_not(
+    options, straight, tmp_path, monkeypatch, stage
+):
     real, calls = getattr(online, stage), []
 
     def stopping(*arguments):
@@ -66,12 +78,8 @@ def test_a_loop_that_was_stopped_within_a_round_goes_on_as_if_it_had_not(options
 
     monkeypatch.setattr(online, stage, stopping)
     with pytest.raises(KeyboardInterrupt):
-        learn(OnlineConfig(out=str(tmp_path / "stopped"), **options))
-    resumed = learn(OnlineConfig(out=str(tmp_path / "stopped"), **options))
-    plain = [[{k: v for k, v in r.items() if not k.endswith("_s")} for r in rounds] for rounds in (straight, resumed)]
-    assert plain[0] == plain[1]
-    pictures = [Replay(tmp_path / name / "buffer").pictures(range(12)) for name in ("straight", "stopped")]
-    assert np.array_equal(*pictures)
+        learn(OnlineConfig(out=str(tmp_path), **options))
+    assert_same(straight, tmp_path, learn(OnlineConfig(out=str(tmp_path), **options)))
 
 
 def test_two_loops_do_not_share_a_folder(options, tmp_path):
@@ -83,9 +91,8 @@ def test_two_loops_do_not_share_a_folder(options, tmp_path):
         learn(OnlineConfig(out=str(folder), **options))
 
 
-def test_later_rounds_are_collected_by_the_policy_of_the_round_before(options, tmp_path):
-    folder = tmp_path / "loop"
-    learn(OnlineConfig(out=str(folder), **options))
+def test_later_rounds_are_collected_by_the_policy_of_the_round_before(straight):
+    folder, _ = straight
     policies = [read_shard(folder / f"round-{n:03d}" / "lift-banana-0-000000.h5")[2] for n in range(2)]
     assert [p["policy"] for p in policies] == ["crude", "checkpoint"]
     assert policies[1]["noise"] == 0.2
