@@ -5,12 +5,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
+PRESET ?= vision-472
 EPISODES ?= 100000
-SIZE ?= 472
+SIZE ?= $(if $(filter %-64 demo,$(PRESET)),64,472)
 WORKERS ?= $(shell nproc)
 DATA ?= datasets/vision-$(SIZE)
 SEED ?= 0
-PRESET ?= vision-472
 DEVICES ?= 1
 NODES ?= 1
 RUN ?= runs/$(PRESET)
@@ -72,7 +72,7 @@ train-vision: $(READY)  ## train PRESET (demo, vision-64, vision-472) on DATA wi
 	@$(PY) -m train --preset $(PRESET) --data $(DATA) --out $(RUN) --seed $(SEED) --devices $(DEVICES) --nodes $(NODES) $(ARGS)
 
 eval: $(READY)  ## success rates of CHECKPOINT with a report beside it; without one, of the policy that comes along
-	@$(PY) -m eval --checkpoint $(CHECKPOINT) $(if $(filter $(TRAINED),$(CHECKPOINT)),--out runs/trained) $(if $(filter-out file,$(origin DATA)),--data $(DATA)) --workers $(WORKERS) $(ARGS)
+	@$(PY) -m eval --checkpoint $(CHECKPOINT) $(if $(filter-out file,$(origin DATA)),--data $(DATA)) --workers $(WORKERS) $(ARGS)
 
 clean:  ## remove caches (never datasets, runs or .venv)
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

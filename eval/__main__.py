@@ -19,7 +19,7 @@ from data.shards import read_json, write_whole
 from eval.policy import CEMPolicy
 from eval.report import write_report
 from eval.rollout import POLICIES, EpisodeOutcome, EvalResult, episode_jobs, rollout, summarise, wilson
-from models.checkpoint import CheckpointError
+from models.checkpoint import RUN_CONFIG, CheckpointError
 from sim.looks import SPLITS
 from sim.options import Parser, add_options, choose, from_options, option, run_command
 from sim.scenes import FACTORS, read_factors
@@ -36,7 +36,7 @@ class EvalConfig:
     checkpoint: str = field(metadata={"help": "what to evaluate"})
     out: str = option(
         "",
-        "folder of the results; default: that of a last.ckpt, else one beside the checkpoint named like it",
+        "folder of the results; default: that of a run's last.ckpt, one in it for its others, else runs/NAME",
     )
     episodes: int = option(50, "per task")
     tasks: tuple[str, ...] = option((), "default: those it was trained for")
@@ -69,11 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m eval", description=__doc__)
     add_options(parser, EvalConfig)
     options = vars(parser.parse_args(arguments))
-    try:
-        return run_command(lambda: print(f"report: {evaluate(from_options(EvalConfig, options))}"))
-    except KeyboardInterrupt:
-        print("\nstopped: nothing was written", file=sys.stderr)
-        return 130
+    return run_command(lambda: print(f"report: {evaluate(from_options(EvalConfig, options))}"))
 
 
 def evaluate(config: EvalConfig) -> Path:
@@ -84,8 +80,10 @@ def evaluate(config: EvalConfig) -> Path:
     untrained = [name for name in tasks if name not in about["trained_tasks"]]
     if untrained:
         raise CheckpointError(f"{config.checkpoint}: never trained for {', '.join(untrained)}")
-    folder = Path(config.checkpoint).parent
-    if (name := Path(config.checkpoint).stem) != "last":
+    folder, name = Path(config.checkpoint).parent, Path(config.checkpoint).stem
+    if not (folder / RUN_CONFIG).is_file():
+        folder = Path("runs", name)
+    elif name != "last":
         folder /= name
     out = Path(config.out or (folder if config.split == "train" else folder / f"{config.split}-split"))
     out.mkdir(parents=True, exist_ok=True)
@@ -99,10 +97,12 @@ def evaluate(config: EvalConfig) -> Path:
         print_table([EvalResult.from_json(row) for row in found["results"] + found["data"]])
         return out / "report.html"
     data = data_success(config.data, tasks, about["network"]["image_size"], renderer) if config.data else []
-    from sim.camera import resolve_renderer  # imports PyBullet, which greets on the terminal
+    from sim.camera import EGL_PACKAGES, resolve_renderer  # imports PyBullet, which greets on the terminal
 
-    if resolve_renderer(renderer) != renderer:
-        raise CheckpointError(f"{config.checkpoint}: trained on {renderer} images, which this machine cannot render")
+    if renderer == "egl" and resolve_renderer("auto") != renderer:
+        raise CheckpointError(
+            f"{config.checkpoint}: trained on images of renderer egl, which does not start here: install {EGL_PACKAGES}"
+        )
     randomise = tuple(about["randomise"]) if config.randomise == "auto" else read_factors(config.randomise)
     world = {**policy.world, "randomise": randomise, "split": config.split}
     results: list[EvalResult] = []

@@ -62,6 +62,22 @@ class _Part(nn.Module):
         self.network = network
 
 
+INPUTS = {
+    "image": "float32 [1, 3, image_size, image_size] in [0, 1]: the centre of a frame of frame_size px, RGB",
+    "gripper": "float32 [1, 2]: closed (0 or 1), height above the table (m)",
+    "features": "what trunk gives",
+    "task": "int64 [1]: place in tasks",
+    "action": "float32 [1, K, 5]: x, y, z (m), yaw (rad), within bounds; place in commands",
+}
+CHOICES = {
+    "cem": "head gives logits of Q [1, K]; the action is found by the cross-entropy method over them",
+    "proposals": "prior gives the mean motion [1, 4] in units of bounds and logits of the command [1, 4]; of "
+    "candidates from it, half with the mean motion itself, half with the spread acting.prior_std, take that of the "
+    "highest log sigmoid(head) + acting.prior_loyalty * log density",
+    "clone": "prior gives the mean motion [1, 4] in units of bounds and logits of the command [1, 4]: the likeliest",
+}
+
+
 class Trunk(_Part):
     def forward(self, image: Tensor, gripper: Tensor) -> Tensor:
         return self.network.encode(image, gripper)
@@ -132,6 +148,8 @@ def export(config: ExportConfig) -> None:
         "acting": asdict(policy.acting),
         "tasks": list(TASK_NAMES),
         "commands": list(COMMANDS),
+        "inputs": INPUTS,
+        "choice": CHOICES[policy.acting.by],
         "bounds": BOUNDS.tolist(),
     }
     write_whole(out / "about.json", json.dumps(about, indent=1).encode())

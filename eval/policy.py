@@ -74,7 +74,7 @@ class CEMPolicy:
         if frames.dtype != np.uint8 or frames.shape[1:] != (side, side, 3):
             raise ValueError(
                 f"this policy cuts its {self.network.config.image_size} px out of frames uint8 [{side}, {side}, 3], "
-                f"got {frames.dtype} {list(frames.shape[1:])}: make the environment with image_size=policy.frame_size"
+                f"got {frames.dtype} {list(frames.shape[1:])}: make the environment with **policy.world"
             )
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         image = torch.from_numpy(frames).permute(0, 3, 1, 2)
@@ -105,13 +105,16 @@ class Policy:
         """The action float32 [5] (sim/actions.py): translation (m), yaw (rad), command.
 
         `image` uint8 [H, H, 3] of `world["image_size"]` px; `gstatus`: is the gripper closed, 0 or 1; `gheight`: its
-        height above the table, m. ValueError for an image of another size, or a task that does not exist."""
+        height above the table, m. ValueError for an image of another size, or a task it was not trained for."""
+        index, trained = task_by_name(task).index, self._batched.about["trained_tasks"]
+        if task not in trained:
+            raise ValueError(f"this policy was never trained for {task}, but for {', '.join(trained)}")
         seen = np.asarray(image)[None]
         closed, height = (np.array([value], np.float32) for value in (gstatus, gheight))
         observation = Observation(
             image=seen, gripper_closed=closed, gripper_height=height, state=np.zeros((1, 0), np.float32)
         )
-        return self._batched.act(observation, np.array([task_by_name(task).index]), self._rng)[0]
+        return self._batched.act(observation, np.array([index]), self._rng)[0]
 
 
 @dataclass

@@ -16,6 +16,7 @@ from sim.tasks import TASK_NAMES
 FORMAT = 3  # of what `on_save_checkpoint` writes (train/qtopt.py)
 
 ACTING = "target."  # of the weights of the network that acts
+RUN_CONFIG = "config.json"  # beside the checkpoints of a run
 
 
 class CheckpointError(ValueError):

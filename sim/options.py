@@ -42,6 +42,9 @@ def run_command(command: Callable[[], int | None]) -> int:
     try:
         status = command() or 0
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads(sys.stdout.fileno()):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at the end

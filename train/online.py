@@ -1,7 +1,7 @@
 """`python -m train qtopt-online --task lift-can`: QT-Opt's loop of collecting and learning, for one task (sec. 4.3).
 
 A round collects episodes, adds them to the buffer, trains on all of it, and evaluates. The first round's episodes are
-scripted, those of later rounds by the policy of the round before, which explores by epsilon-greedy CEM. The loop ends
+crude, those of later rounds by the policy of the round before, which explores by epsilon-greedy CEM. The loop ends
 when the evaluation passes the threshold, by default the 40% for lifts and 80% for places at which the CDS paper ends
 it (app. C.2). The buffer is then the task's part of a multi-task dataset (`python -m data merge`). Stopped anywhere,
 the same command goes on.

@@ -29,7 +29,7 @@ from data.loader import Loader
 from data.replay import Replay
 from data.shards import DatasetError, occupied, read_json, sweep, write_whole
 from data.sharing import RULES
-from models.checkpoint import CheckpointError, acting_weights, load_weights, read_checkpoint
+from models.checkpoint import RUN_CONFIG, CheckpointError, acting_weights, load_weights, read_checkpoint
 from models.qnetwork import NetworkConfig
 from sim.options import changed
 from sim.tasks import TASK_NAMES, task_by_name
@@ -40,7 +40,6 @@ from train.pace import Pace
 from train.qtopt import QTOpt
 
 LEARNERS = {"qtopt": QTOpt, "clone": Cloning}
-CONFIG = "config.json"
 LAST = "last.ckpt"
 LOCK = "train.lock"
 FREE_TO_CHANGE = (
@@ -67,8 +66,8 @@ def train(config: TrainConfig) -> Path:
         )
     config = _with_present_tasks(config, replay)
     out = Path(config.out)
-    if not (out / CONFIG).is_file() and occupied(out, LOCK):
-        raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {CONFIG})")
+    if not (out / RUN_CONFIG).is_file() and occupied(out, LOCK):
+        raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {RUN_CONFIG})")
     lock = hold(out / LOCK, f"{out}: another training is at work in this folder") if _leads() else nullcontext()
     with lock:
         return _train(config, replay, out)
@@ -80,7 +79,7 @@ def _leads() -> bool:
 
 
 def _train(config: TrainConfig, replay: Replay, out: Path) -> Path:
-    resume = _claim(out, config)
+    chosen, resume = config, _claim(out, config)
     first_step = 0
     if resume is not None:
         checkpoint = read_checkpoint(resume)
@@ -91,12 +90,15 @@ def _train(config: TrainConfig, replay: Replay, out: Path) -> Path:
                 f"{resume}: trained on {about['renderer']} images, {config.data} holds {replay.renderer}"
             )
         if first_step >= config.steps:
-            print(f"{out}: already trained for {first_step} steps")
+            print(f"{resume}: already trained for {first_step} steps")
             return resume
         if _leads():
             print(f"{out}: going on from step {first_step}")
         if config.precision == "auto":
             config = dataclasses.replace(config, precision=about.get("precision", "auto"))
+    if _leads():
+        sweep(out)
+        write_whole(out / RUN_CONFIG, _values(chosen).encode())
     lightning.seed_everything(config.seed, verbose=False)
     module = LEARNERS[config.learner](config, replay.world)
     if resume is not None:
@@ -110,6 +112,8 @@ def _train(config: TrainConfig, replay: Replay, out: Path) -> Path:
         trainer.fit(module, loader, ckpt_path=None if resume is None else str(resume), weights_only=True)
     except DatasetError as error:  # from a loader process it comes with that process's traceback around it
         raise DatasetError(str(error).strip().splitlines()[-1].split("DatasetError: ")[-1]) from None
+    if _leads():
+        print(f"{out / LAST}: {config.steps} steps; to play it: python -m eval --checkpoint {out / LAST}")
     return out / LAST
 
 
@@ -118,8 +122,9 @@ def _start_from(path: str, module: QTOpt, renderer: str) -> None:
     checkpoint = read_checkpoint(path)
     about, wanted = checkpoint["switchyard"], module.config.network
     found = NetworkConfig(**about["network"])
-    if found != wanted or about["renderer"] != renderer:
-        raise CheckpointError(f"{path}: holds {found} of {about['renderer']}, this run trains {wanted} of {renderer}")
+    old, new = dataclasses.asdict(found) | {"renderer": about["renderer"]}, dataclasses.asdict(wanted)
+    if differs := changed(old, new | {"renderer": renderer}):
+        raise CheckpointError(f"{path}: holds another network than this run trains: {differs}")
     weights = acting_weights(checkpoint)
     for network in (module.network, module.target, module.lagged):
         if network is not None:
@@ -137,17 +142,21 @@ def _with_present_tasks(config: TrainConfig, replay: Replay) -> TrainConfig:
 
 def _claim(out: Path, config: TrainConfig) -> Path | None:
     """The checkpoint to go on from, or None for a new run; refuses a run with other options."""
-    values = json.loads(json.dumps(dataclasses.asdict(config)))
-    path, last = out / CONFIG, out / LAST
+    path, last = out / RUN_CONFIG, out / LAST
     if path.is_file() and last.is_file():  # options that never trained bind nobody
-        found = read_json(path)
-        fixed = {"steps"} if config.learning_rate_decay else set()  # the decay is laid out over the steps
-        if differs := changed(found, values, set(FREE_TO_CHANGE) - fixed):
+        found, wanted = read_json(path), json.loads(_values(config))
+        if differs := changed(found, wanted, FREE_TO_CHANGE):
             raise CheckpointError(f"{out}: already holds a run with other options: {differs}; choose another --out")
-    if _leads():
-        sweep(out)
-        write_whole(path, json.dumps(values, indent=1).encode())
+        if config.learning_rate_decay and found["steps"] != wanted["steps"]:
+            raise CheckpointError(
+                f"{out}: its learning rate falls over {found['steps']} steps, not {wanted['steps']}; "
+                f"to train on, choose another --out with --start-from {last}"
+            )
     return last if last.is_file() else None
+
+
+def _values(config: TrainConfig) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=1)
 
 
 def _loader(config: TrainConfig, replay: Replay, first_step: int, trainer: lightning.Trainer) -> Loader:
