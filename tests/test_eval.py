@@ -264,12 +264,14 @@ def test_one_picture_at_a_time_gets_the_action_of_a_batch_of_one(tiny_checkpoint
     assert np.array_equal(policy.act(image[0], 1, 0.1, "place-bowl"), expected[0])
     with pytest.raises(ValueError, match="Did you mean 'lift-can'"):
         policy.act(image[0], 1, 0.1, "lift-cann")
+    with pytest.raises(ValueError, match="never trained for lift-can, but for lift-banana, place-bowl"):
+        policy.act(image[0], 1, 0.1, "lift-can")
 
 
 def test_the_readmes_python_runs(tiny_checkpoint, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
-    assert "runs/demo/last.ckpt" in code
-    exec(code.replace("runs/demo/last.ckpt", str(tiny_checkpoint)), {})
+    assert "models/trained/vision-64.ckpt" in code
+    exec(code.replace("models/trained/vision-64.ckpt", str(tiny_checkpoint)).replace("lift-can", "lift-banana"), {})
     assert capsys.readouterr().out.strip() in ("lifted", "not lifted")
 
 
