@@ -5,6 +5,7 @@ The step is `train.qtopt.QTOpt`'s own: pictures decoded and cut, target by CEM, 
 
 from __future__ import annotations
 
+import functools
 import resource
 import statistics
 import time
@@ -13,14 +14,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.io import encode_jpeg
 
 from data.batches import Batch
 from models.acting import best_action
 from models.cem import sample_uniform
-from models.qnetwork import bounds
+from models.norm import Blocks
+from models.qnetwork import NetworkConfig, bounds
 from models.qtopt_network import QTOptNetwork
 from sim.landmarks import LANDMARK_SIZE, LANDMARKS, POINTS
 from sim.tasks import TASK_NAMES
@@ -106,13 +108,19 @@ class Compiled(Step):
 
 
 class PlainNetwork(QTOptNetwork):
-    """As one would write it first: a map for every candidate, then the convolutions."""
+    """As one would write it first: a map for every candidate, then the convolutions, then what normalises them."""
 
-    def _prepare(self, features: Tensor) -> Tensor:
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__(config)
+        for module in self.modules():
+            if isinstance(module, Blocks):
+                module.forward = functools.partial(nn.Sequential.forward, module)  # type: ignore[method-assign]
+
+    def _prepare(self, features: Tensor) -> Any:
         return features
 
-    def _merge(self, features: Tensor, vector: Tensor) -> Tensor:
-        return self.join((features[:, None] + vector[..., None, None]).flatten(0, 1))
+    def _merge(self, features: Any, vector: Tensor) -> Tensor:
+        return self.join_norm(self.join((features[:, None] + vector[..., None, None]).flatten(0, 1)))
 
 
 class Plain(UsualOrder):

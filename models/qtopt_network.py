@@ -8,19 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.norm import BatchNorm
+from models.norm import BatchNorm, Blocks, fold
 from models.qnetwork import NetworkConfig, QNetwork, TaskLinear
 
 
-def _batch_norm(channels: int) -> nn.Module:
+def _batch_norm(channels: int) -> BatchNorm:
     norm = BatchNorm(channels, eps=1e-3, momentum=1 - 0.9997)
     norm.weight.requires_grad_(False)  # a shift but no scale, as in QT-Opt
     return norm
 
 
-def _conv_block(inputs: int, size: int, padding: int | str, stride: int = 1) -> nn.Sequential:
+def _conv_block(inputs: int, size: int, padding: int, stride: int = 1, pool: nn.Module | None = None) -> Blocks:
+    """The pool comes before the ReLU, which has less to do then: the greatest is the same."""
     conv = nn.Conv2d(inputs, 64, size, stride, padding, bias=False)
-    return nn.Sequential(conv, _batch_norm(64), nn.ReLU(inplace=True))
+    return Blocks(conv, _batch_norm(64), *([pool] if pool else []), nn.ReLU(inplace=True))
 
 
 class QTOptNetwork(QNetwork):
@@ -35,10 +36,9 @@ class QTOptNetwork(QNetwork):
         map_size -= 6  # three VALID 3x3 convolutions
         super().__init__(config, 64 * map_size**2, 64)
         self.trunk = nn.Sequential(
-            _conv_block(3, 6, 2, stride=2),
-            nn.MaxPool2d(3, 3, ceil_mode=True),
-            *(_conv_block(64, 5, 2) for _ in range(6)),
-            nn.MaxPool2d(3, 3, padding=1),
+            _conv_block(3, 6, 2, stride=2, pool=nn.MaxPool2d(3, 3, ceil_mode=True)),
+            *(_conv_block(64, 5, 2) for _ in range(5)),
+            _conv_block(64, 5, 2, pool=nn.MaxPool2d(3, 3, padding=1)),
         )
         self.merge1 = nn.Linear(self.vector_size, 256, bias=False)
         self.merge_norm1 = _batch_norm(256)
@@ -47,8 +47,8 @@ class QTOptNetwork(QNetwork):
         self.join = nn.Conv2d(64, 64, 3, padding=1, bias=False)
         self.join_norm = _batch_norm(64)
         self.after_merge = nn.Sequential(
-            *(_conv_block(64, 3, 1) for _ in range(5)),
-            nn.MaxPool2d(2, 2, ceil_mode=True),
+            *(_conv_block(64, 3, 1) for _ in range(4)),
+            _conv_block(64, 3, 1, pool=nn.MaxPool2d(2, 2, ceil_mode=True)),
             *(_conv_block(64, 3, 0) for _ in range(3)),
         )
         self.head_norm1 = _batch_norm(64)
@@ -70,7 +70,7 @@ class QTOptNetwork(QNetwork):
         pieces = []
         step = candidates if self.training else max(1, self.max_states_at_once // size)
         for begin in range(0, candidates, step):
-            x = F.relu(self.join_norm(self._merge(prepared, vector[:, begin : begin + step])))
+            x = F.relu(self._merge(prepared, vector[:, begin : begin + step]), inplace=True)
             pieces.append(self.after_merge(x).flatten(1))
         x = torch.cat(pieces) if len(pieces) == 1 else _interleave(pieces, size)
         x = x.view(size, candidates, -1)
@@ -78,20 +78,26 @@ class QTOptNetwork(QNetwork):
         x = F.relu(self.head_norm2(self.head2(x, task_index).flatten(0, 1))).view(size, candidates, -1)
         return self.head3(x, task_index)[..., 0]
 
-    def _prepare(self, features: Tensor) -> Tensor:
-        """What `_merge` takes of each state, whatever the candidates."""
-        return self.join(features)
+    def _prepare(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What `_merge` takes of each state, whatever the candidates: conv8 of the map, and its weight."""
+        if not self.join_norm.is_fixed:
+            return self.join(features), self.join.weight
+        weight, bias = fold(self.join, self.join_norm)
+        return F.conv2d(features, weight, bias, padding=1), weight
 
-    def _merge(self, joined: Tensor, vector: Tensor) -> Tensor:
-        """conv8 of a map with a vector [B, K, 64] added all over it -> [B * K, 64, M, M]. It is conv8 of the map, once
-        per state, plus conv8 of the vector, which is the same everywhere but at the border: 3 x 3 places tell all."""
+    def _merge(self, prepared: tuple[Tensor, Tensor], vector: Tensor) -> Tensor:
+        """conv8, normalised, of a map with a vector [B, K, 64] added all over it -> [B * K, 64, M, M]. It is conv8 of
+        the map, once per state, plus conv8 of the vector, which is the same everywhere but at the border: 3 x 3 places
+        tell all."""
+        joined, weight = prepared
         size, side = vector.shape[1], joined.shape[-1]
         everywhere = vector.flatten(0, 1)[..., None, None].expand(-1, -1, 3, 3)
-        told = F.conv2d(everywhere, self.join.weight, padding=1).flatten(2).transpose(1, 2)  # [B * K, 9, 64]
+        told = F.conv2d(everywhere, weight, padding=1).flatten(2).transpose(1, 2)  # [B * K, 9, 64]
         rows = _stretch(told.unflatten(1, (3, 3)), 1, side)
         x = _stretch(rows, 2, side).flatten(1, 2).unflatten(0, (-1, size))  # [B, K, M * M, 64]
         x = x + joined.flatten(2).transpose(1, 2)[:, None]
-        return x.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))  # channels last
+        x = x.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))  # channels last
+        return x if self.join_norm.is_fixed else self.join_norm(x)
 
 
 def _stretch(x: Tensor, dim: int, side: int) -> Tensor:

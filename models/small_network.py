@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.norm import BatchNorm
+from models.norm import BatchNorm, Blocks
 from models.qnetwork import ACTION_FEATURES, GRIPPER_FEATURES, HEIGHT_SCALE_M, NetworkConfig, QNetwork, TaskLinear
 from sim.landmarks import LANDMARK_SIZE, LANDMARKS, OWN_LANDMARK, POINTS
 
@@ -26,7 +26,7 @@ class _Residual(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         conv = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.inner = nn.Sequential(*_small_block(channels, channels, 3, 1), conv, BatchNorm(channels))
+        self.inner = Blocks(*_small_block(channels, channels, 3, 1), conv, BatchNorm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.inner(x))
@@ -42,13 +42,13 @@ class _Pyramid(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         first, *rest = self.channels
-        self.stem = nn.Sequential(*_small_block(3, first, 5, 2))
+        self.stem = Blocks(*_small_block(3, first, 5, 2))
         before = self.channels[:-1]
         self.down = nn.ModuleList(
-            nn.Sequential(*_small_block(i, o, 3, 2), _Residual(o)) for i, o in zip(before, rest, strict=True)
+            Blocks(*_small_block(i, o, 3, 2), _Residual(o)) for i, o in zip(before, rest, strict=True)
         )
         self.up = nn.ModuleList(nn.Conv2d(o, i, 1) for i, o in itertools.pairwise(rest))
-        self.fuse = nn.ModuleList(nn.Sequential(*_small_block(c, c, 3, 1)) for c in rest[:-1])
+        self.fuse = nn.ModuleList(Blocks(*_small_block(c, c, 3, 1)) for c in rest[:-1])
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.stem(image)

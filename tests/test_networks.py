@@ -10,7 +10,9 @@ from torch import nn
 from eval.policy import CEMPolicy
 from models.acting import ActingConfig, crop, crop_corner, in_crop
 from models.networks import build_network
+from models.norm import BatchNorm
 from models.qnetwork import NetworkConfig, action_features
+from models.qtopt_network import QTOptNetwork
 
 SIZES = [48, 64, 96, 128, 224]  # the last is QT-Opt's network at its cheapest
 
@@ -46,8 +48,7 @@ def test_qtopts_maps_have_the_published_sizes_at_472():
         if isinstance(module, (nn.Conv2d, nn.MaxPool2d)):
             module.register_forward_hook(lambda _module, _given, out: seen.append(tuple(out.shape[1:])))
     image, gripper, action, task = inputs(472, 1, 1)
-    with torch.no_grad():
-        network(image, gripper, action[:, 0], task)
+    network(image, gripper, action[:, 0], task)
     sizes = [236, 79, *[79] * 6, 27, *[27] * 6, 14, 12, 10, 8]
     assert seen == [(64, size, size) for size in sizes]
     assert sum(isinstance(module, nn.Conv2d) for module in network.modules()) == 16
@@ -108,10 +109,48 @@ def test_candidates_scored_together_get_the_logits_of_each_alone(size, condition
 @pytest.mark.parametrize("side", [14, 27])
 def test_the_merged_map_is_convolved_as_if_it_had_been_made(side):
     network = build_network(NetworkConfig(image_size=472, num_tasks=3))
-    conv = network.join
+    _unlike_at_the_start(network)
     features, vector = torch.randn(2, 64, side, side), torch.randn(2, 5, 64)
     merged = (features[:, None] + vector[..., None, None]).flatten(0, 1)
-    assert torch.allclose(network._merge(conv(features), vector), conv(merged), atol=1e-5)
+    for training in (True, False):
+        network.train(training)
+        expected = network.join_norm(network.join(merged))
+        assert torch.allclose(network._merge(network._prepare(features), vector), expected, atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(network._merge(network._prepare(features), vector), expected, atol=1e-5)
+
+
+def _unlike_at_the_start(network):
+    """Averages, scales and shifts of the normalisations that change something."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, BatchNorm):
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(generator=generator)
+            module.running_mean.normal_(generator=generator)
+            module.running_var.uniform_(0.5, 2.0, generator=generator)
+
+
+@pytest.mark.parametrize("size", [64, 224])
+def test_normalisation_within_the_convolutions_changes_nothing(size):
+    network = network_of(size)
+    _unlike_at_the_start(network)
+    image, gripper, action, task = inputs(size, 3, 2)
+    with_gradient = network.score(network.encode(image, gripper), gripper, action, task)
+    with torch.no_grad():
+        folded = network.score(network.encode(image, gripper), gripper, action, task)
+    assert not torch.equal(folded, with_gradient)  # other roundings: they are not the same operations
+    assert (folded - with_gradient).abs().max() < 1e-4 * with_gradient.abs().max()
+
+
+def test_a_pool_before_the_relu_is_a_pool_after_it():
+    block = QTOptNetwork(NetworkConfig(image_size=224, num_tasks=1)).trunk[0]
+    conv, norm, pool, relu = block
+    x = torch.randn(2, 3, 24, 24)
+    first, second = block(x), pool(relu(norm(conv(x))))
+    assert torch.equal(first, second)
+    gradients = [torch.autograd.grad(y.square().sum(), conv.weight)[0] for y in (first, second)]
+    assert torch.allclose(*gradients, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [64, 224])
