@@ -1,89 +1,205 @@
-"""The router: a sharing rule, a scorer of Q-values and a temperature per task, applied to whole batches.
+"""The router: a sharing rule applied to whole batches, with all that it remembers of the tasks, and its report.
 
-`scorer` is any callable that gives the conservative Q-value of a batch's own actions for its target tasks, [B].
-The router keeps, per target task, the running average of |Delta| that serves as CDS's temperature (app. C.1; of |Delta|
-rather than Delta because a signed average may reach zero or below), and the running mean weight per source and target.
+Shapes: `B` rows of a batch, `N` tasks, `R` scores of own transitions in the window, `E` members: networks trained side
+by side, each with a memory of its own. Every tensor may lead with [E] where the router has several.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from data.batches import Batch
 from data.processes import gather, mine
-from data.sharing import RULES, RuleContext, advantage
+from data.sharing import RULES, RuleContext, Scores
 from sim.options import choose
+
+GRANULARITIES = ("transition", "episode")
+REPORT_DECAY = 0.999  # per step, of the sums behind the report
+EPISODE_RATE = 0.3  # of the running mean score of an episode
+TEMPERATURE_CLIPS = {  # CDS, app. C.1; pictures: none
+    "walker2d": (5.0, float("inf")),
+    "halfcheetah": (10.0, float("inf")),
+    "ant": (10.0, 25.0),
+    "metaworld": (1.0, 50.0),
+    "antmaze": (10.0, float("inf")),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouterConfig:
-    """`tau_low` and `tau_high` clip the temperature; `decay` is that of its running average (app. C.1: 0.995)."""
+    """`percentile` k in percent from the top: k = 10 compares with the 90th percentile of the own Q-values, of which
+    the last `window` of each task are kept.
+
+    `temperature`: tau; 0: adaptive, the running average of |Delta| per task with `decay`, clipped to `tau_low` and
+    `tau_high` (app. C.1, which averages Delta; its absolute value cannot reach zero or below). `own_part`: with this
+    chance a task's own transitions are weighed too, in each step. `granularity` episode: a transition has the running
+    mean score of its episode's transitions.
+    """
 
     rule: str = "cds"
     percentile: float = 10.0
+    window: int = 1024
+    temperature: float = 0.0
     decay: float = 0.995
     tau_low: float = 1e-3
     tau_high: float = float("inf")
+    own_part: float = 0.0
+    granularity: str = "transition"
 
     def __post_init__(self) -> None:
         choose("sharing rule", self.rule, tuple(RULES))
+        choose("granularity", self.granularity, GRANULARITIES)
         if not 0 <= self.percentile <= 100:
             raise ValueError(f"the percentile is 0 to 100 percent from the top, got {self.percentile}")
+        if not 0 <= self.own_part <= 1:
+            raise ValueError(f"own_part is between 0 and 1, got {self.own_part}")
+        if not self.temperature >= 0 or not 0 < self.tau_low <= self.tau_high:
+            raise ValueError("the temperature is 0 (adaptive) or more, and tau_low above 0 and at most tau_high")
+
+
+class Routed(Protocol):
+    """What the router asks of a batch, each [..., B]."""
+
+    task_index: Tensor  # int64, i
+    source_task_index: Tensor  # int64, j
+    success: Tensor  # whether the target task's detector accepts the end of the episode
+    episode: Tensor  # int64, number of the episode in the dataset
 
 
 class Router(torch.nn.Module):
-    """Weighs batches. Its averages are buffers, so they travel with the checkpoint and with the device."""
+    """Weighs batches. What it remembers are buffers, so they travel with the checkpoint and with the device."""
 
-    tau: Tensor
-    report_weight: Tensor
-    report_count: Tensor
+    tau: Tensor  # [E, N] running average of |Delta|; 0: none yet
+    own: Tensor  # [E, N, R + 1] the last scores of own transitions, NaN: none yet; place R takes all the others
+    own_count: Tensor  # int64 [E, N]
+    episode_score: Tensor  # [E, N, episodes], NaN: none yet
+    sums: Tensor  # [3, E, N, N] running sums over rows, by target and source: of 1, weight, weight of successes
 
-    def __init__(self, config: RouterConfig, num_tasks: int) -> None:
+    def __init__(self, config: RouterConfig, num_tasks: int, members: int = 1, num_episodes: int = 0) -> None:
+        """`num_episodes` of the dataset are needed for the granularity episode alone."""
         super().__init__()
-        self.config = config
-        self.rule = RULES[config.rule]
-        self.register_buffer("tau", torch.zeros(num_tasks))  # 0: no average yet
-        self.register_buffer("report_weight", torch.zeros(num_tasks, num_tasks))  # [target, source], running sums
-        self.register_buffer("report_count", torch.zeros(num_tasks, num_tasks))
+        self.config, self.rule = config, RULES[config.rule]
+        self.by_episode = config.granularity == "episode" and self.rule.uses_q
+        window = config.window if self.rule.refer else 0
+        self.register_buffer("tau", torch.zeros(members, num_tasks))
+        self.register_buffer("own", torch.full((members, num_tasks, window + 1), torch.nan))
+        self.register_buffer("own_count", torch.zeros(members, num_tasks, dtype=torch.int64))
+        episodes = num_episodes if self.by_episode else 0
+        self.register_buffer("episode_score", torch.full((members, num_tasks, episodes), torch.nan))
+        self.register_buffer("sums", torch.zeros(3, members, num_tasks, num_tasks))
 
     @torch.no_grad()
-    def weigh(self, batch: Batch, q: Tensor | None) -> Tensor:
-        """Weights [B]: 1 for own transitions, the rule's for shared ones. `q` [B] is needed where the rule uses it.
+    def weigh(self, batch: Routed, scores: Scores | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Weights [..., B]: the rule's of shared transitions, and with the chance `own_part` of a task's own ones; else
+        1. A task whose own transitions were never seen takes no shared ones where the rule compares.
 
-        Shared transitions are compared with the own ones of all processes, whose averages stay the same; without any
-        they weigh nothing."""
-        target, source, is_shared = (gather(x) for x in (batch.task_index, batch.source_task_index, batch.is_shared))
-        weight = torch.ones(len(target), dtype=self.tau.dtype, device=target.device)
-        if self.rule.uses_q:
-            assert q is not None, f"rule {self.rule.name} needs Q-values"
-            q = gather(q.to(self.tau.dtype))
-            for task in target.unique().tolist():
-                shared, own = (target == task) & is_shared, (target == task) & ~is_shared
-                if shared.any():
-                    weight[shared] = self._weigh_task(task, q[shared], q[own]) if own.any() else 0.0
-        else:
-            weight[is_shared] = self.rule.weigh(weight[is_shared], weight[~is_shared], RuleContext())
-        self._count(target, source, weight)
-        return mine(weight)
+        All processes' rows are weighed together, so their averages stay the same. `generator`, the same in each, is
+        needed for `own_part` alone."""
+        lead = batch.task_index.dim() > 1
+        told = batch.task_index, batch.source_task_index, batch.success
+        target, source, success = (self._all(rows, lead) for rows in told)
+        place = F.one_hot(target, self.tau.shape[-1]).to(self.tau.dtype)  # [E, B, N]
+        weight = torch.ones_like(place[..., 0])
+        if self.rule.score is not None:
+            assert scores is not None, f"rule {self.rule.name} needs Q-values"
+            score = self._all(self.rule.score(scores), lead).to(self.tau.dtype)
+            if self.by_episode:
+                score = self._of_episode(score, target, self._all(batch.episode, lead))
+            q_tasks = None if scores.q_tasks is None else self._all(scores.q_tasks, lead).to(self.tau.dtype)
+            shared = source != target
+            context = self._context(score, place, target, shared, q_tasks)
+            judged = shared | self._own_too(target, generator)
+            weight = torch.where(judged, self.rule.weigh(score, context).nan_to_num(0.0), weight)
+        self._count(place, source, weight, success)
+        weight = mine(weight.transpose(0, 1)).transpose(0, 1)
+        return weight if lead else weight[0]
 
-    def _weigh_task(self, task: int, q_shared: Tensor, q_own: Tensor) -> Tensor:
-        config = self.config
-        spread = advantage(q_shared, q_own, RuleContext(percentile=config.percentile)).abs().mean()
-        old = self.tau[task]
-        self.tau[task] = torch.where(old > 0, config.decay * old + (1 - config.decay) * spread, spread)
-        temperature = float(self.tau[task].clamp(config.tau_low, config.tau_high))
-        context = RuleContext(percentile=config.percentile, temperature=temperature)
-        return self.rule.weigh(q_shared, q_own, context)
+    def forget(self) -> None:
+        """Scores of own transitions come from another Q-function now."""
+        self.own.fill_(torch.nan)
+        self.own_count.zero_()
+        self.episode_score.fill_(torch.nan)
 
-    def _count(self, target: Tensor, source: Tensor, weight: Tensor) -> None:
-        cell, ones = (target, source), torch.ones_like(weight)
-        for table, value in ((self.report_weight, weight), (self.report_count, ones)):
-            table.mul_(0.999).index_put_(cell, value, accumulate=True)
+    def _all(self, rows: Tensor, lead: bool) -> Tensor:
+        """The rows of all processes, [E, B, ...]."""
+        rows = rows if lead else rows[None]
+        return gather(rows.transpose(0, 1)).transpose(0, 1)
 
-    def report(self) -> list[list[float | None]]:
-        """Mean weight per [target][source], over the last thousand steps or so; None where nothing was drawn."""
-        mean = (self.report_weight / self.report_count).tolist()
-        return [[v if v == v else None for v in row] for row in mean]
+    def _of_episode(self, score: Tensor, target: Tensor, episode: Tensor) -> Tensor:
+        """The running mean scores [E, B] of the rows' episodes for their targets, these rows included."""
+        cell = torch.arange(len(target), device=target.device)[:, None], target, episode
+        old = self.episode_score[cell]
+        self.episode_score[cell] = torch.where(old.isnan(), score, old.lerp(score, EPISODE_RATE))
+        return self.episode_score[cell]
+
+    def _context(
+        self, score: Tensor, place: Tensor, target: Tensor, shared: Tensor, q_tasks: Tensor | None
+    ) -> RuleContext:
+        reference = torch.zeros_like(score)
+        temperature = torch.full_like(score, self.config.temperature or 1.0)
+        if self.rule.refer:
+            self._remember(score, place * ~shared[..., None], target)
+            reference = self.reference().gather(-1, target)
+            if not self.config.temperature:
+                self._warm((score - reference).abs(), place * shared[..., None])
+                temperature = self.tau.clamp(self.config.tau_low, self.config.tau_high).gather(-1, target)
+        return RuleContext(reference=reference, temperature=temperature, target=target, q_tasks=q_tasks)
+
+    def _remember(self, score: Tensor, own: Tensor, target: Tensor) -> None:
+        """Put own scores, `own` [E, B, N] marks them, over the oldest of the window."""
+        size = self.own.shape[-1] - 1
+        rank = own.cumsum(1).gather(-1, target[..., None])[..., 0].long() - 1
+        kept = (self.own_count.gather(-1, target) + rank) % size
+        kept = torch.where(own.any(-1), kept, size)
+        self.own[torch.arange(len(target), device=target.device)[:, None], target, kept] = score
+        self.own[..., size] = torch.nan
+        self.own_count += own.sum(1).long()
+
+    def reference(self) -> Tensor:
+        """What the shared transitions of each task are compared with, [E, N]; NaN where nothing is known."""
+        assert self.rule.refer is not None
+        return self.rule.refer(self.own[..., :-1], self.config.percentile)
+
+    def _warm(self, spread: Tensor, shared: Tensor) -> None:
+        """tau <- decay tau + (1 - decay) mean |Delta| of the shared rows [E, B, N] of each task that has any."""
+        shared = shared * ~spread.isnan()[..., None]
+        count = shared.sum(1)
+        average = (shared * spread.nan_to_num(0.0)[..., None]).sum(1) / count.clamp(min=1)
+        new = torch.where(self.tau > 0, self.tau.lerp(average, 1 - self.config.decay), average)
+        self.tau.copy_(torch.where(count > 0, new, self.tau))
+
+    def _own_too(self, target: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Whether own rows [E, B] are weighed in this step."""
+        if not self.config.own_part:
+            return torch.zeros_like(target, dtype=torch.bool)
+        assert generator is not None, "own_part needs a generator"
+        chance = torch.rand(self.tau.shape, generator=generator, device=generator.device).to(target.device)
+        return (chance < self.config.own_part).gather(-1, target)
+
+    def _count(self, place: Tensor, source: Tensor, weight: Tensor, success: Tensor) -> None:
+        from_task = F.one_hot(source, place.shape[-1]).to(place.dtype)
+        values = torch.stack([torch.ones_like(weight), weight, weight * success])
+        self.sums.mul_(REPORT_DECAY).add_(torch.einsum("ebn,ebm,veb->venm", place, from_task, values))
+
+    def report(self, member: int = 0) -> dict[str, Any]:
+        """Plain values over the last thousand steps or so, None where nothing is known:
+
+        `weight` [N][N]: mean by target and source. `success` [N]: share of successes, by weight, among the shared.
+        `temperature`, `reference` [N]."""
+        rows, weight, won = self.sums[:, member]
+        others = 1 - torch.eye(len(rows), device=rows.device)
+        known = {"weight": weight / rows, "success": (won * others).sum(1) / (weight * others).sum(1)}
+        if self.rule.refer:
+            known |= {"temperature": self.tau[member], "reference": self.reference()[member]}
+        return {"rule": self.rule.name, **{name: _plain(value.tolist()) for name, value in known.items()}}
+
+
+def _plain(value: Any) -> Any:
+    """NaN is None in JSON."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return value if value == value else None

@@ -1,7 +1,8 @@
 """Sharing rules: how much a transition of task j counts for task i, as pure tensor functions.
 
-Shapes: `B` shared transitions, `M` own transitions. Q-values are plain tensors: a rule never sees a network.
-The weight multiplies both terms of the target task's loss (CDS, app. C.1). A new rule is one function and one record.
+Shapes: `B` transitions of a batch, own and shared ones, `N` tasks; any dimensions may lead (seeds trained side by
+side). Q-values are plain tensors: a rule never sees a network. The weight multiplies every term of the target task's
+loss (CDS, app. C.1). A new rule is a function or two and one record.
 """
 
 from __future__ import annotations
@@ -16,45 +17,121 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Conservative Q-values of the transitions (s, a) for their target tasks i; those that no rule needs may lack."""
+
+    q: Tensor  # [..., B] Q(s, a, i)
+    q_policy: Tensor | None = None  # [..., B] mean of Q(s, a', i) over actions a' of the learned policy
+    q_tasks: Tensor | None = None  # [..., B, N] Q(s, a, n) for every task n; -inf for one that is not trained
+
+
+@dataclass(frozen=True, kw_only=True)
 class RuleContext:
-    """`percentile` k in percent from the top: k = 10 compares with the 90th percentile of the own Q-values.
+    """What a rule knows beside the score of a transition; `temperature` is tau, averaged and clipped."""
 
-    `temperature` is tau of the target task, already averaged and clipped.
-    """
+    reference: Tensor  # [..., B] of the own transitions of the target task: their quantile or mean
+    temperature: Tensor  # [..., B] or [...]
+    target: Tensor  # int64 [..., B] i
+    q_tasks: Tensor | None = None  # as in Scores
 
-    percentile: float = 10.0
-    temperature: float = 1.0
 
-
-Weigh = Callable[[Tensor, Tensor, RuleContext], Tensor]
+Score = Callable[[Scores], Tensor]
+Refer = Callable[[Tensor, float], Tensor]
+Weigh = Callable[[Tensor, RuleContext], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharingRule:
-    """`sources(skills)` bool [N, N]: from which task j (column) task i (row) may draw; `weigh` gives weights [B].
+    """`sources(skills)` bool [N, N]: from which task j (column) task i (row) may draw. `weigh(score, context)` gives
+    weights [..., B] in [0, 1].
 
-    `uses_q` tells the router whether Q-values have to be computed at all.
+    `score`: what it compares; None: it needs no Q-values. `needs`: of Scores, beside `q`. `refer(window, k)`: what it
+    compares with, [..., N] from scores of own transitions [..., N, R], NaN where there is none yet. `snapshot`: scores
+    come from a copy of the Q-function that is renewed once in a while. `reward`: whether shared transitions carry the
+    target task's reward; else 0.
     """
 
     name: str
     sources: Callable[[tuple[str, ...]], NDArray[np.bool_]]
     weigh: Weigh
-    uses_q: bool = False
+    score: Score | None = None
+    needs: str | None = None
+    refer: Refer | None = None
+    snapshot: bool = False
+    reward: bool = True
+
+    @property
+    def uses_q(self) -> bool:
+        return self.score is not None
 
 
-def weigh_one(q_shared: Tensor, q_own: Tensor, context: RuleContext) -> Tensor:
-    """Weight 1: whatever may be drawn counts in full. [B], [M] -> [B]"""
-    return torch.ones_like(q_shared)
+# ---------------------------------------------------------------- scores
 
 
-def advantage(q_shared: Tensor, q_own: Tensor, context: RuleContext) -> Tensor:
-    """Delta of CDS (eq. 6): Q of the shared transition minus the top-k% quantile of the own ones. [B], [M] -> [B]"""
-    return q_shared - torch.quantile(q_own.float(), 1.0 - context.percentile / 100.0)
+def q_value(scores: Scores) -> Tensor:
+    """Q(s, a, i)"""
+    return scores.q
 
 
-def weigh_cds(q_shared: Tensor, q_own: Tensor, context: RuleContext) -> Tensor:
-    """CDS (eq. 6, app. C.1): sigmoid(Delta / tau). [B], [M] -> [B] in [0, 1]"""
-    return torch.sigmoid(advantage(q_shared, q_own, context) / context.temperature)
+def advantage_over_policy(scores: Scores) -> Tensor:
+    """Minus CQL's regularisation term at (s, a): Q(s, a, i) - E_{a' ~ pi} Q(s, a', i) (CDS, eq. 18)."""
+    assert scores.q_policy is not None
+    return scores.q - scores.q_policy
+
+
+# ---------------------------------------------------------------- references
+
+
+def top_quantile(window: Tensor, percentile: float) -> Tensor:
+    """P_k of CDS (eq. 6), k percent from the top: k = 10 is the 90th percentile. [..., N, R] -> [..., N]"""
+    return torch.nanquantile(window, 1.0 - percentile / 100.0, dim=-1)
+
+
+def mean(window: Tensor, percentile: float) -> Tensor:
+    """The expectation over D_i in eq. 18. [..., N, R] -> [..., N]"""
+    return window.nanmean(-1)
+
+
+# ---------------------------------------------------------------- weights
+
+
+def weigh_one(score: Tensor, context: RuleContext) -> Tensor:
+    """Weight 1: whatever may be drawn counts in full."""
+    return torch.ones_like(score)
+
+
+def weigh_soft(score: Tensor, context: RuleContext) -> Tensor:
+    """CDS (app. C.1): sigmoid(Delta / tau), where Delta = score - reference (eq. 6; CDS (basic): eq. 18)."""
+    return torch.sigmoid((score - context.reference) / context.temperature)
+
+
+def weigh_hard(score: Tensor, context: RuleContext) -> Tensor:
+    """CDS (eq. 6, algorithm 1): 1 where Delta >= 0, else 0."""
+    return (score >= context.reference).to(score.dtype)
+
+
+def weigh_hipi(score: Tensor, context: RuleContext) -> Tensor:
+    """HIPI as CDS compares with it (sec. 6): 1 where the target is the task of the highest Q, else 0.
+
+    w = 1[i = argmax_n Q(s, a, n)]"""
+    assert context.q_tasks is not None
+    return (context.q_tasks.argmax(-1) == context.target).to(score.dtype)
+
+
+def weigh_hipi_partition(score: Tensor, context: RuleContext) -> Tensor:
+    """HIPI (Eysenbach et al. 2020, arXiv:2002.11089, sec. 4): the probability that the transition is relabelled as the
+    target, which its authors' code samples. The partition function of a task is taken over the batch.
+
+    w = softmax_n(Q(s, a, n) / tau - log sum_b exp(Q(s_b, a_b, n) / tau))_i
+
+    Q stands for its one-sample estimate r_n - log pi + gamma Q(s', a', n)."""
+    assert context.q_tasks is not None
+    logit = context.q_tasks / context.temperature[..., None]
+    logit = logit - logit.logsumexp(-2, keepdim=True).clamp(min=-torch.finfo(logit.dtype).max)
+    return logit.softmax(-1).gather(-1, context.target[..., None])[..., 0]
+
+
+# ---------------------------------------------------------------- sources
 
 
 def _own_only(skills: tuple[str, ...]) -> NDArray[np.bool_]:
@@ -75,6 +152,23 @@ RULES: dict[str, SharingRule] = {
         SharingRule(name="none", sources=_own_only, weigh=weigh_one),
         SharingRule(name="all", sources=_everywhere, weigh=weigh_one),
         SharingRule(name="skill", sources=_same_skill, weigh=weigh_one),
-        SharingRule(name="cds", sources=_everywhere, weigh=weigh_cds, uses_q=True),
+        SharingRule(name="cds", sources=_everywhere, weigh=weigh_soft, score=q_value, refer=top_quantile),
+        SharingRule(name="cds-hard", sources=_everywhere, weigh=weigh_hard, score=q_value, refer=top_quantile),
+        SharingRule(
+            name="cds-basic",
+            sources=_everywhere,
+            weigh=weigh_soft,
+            score=advantage_over_policy,
+            needs="q_policy",
+            refer=mean,
+        ),
+        SharingRule(name="hipi", sources=_everywhere, weigh=weigh_hipi, score=q_value, needs="q_tasks"),
+        SharingRule(
+            name="hipi-partition", sources=_everywhere, weigh=weigh_hipi_partition, score=q_value, needs="q_tasks"
+        ),
+        SharingRule(
+            name="heuristic", sources=_everywhere, weigh=weigh_hard, score=q_value, refer=top_quantile, snapshot=True
+        ),
+        SharingRule(name="uds", sources=_everywhere, weigh=weigh_one, reward=False),
     )
 }

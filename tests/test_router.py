@@ -1,97 +1,217 @@
-"""The router: its temperature over two steps, its weights and its report, by hand."""
+"""The router: its window, temperature, weights and report, by hand."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from dataclasses import dataclass, fields
 
+import numpy as np
 import pytest
 import torch
-from torch import tensor
+from torch import Tensor, tensor
 
-from data.batches import Batch
-from data.router import Router, RouterConfig
+from data.router import EPISODE_RATE, Router, RouterConfig
+from data.sharing import RULES, Scores
 
 
-def batch_of(target, source):
-    """A batch in which only the tasks matter: everything else is zero."""
-    empty = {field.name: torch.zeros(len(target)) for field in dataclasses.fields(Batch)}
-    tasks = {"task_index": tensor(target), "source_task_index": tensor(source)}
-    return Batch(**{**empty, **tasks, "is_shared": tensor(target) != tensor(source)})
+@dataclass
+class Rows:
+    task_index: Tensor
+    source_task_index: Tensor
+    success: Tensor
+    episode: Tensor
+
+
+def rows(target, source, success=None, episode=None):
+    target, source = tensor(target), tensor(source)
+    success = torch.zeros(target.shape) if success is None else tensor(success)
+    return Rows(target, source, success, torch.zeros_like(target) if episode is None else tensor(episode))
+
+
+def q(*values):
+    return Scores(q=tensor(values))
 
 
 def sigmoid(x):
     return 1 / (1 + math.exp(-x))
 
 
-ONE_TASK = ([0, 0, 0, 0], [0, 0, 1, 2])  # two own transitions, two shared ones
+def router_of(num_tasks=3, **options):
+    return Router(RouterConfig(**{"percentile": 0.0, **options}), num_tasks)  # compares with the best own transition
+
+
+ONE_TASK = rows([0, 0, 0, 0], [0, 0, 1, 2])  # two own transitions, two shared ones
 
 
 def test_the_temperature_is_the_running_average_of_the_absolute_advantage():
-    router = Router(RouterConfig(percentile=0.0, decay=0.9), 3)  # compares with the best own transition, 0.4
-    first = router.weigh(batch_of(*ONE_TASK), tensor([0.2, 0.4, 0.5, 0.1]))  # Delta 0.1 and -0.3
-    assert router.tau.tolist() == pytest.approx([0.2, 0.0, 0.0])
+    router = router_of(decay=0.9)
+    first = router.weigh(ONE_TASK, q(0.2, 0.4, 0.5, 0.1))  # Delta 0.1 and -0.3
+    assert router.tau[0].tolist() == pytest.approx([0.2, 0.0, 0.0])
     assert first.tolist() == pytest.approx([1.0, 1.0, sigmoid(0.5), sigmoid(-1.5)])
-    second = router.weigh(batch_of(*ONE_TASK), tensor([0.4, 0.2, 0.9, 0.3]))  # Delta 0.5 and -0.1
-    assert router.tau.tolist() == pytest.approx([0.9 * 0.2 + 0.1 * 0.3, 0.0, 0.0])
+    second = router.weigh(ONE_TASK, q(0.3, 0.2, 0.9, 0.3))  # the best own one is that of before: 0.5 and -0.1
+    assert router.tau[0].tolist() == pytest.approx([0.9 * 0.2 + 0.1 * 0.3, 0.0, 0.0])
     assert second.tolist() == pytest.approx([1.0, 1.0, sigmoid(0.5 / 0.21), sigmoid(-0.1 / 0.21)])
 
 
+def test_the_window_keeps_the_last_own_scores_of_each_task():
+    router = router_of(2, window=3)
+    router.weigh(rows([0, 1, 0, 0, 1], [0, 1, 1, 0, 0]), q(0.1, 0.9, 0.7, 0.2, 0.8))
+    window = router.own[0, :, :3].numpy()
+    assert window == pytest.approx(np.array([[0.1, 0.2, np.nan], [0.9, np.nan, np.nan]]), nan_ok=True)
+    router.weigh(rows([0, 0, 1], [0, 0, 1]), q(0.3, 0.4, 0.5))
+    assert window == pytest.approx(np.array([[0.4, 0.2, 0.3], [0.9, 0.5, np.nan]]), nan_ok=True)
+    assert router.reference()[0].tolist() == pytest.approx([0.4, 0.9])
+
+
+@pytest.mark.parametrize("percentile", [5.0, 10.0, 50.0])
+def test_the_quantile_of_the_window_is_that_of_all_own_transitions(percentile):
+    """8 own ones of each task a step, as in a batch of pictures; Q moves by a tenth of its spread meanwhile."""
+    rng = np.random.default_rng(0)
+    router = router_of(2, percentile=percentile)
+    everything = rng.beta(2, 5, (2, 20_000))
+    batch = rows([0] * 8 + [1] * 8, [0] * 8 + [1] * 8)
+    for step in range(300):
+        drawn = rng.choice(20_000, 8)
+        router.weigh(batch, Scores(q=tensor(everything[:, drawn].ravel() + 0.05 * step / 300, dtype=torch.float32)))
+    exact = np.quantile(everything + 0.05, 1 - percentile / 100, axis=1)
+    assert np.abs(router.reference()[0].numpy() - exact).max() < 0.03
+
+
 def test_every_task_compares_with_its_own_transitions_and_keeps_its_own_temperature():
-    router = Router(RouterConfig(percentile=0.0), 2)
-    weight = router.weigh(batch_of([0, 0, 1, 1], [0, 1, 1, 0]), tensor([0.2, 0.3, 0.9, 0.5]))
-    assert router.tau.tolist() == pytest.approx([0.1, 0.4])
+    router = router_of(2)
+    weight = router.weigh(rows([0, 0, 1, 1], [0, 1, 1, 0]), q(0.2, 0.3, 0.9, 0.5))
+    assert router.tau[0].tolist() == pytest.approx([0.1, 0.4])
     assert weight.tolist() == pytest.approx([1.0, sigmoid(1), 1.0, sigmoid(-1)])
 
 
-def test_the_temperature_is_clipped_from_below_and_above():
-    q = tensor([0.4, 0.4, 0.5, 0.3])  # the average of |Delta| is 0.1
-    low = Router(RouterConfig(percentile=0.0, tau_low=0.2), 3).weigh(batch_of(*ONE_TASK), q)
-    high = Router(RouterConfig(percentile=0.0, tau_high=0.05), 3).weigh(batch_of(*ONE_TASK), q)
-    assert low[2].item() == pytest.approx(sigmoid(0.1 / 0.2))
-    assert high[2].item() == pytest.approx(sigmoid(0.1 / 0.05))
+def test_the_order_of_rows_does_not_matter():
+    batch, values = rows([0, 0, 1, 1], [0, 1, 1, 0]), tensor([0.2, 0.3, 0.9, 0.5])
+    straight, shuffled = router_of(2), router_of(2)
+    order = tensor([3, 1, 0, 2])
+    weight = straight.weigh(batch, Scores(q=values))
+    turned = Rows(*(getattr(batch, field.name)[order] for field in fields(Rows)))
+    assert torch.equal(shuffled.weigh(turned, Scores(q=values[order])), weight[order])
+
+
+def test_the_temperature_is_clipped_from_below_and_above_or_fixed():
+    values = q(0.4, 0.4, 0.5, 0.3)  # the average of |Delta| is 0.1
+    for options, tau in (({"tau_low": 0.2}, 0.2), ({"tau_high": 0.05}, 0.05), ({"temperature": 0.4}, 0.4)):
+        assert router_of(**options).weigh(ONE_TASK, values)[2].item() == pytest.approx(sigmoid(0.1 / tau))
 
 
 def test_a_flat_q_function_gives_weights_of_one_half():
-    router = Router(RouterConfig(), 3)
+    router = router_of()
     for _ in range(2):
-        weight = router.weigh(batch_of(*ONE_TASK), tensor([0.4, 0.4, 0.4, 0.4]))
+        weight = router.weigh(ONE_TASK, q(0.4, 0.4, 0.4, 0.4))
     assert weight.tolist() == [1.0, 1.0, 0.5, 0.5]
 
 
-def test_without_an_own_transition_nothing_is_known_of_shared_ones():
-    router = Router(RouterConfig(), 3)
-    assert router.weigh(batch_of([0, 1, 1], [0, 0, 2]), tensor([0.2, 0.4, 0.5])).tolist() == [1.0, 0.0, 0.0]
-    assert router.tau.tolist() == [0.0, 0.0, 0.0]
+@pytest.mark.parametrize("rule", ["cds", "cds-hard"])
+def test_before_an_own_transition_was_seen_nothing_is_known_of_shared_ones(rule):
+    router = router_of(rule=rule)
+    assert router.weigh(rows([0, 1, 1], [0, 0, 2]), q(0.2, 0.4, 0.5)).tolist() == [1.0, 0.0, 0.0]
+    assert router.tau[0].tolist() == [0.0, 0.0, 0.0]
+    router.weigh(rows([1], [1]), q(0.3))
+    assert router.weigh(rows([1], [0]), q(0.4)).item() > 0.5
 
 
-@pytest.mark.parametrize("rule", ["none", "all", "skill"])
-def test_other_rules_weigh_everything_one_and_need_no_q(rule):
-    assert Router(RouterConfig(rule=rule), 3).weigh(batch_of(*ONE_TASK), None).tolist() == [1.0] * 4
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if not rule.uses_q])
+def test_rules_without_q_weigh_everything_one(rule):
+    assert router_of(rule=rule).weigh(ONE_TASK).tolist() == [1.0] * 4
 
 
-def test_the_report_is_the_running_mean_weight_of_each_source_for_each_target():
-    router = Router(RouterConfig(percentile=0.0, decay=0.9), 3)
-    router.weigh(batch_of(*ONE_TASK), tensor([0.2, 0.4, 0.5, 0.1]))
-    router.weigh(batch_of(*ONE_TASK), tensor([0.4, 0.2, 0.9, 0.3]))
+def test_hipi_judges_shared_transitions_by_all_tasks_and_keeps_the_own_ones():
+    q_tasks = tensor([[0.2, 0.5, 0.1], [0.9, 0.5, 0.1], [0.3, 0.3, 0.6], [0.3, 0.2, 0.1]])
+    weight = router_of(rule="hipi").weigh(ONE_TASK, Scores(q=q_tasks[:, 0], q_tasks=q_tasks))
+    assert weight.tolist() == [1.0, 1.0, 0.0, 1.0]
+
+
+def test_own_transitions_are_weighed_too_in_the_given_part_of_the_steps():
+    router, generator = router_of(2, own_part=0.5, temperature=0.1), torch.Generator().manual_seed(0)
+    batch, values = rows([0, 0, 1, 1], [0, 0, 1, 1]), q(0.4, 0.3, 0.8, 0.7)
+    weights = torch.stack([router.weigh(batch, values, generator) for _ in range(200)])
+    weighed = weights[:, ::2] < 1  # the best own one has Delta 0
+    one = torch.where(weighed[:, :, None], tensor([0.5, sigmoid(-1)]), 1.0)
+    assert torch.allclose(weights.view(200, 2, 2), one)
+    assert 0.4 < weighed.float().mean() < 0.6
+    assert (weighed[:, 0] != weighed[:, 1]).any()
+
+
+def test_an_episode_counts_by_the_mean_of_its_transitions():
+    router = Router(RouterConfig(percentile=0.0, granularity="episode", temperature=0.1), 2, num_episodes=5)
+    first = router.weigh(rows([0, 0, 0], [0, 1, 1], episode=[4, 2, 3]), q(0.5, 0.6, 0.3))
+    assert first.tolist() == pytest.approx([1.0, sigmoid(1), sigmoid(-2)])
+    second = router.weigh(rows([0, 0, 1], [1, 1, 1], episode=[2, 3, 2]), q(0.2, 0.8, 0.9))
+    means = [0.6 + EPISODE_RATE * (0.2 - 0.6), 0.3 + EPISODE_RATE * (0.8 - 0.3)]
+    assert second.tolist() == pytest.approx([*(sigmoid((m - 0.5) / 0.1) for m in means), 1.0])
+    assert router.episode_score[0, 1, 2].item() == pytest.approx(0.9)  # for another target
+
+
+def test_members_side_by_side_are_routers_of_their_own():
+    generator = np.random.default_rng(0)
+    batches = [rows(*generator.integers(0, 3, (2, 2, 30)).tolist()) for _ in range(3)]
+    values = [tensor(generator.random((2, 30)), dtype=torch.float32) for _ in batches]
+    for rule in RULES:
+        both = Router(RouterConfig(rule=rule), 3, members=2)
+        alone = [Router(RouterConfig(rule=rule), 3) for _ in range(2)]
+        for batch, value in zip(batches, values, strict=True):
+            scores = Scores(
+                q=value, q_policy=value.flip(-1), q_tasks=torch.stack([value, value.flip(-1), value**2], -1)
+            )
+            weight = both.weigh(batch, scores)
+            for member, router in enumerate(alone):
+                part = Rows(*(getattr(batch, field.name)[member] for field in fields(Rows)))
+                told = Scores(q=scores.q[member], q_policy=scores.q_policy[member], q_tasks=scores.q_tasks[member])
+                assert torch.allclose(router.weigh(part, told), weight[member])
+        for member, router in enumerate(alone):
+            assert torch.allclose(both.sums[:, member], router.sums[:, 0])
+
+
+def test_another_q_function_begins_with_an_empty_window():
+    router = router_of()
+    router.weigh(ONE_TASK, q(0.2, 0.4, 0.5, 0.1))
+    router.forget()
+    assert router.weigh(rows([0], [1]), q(0.9)).item() == 0.0
+
+
+def test_the_report_tells_weights_successes_temperature_and_reference():
+    router = router_of(decay=0.9)
+    won = rows([0, 0, 0, 0], [0, 0, 1, 2], success=[1.0, 1.0, 1.0, 0.0])
+    router.weigh(won, q(0.2, 0.4, 0.5, 0.1))
+    router.weigh(won, q(0.4, 0.2, 0.9, 0.3))
     report = router.report()
     old, new = sigmoid(0.5), sigmoid(0.5 / 0.21)
-    assert report[0][0] == pytest.approx(1.0)
-    assert report[0][1] == pytest.approx((0.999 * old + new) / 1.999)
-    assert report[1] == [None, None, None]
+    lost_old, lost_new = sigmoid(-1.5), sigmoid(-0.1 / 0.21)
+    assert report["rule"] == "cds"
+    assert report["weight"][0] == pytest.approx(
+        [1.0, (0.999 * old + new) / 1.999, (0.999 * lost_old + lost_new) / 1.999]
+    )
+    assert report["weight"][1] == [None, None, None]
+    won_weight, lost_weight = 0.999 * old + new, 0.999 * lost_old + lost_new
+    assert report["success"] == [pytest.approx(won_weight / (won_weight + lost_weight)), None, None]
+    assert report["temperature"] == pytest.approx([0.21, 0.0, 0.0])
+    assert report["reference"] == [pytest.approx(0.4), None, None]
 
 
-def test_temperature_and_report_travel_with_the_state_dict():
-    router, copy = Router(RouterConfig(percentile=0.0), 3), Router(RouterConfig(percentile=0.0), 3)
-    router.weigh(batch_of(*ONE_TASK), tensor([0.2, 0.4, 0.5, 0.1]))
+def test_all_that_is_remembered_travels_with_the_state_dict():
+    router, copy = router_of(), router_of()
+    router.weigh(ONE_TASK, q(0.2, 0.4, 0.5, 0.1))
     copy.load_state_dict(router.state_dict())
-    q = tensor([0.1, 0.3, 0.8, 0.2])
-    assert torch.equal(copy.weigh(batch_of(*ONE_TASK), q), router.weigh(batch_of(*ONE_TASK), q))
+    values = q(0.1, 0.3, 0.8, 0.2)
+    assert torch.equal(copy.weigh(ONE_TASK, values), router.weigh(ONE_TASK, values))
     assert copy.report() == router.report()
 
 
-def test_unknown_rules_and_impossible_percentiles_are_refused():
-    with pytest.raises(ValueError, match=r"unknown sharing rule 'cdss'.*Did you mean 'cds'"):
-        RouterConfig(rule="cdss")
-    with pytest.raises(ValueError, match="percentile is 0 to 100"):
-        RouterConfig(percentile=101.0)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"rule": "cdss"}, r"unknown sharing rule 'cdss'.*Did you mean 'cds'"),
+        ({"granularity": "episodes"}, "Did you mean 'episode'"),
+        ({"percentile": 101.0}, "percentile is 0 to 100"),
+        ({"own_part": 1.5}, "own_part is between 0 and 1"),
+        ({"tau_low": 2.0, "tau_high": 1.0}, "tau_low above 0 and at most tau_high"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        RouterConfig(**wrong)
