@@ -254,6 +254,7 @@ def synthetic_batch(config: TrainConfig, generator: torch.Generator, encoded: bo
         point_present=torch.ones(size, POINTS, dtype=torch.bool),
         task_index=task,
         source_task_index=torch.where(shared, (task + 1) % len(TASK_NAMES), task),
+        episode=torch.arange(size),
         is_shared=shared,
         **({"encoded": torch.cat(files), "encoded_size": torch.tensor([len(f) for f in files])} if files else {}),
     )

@@ -44,12 +44,13 @@ class Batch:
     done: Tensor  # float32 [B], 1 where s' is the end: the success is decided there, so nothing is bootstrapped
     span: Tensor  # float32 [B], steps from s to s'
     left: Tensor  # float32 [B], steps from s to the end of the episode
-    success: Tensor  # float32 [B], whether the target task's detector accepts the end of the episode
+    success: Tensor  # float32 [B], whether the target task's detector accepts the end; 0 where a rule keeps it unknown
     landmark: Tensor  # float32 [B, L, 5], privileged: where things are (sim/landmarks.py)
     point: Tensor  # float32 [B, P, 2], privileged: where the stored frame shows them, in sides of the frame
     point_present: Tensor  # bool [B, P]
     task_index: Tensor  # int64 [B]
     source_task_index: Tensor  # int64 [B]
+    episode: Tensor  # int64 [B], its number in the dataset
     is_shared: Tensor  # bool [B], drawn from another task
     encoded: Tensor = NO_BYTES  # uint8 [sum]: the files of `image` and then of `next_image`, where `to` decodes them
     encoded_size: Tensor = NO_SIZES  # int64 [2 B]: bytes of each
@@ -152,6 +153,7 @@ class Sampler:
         self._replay, self._tasks, self._config = replay, tasks, config
         self.decodes, self.processes = config.decode, config.processes
         self._least_own = 1 if rule.uses_q else 0  # of each task: such a rule compares with them
+        self._told_reward = rule.reward
         allowed = rule.sources(SKILLS)
         source = replay.episode_task
         self._pools: list[tuple[_Pool, _Pool, _Pool]] = []  # of each task: own successes, own failures, others'
@@ -205,8 +207,8 @@ class Sampler:
         gripper = np.stack([state["gripper_closed"], state["gripper_position"][:, 2]], axis=1)
         marks = landmarks(SceneState(state.vector[:size]))
         done = span == left
-        success = replay.success[episode, targets]
         source = replay.episode_task[episode]
+        success = replay.success[episode, targets] & (self._told_reward | (source == targets))
 
         def tensor(array: NDArray[Any], kind: Any = np.float32) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array, kind))
@@ -229,6 +231,7 @@ class Sampler:
             point_present=tensor(marks.point_present, np.bool_),
             task_index=tensor(targets, np.int64),
             source_task_index=tensor(source, np.int64),
+            episode=tensor(episode, np.int64),
             is_shared=tensor(source != targets, np.bool_),
         )
 

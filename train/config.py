@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from data.router import RouterConfig
+from data.router import GRANULARITIES, RouterConfig
 from data.sharing import RULES
 from models.acting import ActingConfig
 from models.cem import CEMConfig
@@ -48,7 +48,11 @@ class TrainConfig:
     prior_loyalty: float = option(1.0, "of log pi_b beside log Q when choosing among them; 0: by Q alone (EMaQ)")
     landmark_weight: float = option(0.0, "of the auxiliary prediction of where things are (off in the paper)")
     rule: str = option("cds", f"sharing rule: {', '.join(RULES)}")
-    percentile: float = option(10.0, "k of CDS, percent from the top")
+    percentile: float = option(10.0, "k of CDS and of the heuristic, percent from the top")
+    temperature: float = option(0.0, "tau of CDS and of hipi-partition; 0: adaptive (CDS)")
+    own_part: float = option(0.0, "chance that a task's own transitions are weighed too, each step")
+    granularity: str = option("transition", f"what is weighed: {', '.join(GRANULARITIES)} (by its mean score)")
+    refresh_steps: int = option(1000, "between renewals of the Q-function by which the heuristic shares")
     shared_part: float = option(0.5, "part of each task's batch drawn from other tasks")
     success_part: float = option(0.5, "part of own transitions from successful episodes")
     cem_samples: int = option(64, "candidates a round")
@@ -88,6 +92,7 @@ class TrainConfig:
             "checkpoint_every",
             "log_every",
             "landscape_every",
+            "refresh_steps",
             "evaluate_episodes",
             "devices",
             "nodes",
@@ -139,7 +144,13 @@ class TrainConfig:
 
     @property
     def router(self) -> RouterConfig:
-        return RouterConfig(rule=self.rule, percentile=self.percentile)
+        return RouterConfig(
+            rule=self.rule,
+            percentile=self.percentile,
+            temperature=self.temperature,
+            own_part=self.own_part,
+            granularity=self.granularity,
+        )
 
 
 _VISION_472 = TrainConfig()

@@ -19,6 +19,7 @@ from torch import Tensor
 from data.batches import Batch
 from data.processes import joint_share
 from data.router import Router
+from data.sharing import Scores
 from models.acting import best_action, crop, crop_corner, in_crop
 from models.augment import photometric
 from models.cem import sample_uniform
@@ -36,7 +37,7 @@ from models.networks import build_network
 from models.qnetwork import bounds
 from models.small_network import Sight, SmallQNetwork
 from sim.state import SIM_VERSION
-from sim.tasks import TASK_NAMES
+from sim.tasks import TASK_NAMES, TASKS
 from train.config import TrainConfig
 
 LAST_RATE = 0.02  # of the learning rate, where it falls
@@ -50,19 +51,24 @@ class Chance(enum.IntEnum):
     NEXT_VIEW = 1
     VIEW = 2
     JUDGING = 3
+    ROUTING = 4
 
 
 class QTOpt(lightning.LightningModule):
-    """`network` learns; `target` is its running average, which gives targets and acts; `lagged` trails the target."""
+    """`network` learns; `target` is its running average, which gives targets and acts; `lagged` trails the target.
 
-    def __init__(self, config: TrainConfig, world: dict[str, Any] | None = None) -> None:
-        """`world`: that of the dataset (`Replay.world`), for the checkpoint, which acts in no other."""
+    `snapshot` is the target of a while ago, by which a rule that asks for one shares."""
+
+    def __init__(self, config: TrainConfig, world: dict[str, Any] | None = None, num_episodes: int = 0) -> None:
+        """`world`: that of the dataset (`Replay.world`), for the checkpoint, which acts in no other. `num_episodes` of
+        the dataset, for a router that weighs episodes."""
         super().__init__()
         self.config, self.world = config, world
         self.network = build_network(config.network)
         self.target = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.lagged = copy.deepcopy(self.target) if config.lagged_target_steps else None
-        self.router = Router(config.router, len(TASK_NAMES))
+        self.router = Router(config.router, len(TASK_NAMES), num_episodes=num_episodes)
+        self.snapshot = copy.deepcopy(self.target) if self.router.rule.snapshot else None
 
     # ------------------------------------------------------------------ losses
 
@@ -81,7 +87,7 @@ class QTOpt(lightning.LightningModule):
         candidates = torch.cat([batch.action[:, None], unseen], dim=1)
         logits = self.network.score(features, batch.gripper, candidates, batch.task_index).float()
 
-        weight = self.router.weigh(batch, logits[:, 0].detach().sigmoid())
+        weight = self._route(batch, image, features.detach(), logits.detach())
         bellman, info = bellman_loss(logits[:, 0], target, weight)
         conservative, more = conservative_loss(logits[:, 1:], weight)
         loss = joint_share(weight) * (bellman + config.conservative_weight * conservative)
@@ -96,11 +102,32 @@ class QTOpt(lightning.LightningModule):
             self._log(batch, logits.detach(), weight, {"loss": loss.detach(), **info, **self._judge(batch, image)})
         return loss
 
+    @torch.no_grad()
+    def _route(self, batch: Batch, image: Tensor, features: Tensor, logits: Tensor) -> Tensor:
+        """The weights [B], from the logits [B, 1 + K] of the data's and of unseen actions where these will do."""
+        chance = torch.Generator().manual_seed(_number(self.config.seed, self.global_step, Chance.ROUTING))
+        q = logits[:, 0].sigmoid()
+        if self.snapshot is not None:
+            if self.global_step < self.config.refresh_steps:  # no Q-function to share by yet
+                return (~batch.is_shared).float()
+            q = self.snapshot(image, batch.gripper, batch.action, batch.task_index).float().sigmoid()
+        needs = self.router.rule.needs
+        q_policy = _mean_of_policy(logits[:, 1:]) if needs == "q_policy" else None
+        q_tasks = self._q_of_all_tasks(batch, features) if needs == "q_tasks" else None
+        return self.router.weigh(batch, Scores(q=q, q_policy=q_policy, q_tasks=q_tasks), chance)
+
+    def _q_of_all_tasks(self, batch: Batch, features: Tensor) -> Tensor:
+        """Q of the data's actions for every task, [B, N]; -inf for those that are not trained."""
+        tasks = torch.tensor([TASKS[name].index for name in self.config.tasks], device=self.device)
+        count, each = len(tasks), (features, batch.gripper, batch.action[:, None])
+        state, gripper, action = (rows.repeat_interleave(count, 0) for rows in each)
+        logits = self.network.score(state, gripper, action, tasks.repeat(len(batch)))
+        q = torch.full((len(batch), len(TASK_NAMES)), -torch.inf, device=self.device)
+        return q.index_copy(1, tasks, logits.view(-1, count).float().sigmoid())
+
     def step_seed(self, use: Chance) -> int:
         """A number for one of a step's uses of chance, from (seed, process, step) alone."""
-        return int(
-            np.random.SeedSequence([self.config.seed, self.global_rank, self.global_step, use]).generate_state(1)[0]
-        )
+        return _number(self.config.seed, self.global_rank, self.global_step, use)
 
     def view(self, frames: Tensor, use: Chance) -> tuple[Tensor, Tensor]:
         """What the network sees of frames uint8 [B, 3, H, H]: float [B, 3, size, size], and its corner there [B, 2]."""
@@ -170,6 +197,9 @@ class QTOpt(lightning.LightningModule):
             old.copy_(current)
         if self.lagged is not None and step % self.config.lagged_target_steps == 0:
             self.lagged.load_state_dict(self.target.state_dict())
+        if self.snapshot is not None and step % self.config.refresh_steps == 0:
+            self.snapshot.load_state_dict(self.target.state_dict())
+            self.router.forget()
 
     def configure_optimizers(self) -> Any:
         config = self.config
@@ -234,7 +264,17 @@ class QTOpt(lightning.LightningModule):
             "sim_version": SIM_VERSION,
             "tasks": list(TASK_NAMES),
             "trained_tasks": list(self.config.tasks),
-            "sharing": {"rule": self.config.rule, "weights": self.router.report()},
+            "sharing": self.router.report(),
             "steps": self.global_step,
             "precision": self.trainer.precision,
         }
+
+
+def _number(*of: int) -> int:
+    """A seed that depends on all of these and on nothing else."""
+    return int(np.random.SeedSequence(of).generate_state(1)[0])
+
+
+def _mean_of_policy(logits: Tensor) -> Tensor:
+    """The mean Q [B] over unseen actions, logits [B, K], as often as the conservative term's softmax draws them."""
+    return (logits.softmax(1) * logits.sigmoid()).sum(1)
