@@ -68,6 +68,10 @@ class Replay:
         """[E], of the task that each episode was collected for."""
         return self.success[np.arange(self.num_episodes), self.episode_task]
 
+    def steps_of_tasks(self, num_tasks: int) -> NDArray[np.int64]:
+        """[N] steps that were collected for each task."""
+        return np.bincount(self.episode_task, self.episode_length, num_tasks).astype(np.int64)
+
     def episode_of(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
         """The episode of each of these steps."""
         return np.searchsorted(self.last_step, steps, side="left")

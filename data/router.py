@@ -188,14 +188,19 @@ class Router(torch.nn.Module):
     def report(self, member: int = 0) -> dict[str, Any]:
         """Plain values over the last thousand steps or so, None where nothing is known:
 
-        `weight` [N][N]: mean by target and source. `success` [N]: share of successes, by weight, among the shared.
+        `weights` [N][N]: mean by target and source. `success` [N]: share of successes, by weight, among the shared.
         `temperature`, `reference` [N]."""
         rows, weight, won = self.sums[:, member]
         others = 1 - torch.eye(len(rows), device=rows.device)
-        known = {"weight": weight / rows, "success": (won * others).sum(1) / (weight * others).sum(1)}
+        known = {"weights": weight / rows, "success": (won * others).sum(1) / (weight * others).sum(1)}
         if self.rule.refer:
             known |= {"temperature": self.tau[member], "reference": self.reference()[member]}
         return {"rule": self.rule.name, **{name: _plain(value.tolist()) for name, value in known.items()}}
+
+
+def effective_steps(weights: list[list[float | None]], steps: list[int]) -> list[float]:
+    """How many steps each task learns from, a shared one counted by its mean weight: sum_j w_ij |D_j|. [N]"""
+    return [sum((w or 0.0) * n for w, n in zip(row, steps, strict=True)) for row in weights]
 
 
 def _plain(value: Any) -> Any:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from data.shards import write_whole
+from eval import charts
 from eval.rollout import EpisodeOutcome
+from eval.routing import routing_section
 from sim.tasks import TASK_NAMES, TASKS
 
 COLOURS = {"checkpoint": "#2166ac", "random": "#b2182b", "expert": "#1b7837", "crude": "#762a83", "data": "#878787"}
@@ -37,17 +36,6 @@ CURVES = {  # TensorBoard tag -> what it is
     "train/point": "attention loss (where in the image)",
     "train/landmark": "landmark loss (where in space)",
 }
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1060px; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; font-size: 13px; } td, th { padding: 3px 7px; text-align: right; }
-th:first-child, td:first-child { text-align: left; } .matrix td { text-align: center; min-width: 2.6em; }
-.films { display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 12px; }
-figure { margin: 0; } figure img { width: 100%; border-radius: 4px; } figcaption { font-size: 12px; }
-.yes { color: #1b7837; } .no { color: #b2182b; }
-.curves { display: grid; grid-template-columns: repeat(3, 1fr); gap: 8px; }
-svg text { font: 11px system-ui, sans-serif; fill: #333; } .note { color: #555; font-size: 13px; }
-"""
 
 
 def write_report(out: Path, payload: dict[str, Any], films: list[EpisodeOutcome]) -> Path:
@@ -66,16 +54,14 @@ def write_report(out: Path, payload: dict[str, Any], films: list[EpisodeOutcome]
         "<p class=note>Bars show the success rate, whiskers the 95% Wilson interval. Success is decided by the task's "
         "detector on the final state; the data's success is that of the episodes collected for the task.</p>",
         _success_table(rows + payload["averages"]),
-        "<h2>Routing: mean weight of source (column) for target (row)</h2>",
-        _routing(payload["sharing"]["weights"]),
+        routing_section(payload["sharing"]),
         "<h2>Learning curves</h2>",
         _curves(read_curves(Path(payload["checkpoint"]).parent / "log")),
         "<h2>Evaluation episodes</h2><p class=note>The first episodes of each task, not a selection.</p>",
         "<div class=films>" + "".join(_film(outcome) for outcome in films) + "</div>",
     ]
-    page = f"<!doctype html><meta charset=utf-8><title>Switchyard report</title><style>{STYLE}</style>{''.join(parts)}"
     path = out / "report.html"
-    write_whole(path, page.encode())
+    write_whole(path, charts.page("Switchyard report", parts))
     return path
 
 
@@ -122,21 +108,6 @@ def _success_table(rows: list[dict[str, Any]]) -> str:
     return "".join(out) + "</table>"
 
 
-def _routing(weights: list[list[float | None]]) -> str:
-    head = "".join(f"<th>{name.replace('-', '<br>', 1)}" for name in TASK_NAMES)
-    out = [f"<table class=matrix><tr><th>target{head}</tr>"]
-    for target, row in zip(TASK_NAMES, weights, strict=True):
-        out.append(f"<tr><td>{target}")
-        for value in row:
-            if value is None:
-                out.append('<td style="color:#bbb">-')
-            else:
-                ink = "#fff" if value > 0.55 else "#222"
-                out.append(f'<td style="background:rgba(33,102,172,{value:.2f});color:{ink}">{value:.2f}')
-        out.append("</tr>")
-    return "".join(out) + "</table><p class=note>1 on the diagonal: a task's own data count in full.</p>"
-
-
 def read_curves(folder: Path) -> dict[str, NDArray[np.float64]]:
     """TensorBoard scalars by tag, each [points, 2] of (step, value), the last of a step that was done again; empty
     where there is no log."""
@@ -154,47 +125,14 @@ def read_curves(folder: Path) -> dict[str, NDArray[np.float64]]:
 def _curves(curves: dict[str, NDArray[np.float64]]) -> str:
     if not curves:
         return "<p class=note>No training log lies beside this checkpoint.</p>"
-    return "<div class=curves>" + "".join(_curve(CURVES[tag], points) for tag, points in curves.items()) + "</div>"
-
-
-def _curve(title: str, points: NDArray[np.float64]) -> str:
-    points = points[np.isfinite(points[:, 1])]
-    if not len(points):
-        return ""
-    width, height, left, top = 320, 170, 40, 24
-    low, high = float(points[:, 1].min()), float(points[:, 1].max())
-    span = (high - low) or 1.0
-    last = max(float(points[-1, 0]), 1.0)
-    x = left + (width - left - 8) * points[:, 0] / last
-    y = top + (height - top - 24) * (1 - (points[:, 1] - low) / span)
-    line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-    return (
-        f'<svg viewBox="0 0 {width} {height}"><text x="{left}" y="14">{title}</text>'
-        f'<text x="{left - 4}" y="{top + 8}" text-anchor="end">{high:.3g}</text>'
-        f'<text x="{left - 4}" y="{height - 24}" text-anchor="end">{low:.3g}</text>'
-        f'<text x="{width - 8}" y="{height - 8}" text-anchor="end">{last:.0f} steps</text>'
-        f'<rect x="{left}" y="{top}" width="{width - left - 8}" height="{height - top - 24}" '
-        'fill="none" stroke="#ddd"/>'
-        f'<polyline points="{line}" fill="none" stroke="#2166ac" stroke-width="1.5"/></svg>'
-    )
+    drawn = (charts.curve(CURVES[tag], {tag: points}) for tag, points in curves.items())
+    return "<div class=curves>" + "".join(drawn) + "</div>"
 
 
 def _film(outcome: EpisodeOutcome) -> str:
-    pictures = [Image.fromarray(frame) for frame in outcome.film]
-    buffer = io.BytesIO()
-    pictures[0].save(
-        buffer,
-        "WEBP",
-        save_all=True,
-        append_images=[*pictures[1:], *[pictures[-1]] * 4],
-        duration=250,
-        loop=0,
-        quality=70,
-    )
-    data = base64.b64encode(buffer.getvalue()).decode()
     verdict = "<b class=yes>success</b>" if outcome.success else "<b class=no>failure</b>"
     return (
-        f'<figure><img src="data:image/webp;base64,{data}" alt="{outcome.task}">'
+        f"<figure>{charts.film(list(outcome.film), outcome.task)}"
         f"<figcaption>{outcome.task}, episode {outcome.number}: {verdict} after {outcome.steps} steps</figcaption>"
         "</figure>"
     )

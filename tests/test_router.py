@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from data.router import EPISODE_RATE, Router, RouterConfig
+from data.router import EPISODE_RATE, Router, RouterConfig, effective_steps
 from data.sharing import RULES, Scores
 
 
@@ -183,14 +183,19 @@ def test_the_report_tells_weights_successes_temperature_and_reference():
     old, new = sigmoid(0.5), sigmoid(0.5 / 0.21)
     lost_old, lost_new = sigmoid(-1.5), sigmoid(-0.1 / 0.21)
     assert report["rule"] == "cds"
-    assert report["weight"][0] == pytest.approx(
+    assert report["weights"][0] == pytest.approx(
         [1.0, (0.999 * old + new) / 1.999, (0.999 * lost_old + lost_new) / 1.999]
     )
-    assert report["weight"][1] == [None, None, None]
+    assert report["weights"][1] == [None, None, None]
     won_weight, lost_weight = 0.999 * old + new, 0.999 * lost_old + lost_new
     assert report["success"] == [pytest.approx(won_weight / (won_weight + lost_weight)), None, None]
     assert report["temperature"] == pytest.approx([0.21, 0.0, 0.0])
     assert report["reference"] == [pytest.approx(0.4), None, None]
+
+
+def test_a_task_learns_from_so_many_steps_as_its_weights_let_in():
+    weights = [[1.0, 0.5, None], [0.1, 1.0, 0.0], [None, None, None]]
+    assert effective_steps(weights, [100, 40, 10]) == pytest.approx([120, 50, 0])
 
 
 def test_all_that_is_remembered_travels_with_the_state_dict():

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from data.batches import Batch
 from data.processes import joint_share
+from data.replay import Replay
 from data.router import Router
 from data.sharing import Scores
 from models.acting import best_action, crop, crop_corner, in_crop
@@ -35,6 +36,7 @@ from models.losses import (
 )
 from models.networks import build_network
 from models.qnetwork import bounds
+from models.scoring import q_of_policy, q_of_tasks
 from models.small_network import Sight, SmallQNetwork
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES, TASKS
@@ -59,16 +61,17 @@ class QTOpt(lightning.LightningModule):
 
     `snapshot` is the target of a while ago, by which a rule that asks for one shares."""
 
-    def __init__(self, config: TrainConfig, world: dict[str, Any] | None = None, num_episodes: int = 0) -> None:
-        """`world`: that of the dataset (`Replay.world`), for the checkpoint, which acts in no other. `num_episodes` of
-        the dataset, for a router that weighs episodes."""
+    def __init__(self, config: TrainConfig, replay: Replay | None = None) -> None:
+        """`replay`: the dataset, of which checkpoints tell; a router that weighs episodes has a score of each."""
         super().__init__()
-        self.config, self.world = config, world
+        self.config, self.replay = config, replay
         self.network = build_network(config.network)
         self.target = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.lagged = copy.deepcopy(self.target) if config.lagged_target_steps else None
-        self.router = Router(config.router, len(TASK_NAMES), num_episodes=num_episodes)
+        self.router = Router(config.router, len(TASK_NAMES), num_episodes=replay.num_episodes if replay else 0)
         self.snapshot = copy.deepcopy(self.target) if self.router.rule.snapshot else None
+        self._tasks = tuple(TASKS[name].index for name in config.tasks)
+        self.history: dict[int, Any] = {}  # step -> mean weights by target and source
 
     # ------------------------------------------------------------------ losses
 
@@ -112,18 +115,11 @@ class QTOpt(lightning.LightningModule):
                 return (~batch.is_shared).float()
             q = self.snapshot(image, batch.gripper, batch.action, batch.task_index).float().sigmoid()
         needs = self.router.rule.needs
-        q_policy = _mean_of_policy(logits[:, 1:]) if needs == "q_policy" else None
-        q_tasks = self._q_of_all_tasks(batch, features) if needs == "q_tasks" else None
+        q_policy = q_of_policy(logits[:, 1:]) if needs == "q_policy" else None
+        q_tasks = None
+        if needs == "q_tasks":
+            q_tasks = q_of_tasks(self.network, features, batch.gripper, batch.action, self._tasks)
         return self.router.weigh(batch, Scores(q=q, q_policy=q_policy, q_tasks=q_tasks), chance)
-
-    def _q_of_all_tasks(self, batch: Batch, features: Tensor) -> Tensor:
-        """Q of the data's actions for every task, [B, N]; -inf for those that are not trained."""
-        tasks = torch.tensor([TASKS[name].index for name in self.config.tasks], device=self.device)
-        count, each = len(tasks), (features, batch.gripper, batch.action[:, None])
-        state, gripper, action = (rows.repeat_interleave(count, 0) for rows in each)
-        logits = self.network.score(state, gripper, action, tasks.repeat(len(batch)))
-        q = torch.full((len(batch), len(TASK_NAMES)), -torch.inf, device=self.device)
-        return q.index_copy(1, tasks, logits.view(-1, count).float().sigmoid())
 
     def step_seed(self, use: Chance) -> int:
         """A number for one of a step's uses of chance, from (seed, process, step) alone."""
@@ -252,6 +248,18 @@ class QTOpt(lightning.LightningModule):
             if key in values:
                 self.log(shown, values[key], prog_bar=True, logger=False)
 
+    def _sharing(self) -> dict[str, Any]:
+        """The router's report, with the options it comes from, how many steps of its own each task has, and the mean
+        weights at earlier checkpoints."""
+        about = {**self.router.report(), "config": dataclasses.asdict(self.config.router)}
+        if self.replay is not None:
+            about["steps"] = self.replay.steps_of_tasks(len(TASK_NAMES)).tolist()
+        self.history[self.global_step] = about["weights"]
+        return {**about, "history": [[step, weights] for step, weights in sorted(self.history.items())]}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history = dict(checkpoint["switchyard"]["sharing"].get("history", []))
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What `Policy.load` needs to act, and what another run needs to refuse a mismatch: plain values only."""
         checkpoint["callbacks"] = {}  # nothing a run goes on from, but the path of its folder
@@ -260,11 +268,11 @@ class QTOpt(lightning.LightningModule):
             "network": dataclasses.asdict(self.config.network),
             "acting": dataclasses.asdict(self.config.acting),
             "landmark_weight": self.config.landmark_weight,
-            **(self.world or {}),
+            **(self.replay.world if self.replay else {}),
             "sim_version": SIM_VERSION,
             "tasks": list(TASK_NAMES),
             "trained_tasks": list(self.config.tasks),
-            "sharing": self.router.report(),
+            "sharing": self._sharing(),
             "steps": self.global_step,
             "precision": self.trainer.precision,
         }
@@ -273,8 +281,3 @@ class QTOpt(lightning.LightningModule):
 def _number(*of: int) -> int:
     """A seed that depends on all of these and on nothing else."""
     return int(np.random.SeedSequence(of).generate_state(1)[0])
-
-
-def _mean_of_policy(logits: Tensor) -> Tensor:
-    """The mean Q [B] over unseen actions, logits [B, K], as often as the conservative term's softmax draws them."""
-    return (logits.softmax(1) * logits.sigmoid()).sum(1)

@@ -100,7 +100,7 @@ def _train(config: TrainConfig, replay: Replay, out: Path) -> Path:
         sweep(out)
         write_whole(out / RUN_CONFIG, _values(chosen).encode())
     lightning.seed_everything(config.seed, verbose=False)
-    module = LEARNERS[config.learner](config, replay.world, replay.num_episodes)
+    module = LEARNERS[config.learner](config, replay)
     if resume is not None:
         load_weights(module, checkpoint["state_dict"], resume)  # Lightning would, but not say what is wrong
     elif config.start_from:

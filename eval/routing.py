@@ -1,0 +1,211 @@
+"""`python -m eval.routing --checkpoint runs/x/last.ckpt --data datasets/x --task lift-can`: what a task was given.
+
+Writes a page with the episodes of other tasks that count most and least for the task, with their frames: the weights
+are those the rule gives by the checkpoint's Q-function and what its router knew. The report's section on routing is made
+here too.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.replay import Replay
+from data.router import effective_steps
+from data.shards import write_whole
+from data.sharing import RULES, RuleContext, Scores
+from eval import charts
+from eval.policy import CEMPolicy
+from models.acting import crop
+from models.cem import sample_uniform
+from models.checkpoint import CheckpointError
+from models.qnetwork import bounds
+from models.scoring import q_of_policy, q_of_tasks
+from sim.options import Parser, add_options, from_options, option, run_command
+from sim.state import SceneState
+from sim.tasks import TASK_NAMES, TASKS, check_tasks
+
+FRAMES_AT_ONCE = 200
+UNSEEN = 16  # actions that stand for the policy's
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingConfig:
+    """Every option of `python -m eval.routing`."""
+
+    checkpoint: str = field(metadata={"help": "of a run that shared by Q-values"})
+    data: str = field(metadata={"help": "its dataset"})
+    task: str = field(metadata={"help": "the target"})
+    out: str = option("", "page to write; default: routing-TASK.html beside the checkpoint")
+    episodes: int = option(400, "of other tasks, drawn at random, of which the page shows the two ends")
+    shown: int = option(12, "at each end")
+    seed: int = option(0, "of the draw")
+
+    def __post_init__(self) -> None:
+        check_tasks((self.task,))
+        for name in ("episodes", "shown"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m eval.routing", description=__doc__)
+    add_options(parser, RoutingConfig)
+    options = vars(parser.parse_args(arguments))
+    return run_command(lambda: print(show(from_options(RoutingConfig, options))))
+
+
+# ---------------------------------------------------------------- the report's section
+
+
+def routing_section(sharing: dict[str, Any]) -> str:
+    """Heat map, table and drift of a run's routing; `sharing` is what its checkpoint tells of it."""
+    rule, weights = sharing["rule"], sharing["weights"]
+    parts = [
+        "<h2>Routing: mean weight of source (column) for target (row)</h2>",
+        charts.matrix("target", TASK_NAMES, weights),
+        f"<p class=note>Rule {rule}. 1 on the diagonal: a task's own data count in full.</p>",
+    ]
+    if "steps" in sharing:
+        parts.append(_table(sharing))
+    history = sharing.get("history", [])
+    if RULES[rule].uses_q and len(history) > 1:
+        steps = [step for step, _ in history]
+        past = np.array([each for _, each in history], float)  # [points, N, N], nan where nothing was drawn
+        drawn = []
+        for i, task in enumerate(TASK_NAMES):
+            lines = {TASK_NAMES[j]: np.stack([steps, past[:, i, j]], 1) for j in range(len(TASK_NAMES)) if j != i}
+            drawn.append(charts.curve(f"{task}: weight of each source", lines))
+        parts.append("<h3>Drift</h3><div class=curves>" + "".join(drawn) + "</div>")
+    return "".join(parts)
+
+
+def _table(sharing: dict[str, Any]) -> str:
+    names = {"success": "successes among the shared", "reference": "own Q to reach", "temperature": "temperature"}
+    names = {key: name for key, name in names.items() if key in sharing}
+    out = ["<table><tr><th>task<th>own steps<th>effective steps", *(f"<th>{name}" for name in names.values()), "</tr>"]
+    effective = effective_steps(sharing["weights"], sharing["steps"])
+    for i, task in enumerate(TASK_NAMES):
+        cells = ["-" if sharing[key][i] is None else f"{sharing[key][i]:.3g}" for key in names]
+        out.append(f"<tr><td>{task}<td>{sharing['steps'][i]:,}<td>{effective[i]:,.0f}")
+        out += [f"<td>{cell}" for cell in cells]
+    return "".join(out) + "</table><p class=note>Effective steps: a shared one counts by its mean weight.</p>"
+
+
+# ---------------------------------------------------------------- the page of episodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routed:
+    """An episode of another task, and its mean weight and Q for the target."""
+
+    episode: int
+    weight: float
+    q: float
+
+
+def show(config: RoutingConfig) -> Path:
+    """The page's path."""
+    policy, replay = CEMPolicy.load(config.checkpoint), Replay(config.data)
+    sharing, target = policy.about["sharing"], TASKS[config.task].index
+    if not RULES[sharing["rule"]].uses_q or "config" not in sharing:
+        raise CheckpointError(f"{config.checkpoint}: shares by rule {sharing['rule']}, which weighs no episodes by Q")
+    if config.task not in policy.about["trained_tasks"]:
+        raise CheckpointError(f"{config.checkpoint}: was not trained for {config.task}")
+    replay.require(policy.network.config.image_size, policy.about["renderer"])
+    trained = [TASKS[name].index for name in policy.about["trained_tasks"] if name != config.task]
+    others = np.flatnonzero(np.isin(replay.episode_task, trained))
+    rng = np.random.default_rng(config.seed)
+    drawn = rng.choice(others, min(config.episodes, len(others)), replace=False)
+    routed = sorted(weigh_episodes(policy, replay, drawn, target), key=lambda each: -each.weight)
+    path = Path(config.out or Path(config.checkpoint).parent / f"routing-{config.task}.html")
+    won = np.array([bool(replay.success[each.episode, target]) for each in routed])
+    weight = np.array([each.weight for each in routed])
+    parts = [
+        f"<h1>What {config.task} was given</h1><p class=note>{config.checkpoint}, rule {sharing['rule']}: "
+        f"{len(routed)} episodes of other tasks, drawn at random. Mean weight {weight.mean():.3f}; of the "
+        f"{won.sum()} that its detector accepts {_mean(weight[won])}, of the others {_mean(weight[~won])}.</p>"
+    ]
+    for title, ends in (("Most shared", routed[: config.shown]), ("Least shared", routed[-config.shown :][::-1])):
+        films = "".join(_film(replay, each, target) for each in ends)
+        parts.append(f"<h2>{title}</h2><div class=films>{films}</div>")
+    write_whole(path, charts.page(f"Switchyard: {config.task}", parts))
+    return path
+
+
+@torch.no_grad()
+def weigh_episodes(policy: CEMPolicy, replay: Replay, episodes: NDArray[np.int64], target: int) -> list[Routed]:
+    """The mean weight and Q of the steps of each episode, for the target task."""
+    sharing = policy.about["sharing"]
+    rule, options = RULES[sharing["rule"]], sharing["config"]
+    steps = [np.array(replay.frames_of(int(episode)))[:-1] for episode in episodes]
+    scores = _score(policy, replay, np.concatenate(steps), target)
+    tau = options["temperature"] or 1.0
+    if rule.refer and not options["temperature"]:
+        tau = float(np.clip(sharing["temperature"][target] or 0.0, options["tau_low"], options["tau_high"]))
+    reference = sharing["reference"][target] if rule.refer else 0.0
+    if reference is None:
+        raise CheckpointError(f"its router has seen no step of {TASK_NAMES[target]}")
+    assert rule.score is not None
+    score = rule.score(scores)
+    context = RuleContext(
+        reference=torch.full_like(score, reference),
+        temperature=torch.full_like(score, tau),
+        target=torch.full_like(score, target, dtype=torch.int64),
+        q_tasks=scores.q_tasks,
+    )
+    weight, ends = rule.weigh(score, context), np.cumsum([len(each) for each in steps])[:-1].tolist()
+    pairs = zip(episodes.tolist(), weight.tensor_split(ends), scores.q.tensor_split(ends), strict=True)
+    return [Routed(episode=episode, weight=float(w.mean()), q=float(q.mean())) for episode, w, q in pairs]
+
+
+def _score(policy: CEMPolicy, replay: Replay, frames: NDArray[np.int64], target: int) -> Scores:
+    """Of the stored actions at these frames."""
+    parts = []
+    for some in np.array_split(frames, -(-len(frames) // FRAMES_AT_ONCE)):
+        stored = replay.read(some)
+        state = SceneState(np.stack([frame.state for frame in stored]))
+        gripper = np.stack([state["gripper_closed"], state["gripper_position"][:, 2]], axis=1)
+        action = torch.from_numpy(np.stack([frame.action for frame in stored]))
+        parts.append(_score_frames(policy, replay.pictures(some), torch.from_numpy(gripper), action, target))
+    q, q_policy, q_tasks = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return Scores(q=q, q_policy=q_policy, q_tasks=q_tasks)
+
+
+def _score_frames(
+    policy: CEMPolicy, frames: NDArray[np.uint8], gripper: Tensor, action: Tensor, target: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, q_policy and q_tasks of Scores."""
+    network, tasks = policy.network, torch.full((len(action),), target)
+    image = crop(torch.from_numpy(frames).permute(0, 3, 1, 2), network.config.image_size)
+    features = network.encode(image, gripper)
+    unseen = sample_uniform((len(action), UNSEEN), bounds(action.device), torch.Generator().manual_seed(0))
+    logits = network.score(features, gripper, torch.cat([action[:, None], unseen], 1), tasks).float()
+    trained = tuple(TASKS[name].index for name in policy.about["trained_tasks"])
+    return logits[:, 0].sigmoid(), q_of_policy(logits[:, 1:]), q_of_tasks(network, features, gripper, action, trained)
+
+
+def _mean(values: NDArray[np.float64]) -> str:
+    return f"{values.mean():.3f}" if len(values) else "-"
+
+
+def _film(replay: Replay, routed: Routed, target: int) -> str:
+    source = TASK_NAMES[replay.episode_task[routed.episode]]
+    won = replay.success[routed.episode, target]
+    verdict = f"<b class={'yes' if won else 'no'}>{'accepted' if won else 'not accepted'}</b>"
+    frames = list(replay.pictures(replay.frames_of(routed.episode)))
+    return (
+        f"<figure>{charts.film(frames, source)}<figcaption>weight {routed.weight:.2f}, Q {routed.q:.2f}: of {source}, "
+        f"episode {routed.episode}, {verdict}</figcaption></figure>"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""Q-values by which sharing rules judge stored actions, beside that of the action for its target task."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.qnetwork import QNetwork
+
+
+def q_of_policy(logits: Tensor) -> Tensor:
+    """The mean Q [B] over unseen actions, logits [B, K], each as often as the conservative term's softmax draws it:
+    that distribution is the policy of QT-Opt with soft maximisation."""
+    return (logits.softmax(1) * logits.sigmoid()).sum(1)
+
+
+def q_of_tasks(network: QNetwork, features: Tensor, gripper: Tensor, action: Tensor, tasks: tuple[int, ...]) -> Tensor:
+    """Q of actions [B, 5] for every task of the network, [B, N]; -inf for those that are not among `tasks`."""
+    count = len(tasks)
+    state, reading, act = (rows.repeat_interleave(count, 0) for rows in (features, gripper, action[:, None]))
+    index = torch.tensor(tasks, device=action.device)
+    logits = network.score(state, reading, act, index.repeat(len(action)))
+    q = torch.full((len(action), network.config.num_tasks), -torch.inf, device=action.device)
+    return q.index_copy(1, index, logits.view(-1, count).float().sigmoid())
