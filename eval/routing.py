@@ -1,8 +1,8 @@
 """`python -m eval.routing --checkpoint runs/x/last.ckpt --data datasets/x --task lift-can`: what a task was given.
 
 Writes a page with the episodes of other tasks that count most and least for the task, with their frames: the weights
-are those the rule gives by the checkpoint's Q-function and what its router knew. The report's section on routing is made
-here too.
+are those the rule gives by the checkpoint's Q-function and what its router knew. The report's section on routing is
+made here too.
 """
 
 from __future__ import annotations
