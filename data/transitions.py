@@ -1,0 +1,201 @@
+"""Low-dimensional datasets: steps of several tasks' episodes in one HDF5 file, and stratified batches of them.
+
+Datasets of the file, D steps in the order they were made, each under a checksum:
+
+    observation       float32 [D, S]
+    action            float32 [D, A]     in [-1, 1]
+    next_observation  float32 [D, S]
+    velocity, rise    float32 [D]        sim.locomotion.Motion: rewards of all tasks are made of them
+    fell              bool    [D]        the episode ended for good: nothing is bootstrapped
+    last              bool    [D]        last step kept of its episode, for whatever reason
+    task              int64   [D]        that collected it
+
+Attributes: schema, body, tasks, and about each task's data: kind, policy, seed.
+Shapes: `N` tasks, `B` transitions of a batch for each, `E` members trained side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.shards import DatasetError
+from sim.locomotion import BODIES, Body, Motion
+
+SCHEMA = 1
+COLUMNS = {
+    "observation": np.float32,
+    "action": np.float32,
+    "next_observation": np.float32,
+    "velocity": np.float32,
+    "rise": np.float32,
+    "fell": np.bool_,
+    "last": np.bool_,
+    "task": np.int64,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transitions:
+    """A dataset in memory; the columns are those of the file. `about`: of each task's data, plain values."""
+
+    body: Body
+    columns: dict[str, NDArray[Any]]
+    about: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.columns["task"])
+
+    @property
+    def rewards(self) -> NDArray[np.float32]:
+        """[D, N] of every task, whoever collected the step."""
+        return self.body.rewards(Motion(*(self.columns[name] for name in ("velocity", "rise", "action"))))
+
+    @property
+    def episode(self) -> NDArray[np.int64]:
+        """[D] number of each step's episode."""
+        last = self.columns["last"]
+        return np.cumsum(last) - last
+
+
+def write_transitions(path: Path, transitions: Transitions) -> None:
+    """The file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with h5py.File(temporary, "w") as file:
+            for name, kind in COLUMNS.items():
+                column: NDArray[Any] = np.ascontiguousarray(transitions.columns[name], kind)
+                file.create_dataset(name, data=column, fletcher32=True, chunks=True)
+            file.attrs["schema"] = SCHEMA
+            file.attrs["body"] = transitions.body.name
+            file.attrs["tasks"] = json.dumps(transitions.body.task_names)
+            file.attrs["about"] = json.dumps(transitions.about)
+            file.flush()
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_transitions(path: str | Path) -> Transitions:
+    """DatasetError names the file and what is wrong with it."""
+    path = Path(path)
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such dataset; `python -m data locomotion` makes one")
+    try:
+        with h5py.File(path) as file:
+            schema, name = int(file.attrs["schema"]), str(file.attrs["body"])
+            if schema != SCHEMA:
+                raise DatasetError(f"{path}: schema {schema}, this version reads {SCHEMA}")
+            if name not in BODIES or tuple(json.loads(file.attrs["tasks"])) != BODIES[name].task_names:
+                raise DatasetError(f"{path}: of body {name} with tasks {file.attrs['tasks']}, which this version lacks")
+            columns = {key: file[key][:] for key in COLUMNS}
+            about = json.loads(file.attrs["about"])
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(f"{path}: not a dataset of transitions, or a damaged one ({error})") from None
+    _check(path, BODIES[name], columns)
+    return Transitions(body=BODIES[name], columns=columns, about=about)
+
+
+def _check(path: Path, body: Body, columns: dict[str, NDArray[Any]]) -> None:
+    count = len(columns["task"])
+    shapes = {"observation": (count, body.observation_size), "action": (count, body.action_size)}
+    shapes["next_observation"] = shapes["observation"]
+    for name, kind in COLUMNS.items():
+        found, wanted = columns[name], shapes.get(name, (count,))
+        if found.shape != wanted or found.dtype != kind:
+            raise DatasetError(
+                f"{path}: {name} is {found.dtype} {list(found.shape)}, not {np.dtype(kind)} {list(wanted)}"
+            )
+        if found.dtype == np.float32 and not np.isfinite(found).all():
+            raise DatasetError(f"{path}: {name} holds values that are not finite")
+    if not count or not columns["last"][-1]:
+        raise DatasetError(f"{path}: its last step does not end an episode")
+    if not np.isin(columns["task"], range(len(body.tasks))).all():
+        raise DatasetError(f"{path}: holds steps of a task that {body.name} lacks")
+
+
+@dataclass
+class StateBatch:
+    """Transitions for target tasks, each [E, N * B, ...] and grouped by task; the names are those of data.batches."""
+
+    observation: Tensor  # float32 [..., S]
+    next_observation: Tensor  # float32 [..., S]
+    action: Tensor  # float32 [..., A]
+    reward: Tensor  # float32, of the target task
+    done: Tensor  # float32, 1 where nothing is bootstrapped
+    success: Tensor  # float32, 0: these tasks have none
+    task_index: Tensor  # int64
+    source_task_index: Tensor  # int64
+    episode: Tensor  # int64
+
+
+class StateSampler:
+    """Stratified batches (CDS, app. C.1) from memory on the device: `per_task` transitions of each target task, of
+    which the `shared` part comes from other tasks, all their steps alike."""
+
+    def __init__(
+        self,
+        transitions: Transitions,
+        sources: NDArray[np.bool_],
+        per_task: int = 128,
+        shared: float = 0.5,
+        told_reward: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """`sources` [N, N]: from which task (column) each (row) may draw, as a sharing rule tells it. Without
+        `told_reward` shared transitions carry 0."""
+        self._columns = {
+            name: torch.from_numpy(transitions.columns[name]).to(device)
+            for name in ("observation", "next_observation", "action", "task")
+        }
+        self._done = torch.from_numpy(transitions.columns["fell"].astype(np.float32)).to(device)
+        self._episode = torch.from_numpy(transitions.episode).to(device)
+        self._reward = torch.from_numpy(transitions.rewards).to(device)  # [D, N]
+        self._told_reward, self._device = told_reward, device
+        task = transitions.columns["task"]
+        self._pools: list[list[tuple[Tensor, int]]] = []  # of each task: (steps, how many of them a batch holds)
+        for target in range(len(sources)):
+            own = np.flatnonzero(task == target)
+            if not len(own):
+                raise DatasetError(f"the dataset holds no step of task {transitions.body.task_names[target]}")
+            others = np.flatnonzero(np.isin(task, [j for j in np.flatnonzero(sources[target]) if j != target]))
+            num_shared = round(per_task * shared) if len(others) else 0
+            counts = ((own, per_task - num_shared), (others, num_shared))
+            self._pools.append([(torch.from_numpy(pool).to(device), count) for pool, count in counts if count])
+        self._target = torch.arange(len(sources), device=device).repeat_interleave(per_task)
+
+    def draw(self, members: int, generator: torch.Generator) -> StateBatch:
+        """A batch for each member, another one each."""
+        parts = []
+        for pools in self._pools:
+            for pool, count in pools:
+                chosen = torch.randint(len(pool), (members, count), generator=generator, device=generator.device)
+                parts.append(pool[chosen.to(self._device)])
+        step = torch.cat(parts, dim=1)
+        target = self._target.expand(members, -1)
+        told = {name: self._columns[name][step] for name in ("observation", "next_observation", "action")}
+        source = self._columns["task"][step]
+        reward = self._reward[step, target]
+        if not self._told_reward:
+            reward = torch.where(source == target, reward, 0.0)
+        return StateBatch(
+            **told,
+            reward=reward,
+            done=self._done[step],
+            success=torch.zeros_like(reward),
+            task_index=target,
+            source_task_index=source,
+            episode=self._episode[step],
+        )
