@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,9 @@ class CheckpointError(ValueError):
     """A checkpoint is missing, damaged, or made for another world; the message names both sides."""
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The whole checkpoint, on the CPU; `["switchyard"]` describes it (train/qtopt.py)."""
+def read_plain(path: str | Path) -> Any:
+    """What a file of torch.save holds, on the CPU; CheckpointError where it is damaged or holds more than tensors and
+    plain values."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
@@ -36,6 +37,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({path.stat().st_size} bytes)") from error
     if damaged is not None:
         raise CheckpointError(f"{path}: damaged checkpoint, the checksum of {damaged} does not match")
+    return checkpoint
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The whole checkpoint, on the CPU; `["switchyard"]` describes it (train/qtopt.py)."""
+    checkpoint = read_plain(path)
     about = checkpoint.get("switchyard") if isinstance(checkpoint, dict) else None
     if not isinstance(about, dict) or "tasks" not in about:
         raise CheckpointError(f"{path}: a checkpoint, but not one of Switchyard's")
@@ -46,7 +53,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     tasks = tuple(about["tasks"])
     if tasks != TASK_NAMES:
         raise CheckpointError(f"{path}: trained for the task list {tasks}, this version has {TASK_NAMES}")
-    return checkpoint
+    return cast("dict[str, Any]", checkpoint)
 
 
 def acting_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ Shapes: `E` members, `B` rows of each, `A` numbers of an action.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -34,7 +35,7 @@ class StackedMLP(nn.Module):
     def __init__(self, members: int, in_features: int, hidden: tuple[int, ...], out_features: int) -> None:
         super().__init__()
         sizes = [in_features, *hidden, out_features]
-        pairs = zip(sizes[:-1], sizes[1:], strict=True)
+        pairs = itertools.pairwise(sizes)
         self.layers = nn.ModuleList(StackedLinear(members, a, b) for a, b in pairs)
 
     def forward(self, x: Tensor) -> Tensor:

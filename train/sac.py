@@ -1,0 +1,188 @@
+"""Soft actor-critic (Haarnoja et al. 2018, arXiv:1801.01290; adaptive temperature: arXiv:1812.05905), which makes the
+behaviour policies and replay buffers of the locomotion datasets. The tasks of a body are learned side by side, as one
+stacked computation; nothing passes between them.
+
+Order: losses, update, the loop, configuration. Shapes: `E` tasks, `B` transitions of each, `A` numbers of an action.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from data.shards import write_whole
+from data.transitions import COLUMNS, Transitions, write_transitions
+from models.stacked import TanhGaussian, TwinQ
+from models.state_policy import pack_policies, sample_actions
+from sim.locomotion import Body, Step, Walk, body_by_name
+from sim.options import choose, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class SACConfig:
+    """Every option of `python -m train sac`."""
+
+    body: str = option("walker2d", "of sim/locomotion.py")
+    tasks: tuple[str, ...] = option((), "of the body, to learn side by side; default: all")
+    out: str = option("runs/walker2d-sac", "folder of the run")
+    seed: int = option(0, "of everything")
+    steps: int = option(500_000, "of each task's environment, and gradient steps")
+    start_steps: int = option(5000, "of random actions first, without learning")
+    batch_size: int = option(256, "transitions of each task")
+    learning_rate: float = option(3e-4, "of Adam, of policies, Q-functions and temperatures")
+    discount: float = option(0.99, "gamma")
+    target_rate: float = option(5e-3, "of the running average that gives targets")
+    hidden: tuple[int, ...] = option((256, 256), "units of the layers")
+    medium_steps: int = option(100_000, "after which the policies are kept as medium ones")
+    replay_steps: int = option(109_900, "which are kept as the replay buffer (CDS, table 3)")
+
+    def __post_init__(self) -> None:
+        for name in self.tasks:
+            choose("task", name, body_by_name(self.body).task_names)
+        for field in ("steps", "start_steps", "batch_size"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is at least 1, got {getattr(self, field)}")
+
+
+# ---------------------------------------------------------------- losses
+
+
+def q_target(reward: Tensor, done: Tensor, next_q: Tensor, next_entropy: Tensor, discount: float) -> Tensor:
+    """r + gamma (1 - d) (min_k Q_k(s', a') - alpha log pi(a' | s')), a' of the policy (eq. 2 and 3). All [E, B]; the
+    entropy term is `next_entropy`."""
+    return reward + discount * (1 - done) * (next_q + next_entropy)
+
+
+def temperature_loss(log_alpha: Tensor, log_density: Tensor, action_size: int) -> Tensor:
+    """Keeps the entropy at -A (arXiv:1812.05905, eq. 18): log_alpha [E], log-densities [E, B]."""
+    return -(log_alpha * (log_density.detach().mean(-1) - action_size)).sum()
+
+
+# ---------------------------------------------------------------- update
+
+
+class SAC:
+    """Policies, Q-functions and temperatures of the tasks."""
+
+    def __init__(self, config: SACConfig, body: Body, members: int) -> None:
+        self.config, self.action_size = config, body.action_size
+        self.policy = TanhGaussian(members, body.observation_size, config.hidden, body.action_size)
+        self.q = TwinQ(members, body.observation_size, body.action_size, config.hidden)
+        self.target = copy.deepcopy(self.q).requires_grad_(False)
+        self.log_alpha = torch.zeros(members, requires_grad=True)
+        self.optimizers = [
+            torch.optim.Adam(weights, lr=config.learning_rate, fused=True)
+            for weights in (self.q.parameters(), self.policy.parameters(), [self.log_alpha])
+        ]
+
+    def update(self, batch: dict[str, Tensor], generator: torch.Generator) -> None:
+        """One step of everything. `batch`: observation, action, reward, next_observation, done, each [E, B, ...]."""
+        state, alpha = batch["observation"], self.log_alpha.exp().detach()[:, None]
+        with torch.no_grad():
+            next_action, next_density = self.policy.sample(batch["next_observation"], 1, generator)
+            next_q = self.target(batch["next_observation"], next_action).amin(0)[..., 0]
+            entropy = -alpha * next_density[..., 0]
+            target = q_target(batch["reward"], batch["done"], next_q, entropy, self.config.discount)
+        q = self.q(state, batch["action"][:, :, None])[..., 0]
+        critic = (q - target).square().mean(-1).sum()
+        action, density = self.policy.sample(state, 1, generator)
+        self._step(0, critic)
+        self.q.requires_grad_(False)
+        best = self.q(state, action).amin(0)[..., 0]
+        self._step(1, (alpha * density[..., 0] - best).mean(-1).sum())
+        self.q.requires_grad_(True)
+        self._step(2, temperature_loss(self.log_alpha, density[..., 0], self.action_size))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), self.config.target_rate)
+
+    def _step(self, which: int, loss: Tensor) -> None:
+        self.optimizers[which].zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizers[which].step()
+
+
+# ---------------------------------------------------------------- the loop
+
+
+class Memory:
+    """Every step of every task, [E, steps, ...], in the columns of data.transitions."""
+
+    def __init__(self, body: Body, tasks: tuple[str, ...], steps: int) -> None:
+        members, sizes = len(tasks), {"action": (body.action_size,)}
+        sizes |= dict.fromkeys(("observation", "next_observation"), (body.observation_size,))
+        self.columns = {name: np.zeros((members, steps, *sizes.get(name, ())), kind) for name, kind in COLUMNS.items()}
+        self.columns["task"][:] = np.array([[body.task_names.index(name)] for name in tasks])
+        self.reward = np.zeros((members, steps), np.float32)
+        self.filled, self._rewards = 0, [body.tasks[name] for name in tasks]
+
+    def add(self, member: int, before: NDArray[np.float32], step: Step) -> None:
+        """One step of one task; `filled` is the caller's to count."""
+        told: dict[str, object] = {
+            "observation": before,
+            "action": step.motion.action,
+            "next_observation": step.observation,
+        }
+        told |= {"velocity": step.motion.velocity, "rise": step.motion.rise, "fell": step.fell, "last": step.ended}
+        for name, value in told.items():
+            self.columns[name][member, self.filled] = value
+        self.reward[member, self.filled] = self._rewards[member](step.motion)
+
+    def sample(self, count: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        members = np.arange(len(self.reward))[:, None]
+        chosen = rng.integers(self.filled, size=(len(members), count))
+        names = ("observation", "action", "next_observation")
+        batch = {name: torch.from_numpy(self.columns[name][members, chosen]) for name in names}
+        batch["reward"] = torch.from_numpy(self.reward[members, chosen])
+        return batch | {"done": torch.from_numpy(self.columns["fell"][members, chosen].astype(np.float32))}
+
+
+def learn(config: SACConfig) -> Path:
+    """Train the tasks. Writes `policy-STEPS.pt` at `medium_steps` and at the end, `replay.h5` with the
+    first `replay_steps` of each task, and `returns.csv`; the folder's path."""
+    body, out = body_by_name(config.body), Path(config.out)
+    tasks = config.tasks or body.task_names
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    generator, rng = torch.Generator().manual_seed(config.seed), np.random.default_rng(config.seed)
+    sac, memory = SAC(config, body, len(tasks)), Memory(body, tasks, config.steps)
+    walks = [Walk(body) for _ in tasks]
+    now = np.stack([walk.reset(config.seed + k) for k, walk in enumerate(walks)])
+    returns, total = [], np.zeros(len(walks))
+    for count in tqdm(range(1, config.steps + 1), unit="step", smoothing=0.05):
+        action = rng.uniform(-1, 1, (len(walks), body.action_size)).astype(np.float32)
+        if count > config.start_steps:
+            action = sample_actions(sac.policy, now[:, None], generator)[:, 0]
+        for member, walk in enumerate(walks):
+            step = walk.step(action[member])
+            memory.add(member, now[member], step)
+            total[member] += memory.reward[member, memory.filled]
+            now[member] = step.observation
+            if step.ended:
+                returns.append(f"{count},{tasks[member]},{total[member]:.2f}\n")
+                now[member], total[member] = walk.reset(), 0.0
+        memory.filled += 1
+        if count > config.start_steps:
+            sac.update(memory.sample(config.batch_size, rng), generator)
+        if count in (config.medium_steps, config.steps):
+            about = {"hidden": list(config.hidden), "algorithm": "SAC", "steps": count, "seed": config.seed}
+            write_whole(out / f"policy-{count}.pt", pack_policies(sac.policy, body, tasks, about))
+        if count == config.replay_steps:
+            write_transitions(out / "replay.h5", _replay(memory, body, tasks, config.seed))
+    (out / "returns.csv").write_text("step,task,return\n" + "".join(returns))
+    return out
+
+
+def _replay(memory: Memory, body: Body, tasks: tuple[str, ...], seed: int) -> Transitions:
+    """The first steps of every task, one task after another. The episode under way ends with them."""
+    kept = {name: column[:, : memory.filled].copy() for name, column in memory.columns.items()}
+    kept["last"][:, -1] = True
+    columns = {name: column.reshape(-1, *column.shape[2:]) for name, column in kept.items()}
+    about = {name: {"kind": "replay", "policy": "SAC", "seed": seed} for name in tasks}
+    return Transitions(body=body, columns=columns, about=about)
