@@ -1,0 +1,182 @@
+"""Conservative Q-learning with data sharing for states (CQL(H), Kumar et al. 2020, arXiv:2006.04779; CDS, app. C.1), as
+one Lightning module that trains several members at once: seeds and sharing rules, as one stacked computation.
+
+Order: losses, update, configuration. Shapes: `E` members, `B` transitions of all target tasks, `K` sampled actions,
+`S` and `A` numbers of a state and an action, `N` tasks. Randomness of a step comes from (seed, step) alone, so a resumed
+run repeats it exactly.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data.router import Router
+from data.sharing import RULES, Scores
+from data.transitions import StateBatch, StateSampler, Transitions
+from models.stacked import TanhGaussian, TwinQ
+from train.cql_config import CQLConfig
+from train.sac import q_target, temperature_loss
+
+# ---------------------------------------------------------------- losses
+
+
+def conservative_gap(q_sampled: Tensor, log_density: Tensor, q_data: Tensor) -> Tensor:
+    """CQL(H)'s term of each transition (eq. 4), the logsumexp over actions estimated by importance:
+
+        log 1/K sum_k exp(Q(s, a_k)) / p(a_k | s)  -  Q(s, a)
+
+    Q of sampled actions and the log-densities they were drawn with [..., B, K], Q of the data's action [..., B]."""
+    return (q_sampled - log_density).logsumexp(-1) - math.log(q_sampled.shape[-1]) - q_data
+
+
+def weighted_mean(each: Tensor, weight: Tensor) -> Tensor:
+    """Of every member: [..., E, B] and weights [E, B] -> [..., E]."""
+    return (weight * each).sum(-1) / weight.sum(-1).clamp(min=1e-6)
+
+
+# ---------------------------------------------------------------- update
+
+
+class CQL(lightning.LightningModule):
+    """Member e learns with seed and rule e of the configuration. `target` is the running average of `q`."""
+
+    def __init__(self, config: CQLConfig, transitions: Transitions) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.config, self.transitions = config, transitions
+        self.num_tasks = len(transitions.body.tasks)
+        members, action_size = len(config.members), transitions.body.action_size
+        state_size = transitions.body.observation_size + self.num_tasks
+        self.policy = TanhGaussian(members, state_size, config.hidden, action_size)
+        self.q = TwinQ(members, state_size, action_size, config.hidden)
+        self.target = copy.deepcopy(self.q).requires_grad_(False)
+        self.log_alpha = torch.nn.Parameter(torch.zeros(members))
+        seeds = len(config.seeds)
+        self.routers = torch.nn.ModuleList(
+            Router(config.router(rule), self.num_tasks, seeds, int(transitions.episode[-1]) + 1)
+            for rule in config.rules
+        )
+        self.samplers: list[StateSampler] = []
+
+    def setup(self, stage: str) -> None:
+        """The data go to the device of the module."""
+        config, skills = self.config, self.transitions.body.task_names  # no two locomotion tasks are of one skill
+        self.samplers = [
+            StateSampler(
+                self.transitions,
+                RULES[rule].sources(skills),
+                config.per_task,
+                config.shared_part,
+                RULES[rule].reward,
+                self.device,
+            )
+            for rule in config.rules
+        ]
+
+    def training_step(self, batch: Any, number: int) -> None:
+        """`updates_per_step` updates, numbered through the run."""
+        for k in range(self.config.updates_per_step):
+            info = self.update(number * self.config.updates_per_step + k)
+        self.log_dict({f"train/{key}": value.mean() for key, value in info.items()})
+
+    def update(self, number: int) -> dict[str, Tensor]:
+        """One step of everything; values [E] to be logged."""
+        config = self.config
+        generator = torch.Generator(self.device).manual_seed(_number(config.seed, number))
+        batch = self._draw(generator)
+        task = F.one_hot(batch.task_index, self.num_tasks).float()
+        state, following = (torch.cat([x, task], -1) for x in (batch.observation, batch.next_observation))
+        alpha = self.log_alpha.exp().detach()[:, None]
+        mine, mine_density = self.policy.sample(
+            state, 1 + config.sampled_actions, generator
+        )  # the first for the policy
+        with torch.no_grad():
+            theirs, their_density = self.policy.sample(following, config.sampled_actions, generator)
+            next_q = self.target(following, theirs[:, :, :1]).amin(0)[..., 0]
+            backup = q_target(batch.reward, batch.done, next_q, torch.zeros_like(next_q), config.discount)
+            anywhere = torch.rand(theirs.shape, generator=generator, device=self.device) * 2 - 1
+            uniform = torch.full_like(their_density, theirs.shape[-1] * math.log(0.5))
+            sampled = torch.cat([anywhere, mine[:, :, 1:].detach(), theirs], 2)
+            density = torch.cat([uniform, mine_density[..., 1:].detach(), their_density], 2)
+
+        q = self.q(state, torch.cat([batch.action[:, :, None], sampled], 2))  # [2, E, B, 1 + K]
+        weight = self._route(batch, state, q.detach(), generator)
+        bellman = weighted_mean((q[..., 0] - backup).square(), weight) / 2
+        conservative = weighted_mean(conservative_gap(q[..., 1:], density, q[..., 0]), weight)
+        critic = (bellman + config.conservative_weight * conservative).sum(0)
+        self._step(0, critic.sum())
+
+        self.q.requires_grad_(False)
+        best = self.q(state, mine[:, :, :1]).amin(0)[..., 0]
+        self.q.requires_grad_(True)
+        entropy = alpha * mine_density[..., 0]
+        if number < config.warm_steps:
+            actor = weighted_mean(entropy - self.policy.log_density(state, batch.action), weight)
+        else:
+            actor = weighted_mean(entropy - best, weight)
+        self._step(1, actor.sum())
+        self._step(2, temperature_loss(self.log_alpha, mine_density[..., 0], batch.action.shape[-1]))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), config.target_rate)
+        info = {"bellman": bellman.mean(0), "conservative": conservative.mean(0), "actor": actor}
+        info |= {"q_data": q[..., 0].amin(0).mean(-1), "q_policy": best.mean(-1), "alpha": alpha[:, 0]}
+        return {key: value.detach() for key, value in info.items()}
+
+    def _draw(self, generator: torch.Generator) -> StateBatch:
+        """Each rule's members draw for themselves; together [E, B, ...]."""
+        parts = [sampler.draw(len(self.config.seeds), generator) for sampler in self.samplers]
+        names = [field.name for field in dataclasses.fields(StateBatch)]
+        return StateBatch(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+    @torch.no_grad()
+    def _route(self, batch: StateBatch, state: Tensor, q: Tensor, generator: torch.Generator) -> Tensor:
+        """The weights [E, B]; `q` [2, E, B, 1 + K] of the data's and of the sampled actions."""
+        q = q.amin(0)
+        count, parts = self.config.sampled_actions, []
+        policy = q[..., 1 + count : 1 + 2 * count].mean(-1)
+        asked = {RULES[rule].needs for rule in self.config.rules}
+        of_tasks = self._q_of_tasks(batch) if "q_tasks" in asked else None
+        seeds = len(self.config.seeds)
+        for k, router in enumerate(self.routers):
+            assert isinstance(router, Router)
+            mine = slice(k * seeds, (k + 1) * seeds)
+            part = StateBatch(**{f.name: getattr(batch, f.name)[mine] for f in dataclasses.fields(StateBatch)})
+            q_tasks = None if of_tasks is None else of_tasks[mine]
+            parts.append(router.weigh(part, Scores(q=q[mine, :, 0], q_policy=policy[mine], q_tasks=q_tasks), generator))
+        return torch.cat(parts)
+
+    def _q_of_tasks(self, batch: StateBatch) -> Tensor:
+        """Q of the data's actions for every task, [E, B, N]."""
+        members, rows = batch.task_index.shape
+        every = torch.eye(self.num_tasks, device=self.device).expand(members, rows, -1, -1)
+        seen = batch.observation[:, :, None].expand(-1, -1, self.num_tasks, -1)
+        state = torch.cat([seen, every], -1).flatten(1, 2)
+        action = batch.action[:, :, None, None].expand(-1, -1, self.num_tasks, -1, -1).flatten(1, 2)
+        return self.q(state, action).amin(0).view(members, rows, self.num_tasks)
+
+    def _step(self, which: int, loss: Tensor) -> None:
+        optimizer: Any = self.optimizers()[which]  # type: ignore[index]
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        config = self.config
+        return [
+            torch.optim.Adam(self.q.parameters(), lr=config.critic_rate, fused=True),
+            torch.optim.Adam(self.policy.parameters(), lr=config.policy_rate, fused=True),
+            torch.optim.Adam([self.log_alpha], lr=config.policy_rate, fused=True),
+        ]
+
+
+def _number(*of: int) -> int:
+    return int(np.random.SeedSequence(of).generate_state(1)[0])

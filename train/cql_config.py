@@ -1,0 +1,73 @@
+"""The typed configuration of conservative Q-learning on states, and its presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from data.router import TEMPERATURE_CLIPS, RouterConfig
+from data.sharing import RULES
+from sim.options import choose, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class CQLConfig:
+    """Every option of `python -m train cql`. The defaults are those of CDS on walker2d (app. C.1)."""
+
+    data: str = option("datasets/walker2d.h5", "file of transitions")
+    out: str = option("runs/walker2d", "folder of the run: checkpoints, logs, config")
+    rules: tuple[str, ...] = option(("cds",), f"sharing rules, trained side by side: {', '.join(RULES)}")
+    seeds: tuple[int, ...] = option((0,), "seeds of each rule, trained side by side")
+    steps: int = option(300_000, "updates")
+    updates_per_step: int = option(100, "between two looks of Lightning")
+    per_task: int = option(128, "transitions of each task in a batch")
+    shared_part: float = option(0.5, "of them from other tasks")
+    critic_rate: float = option(3e-4, "of Adam")
+    policy_rate: float = option(1e-4, "of Adam")
+    discount: float = option(0.99, "gamma")
+    target_rate: float = option(5e-3, "of the running average that gives targets")
+    conservative_weight: float = option(1.0, "beta of CQL")
+    sampled_actions: int = option(10, "each: anywhere, of the policy at s, of the policy at s'")
+    warm_steps: int = option(0, "in which the policy clones the data")
+    hidden: tuple[int, ...] = option((256, 256, 256), "units of the layers")
+    percentile: float = option(10.0, "k of CDS, percent from the top")
+    temperature: float = option(0.0, "tau; 0: adaptive")
+    clip: str = option("walker2d", f"of the adaptive temperature, as published: {', '.join(TEMPERATURE_CLIPS)}")
+    own_part: float = option(0.5, "chance that a task's own transitions are weighed too, each step")
+    granularity: str = option("transition", "what is weighed: transition, episode")
+    checkpoint_every: int = option(10_000, "updates between checkpoints")
+
+    def __post_init__(self) -> None:
+        for rule in self.rules:
+            choose("sharing rule", rule, tuple(RULES))
+        choose("clip", self.clip, tuple(TEMPERATURE_CLIPS))
+        for name in ("rules", "seeds", "hidden"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)) and name != "hidden":
+                raise ValueError(f"{name} holds one twice: {getattr(self, name)}")
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty")
+        for name in ("steps", "updates_per_step", "per_task", "sampled_actions", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        _ = [self.router(rule) for rule in self.rules]
+
+    @property
+    def members(self) -> tuple[tuple[str, int], ...]:
+        """(rule, seed) of each."""
+        return tuple((rule, seed) for rule in self.rules for seed in self.seeds)
+
+    @property
+    def seed(self) -> int:
+        """Of the draws that all members share in."""
+        return self.seeds[0]
+
+    def router(self, rule: str) -> RouterConfig:
+        low, high = TEMPERATURE_CLIPS[self.clip]
+        return RouterConfig(
+            rule=rule,
+            percentile=self.percentile,
+            temperature=self.temperature,
+            tau_low=low,
+            tau_high=high,
+            own_part=self.own_part,
+            granularity=self.granularity,
+        )
