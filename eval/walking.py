@@ -1,0 +1,47 @@
+"""Returns of policies for states: whole episodes, by the policies' mean actions."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from models.stacked import TanhGaussian
+from models.state_policy import mean_actions
+from sim.locomotion import HORIZON, Body, Walk
+
+
+def task_returns(
+    policy: TanhGaussian, members: int, body: Body, tasks: tuple[str, ...], episodes: int, seed: int
+) -> NDArray[np.float64]:
+    """Undiscounted returns [E, N, episodes] of policies that are told the task by a one-hot vector after the state.
+
+    An episode's first state depends on (seed, its number) alone."""
+    walks = [[[Walk(body) for _ in range(episodes)] for _ in tasks] for _ in range(members)]
+    shape = (members, len(tasks), episodes)
+    state = np.zeros((*shape, body.observation_size), np.float32)
+    for place in np.ndindex(shape):
+        member, task, episode = place
+        state[place] = walks[member][task][episode].reset(seed * 10_000 + episode)
+    told = np.eye(len(body.tasks), dtype=np.float32)[[body.task_names.index(name) for name in tasks]]
+    told = np.broadcast_to(told[None, :, None], (*shape, len(body.tasks)))
+    total, going = np.zeros(shape), np.ones(shape, np.bool_)
+    for _ in range(HORIZON):
+        seen = np.concatenate([state, told], axis=-1).reshape(members, len(tasks) * episodes, -1)
+        action = mean_actions(policy, seen).reshape(*shape, -1)
+        for place in zip(*np.nonzero(going), strict=True):
+            member, task, episode = place
+            step = walks[member][task][episode].step(action[place])
+            total[place] += body.tasks[tasks[task]](step.motion)
+            state[place], going[place] = step.observation, not step.ended
+        if not going.any():
+            break
+    return total
+
+
+def mean_interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The mean of values of several seeds, and the half-width of its 95% interval (Student's t); nan for one seed."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, float("nan")
+    return mean, float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
