@@ -2,8 +2,8 @@
 one Lightning module that trains several members at once: seeds and sharing rules, as one stacked computation.
 
 Order: losses, update, configuration. Shapes: `E` members, `B` transitions of all target tasks, `K` sampled actions,
-`S` and `A` numbers of a state and an action, `N` tasks. Randomness of a step comes from (seed, step) alone, so a resumed
-run repeats it exactly.
+`S` and `A` numbers of a state and an action, `N` tasks. Randomness of a step comes from (seed, step) alone, so a
+resumed run repeats it exactly.
 """
 
 from __future__ import annotations

@@ -1,0 +1,155 @@
+"""Locomotion: rewards by hand, datasets of transitions, stratified batches."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from data.router import Routed
+from data.shards import DatasetError
+from data.transitions import COLUMNS, StateBatch, StateSampler, Transitions, read_transitions, write_transitions
+from sim.locomotion import BODIES, HORIZON, Motion, Walk, body_by_name
+
+BODY = BODIES["walker2d"]
+EVERYWHERE = np.ones((3, 3), np.bool_)
+
+
+@pytest.fixture
+def transitions():
+    """Ten steps of each task, two episodes each; velocity and rise tell the step's number."""
+    rng = np.random.default_rng(0)
+    count = 30
+    columns = {
+        "observation": rng.normal(size=(count, 17)),
+        "action": rng.uniform(-1, 1, (count, 6)),
+        "next_observation": rng.normal(size=(count, 17)),
+        "velocity": np.arange(count) / 10,
+        "rise": np.arange(count) / 100,
+        "fell": np.arange(count) % 10 == 4,
+        "last": np.arange(count) % 5 == 4,
+        "task": np.arange(count) // 10,
+    }
+    typed = {name: np.asarray(column, COLUMNS[name]) for name, column in columns.items()}
+    return Transitions(body=BODY, columns=typed, about={"run-forward": {"kind": "replay"}})
+
+
+def test_the_rewards_of_walker2d_are_the_papers():
+    motion = Motion(np.float32([2.0, -1.5]), np.float32([0.1, -0.2]), np.ones((2, 6), np.float32))
+    effort = 0.006
+    expected = [[2 - effort, -2 - effort, -2 - effort + 1], [-1.5 - effort, 1.5 - effort, -1.5 - effort - 2]]
+    assert BODY.rewards(motion) == pytest.approx(np.array(expected))
+    assert BODY.task_names == ("run-forward", "run-backward", "jump")
+
+
+@pytest.mark.parametrize("name", list(BODIES))
+def test_every_body_is_as_its_record_says(name):
+    pytest.importorskip("mujoco")
+    body, rng = BODIES[name], np.random.default_rng(0)
+    walk = Walk(body)
+    first = walk.reset(3)
+    assert first.shape == (body.observation_size,)
+    assert first.dtype == np.float32
+    before = None
+    for _ in range(HORIZON):
+        step = walk.step(rng.uniform(-1, 1, body.action_size).astype(np.float32))
+        assert step.observation.shape == first.shape
+        if step.ended:
+            break
+        before = step
+    assert step.fell  # a random walker falls
+    assert before is not None
+    assert not before.fell
+    assert np.array_equal(walk.reset(3), first)
+    walk.close()
+
+
+def test_unknown_bodies_are_refused():
+    with pytest.raises(ValueError, match="Did you mean 'walker2d'"):
+        body_by_name("walker2")
+
+
+def test_a_dataset_is_read_as_it_was_written(transitions, tmp_path):
+    path = tmp_path / "walker2d.h5"
+    write_transitions(path, transitions)
+    found = read_transitions(path)
+    assert found.body is BODY
+    assert found.about == transitions.about
+    assert all(np.array_equal(found.columns[name], column) for name, column in transitions.columns.items())
+    assert found.episode.tolist() == [k // 5 for k in range(30)]
+    assert [each.name for each in tmp_path.iterdir()] == ["walker2d.h5"]
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
+def test_a_damaged_dataset_is_refused_by_name(transitions, tmp_path, place):
+    path = tmp_path / "walker2d.h5"
+    rng = np.random.default_rng(0)
+    many = {name: np.repeat(column, 200, axis=0) for name, column in transitions.columns.items()}
+    many["observation"] = rng.normal(size=many["observation"].shape).astype(np.float32)
+    write_transitions(path, Transitions(body=BODY, columns=many, about={}))
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"walker2d\.h5"):
+        read_transitions(path)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DatasetError, match=r"walker2d\.h5"):
+        read_transitions(path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("observation", np.nan, "not finite"),
+        ("task", 3, "a task that walker2d lacks"),
+        ("last", False, "does not end an episode"),
+    ],
+)
+def test_a_dataset_that_makes_no_sense_is_refused(transitions, tmp_path, column, value, message):
+    transitions.columns[column][-1] = value
+    write_transitions(tmp_path / "x.h5", transitions)
+    with pytest.raises(DatasetError, match=message):
+        read_transitions(tmp_path / "x.h5")
+
+
+def test_no_dataset_is_said_to_be_missing(tmp_path):
+    with pytest.raises(DatasetError, match="no such dataset"):
+        read_transitions(tmp_path / "none.h5")
+
+
+def test_a_batch_is_stratified_and_carries_the_reward_of_its_target(transitions):
+    batch = StateSampler(transitions, EVERYWHERE, per_task=8, shared=0.5).draw(2, torch.Generator().manual_seed(0))
+    assert batch.observation.shape == (2, 24, 17)
+    assert batch.task_index[0].tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    shared = batch.task_index != batch.source_task_index
+    assert shared.view(2, 3, 8).sum(-1).tolist() == [[4] * 3] * 2
+    assert not torch.equal(batch.observation[0], batch.observation[1])
+    rewards = transitions.rewards
+    for row in range(24):
+        step = np.flatnonzero((transitions.columns["observation"] == batch.observation[0, row].numpy()).all(1)).item()
+        assert batch.source_task_index[0, row] == step // 10
+        assert batch.reward[0, row] == rewards[step, batch.task_index[0, row]]
+        assert batch.done[0, row] == (step % 10 == 4)
+        assert batch.episode[0, row] == step // 5
+
+
+def test_without_sources_all_is_own_and_without_the_reward_shared_ones_carry_none(transitions):
+    generator = torch.Generator().manual_seed(0)
+    own = StateSampler(transitions, np.eye(3, dtype=np.bool_), per_task=8).draw(1, generator)
+    assert torch.equal(own.task_index, own.source_task_index)
+    untold = StateSampler(transitions, EVERYWHERE, per_task=8, told_reward=False).draw(1, generator)
+    shared = untold.task_index != untold.source_task_index
+    assert (untold.reward[shared] == 0).all()
+    assert (untold.reward[~shared] != 0).any()
+
+
+def test_a_state_batch_is_what_the_router_asks_for():
+    assert set(Routed.__annotations__) <= {field.name for field in fields(StateBatch)}
+
+
+def test_a_task_without_data_is_named(transitions):
+    transitions.columns["task"][:10] = 1
+    with pytest.raises(DatasetError, match="no step of task run-forward"):
+        StateSampler(transitions, EVERYWHERE)
