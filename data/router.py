@@ -74,9 +74,9 @@ class Router(torch.nn.Module):
     """Weighs batches. What it remembers are buffers, so they travel with the checkpoint and with the device."""
 
     tau: Tensor  # [E, N] running average of |Delta|; 0: none yet
-    own: Tensor  # [E, N, R + 1] the last scores of own transitions, NaN: none yet; place R takes all the others
-    own_count: Tensor  # int64 [E, N]
-    episode_score: Tensor  # [E, N, episodes], NaN: none yet
+    own: Tensor  # [E, N, R + 1] the last scores of own transitions; place R takes all the others
+    own_count: Tensor  # int64 [E, N] of own transitions seen
+    episode_score: Tensor  # [E, N, episodes]; -inf: none yet
     sums: Tensor  # [3, E, N, N] running sums over rows, by target and source: of 1, weight, weight of successes
 
     def __init__(self, config: RouterConfig, num_tasks: int, members: int = 1, num_episodes: int = 0) -> None:
@@ -86,10 +86,10 @@ class Router(torch.nn.Module):
         self.by_episode = config.granularity == "episode" and self.rule.uses_q
         window = config.window if self.rule.refer else 0
         self.register_buffer("tau", torch.zeros(members, num_tasks))
-        self.register_buffer("own", torch.full((members, num_tasks, window + 1), torch.nan))
+        self.register_buffer("own", torch.zeros(members, num_tasks, window + 1))
         self.register_buffer("own_count", torch.zeros(members, num_tasks, dtype=torch.int64))
         episodes = num_episodes if self.by_episode else 0
-        self.register_buffer("episode_score", torch.full((members, num_tasks, episodes), torch.nan))
+        self.register_buffer("episode_score", torch.full((members, num_tasks, episodes), -torch.inf))
         self.register_buffer("sums", torch.zeros(3, members, num_tasks, num_tasks))
 
     @torch.no_grad()
@@ -120,9 +120,8 @@ class Router(torch.nn.Module):
 
     def forget(self) -> None:
         """Scores of own transitions come from another Q-function now."""
-        self.own.fill_(torch.nan)
         self.own_count.zero_()
-        self.episode_score.fill_(torch.nan)
+        self.episode_score.fill_(-torch.inf)
 
     def _all(self, rows: Tensor, lead: bool) -> Tensor:
         """The rows of all processes, [E, B, ...]."""
@@ -133,7 +132,7 @@ class Router(torch.nn.Module):
         """The running mean scores [E, B] of the rows' episodes for their targets, these rows included."""
         cell = torch.arange(len(target), device=target.device)[:, None], target, episode
         old = self.episode_score[cell]
-        self.episode_score[cell] = torch.where(old.isnan(), score, old.lerp(score, EPISODE_RATE))
+        self.episode_score[cell] = torch.where(old.isinf(), score, old.lerp(score, EPISODE_RATE))
         return self.episode_score[cell]
 
     def _context(
@@ -156,13 +155,15 @@ class Router(torch.nn.Module):
         kept = (self.own_count.gather(-1, target) + rank) % size
         kept = torch.where(own.any(-1), kept, size)
         self.own[torch.arange(len(target), device=target.device)[:, None], target, kept] = score
-        self.own[..., size] = torch.nan
+        self.own[..., size] = 0.0
         self.own_count += own.sum(1).long()
 
     def reference(self) -> Tensor:
         """What the shared transitions of each task are compared with, [E, N]; NaN where nothing is known."""
         assert self.rule.refer is not None
-        return self.rule.refer(self.own[..., :-1], self.config.percentile)
+        window = self.own[..., :-1]
+        filled = torch.arange(window.shape[-1], device=window.device) < self.own_count[..., None]
+        return self.rule.refer(window.masked_fill(~filled, torch.nan), self.config.percentile)
 
     def _warm(self, spread: Tensor, shared: Tensor) -> None:
         """tau <- decay tau + (1 - decay) mean |Delta| of the shared rows [E, B, N] of each task that has any."""

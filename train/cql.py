@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -22,9 +23,12 @@ from torch.nn import functional as F
 from data.router import Router
 from data.sharing import RULES, Scores
 from data.transitions import StateBatch, StateSampler, Transitions
+from models.checkpoint import CheckpointError, load_weights
 from models.stacked import TanhGaussian, TwinQ
 from train.cql_config import CQLConfig
 from train.sac import q_target, temperature_loss
+
+FORMAT = 1  # of `CQL.checkpoint`
 
 # ---------------------------------------------------------------- losses
 
@@ -61,11 +65,12 @@ class CQL(lightning.LightningModule):
         self.target = copy.deepcopy(self.q).requires_grad_(False)
         self.log_alpha = torch.nn.Parameter(torch.zeros(members))
         seeds = len(config.seeds)
-        self.routers = torch.nn.ModuleList(
-            Router(config.router(rule), self.num_tasks, seeds, int(transitions.episode[-1]) + 1)
-            for rule in config.rules
-        )
+        episodes = int(transitions.episode[-1]) + 1
+        self.routers = [Router(config.router(rule), self.num_tasks, seeds, episodes) for rule in config.rules]
+        self._routers = torch.nn.ModuleList(self.routers)  # for the checkpoint and the device
         self.samplers: list[StateSampler] = []
+        self.updates = 0
+        self.optimizer_states: list[dict[str, Any]] = []  # to go on from
 
     def setup(self, stage: str) -> None:
         """The data go to the device of the module."""
@@ -83,15 +88,16 @@ class CQL(lightning.LightningModule):
         ]
 
     def training_step(self, batch: Any, number: int) -> None:
-        """`updates_per_step` updates, numbered through the run."""
-        for k in range(self.config.updates_per_step):
-            info = self.update(number * self.config.updates_per_step + k)
-        self.log_dict({f"train/{key}": value.mean() for key, value in info.items()})
+        """`updates_per_step` updates, or as many as are left."""
+        for _ in range(min(self.config.updates_per_step, self.config.steps - self.updates)):
+            info = self.update()
+        for k, (rule, seed) in enumerate(self.config.members):
+            self.log_dict({f"{rule}-{seed}/{key}": value[k] for key, value in info.items()})
 
-    def update(self, number: int) -> dict[str, Tensor]:
+    def update(self) -> dict[str, Tensor]:
         """One step of everything; values [E] to be logged."""
         config = self.config
-        generator = torch.Generator(self.device).manual_seed(_number(config.seed, number))
+        generator = torch.Generator(self.device).manual_seed(_number(config.seed, self.updates))
         batch = self._draw(generator)
         task = F.one_hot(batch.task_index, self.num_tasks).float()
         state, following = (torch.cat([x, task], -1) for x in (batch.observation, batch.next_observation))
@@ -119,7 +125,7 @@ class CQL(lightning.LightningModule):
         best = self.q(state, mine[:, :, :1]).amin(0)[..., 0]
         self.q.requires_grad_(True)
         entropy = alpha * mine_density[..., 0]
-        if number < config.warm_steps:
+        if self.updates < config.warm_steps:
             actor = weighted_mean(entropy - self.policy.log_density(state, batch.action), weight)
         else:
             actor = weighted_mean(entropy - best, weight)
@@ -127,6 +133,7 @@ class CQL(lightning.LightningModule):
         self._step(2, temperature_loss(self.log_alpha, mine_density[..., 0], batch.action.shape[-1]))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), config.target_rate)
+        self.updates += 1
         info = {"bellman": bellman.mean(0), "conservative": conservative.mean(0), "actor": actor}
         info |= {"q_data": q[..., 0].amin(0).mean(-1), "q_policy": best.mean(-1), "alpha": alpha[:, 0]}
         return {key: value.detach() for key, value in info.items()}
@@ -147,7 +154,6 @@ class CQL(lightning.LightningModule):
         of_tasks = self._q_of_tasks(batch) if "q_tasks" in asked else None
         seeds = len(self.config.seeds)
         for k, router in enumerate(self.routers):
-            assert isinstance(router, Router)
             mine = slice(k * seeds, (k + 1) * seeds)
             part = StateBatch(**{f.name: getattr(batch, f.name)[mine] for f in dataclasses.fields(StateBatch)})
             q_tasks = None if of_tasks is None else of_tasks[mine]
@@ -169,13 +175,43 @@ class CQL(lightning.LightningModule):
         self.manual_backward(loss)
         optimizer.step()
 
+    # ---------------------------------------------------------------- configuration
+
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         config = self.config
-        return [
-            torch.optim.Adam(self.q.parameters(), lr=config.critic_rate, fused=True),
-            torch.optim.Adam(self.policy.parameters(), lr=config.policy_rate, fused=True),
-            torch.optim.Adam([self.log_alpha], lr=config.policy_rate, fused=True),
+        made = [
+            torch.optim.Adam(weights, lr=rate, fused=True)
+            for weights, rate in (
+                (self.q.parameters(), config.critic_rate),
+                (self.policy.parameters(), config.policy_rate),
+                ([self.log_alpha], config.policy_rate),
+            )
         ]
+        for optimizer, state in zip(made, self.optimizer_states, strict=False):
+            optimizer.load_state_dict(state)
+        self.made = made
+        return list(made)
+
+    def reports(self) -> list[list[dict[str, Any]]]:
+        """Of every rule and seed, what its router says."""
+        seeds = range(len(self.config.seeds))
+        return [[router.report(member) for member in seeds] for router in self.routers]
+
+    def checkpoint(self) -> dict[str, Any]:
+        """All that a run goes on from: tensors and plain values."""
+        return {
+            "format": FORMAT,
+            "updates": self.updates,
+            "state_dict": self.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.made],
+        }
+
+    def restore(self, checkpoint: Any, path: Path) -> None:
+        """Go on from it; CheckpointError where it is another run's."""
+        if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+            raise CheckpointError(f"{path}: not a checkpoint of CQL on states, format {FORMAT}")
+        load_weights(self, checkpoint["state_dict"], path)
+        self.updates, self.optimizer_states = checkpoint["updates"], checkpoint["optimizers"]
 
 
 def _number(*of: int) -> int:

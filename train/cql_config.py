@@ -35,6 +35,7 @@ class CQLConfig:
     own_part: float = option(0.5, "chance that a task's own transitions are weighed too, each step")
     granularity: str = option("transition", "what is weighed: transition, episode")
     checkpoint_every: int = option(10_000, "updates between checkpoints")
+    episodes: int = option(10, "of each task to evaluate a member by, in the end")
 
     def __post_init__(self) -> None:
         for rule in self.rules:
@@ -45,7 +46,7 @@ class CQLConfig:
                 raise ValueError(f"{name} holds one twice: {getattr(self, name)}")
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty")
-        for name in ("steps", "updates_per_step", "per_task", "sampled_actions", "checkpoint_every"):
+        for name in ("steps", "updates_per_step", "per_task", "sampled_actions", "checkpoint_every", "episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
         _ = [self.router(rule) for rule in self.rules]

@@ -1,0 +1,187 @@
+"""Conservative Q-learning on states: its terms by hand, members, routing, going on."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import tensor
+
+from data.sharing import RULES
+from data.transitions import COLUMNS, Transitions, write_transitions
+from models.stacked import LOG_STD, StackedMLP, TanhGaussian, TwinQ
+from sim.locomotion import BODIES
+from train.cql import CQL, conservative_gap, weighted_mean
+from train.cql_config import CQLConfig
+from train.sac import q_target
+
+BODY = BODIES["walker2d"]
+SMALL = {"per_task": 8, "hidden": (16, 16), "sampled_actions": 3, "steps": 4, "updates_per_step": 2, "episodes": 1}
+
+
+@pytest.fixture(scope="module")
+def transitions():
+    """Steps that go nowhere; an action pays off by its first number, forward and backward."""
+    rng = np.random.default_rng(0)
+    count = 2400
+    action = rng.uniform(-1, 1, (count, 6)).astype(np.float32)
+    columns = {
+        "observation": rng.normal(size=(count, 17)),
+        "action": action,
+        "next_observation": rng.normal(size=(count, 17)),
+        "velocity": action[:, 0],
+        "rise": np.zeros(count),
+        "fell": np.ones(count),
+        "last": np.ones(count),
+        "task": np.arange(count) // 800,
+    }
+    return Transitions(body=BODY, columns={name: np.asarray(c, COLUMNS[name]) for name, c in columns.items()}, about={})
+
+
+def module_of(transitions, **options):
+    torch.manual_seed(0)
+    module = CQL(CQLConfig(**{**SMALL, **options}), transitions)
+    module.setup("fit")
+    optimizers = module.configure_optimizers()
+    module.optimizers = lambda: optimizers
+    module.manual_backward = lambda loss: loss.backward()
+    return module
+
+
+def test_the_conservative_term_is_the_importance_weighted_logsumexp_minus_the_data():
+    q, log_density = tensor([[1.0, 2.0]]), tensor([[math.log(0.5), math.log(0.25)]])
+    expected = math.log((math.e / 0.5 + math.e**2 / 0.25) / 2) - 0.7
+    assert conservative_gap(q, log_density, tensor([0.7])).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_target_bootstraps_unless_the_body_fell():
+    one = q_target(tensor([1.0, 1.0]), tensor([0.0, 1.0]), tensor([2.0, 2.0]), tensor([0.5, 0.5]), 0.9)
+    assert one.tolist() == pytest.approx([1 + 0.9 * 2.5, 1.0])
+
+
+def test_means_are_weighted_member_by_member():
+    each, weight = tensor([[1.0, 3.0], [5.0, 7.0]]), tensor([[1.0, 1.0], [0.5, 0.0]])
+    assert weighted_mean(each, weight).tolist() == pytest.approx([2.0, 5.0])
+
+
+def test_stacked_layers_are_those_of_each_member():
+    torch.manual_seed(0)
+    stacked, x = StackedMLP(3, 5, (7, 6), 2), torch.randn(3, 4, 5)
+    for member in range(3):
+        alone = StackedMLP(1, 5, (7, 6), 2)
+        alone.load_state_dict({key: value[member : member + 1] for key, value in stacked.state_dict().items()})
+        assert torch.allclose(alone(x[member : member + 1])[0], stacked(x)[member], atol=1e-6)
+
+
+def test_a_twin_q_is_two_networks_of_state_and_action_joined():
+    torch.manual_seed(0)
+    twin, state, action = TwinQ(2, 5, 3, (7, 6)), torch.randn(2, 4, 5), torch.rand(2, 4, 8, 3)
+    q = twin(state, action)
+    assert q.shape == (2, 2, 4, 8)
+    weights = twin.state_dict()
+    for which in range(2):
+        for member in range(2):
+            row = which * 2 + member
+            joined = torch.cat([state[member][:, None].expand(-1, 8, -1), action[member]], -1)
+            first = torch.cat([weights["of_state.weight"][row], weights["of_action"][row]])
+            x = (joined @ first + weights["of_state.bias"][row]).relu()
+            x = (x @ weights["rest.layers.0.weight"][row] + weights["rest.layers.0.bias"][row]).relu()
+            x = x @ weights["rest.layers.1.weight"][row] + weights["rest.layers.1.bias"][row]
+            assert torch.allclose(x[..., 0], q[which, member], atol=1e-5)
+
+
+def test_the_density_of_a_squashed_gaussian_is_torchs():
+    torch.manual_seed(0)
+    policy, state = TanhGaussian(2, 5, (7,), 3), torch.randn(2, 4, 5)
+    action, density = policy.sample(state, 6, torch.Generator().manual_seed(0))
+    mean, std = policy(state)
+    normal = torch.distributions.Normal(mean[:, :, None], std[:, :, None])
+    squashed = torch.distributions.TransformedDistribution(normal, torch.distributions.TanhTransform())
+    assert torch.allclose(squashed.log_prob(action).sum(-1), density, atol=1e-4)
+    assert torch.allclose(policy.log_density(state, action[:, :, 0]), density[:, :, 0], atol=1e-4)
+    assert (std.log() >= LOG_STD[0]).all()
+
+
+@pytest.mark.parametrize("rule", list(RULES))
+def test_every_rule_trains(transitions, rule):
+    module = module_of(transitions, rules=(rule,))
+    info = module.update()
+    assert all(torch.isfinite(value).all() for value in info.values())
+    weights = module.reports()[0][0]["weights"]
+    assert weights[0][0] is not None
+    assert (weights[0][1] is None) == (RULES[rule].sources(BODY.task_names)[0, 1] == 0)
+
+
+def test_a_member_does_not_feel_the_others(transitions):
+    """The gradient of the first of three members is that of the same weights and batch alone."""
+    both = module_of(transitions, rules=("all",), seeds=(0, 1, 2))
+    before = [p.clone() for p in both.q.parameters()]
+    real = both._draw
+
+    def scrambled(generator):
+        batch = real(generator)
+        batch.reward[1:] += 100.0
+        return batch
+
+    calm = module_of(transitions, rules=("all",), seeds=(0, 1, 2))
+    both._draw = scrambled
+    both.update()
+    calm.update()
+    for a, b, old in zip(both.q.parameters(), calm.q.parameters(), before, strict=True):
+        members = a.shape[0] // 2
+        assert torch.allclose(a[0], b[0], atol=1e-6)
+        assert torch.allclose(a[members], b[members], atol=1e-6)
+        assert not torch.equal(a[0], old[0])
+
+
+def test_each_task_learns_which_way_pays(transitions):
+    """One-step episodes: Q(s, a) is the reward, +a_0 forward and -a_0 backward; the policies find the ends."""
+    options = {
+        "per_task": 64,
+        "hidden": (32, 32),
+        "critic_rate": 3e-3,
+        "policy_rate": 3e-3,
+        "conservative_weight": 0.01,
+    }
+    module = module_of(transitions, rules=("all",), steps=300, **options)
+    for _ in range(300):
+        module.update()
+    state = torch.from_numpy(transitions.columns["observation"])[None]
+    for task, sign in ((0, 1), (1, -1)):
+        told = torch.cat([state, torch.eye(3)[task].expand(1, 2400, 3)], -1)
+        mean = module.policy(told)[0].tanh()[..., 0]
+        assert (sign * mean).mean() > 0.7
+
+
+def test_going_on_is_bit_for_bit_the_run_that_was_not_stopped(transitions, tmp_path, monkeypatch):
+    from train import cql_run
+
+    monkeypatch.setattr(cql_run, "task_returns", lambda policy, members, *_: np.zeros((members, 3, 1)))
+    path = tmp_path / "states.h5"
+    write_transitions(path, transitions)
+    options = {**SMALL, "data": str(path), "rules": ("none", "cds"), "seeds": (0, 1), "checkpoint_every": 2}
+    for name, steps in (("stopped", 4), ("stopped", 8), ("straight", 8)):
+        cql_run.train(CQLConfig(**{**options, "out": str(tmp_path / name), "steps": steps}))
+    stopped, straight = (
+        torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("stopped", "straight")
+    )
+    assert stopped["updates"] == straight["updates"] == 8
+    assert all(torch.equal(stopped["state_dict"][key], value) for key, value in straight["state_dict"].items())
+    with pytest.raises(ValueError, match=r"already holds a run with other options: discount 0.99 \(now 0.9\)"):
+        cql_run.train(CQLConfig(**{**options, "out": str(tmp_path / "stopped"), "discount": 0.9}))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"rules": ("cds", "cdss")}, "Did you mean 'cds'"),
+        ({"seeds": (1, 1)}, "seeds holds one twice"),
+        ({"clip": "walker"}, "Did you mean 'walker2d'"),
+        ({"per_task": 0}, "per_task is at least 1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        CQLConfig(**wrong)

@@ -1,0 +1,112 @@
+"""`python -m train cql --data datasets/walker2d.h5 --rules none,cds --seeds 0,1,2`: a run of CQL with data sharing.
+
+All rules and seeds train side by side. Stopped anywhere, the same command goes on from the last checkpoint. In the end
+each member's returns are written to returns.json: of its policies' mean actions, per task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data import DataLoader
+
+from data.claim import hold
+from data.shards import occupied, read_json, sweep, write_whole
+from data.transitions import read_transitions
+from eval.walking import task_returns
+from models.checkpoint import CheckpointError, read_plain
+from sim.options import changed
+from train.cql import CQL
+from train.cql_config import CQLConfig
+from train.run import CONFIG, LAST, LOCK, quiet_lightning
+
+FREE_TO_CHANGE = ("out", "steps", "updates_per_step", "checkpoint_every", "episodes")
+
+
+def train(config: CQLConfig) -> Path:
+    """Train, or go on, until `config.steps`; the path of the returns."""
+    transitions = read_transitions(config.data)
+    out = Path(config.out)
+    if not (out / CONFIG).is_file() and occupied(out, LOCK):
+        raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {CONFIG})")
+    with hold(out / LOCK, f"{out}: another training is at work in this folder"):
+        resume = _claim(out, config)
+        quiet_lightning()
+        torch.manual_seed(config.seed)
+        module = CQL(config, transitions)
+        trainer = lightning.Trainer(
+            accelerator="auto",
+            devices=1,
+            max_epochs=1,
+            logger=TensorBoardLogger(out, name="", version="log"),
+            log_every_n_steps=1,
+            callbacks=[Save(out / LAST, config.checkpoint_every)],
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
+        if resume is not None:
+            module.restore(read_plain(resume), resume)
+            print(f"{out}: going on from update {module.updates}")
+        if module.updates < config.steps:
+            left = range(-(-(config.steps - module.updates) // config.updates_per_step))
+            trainer.fit(module, DataLoader(list(left), batch_size=None))  # type: ignore[arg-type]
+        return _evaluate(config, module, out)
+
+
+def _claim(out: Path, config: CQLConfig) -> Path | None:
+    """The checkpoint to go on from, or None for a new run; refuses a run with other options."""
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    path, last = out / CONFIG, out / LAST
+    if last.is_file() and (differs := changed(read_json(path), values, FREE_TO_CHANGE)):
+        raise CheckpointError(f"{out}: already holds a run with other options: {differs}; choose another --out")
+    sweep(out)
+    write_whole(path, json.dumps(values, indent=1).encode())
+    return last if last.is_file() else None
+
+
+class Save(Callback):
+    """Writes the checkpoint every so many updates and at the end, also at that which Ctrl-C brings."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        self._path, self._every, self._saved = path, every, 0
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
+    ) -> None:
+        if pl_module.updates // self._every > self._saved // self._every:
+            self._save(pl_module)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._save(pl_module)
+
+    def _save(self, module: Any) -> None:
+        buffer = io.BytesIO()
+        torch.save(module.checkpoint(), buffer)
+        write_whole(self._path, buffer.getvalue())
+        self._saved = module.updates
+
+
+def _evaluate(config: CQLConfig, module: CQL, out: Path) -> Path:
+    """Of every member: rule, seed, and the returns of each task's episodes."""
+    body = module.transitions.body
+    found = task_returns(module.policy, len(config.members), body, body.task_names, config.episodes, config.seed)
+    rows: list[dict[str, Any]] = []
+    for (rule, seed), each in zip(config.members, found.tolist(), strict=True):
+        returns = dict(zip(body.task_names, each, strict=True))
+        rows.append({"rule": rule, "seed": seed, "updates": module.updates, "returns": returns})
+    routing = dict(zip(config.rules, module.reports(), strict=True))
+    path = out / "returns.json"
+    write_whole(path, json.dumps({"members": rows, "routing": routing}, indent=1).encode())
+    for row in rows:
+        means = ", ".join(f"{task} {np.mean(values):.1f}" for task, values in row["returns"].items())
+        print(f"{row['rule']}, seed {row['seed']}: {means}")
+    return path
