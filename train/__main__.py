@@ -1,10 +1,12 @@
 """`python -m train --preset demo [--option value ...]`: train a vision Q-network with data sharing.
 
-`python -m train qtopt-online --task lift-can` collects as it learns."""
+`python -m train qtopt-online --task lift-can` collects as it learns; `python -m train sac` and `cql` learn from states
+(docs/sharing.md)."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import sys
 from typing import Any
@@ -12,13 +14,14 @@ from typing import Any
 from sim.options import Parser, add_options, choose, from_options, run_command
 from train.config import PRESETS, TrainConfig
 
+COMMANDS = {"qtopt-online": "online", "sac": "sac", "cql": "cql_run"}  # modules with a `main` of their own
+
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["qtopt-online"]:
-        from train import online
-
-        return run_command(lambda: online.main(arguments[1:]))
+    if arguments and arguments[0] in COMMANDS:
+        module = importlib.import_module(f"train.{COMMANDS[arguments[0]]}")
+        return run_command(lambda: module.main(arguments[1:]))
     return run_command(lambda: _train(arguments))
 
 

@@ -24,12 +24,18 @@ from data.shards import occupied, read_json, sweep, write_whole
 from data.transitions import read_transitions
 from eval.walking import task_returns
 from models.checkpoint import CheckpointError, read_plain
-from sim.options import changed
+from sim.options import Parser, add_options, changed, from_options
 from train.cql import CQL
 from train.cql_config import CQLConfig
 from train.run import CONFIG, LAST, LOCK, quiet_lightning
 
 FREE_TO_CHANGE = ("out", "steps", "updates_per_step", "checkpoint_every", "episodes")
+
+
+def main(arguments: list[str]) -> None:
+    parser = Parser(prog="python -m train cql", description=__doc__)
+    add_options(parser, CQLConfig)
+    train(from_options(CQLConfig, vars(parser.parse_args(arguments))))
 
 
 def train(config: CQLConfig) -> Path:

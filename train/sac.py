@@ -22,7 +22,7 @@ from data.transitions import COLUMNS, Transitions, write_transitions
 from models.stacked import TanhGaussian, TwinQ
 from models.state_policy import pack_policies, sample_actions
 from sim.locomotion import Body, Step, Walk, body_by_name
-from sim.options import choose, option
+from sim.options import Parser, add_options, choose, from_options, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +141,12 @@ class Memory:
         batch = {name: torch.from_numpy(self.columns[name][members, chosen]) for name in names}
         batch["reward"] = torch.from_numpy(self.reward[members, chosen])
         return batch | {"done": torch.from_numpy(self.columns["fell"][members, chosen].astype(np.float32))}
+
+
+def main(arguments: list[str]) -> None:
+    parser = Parser(prog="python -m train sac", description=__doc__)
+    add_options(parser, SACConfig)
+    print(learn(from_options(SACConfig, vars(parser.parse_args(arguments)))))
 
 
 def learn(config: SACConfig) -> Path:
