@@ -120,6 +120,19 @@ def test_a_task_draws_from_the_sources_its_rule_allows(replay, rule, sources):
         assert set(replay.episode_task[episode[target == task]]) == sources[task]
 
 
+def test_uds_keeps_the_success_of_shared_transitions_unknown(replay):
+    sampler = sampler_of(replay, "uds")
+    batch = sampler.load(*sampler.draw(np.random.default_rng(0)))
+    told = sampler_of(replay, "all").load(*sampler.draw(np.random.default_rng(0)))
+    shared = batch.is_shared
+    assert (told.success[shared] > 0).any()
+    assert (told.reward[shared] > 0).any()
+    assert (batch.success[shared] == 0).all()
+    assert (batch.reward[shared] == 0).all()
+    assert torch.equal(batch.reward[~shared], told.reward[~shared])
+    assert (batch.reward[~shared] > 0).any()
+
+
 def test_tasks_that_are_not_trained_are_no_source(replay):
     episode, _ = drawn(sampler_of(replay, tasks=(BANANA, CAN)))
     assert set(replay.episode_task[episode.ravel()]) == {BANANA, CAN}

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = replace(PRESETS["demo"], image_size=48, batch_size=12, tasks=TASK_NAMES[:3], random_crop=False)
 LARGE = replace(PRESETS["vision-472"], image_size=220, batch_size=4, tasks=TASK_NAMES[:2], random_crop=False)
 CONFIGS = {"cds": SMALL, "none": replace(SMALL, rule="none"), "qtopt": LARGE}
+CONFIGS["hipi-partition"] = replace(SMALL, rule="hipi-partition", own_part=0.5)
 
 
 class Fixed(Step):

@@ -44,15 +44,25 @@ def changes(old, new):
     return [key for key in old if not torch.equal(old[key], new[key])]
 
 
-@pytest.mark.parametrize("rule", ["cds", "none"])
-def test_two_steps_and_two_more_equal_four_straight(tiny_training, tmp_path, rule):
-    options = {**tiny_training, "rule": rule, "landmark_weight": 1.0, "photometric": True, "n_step": 2}
+@pytest.mark.parametrize(
+    "sharing",
+    [
+        {"rule": "none"},
+        {"rule": "cds", "own_part": 0.5, "granularity": "episode"},
+        {"rule": "heuristic", "refresh_steps": 1},
+        {"rule": "hipi"},
+    ],
+)
+def test_two_steps_and_two_more_equal_four_straight(tiny_training, tmp_path, sharing):
+    options = {**tiny_training, **sharing, "landmark_weight": 1.0, "photometric": True, "n_step": 2}
     straight = train(TrainConfig(out=str(tmp_path / "straight"), **options))
     train(TrainConfig(out=str(tmp_path / "resumed"), **{**options, "steps": 2}))
     halfway = weights(tmp_path / "resumed" / "last.ckpt")
     resumed = train(TrainConfig(out=str(tmp_path / "resumed"), **options))
     first, second = read_checkpoint(straight), read_checkpoint(resumed)
     assert first["switchyard"]["steps"] == second["switchyard"]["steps"] == 4
+    assert [step for step, _ in second["switchyard"]["sharing"]["history"]] == [1, 2, 3, 4]
+    assert first["switchyard"]["sharing"] == second["switchyard"]["sharing"]
     assert changes(first["state_dict"], second["state_dict"]) == []
     assert equal(first["optimizer_states"], second["optimizer_states"])
     assert changes(halfway, second["state_dict"])

@@ -28,7 +28,7 @@ from models.checkpoint import CheckpointError, read_checkpoint
 from models.qnetwork import bounds
 from sim.landmarks import landmarks
 from sim.state import SceneState
-from sim.tasks import TASK_NAMES, TASKS
+from sim.tasks import SKILLS, TASK_NAMES, TASKS
 from train.config import PRESETS, TrainConfig
 from train.qtopt import Chance, QTOpt
 from train.run import train
@@ -260,6 +260,36 @@ def test_the_loss_of_one_batch_falls_when_it_is_learned_by_heart(tiny_training):
         optimizer.step()
         losses.append(loss.item())
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("rule", list(RULES))
+def test_every_sharing_rule_trains_and_reports_what_it_routed(tiny_training, tmp_path, rule):
+    options = {**tiny_training, "rule": rule, "refresh_steps": 2}
+    about = read_checkpoint(train(TrainConfig(out=str(tmp_path / "run"), **options)))["switchyard"]
+    banana, bowl = (TASKS[name].index for name in tiny_training["tasks"])
+    weights = about["sharing"]["weights"]
+    assert weights[banana][banana] == pytest.approx(1.0)
+    if RULES[rule].sources(SKILLS)[banana, bowl]:
+        assert 0 <= weights[banana][bowl] <= 1
+    else:
+        assert weights[banana][bowl] is None
+    assert about["sharing"]["rule"] == rule
+    assert sum(about["sharing"]["steps"]) == Replay(tiny_training["data"]).num_steps
+
+
+def test_the_heuristic_shares_nothing_before_its_first_snapshot_and_by_the_snapshot_after_it(tiny_training):
+    config = TrainConfig(**{**tiny_training, "rule": "heuristic", "refresh_steps": 2, "percentile": 100.0})
+    torch.manual_seed(0)
+    module, batch = Step(config), batch_of(config)
+    optimizer = module.configure_optimizers()["optimizer"]
+    seen = []
+    real = module._route
+    module._route = lambda *given: seen.append(real(*given)) or seen[-1]
+    for _ in range(3):
+        module.update(batch, optimizer)
+    assert (seen[1][batch.is_shared] == 0).all()
+    assert (seen[2][batch.is_shared] > 0).any()  # above the least of the own ones
+    assert (seen[2][~batch.is_shared] == 1).all()
 
 
 def test_the_clone_trains_alone_and_acts_by_its_mean_and_likeliest_command(tiny_training, tmp_path, observe):
