@@ -23,11 +23,11 @@ from data.claim import hold
 from data.shards import occupied, read_json, sweep, write_whole
 from data.transitions import read_transitions
 from eval.walking import task_returns
-from models.checkpoint import CheckpointError, read_plain
+from models.checkpoint import RUN_CONFIG, CheckpointError, read_plain
 from sim.options import Parser, add_options, changed, from_options
 from train.cql import CQL
 from train.cql_config import CQLConfig
-from train.run import CONFIG, LAST, LOCK, quiet_lightning
+from train.run import LAST, LOCK, quiet_lightning
 
 FREE_TO_CHANGE = ("out", "steps", "updates_per_step", "checkpoint_every", "episodes")
 
@@ -42,8 +42,8 @@ def train(config: CQLConfig) -> Path:
     """Train, or go on, until `config.steps`; the path of the returns."""
     transitions = read_transitions(config.data)
     out = Path(config.out)
-    if not (out / CONFIG).is_file() and occupied(out, LOCK):
-        raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {CONFIG})")
+    if not (out / RUN_CONFIG).is_file() and occupied(out, LOCK):
+        raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {RUN_CONFIG})")
     with hold(out / LOCK, f"{out}: another training is at work in this folder"):
         resume = _claim(out, config)
         quiet_lightning()
@@ -71,7 +71,7 @@ def train(config: CQLConfig) -> Path:
 def _claim(out: Path, config: CQLConfig) -> Path | None:
     """The checkpoint to go on from, or None for a new run; refuses a run with other options."""
     values = json.loads(json.dumps(dataclasses.asdict(config)))
-    path, last = out / CONFIG, out / LAST
+    path, last = out / RUN_CONFIG, out / LAST
     if last.is_file() and (differs := changed(read_json(path), values, FREE_TO_CHANGE)):
         raise CheckpointError(f"{out}: already holds a run with other options: {differs}; choose another --out")
     sweep(out)
