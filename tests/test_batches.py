@@ -121,9 +121,9 @@ def test_a_task_draws_from_the_sources_its_rule_allows(replay, rule, sources):
 
 
 def test_uds_keeps_the_success_of_shared_transitions_unknown(replay):
-    sampler = sampler_of(replay, "uds")
-    batch = sampler.load(*sampler.draw(np.random.default_rng(0)))
-    told = sampler_of(replay, "all").load(*sampler.draw(np.random.default_rng(0)))
+    sampler, rng = sampler_of(replay, "uds"), np.random.default_rng(0)
+    drawn = [np.concatenate(parts) for parts in zip(*(sampler.draw(rng) for _ in range(20)), strict=True)]
+    batch, told = sampler.load(*drawn), sampler_of(replay, "all").load(*drawn)
     shared = batch.is_shared
     assert (told.success[shared] > 0).any()
     assert (told.reward[shared] > 0).any()

@@ -67,7 +67,7 @@ def test_help_is_given_and_is_no_error(typed, line, mentions):
         ),
         (
             "train --preset demo --rule csd",
-            "unknown sharing rule 'csd': choose from none, all, skill, cds. Did you mean 'cds'",
+            "unknown sharing rule 'csd': choose from none, all, skill, cds, cds-hard,",
         ),
         ("train --preset demo --tasks lift-cann", "Did you mean 'lift-can'?"),
         ("train --preset demo --image_sise 64", "unknown option '--image_sise'"),

@@ -89,7 +89,7 @@ def test_two_processes_have_the_gradient_and_the_statistics_of_one_with_both_bat
         for kind in ("gradients", "buffers"):
             assert found[kind].keys() == alone[kind].keys()
             for key, value in alone[kind].items():
-                assert (found[kind][key].double() - value.double()).abs().max() < 1e-5, (kind, key)
+                assert torch.allclose(found[kind][key].double(), value.double(), rtol=0, atol=1e-5), (kind, key)
 
 
 def test_the_parts_of_two_processes_are_the_batch_of_one_and_hold_no_episode_twice(
