@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data import codec
 from data.replay import Replay
 from data.router import effective_steps
 from data.shards import write_whole
@@ -103,7 +104,7 @@ def _table(sharing: dict[str, Any]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Routed:
+class RoutedEpisode:
     """An episode of another task, and its mean weight and Q for the target."""
 
     episode: int
@@ -141,7 +142,7 @@ def show(config: RoutingConfig) -> Path:
 
 
 @torch.no_grad()
-def weigh_episodes(policy: CEMPolicy, replay: Replay, episodes: NDArray[np.int64], target: int) -> list[Routed]:
+def weigh_episodes(policy: CEMPolicy, replay: Replay, episodes: NDArray[np.int64], target: int) -> list[RoutedEpisode]:
     """The mean weight and Q of the steps of each episode, for the target task."""
     sharing = policy.about["sharing"]
     rule, options = RULES[sharing["rule"]], sharing["config"]
@@ -163,18 +164,19 @@ def weigh_episodes(policy: CEMPolicy, replay: Replay, episodes: NDArray[np.int64
     )
     weight, ends = rule.weigh(score, context), np.cumsum([len(each) for each in steps])[:-1].tolist()
     pairs = zip(episodes.tolist(), weight.tensor_split(ends), scores.q.tensor_split(ends), strict=True)
-    return [Routed(episode=episode, weight=float(w.mean()), q=float(q.mean())) for episode, w, q in pairs]
+    return [RoutedEpisode(episode=episode, weight=float(w.mean()), q=float(q.mean())) for episode, w, q in pairs]
 
 
-def _score(policy: CEMPolicy, replay: Replay, frames: NDArray[np.int64], target: int) -> Scores:
+def _score(policy: CEMPolicy, replay: Replay, numbers: NDArray[np.int64], target: int) -> Scores:
     """Of the stored actions at these frames."""
     parts = []
-    for some in np.array_split(frames, -(-len(frames) // FRAMES_AT_ONCE)):
+    for some in np.array_split(numbers, -(-len(numbers) // FRAMES_AT_ONCE)):
         stored = replay.read(some)
         state = SceneState(np.stack([frame.state for frame in stored]))
         gripper = np.stack([state["gripper_closed"], state["gripper_position"][:, 2]], axis=1)
         action = torch.from_numpy(np.stack([frame.action for frame in stored]))
-        parts.append(_score_frames(policy, replay.pictures(some), torch.from_numpy(gripper), action, target))
+        frames = np.stack([codec.decode(frame.picture) for frame in stored])
+        parts.append(_score_frames(policy, frames, torch.from_numpy(gripper), action, target))
     q, q_policy, q_tasks = (torch.cat(columns) for columns in zip(*parts, strict=True))
     return Scores(q=q, q_policy=q_policy, q_tasks=q_tasks)
 
@@ -196,7 +198,7 @@ def _mean(values: NDArray[np.float64]) -> str:
     return f"{values.mean():.3f}" if len(values) else "-"
 
 
-def _film(replay: Replay, routed: Routed, target: int) -> str:
+def _film(replay: Replay, routed: RoutedEpisode, target: int) -> str:
     source = TASK_NAMES[replay.episode_task[routed.episode]]
     won = replay.success[routed.episode, target]
     verdict = f"<b class={'yes' if won else 'no'}>{'accepted' if won else 'not accepted'}</b>"

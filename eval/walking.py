@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from models.stacked import TanhGaussian
 from models.state_policy import mean_actions
@@ -37,11 +36,3 @@ def task_returns(
         if not going.any():
             break
     return total
-
-
-def mean_interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """The mean of values of several seeds, and the half-width of its 95% interval (Student's t); nan for one seed."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, float("nan")
-    return mean, float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))

@@ -23,7 +23,7 @@ def bellman_loss(logit: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor,
     L = sum_b w_b CE(sigmoid(q_b), y_b) / sum_b w_b
     """
     each = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
-    return _weighted_mean(each, weight), {"q_data": logit.detach().sigmoid().mean(), "target": target.mean()}
+    return weighted_mean(each, weight), {"q_data": logit.detach().sigmoid().mean(), "target": target.mean()}
 
 
 def conservative_loss(logits: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -35,7 +35,7 @@ def conservative_loss(logits: Tensor, weight: Tensor) -> tuple[Tensor, dict[str,
     """
     share = logits.detach().softmax(dim=1)
     each = (share * F.softplus(logits)).sum(dim=1)
-    return _weighted_mean(each, weight), {"q_unseen": (share * logits.detach().sigmoid()).sum(1).mean()}
+    return weighted_mean(each, weight), {"q_unseen": (share * logits.detach().sigmoid()).sum(1).mean()}
 
 
 def cloning_loss(mean: Tensor, command_logits: Tensor, action: Tensor, bound: Tensor, weight: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def cloning_loss(mean: Tensor, command_logits: Tensor, action: Tensor, bound: Te
     episodes, say)."""
     motion = F.mse_loss(mean, action[:, :4] / bound, reduction="none").sum(dim=1)
     command = F.cross_entropy(command_logits, action[:, 4].long(), reduction="none")
-    return _weighted_mean(MOTION_WEIGHT * motion + command, weight)
+    return weighted_mean(MOTION_WEIGHT * motion + command, weight)
 
 
 def landmark_loss(predicted: Tensor, landmark: Tensor) -> Tensor:
@@ -79,5 +79,6 @@ def calibration_error(q: Tensor, outcome: Tensor, bins: int = 5) -> Tensor:
     return (place.T @ (q - outcome)).abs().sum() / len(q)
 
 
-def _weighted_mean(each: Tensor, weight: Tensor) -> Tensor:
-    return (weight * each).sum() / weight.sum().clamp(min=1e-6)
+def weighted_mean(each: Tensor, weight: Tensor) -> Tensor:
+    """Over the last dimension: [..., B] with weights that broadcast to it -> [...]."""
+    return (weight * each).sum(-1) / weight.sum(-1).clamp(min=1e-6)

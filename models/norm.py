@@ -13,8 +13,8 @@ class Blocks(nn.Sequential):
     weights, which saves a pass over the map."""
 
     def forward(self, x: Tensor) -> Tensor:
-        folded = False
-        for module, following in zip(self, [*self[1:], None], strict=True):
+        folded, modules = False, list(self)
+        for module, following in zip(modules, [*modules[1:], None], strict=True):
             if folded:
                 folded = False
             elif isinstance(module, nn.Conv2d) and isinstance(following, BatchNorm) and following.is_fixed:

@@ -11,9 +11,10 @@ from torch import tensor
 
 from data.sharing import RULES
 from data.transitions import COLUMNS, Transitions, write_transitions
+from models.losses import weighted_mean
 from models.stacked import LOG_STD, StackedMLP, TanhGaussian, TwinQ
 from sim.locomotion import BODIES
-from train.cql import CQL, conservative_gap, weighted_mean
+from train.cql import CQL, conservative_gap
 from train.cql_config import CQLConfig
 from train.sac import q_target
 

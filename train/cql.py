@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,7 +23,9 @@ from data.router import Router
 from data.sharing import RULES, Scores
 from data.transitions import StateBatch, StateSampler, Transitions
 from models.checkpoint import CheckpointError, load_weights
+from models.losses import weighted_mean
 from models.stacked import TanhGaussian, TwinQ
+from train.chance import seed_of
 from train.cql_config import CQLConfig
 from train.sac import q_target, temperature_loss
 
@@ -40,11 +41,6 @@ def conservative_gap(q_sampled: Tensor, log_density: Tensor, q_data: Tensor) -> 
 
     Q of sampled actions and the log-densities they were drawn with [..., B, K], Q of the data's action [..., B]."""
     return (q_sampled - log_density).logsumexp(-1) - math.log(q_sampled.shape[-1]) - q_data
-
-
-def weighted_mean(each: Tensor, weight: Tensor) -> Tensor:
-    """Of every member: [..., E, B] and weights [E, B] -> [..., E]."""
-    return (weight * each).sum(-1) / weight.sum(-1).clamp(min=1e-6)
 
 
 # ---------------------------------------------------------------- update
@@ -97,7 +93,7 @@ class CQL(lightning.LightningModule):
     def update(self) -> dict[str, Tensor]:
         """One step of everything; values [E] to be logged."""
         config = self.config
-        generator = torch.Generator(self.device).manual_seed(_number(config.seed, self.updates))
+        generator = torch.Generator(self.device).manual_seed(seed_of(config.seed, self.updates))
         batch = self._draw(generator)
         task = F.one_hot(batch.task_index, self.num_tasks).float()
         state, following = (torch.cat([x, task], -1) for x in (batch.observation, batch.next_observation))
@@ -212,7 +208,3 @@ class CQL(lightning.LightningModule):
             raise CheckpointError(f"{path}: not a checkpoint of CQL on states, format {FORMAT}")
         load_weights(self, checkpoint["state_dict"], path)
         self.updates, self.optimizer_states = checkpoint["updates"], checkpoint["optimizers"]
-
-
-def _number(*of: int) -> int:
-    return int(np.random.SeedSequence(of).generate_state(1)[0])

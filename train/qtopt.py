@@ -12,7 +12,6 @@ import enum
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,6 +39,7 @@ from models.scoring import q_of_policy, q_of_tasks
 from models.small_network import Sight, SmallQNetwork
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES, TASKS
+from train.chance import seed_of
 from train.config import TrainConfig
 
 LAST_RATE = 0.02  # of the learning rate, where it falls
@@ -108,7 +108,7 @@ class QTOpt(lightning.LightningModule):
     @torch.no_grad()
     def _route(self, batch: Batch, image: Tensor, features: Tensor, logits: Tensor) -> Tensor:
         """The weights [B], from the logits [B, 1 + K] of the data's and of unseen actions where these will do."""
-        chance = torch.Generator().manual_seed(_number(self.config.seed, self.global_step, Chance.ROUTING))
+        chance = torch.Generator().manual_seed(seed_of(self.config.seed, self.global_step, Chance.ROUTING))
         q = logits[:, 0].sigmoid()
         if self.snapshot is not None:
             if self.global_step < self.config.refresh_steps:  # no Q-function to share by yet
@@ -123,7 +123,7 @@ class QTOpt(lightning.LightningModule):
 
     def step_seed(self, use: Chance) -> int:
         """A number for one of a step's uses of chance, from (seed, process, step) alone."""
-        return _number(self.config.seed, self.global_rank, self.global_step, use)
+        return seed_of(self.config.seed, self.global_rank, self.global_step, use)
 
     def view(self, frames: Tensor, use: Chance) -> tuple[Tensor, Tensor]:
         """What the network sees of frames uint8 [B, 3, H, H]: float [B, 3, size, size], and its corner there [B, 2]."""
@@ -276,8 +276,3 @@ class QTOpt(lightning.LightningModule):
             "steps": self.global_step,
             "precision": self.trainer.precision,
         }
-
-
-def _number(*of: int) -> int:
-    """A seed that depends on all of these and on nothing else."""
-    return int(np.random.SeedSequence(of).generate_state(1)[0])
