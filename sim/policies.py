@@ -16,7 +16,7 @@ from sim.bodies import stands
 from sim.objects import FIXTURES, OBJECTS
 from sim.rotations import rotate
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES, SceneState
-from sim.tasks import REST_SPEED_M_S, REST_SPIN_RAD_S, SKILLS, TASK_NAMES, TASKS
+from sim.tasks import REST_SPEED_M_S, REST_SPIN_RAD_S, SKILLS, TASK_NAMES, TASKS, TaskSpec
 
 HOVER_M = 0.07  # above the grasp while the gripper is still beside it
 FINGER_DEPTH_M = 0.038  # how far below an object's top the finger tips may reach
@@ -100,19 +100,21 @@ class CrudePolicy:
 
     def __init__(self, noise: float = 1.0) -> None:
         self.noise = noise
-        self._attempts: dict[int, tuple[NDArray[np.float64], bool]] = {}  # of each scene: error, whether it will notice
+        # of each scene: what it aims at, the error, whether it will notice
+        self._attempts: dict[int, tuple[int, NDArray[np.float64], bool]] = {}
 
     def act(
         self, observation: Observation, task_index: NDArray[np.int64], rng: np.random.Generator
     ) -> NDArray[np.float32]:
         out = np.zeros((len(task_index), actions.ACTION_SIZE), np.float32)
         for b, index in enumerate(task_index):
-            state, skill, target = SceneState(observation["state"][b]), SKILLS[index], TASKS[TASK_NAMES[index]].target
+            state, task = SceneState(observation["state"][b]), TASKS[TASK_NAMES[index]]
             if b not in self._attempts:
-                scale = self.lift_error if skill == "lift" else self.place_error
-                self._attempts[b] = (self.noise * rng.normal(0.0, scale), bool(rng.random() < self.attention))
-            error, notices = self._attempts[b]
-            out[b] = (_pick if skill == "lift" else _place)(state, target, error, notices)
+                scale = self.lift_error if task.skill == "lift" else self.place_error
+                aim = self._aim(state, task, rng)
+                self._attempts[b] = (aim, self.noise * rng.normal(0.0, scale), bool(rng.random() < self.attention))
+            target, error, notices = self._attempts[b]
+            out[b] = (_pick if task.skill == "lift" else _place)(state, target, error, notices)
             if out[b, 4] == actions.OPEN:
                 del self._attempts[b]
             out[b, :4] += self.noise * rng.normal(0.0, [0.008, 0.008, 0.005, 0.08])
@@ -120,7 +122,27 @@ class CrudePolicy:
         return out
 
 
-COLLECTORS: dict[str, type[CrudePolicy | ScriptedPolicy]] = {"crude": CrudePolicy, "scripted": ScriptedPolicy}
+    def _aim(self, state: SceneState, task: TaskSpec, rng: np.random.Generator) -> int:
+        """The object or fixture of an attempt."""
+        return task.target
+
+
+class AimlessPolicy(CrudePolicy):
+    """The crude policy for anything in reach: each attempt is at an object or fixture drawn from those present.
+
+    MT-Opt's scripted picks and places, which know no task (sec. 6.1): most of its episodes succeed at another task than
+    their own, if at any."""
+
+    def _aim(self, state: SceneState, task: TaskSpec, rng: np.random.Generator) -> int:
+        present = state["object_present"] if task.skill == "lift" else state["fixture_present"]
+        return int(rng.choice(np.flatnonzero(present > 0)))
+
+
+COLLECTORS: dict[str, type[CrudePolicy | ScriptedPolicy]] = {
+    "crude": CrudePolicy,
+    "aimless": AimlessPolicy,
+    "scripted": ScriptedPolicy,
+}
 
 
 def _pick(

@@ -18,7 +18,7 @@ import sim.world
 from sim import actions
 from sim.camera import resolve_renderer
 from sim.env import PickPlaceEnv, as_action, as_batch
-from sim.policies import CrudePolicy, RandomPolicy, ScriptedPolicy
+from sim.policies import AimlessPolicy, CrudePolicy, RandomPolicy, ScriptedPolicy
 from sim.scenes import draw_scene
 from sim.state import OBJECT_NAMES, SceneState
 from sim.tasks import SKILLS, TASK_NAMES, TASKS, verdicts
@@ -319,6 +319,18 @@ def test_the_crude_policy_fails_often_at_lifting_and_sometimes_at_placing(env):
     places = [reward for seed, reward in enumerate(won) if seed % 10 >= 7]
     assert 0.25 < np.mean(lifts) < 0.6
     assert 0.6 < np.mean(places) < 0.97
+
+
+def test_the_aimless_policy_succeeds_at_other_tasks_as_often_as_at_its_own(env):
+    own, others = 0, 0
+    for seed in range(40):
+        task = TASKS[TASK_NAMES[seed % 10]]
+        run(env, AimlessPolicy(0.5), task.name, seed)
+        won = verdicts(SceneState(env.world.snapshot().vector))
+        own += won[task.index]
+        others += won.any() and not won[task.index]
+    assert own >= 4  # of 3 to 5 objects, of 3 fixtures
+    assert others >= 10
 
 
 def test_a_delayed_world_carries_out_each_action_one_step_later(still_env):

@@ -16,7 +16,7 @@ class Cloning(QTOpt):
         assert isinstance(self.network, SmallQNetwork)
         image, corner = self.view(batch.image, Chance.VIEW)
         sight = self.network.look(image, batch.gripper)
-        loss, info = self.cloning(batch, sight.features)
+        loss, info = self.cloning(batch, sight.features, batch.success)
         if self.config.landmark_weight:
             telling, more = self.telling(batch, sight, corner)
             loss, info = loss + self.config.landmark_weight * telling, info | more

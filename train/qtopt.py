@@ -96,7 +96,7 @@ class QTOpt(lightning.LightningModule):
         loss = joint_share(weight) * (bellman + config.conservative_weight * conservative)
         info |= more | {"bellman": bellman.detach(), "conservative": conservative.detach()}
         if config.prior:
-            cloning, more = self.cloning(batch, features)
+            cloning, more = self.cloning(batch, features, weight * batch.success)
             loss, info = loss + cloning, info | more
         if sight is not None:
             telling, more = self.telling(batch, sight, corner)
@@ -133,12 +133,12 @@ class QTOpt(lightning.LightningModule):
         image = crop(frames, config.image_size, corner)
         return photometric(image, seed) if config.photometric else image, corner
 
-    def cloning(self, batch: Batch, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of the steps of successful episodes."""
+    def cloning(self, batch: Batch, features: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """`weight` [B]: 0 but for steps of successful episodes."""
         assert isinstance(self.network, SmallQNetwork)
         mean, command = self.network.propose(features, batch.gripper, batch.task_index)
-        loss = cloning_loss(mean.float(), command.float(), batch.action, bounds(self.device), batch.success)
-        loss = joint_share(batch.success) * loss
+        loss = cloning_loss(mean.float(), command.float(), batch.action, bounds(self.device), weight)
+        loss = joint_share(weight) * loss
         return loss, {"cloning": loss.detach()}
 
     def telling(self, batch: Batch, sight: Sight, corner: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
