@@ -19,7 +19,7 @@ from bench.report import Row
 from bench.step import Case, Measurement, acting, measure
 from sim.tasks import TASK_NAMES
 from train.config import PRESETS, TrainConfig
-from train.run import resolve_precision
+from train.precision import resolve_precision
 
 LEAST_SHARE = {"472": 0.35, "64": 0.45}
 LEAST_TIMES_PLAIN = {"cpu": 3.0, "cuda": 4.0}

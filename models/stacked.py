@@ -1,5 +1,8 @@
 """Networks for states: several of a kind side by side, each with weights of its own, as one stacked computation.
 
+Under autocast the layers between the first and the last multiply in bfloat16; those two do not: what a state tells and
+the value of an action need more than three digits.
+
 Shapes: `E` members, `B` rows of each, `A` numbers of an action.
 """
 
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 LOG_STD = (-5.0, 2.0)  # bounds of the policy's
+CACHED_ROWS = 6000  # of 256 units, of all members
 
 
 class StackedLinear(nn.Module):
@@ -39,9 +43,19 @@ class StackedMLP(nn.Module):
         self.layers = nn.ModuleList(StackedLinear(members, a, b) for a, b in pairs)
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = layer(x).relu_()
-        return self.layers[-1](x)
+        return self.after_first(_in_full(self.layers[0], x))
+
+    def after_first(self, x: Tensor) -> Tensor:
+        """From what the first layer gives, [E, B, hidden]."""
+        for layer in self.layers[1:-1]:
+            x = layer(x.relu_())
+        return _in_full(self.layers[-1], x.relu_())
+
+
+def _in_full(layer: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        out: Tensor = layer(x.float())
+        return out
 
 
 class TanhGaussian(nn.Module):
@@ -78,23 +92,30 @@ def log_slope(before: Tensor) -> Tensor:
 
 
 class TwinQ(nn.Module):
-    """Two Q-functions of each member: state [E, B, S], actions [E, B, K, A] -> [2, E, B, K].
+    """Two Q-functions of each member: state [E, B, S], actions [E, B, K, A] or [2, E, B, K, A] -> [2, E, B, K].
 
     What the first layer makes of a state is made once for all of its actions."""
 
     def __init__(self, members: int, state_size: int, action_size: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
-        self.members = members
-        both, bound = 2 * members, (state_size + action_size) ** -0.5  # of the joint first layer
-        self.of_state = StackedLinear(both, state_size, hidden[0])
-        self.of_action = nn.Parameter(torch.empty(both, action_size, hidden[0]).uniform_(-bound, bound))
-        self.of_state.weight.data.uniform_(-bound, bound)
-        self.of_state.bias.data.uniform_(-bound, bound)
-        self.rest = StackedMLP(both, hidden[0], hidden[1:], 1)
+        self.body = StackedMLP(2 * members, state_size + action_size, hidden, 1)
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
-        members, rows, count, size = action.shape
-        seen = self.of_state(state.repeat(2, 1, 1))
-        act = action.reshape(members, rows * count, size).repeat(2, 1, 1) @ self.of_action
-        x = (seen[:, :, None] + act.view(2 * members, rows, count, -1)).relu_()
-        return self.rest(x.flatten(1, 2)).view(2, members, rows, count)
+        members, rows, count, size = action.shape[-4:]
+        action = action.expand(2, members, rows, count, size).reshape(2 * members, rows * count, size)
+        first = self.body.layers[0]
+        assert isinstance(first, StackedLinear)
+        of_state, of_action = first.weight.split([state.shape[-1], size], dim=1)
+        with torch.autocast(state.device.type, enabled=False):
+            seen = torch.baddbmm(first.bias, state.repeat(2, 1, 1), of_state)
+        act = (action @ of_action).view(2 * members, rows, count, -1)
+        x = act.add_(seen[:, :, None].to(act.dtype))
+        return self.body.after_first(x.flatten(1, 2)).view(2, members, rows, count)
+
+    @torch.no_grad()
+    def values(self, state: Tensor, action: Tensor) -> Tensor:
+        """As `forward`, without a gradient; on a CPU in parts that its cache holds."""
+        members, rows, count, _ = action.shape
+        part = max(1, CACHED_ROWS // (2 * members * count)) if state.device.type == "cpu" else rows
+        parts = zip(state.split(part, 1), action.split(part, 1), strict=True)
+        return torch.cat([self(*each) for each in parts], 2)

@@ -121,7 +121,6 @@ class CrudePolicy:
         out[:, :4] = np.clip(out[:, :4], -actions.BOUNDS, actions.BOUNDS)
         return out
 
-
     def _aim(self, state: SceneState, task: TaskSpec, rng: np.random.Generator) -> int:
         """The object or fixture of an attempt."""
         return task.target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -14,7 +15,7 @@ from data.transitions import COLUMNS, Transitions, write_transitions
 from models.losses import weighted_mean
 from models.stacked import LOG_STD, StackedMLP, TanhGaussian, TwinQ
 from sim.locomotion import BODIES
-from train.cql import CQL, conservative_gap
+from train.cql import CQL, conservative_gap, softmax_sample
 from train.cql_config import CQLConfig
 from train.sac import q_target
 
@@ -57,6 +58,36 @@ def test_the_conservative_term_is_the_importance_weighted_logsumexp_minus_the_da
     assert conservative_gap(q, log_density, tensor([0.7])).item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_strata_of_the_softmax_are_drawn_as_often_as_it_says():
+    logits = tensor([0.0, 1.0, 3.0]).expand(20_000, 3)
+    chosen = softmax_sample(logits, 2, torch.Generator().manual_seed(0))
+    often = torch.bincount(chosen.flatten(), minlength=3) / chosen.numel()
+    assert often.tolist() == pytest.approx(logits[0].softmax(0).tolist(), abs=0.01)
+    assert (chosen[:, 0] <= chosen[:, 1]).all()  # each in a half of its own
+
+
+def test_the_drawn_gradient_is_on_average_that_of_all_actions(transitions):
+    """Of Q's first layer, over many draws; the term itself is the same."""
+    module = module_of(transitions, rules=("all",), seeds=(0,))
+    rng = torch.Generator().manual_seed(0)
+    state, action, sampled = torch.randn(1, 6, 20), torch.rand(1, 6, 6) * 2 - 1, torch.rand(1, 6, 9, 6) * 2 - 1
+    density, weight = torch.rand(1, 6, 9), module.q.body.layers[0].weight
+
+    def gradient(count):
+        module.config = dataclasses.replace(module.config, gradient_actions=count)
+        gap = module._conservative(state, action, sampled, density, rng)[2]
+        weight.grad = None
+        gap.sum().backward()
+        return gap.detach(), weight.grad
+
+    gap, exact = gradient(0)
+    drawn = [gradient(4) for _ in range(400)]
+    assert torch.allclose(drawn[0][0], gap, atol=1e-5)
+    mean = torch.stack([each for _, each in drawn]).mean(0)
+    assert (mean - exact).norm() < 0.1 * exact.norm()
+    assert (drawn[0][1] - exact).norm() > 0.1 * exact.norm()
+
+
 def test_the_target_bootstraps_unless_the_body_fell():
     one = q_target(tensor([1.0, 1.0]), tensor([0.0, 1.0]), tensor([2.0, 2.0]), tensor([0.5, 0.5]), 0.9)
     assert one.tolist() == pytest.approx([1 + 0.9 * 2.5, 1.0])
@@ -86,11 +117,14 @@ def test_a_twin_q_is_two_networks_of_state_and_action_joined():
         for member in range(2):
             row = which * 2 + member
             joined = torch.cat([state[member][:, None].expand(-1, 8, -1), action[member]], -1)
-            first = torch.cat([weights["of_state.weight"][row], weights["of_action"][row]])
-            x = (joined @ first + weights["of_state.bias"][row]).relu()
-            x = (x @ weights["rest.layers.0.weight"][row] + weights["rest.layers.0.bias"][row]).relu()
-            x = x @ weights["rest.layers.1.weight"][row] + weights["rest.layers.1.bias"][row]
+            layer = [(weights[f"body.layers.{k}.weight"][row], weights[f"body.layers.{k}.bias"][row]) for k in range(3)]
+            x = (joined @ layer[0][0] + layer[0][1]).relu()
+            x = (x @ layer[1][0] + layer[1][1]).relu()
+            x = x @ layer[2][0] + layer[2][1]
             assert torch.allclose(x[..., 0], q[which, member], atol=1e-5)
+    assert torch.allclose(twin.values(state, action), q, atol=1e-6)
+    assert torch.allclose(twin(state, torch.stack([action, -action]))[0], q[0], atol=1e-6)
+    assert torch.allclose(twin(state, torch.stack([-action, action]))[1], q[1], atol=1e-6)
 
 
 def test_the_density_of_a_squashed_gaussian_is_torchs():

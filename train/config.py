@@ -12,10 +12,10 @@ from models.qnetwork import CONDITIONINGS, NetworkConfig
 from sim.options import choose, option
 from sim.tasks import TASK_NAMES, check_tasks
 from sim.views import SMALL_PX
+from train.precision import PRECISIONS
 
 LEARNERS = ("qtopt", "clone")
 DECODERS = ("auto", "cpu", "gpu")
-PRECISIONS = ("auto", "32-true", "bf16-mixed")
 
 
 @dataclass(frozen=True, kw_only=True)

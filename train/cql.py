@@ -29,7 +29,7 @@ from train.chance import seed_of
 from train.cql_config import CQLConfig
 from train.sac import q_target, temperature_loss
 
-FORMAT = 1  # of `CQL.checkpoint`
+FORMAT = 2  # of `CQL.checkpoint`
 
 # ---------------------------------------------------------------- losses
 
@@ -41,6 +41,15 @@ def conservative_gap(q_sampled: Tensor, log_density: Tensor, q_data: Tensor) -> 
 
     Q of sampled actions and the log-densities they were drawn with [..., B, K], Q of the data's action [..., B]."""
     return (q_sampled - log_density).logsumexp(-1) - math.log(q_sampled.shape[-1]) - q_data
+
+
+def softmax_sample(logits: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices [..., count] drawn from softmax(logits [..., K]), each from a stratum of its own of equal probability, so
+    that every one of the K comes as often as by independent draws, with less scatter."""
+    total = logits.softmax(-1).cumsum(-1)
+    start = torch.rand((*logits.shape[:-1], count), generator=generator, device=generator.device).to(logits.device)
+    point = (start + torch.arange(count, device=logits.device)) / count
+    return torch.searchsorted(total, point * total[..., -1:]).clamp(max=logits.shape[-1] - 1)
 
 
 # ---------------------------------------------------------------- update
@@ -107,13 +116,13 @@ class CQL(lightning.LightningModule):
             backup = q_target(batch.reward, batch.done, next_q, torch.zeros_like(next_q), config.discount)
             anywhere = torch.rand(theirs.shape, generator=generator, device=self.device) * 2 - 1
             uniform = torch.full_like(their_density, theirs.shape[-1] * math.log(0.5))
-            sampled = torch.cat([anywhere, mine[:, :, 1:].detach(), theirs], 2)
-            density = torch.cat([uniform, mine_density[..., 1:].detach(), their_density], 2)
+            sampled = torch.cat([anywhere, mine[:, :, 1:], theirs], 2)
+            density = torch.cat([uniform, mine_density[..., 1:], their_density], 2)
 
-        q = self.q(state, torch.cat([batch.action[:, :, None], sampled], 2))  # [2, E, B, 1 + K]
-        weight = self._route(batch, state, q.detach(), generator)
-        bellman = weighted_mean((q[..., 0] - backup).square(), weight) / 2
-        conservative = weighted_mean(conservative_gap(q[..., 1:], density, q[..., 0]), weight)
+        q, q_sampled, gap = self._conservative(state, batch.action, sampled, density, generator)
+        weight = self._route(batch, q.detach(), q_sampled, generator)
+        bellman = weighted_mean((q - backup).square(), weight) / 2
+        conservative = weighted_mean(gap, weight)
         critic = (bellman + config.conservative_weight * conservative).sum(0)
         self._step(0, critic.sum())
 
@@ -131,8 +140,31 @@ class CQL(lightning.LightningModule):
             torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), config.target_rate)
         self.updates += 1
         info = {"bellman": bellman.mean(0), "conservative": conservative.mean(0), "actor": actor}
-        info |= {"q_data": q[..., 0].amin(0).mean(-1), "q_policy": best.mean(-1), "alpha": alpha[:, 0]}
+        info |= {"q_data": q.amin(0).mean(-1), "q_policy": best.mean(-1), "alpha": alpha[:, 0]}
         return {key: value.detach() for key, value in info.items()}
+
+    def _conservative(
+        self, state: Tensor, action: Tensor, sampled: Tensor, density: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Q of the data's actions [2, E, B], Q of the sampled ones [2, E, B, K] without a gradient, and CQL(H)'s term
+        [2, E, B].
+
+        The gradient of its logsumexp is the mean of Q's over the softmax of Q - log p: `gradient_actions` drawn from
+        there estimate it without bias, for a fraction of the work."""
+        count = self.config.gradient_actions
+        data = action[:, :, None]
+        if not count:
+            q = self.q(state, torch.cat([data, sampled], 2))
+            gap = conservative_gap(q[..., 1:], density, q[..., 0])
+            return q[..., 0], q[..., 1:].detach(), gap
+        with torch.no_grad():
+            q_sampled = self.q.values(state, sampled)
+            chosen = softmax_sample(q_sampled - density, count, generator)[..., None]
+            drawn = sampled.expand(2, *sampled.shape).gather(3, chosen.expand(*chosen.shape[:-1], action.shape[-1]))
+        q = self.q(state, torch.cat([data.expand(2, *data.shape), drawn], 3))
+        slope = q[..., 1:].mean(-1) - q[..., 0]
+        gap = conservative_gap(q_sampled, density, q[..., 0].detach())
+        return q[..., 0], q_sampled, gap + slope - slope.detach()
 
     def _draw(self, generator: torch.Generator) -> StateBatch:
         """Each rule's members draw for themselves; together [E, B, ...]."""
@@ -141,11 +173,11 @@ class CQL(lightning.LightningModule):
         return StateBatch(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     @torch.no_grad()
-    def _route(self, batch: StateBatch, state: Tensor, q: Tensor, generator: torch.Generator) -> Tensor:
-        """The weights [E, B]; `q` [2, E, B, 1 + K] of the data's and of the sampled actions."""
+    def _route(self, batch: StateBatch, q: Tensor, q_sampled: Tensor, generator: torch.Generator) -> Tensor:
+        """The weights [E, B]; Q of the data's actions [2, E, B] and of the sampled ones [2, E, B, K]."""
         q = q.amin(0)
         count, parts = self.config.sampled_actions, []
-        policy = q[..., 1 + count : 1 + 2 * count].mean(-1)
+        policy = q_sampled[..., count : 2 * count].amin(0).mean(-1)
         asked = {RULES[rule].needs for rule in self.config.rules}
         of_tasks = self._q_of_tasks(batch) if "q_tasks" in asked else None
         seeds = len(self.config.seeds)
@@ -153,7 +185,7 @@ class CQL(lightning.LightningModule):
             mine = slice(k * seeds, (k + 1) * seeds)
             part = StateBatch(**{f.name: getattr(batch, f.name)[mine] for f in dataclasses.fields(StateBatch)})
             q_tasks = None if of_tasks is None else of_tasks[mine]
-            parts.append(router.weigh(part, Scores(q=q[mine, :, 0], q_policy=policy[mine], q_tasks=q_tasks), generator))
+            parts.append(router.weigh(part, Scores(q=q[mine], q_policy=policy[mine], q_tasks=q_tasks), generator))
         return torch.cat(parts)
 
     def _q_of_tasks(self, batch: StateBatch) -> Tensor:
@@ -163,7 +195,7 @@ class CQL(lightning.LightningModule):
         seen = batch.observation[:, :, None].expand(-1, -1, self.num_tasks, -1)
         state = torch.cat([seen, every], -1).flatten(1, 2)
         action = batch.action[:, :, None, None].expand(-1, -1, self.num_tasks, -1, -1).flatten(1, 2)
-        return self.q(state, action).amin(0).view(members, rows, self.num_tasks)
+        return self.q.values(state, action).amin(0).view(members, rows, self.num_tasks)
 
     def _step(self, which: int, loss: Tensor) -> None:
         optimizer: Any = self.optimizers()[which]  # type: ignore[index]
@@ -198,13 +230,15 @@ class CQL(lightning.LightningModule):
         return {
             "format": FORMAT,
             "updates": self.updates,
+            "precision": self.trainer.precision,
             "state_dict": self.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.made],
         }
 
-    def restore(self, checkpoint: Any, path: Path) -> None:
-        """Go on from it; CheckpointError where it is another run's."""
+    def restore(self, checkpoint: Any, path: Path) -> str:
+        """Go on from it; its precision. CheckpointError where it is another run's."""
         if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
             raise CheckpointError(f"{path}: not a checkpoint of CQL on states, format {FORMAT}")
         load_weights(self, checkpoint["state_dict"], path)
         self.updates, self.optimizer_states = checkpoint["updates"], checkpoint["optimizers"]
+        return str(checkpoint["precision"])

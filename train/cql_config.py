@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from data.router import TEMPERATURE_CLIPS, RouterConfig
 from data.sharing import RULES
 from sim.options import choose, option
+from train.precision import PRECISIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class CQLConfig:
     target_rate: float = option(5e-3, "of the running average that gives targets")
     conservative_weight: float = option(1.0, "beta of CQL")
     sampled_actions: int = option(10, "each: anywhere, of the policy at s, of the policy at s'")
+    gradient_actions: int = option(4, "of them, drawn from their softmax, to estimate the critic's gradient by; 0: all")
     warm_steps: int = option(0, "in which the policy clones the data")
     hidden: tuple[int, ...] = option((256, 256, 256), "units of the layers")
     percentile: float = option(10.0, "k of CDS, percent from the top")
@@ -35,11 +37,13 @@ class CQLConfig:
     own_part: float = option(0.5, "chance that a task's own transitions are weighed too, each step")
     granularity: str = option("transition", "what is weighed: transition, episode")
     checkpoint_every: int = option(10_000, "updates between checkpoints")
+    precision: str = option("auto", "of the middle layers: 32-true, bf16-mixed, or auto: whichever is faster here")
     episodes: int = option(10, "of each task to evaluate a member by, in the end")
 
     def __post_init__(self) -> None:
         for rule in self.rules:
             choose("sharing rule", rule, tuple(RULES))
+        choose("precision", self.precision, PRECISIONS)
         choose("clip", self.clip, tuple(TEMPERATURE_CLIPS))
         for name in ("rules", "seeds", "hidden"):
             if len(set(getattr(self, name))) < len(getattr(self, name)) and name != "hidden":

@@ -27,9 +27,10 @@ from models.checkpoint import RUN_CONFIG, CheckpointError, read_plain
 from sim.options import Parser, add_options, changed, from_options
 from train.cql import CQL
 from train.cql_config import CQLConfig
+from train.precision import resolve_precision
 from train.run import LAST, LOCK, quiet_lightning
 
-FREE_TO_CHANGE = ("out", "steps", "updates_per_step", "checkpoint_every", "episodes")
+FREE_TO_CHANGE = ("out", "steps", "updates_per_step", "checkpoint_every", "episodes", "precision")
 
 
 def main(arguments: list[str]) -> None:
@@ -49,19 +50,22 @@ def train(config: CQLConfig) -> Path:
         quiet_lightning()
         torch.manual_seed(config.seed)
         module = CQL(config, transitions)
+        precision = config.precision
+        if resume is not None:
+            kept = module.restore(read_plain(resume), resume)
+            precision = kept if precision == "auto" else precision
+            print(f"{out}: going on from update {module.updates}")
         trainer = lightning.Trainer(
             accelerator="auto",
             devices=1,
             max_epochs=1,
+            precision=resolve_precision(precision),  # type: ignore[arg-type]
             logger=TensorBoardLogger(out, name="", version="log"),
             log_every_n_steps=1,
             callbacks=[Save(out / LAST, config.checkpoint_every)],
             enable_model_summary=False,
             enable_checkpointing=False,
         )
-        if resume is not None:
-            module.restore(read_plain(resume), resume)
-            print(f"{out}: going on from update {module.updates}")
         if module.updates < config.steps:
             left = range(-(-(config.steps - module.updates) // config.updates_per_step))
             trainer.fit(module, DataLoader(list(left), batch_size=None))  # type: ignore[arg-type]

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import functools
 import json
 import logging
 import os
 import signal
 import threading
-import time
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
@@ -37,6 +34,7 @@ from train.bc import Cloning
 from train.config import TrainConfig
 from train.landscape import Landscape
 from train.pace import Pace
+from train.precision import resolve_precision
 from train.qtopt import QTOpt
 
 LEARNERS = {"qtopt": QTOpt, "clone": Cloning}
@@ -275,31 +273,6 @@ class SaveAtEnd(Callback):
             if trainer.is_global_zero:
                 print(f"\nstopped: {self._path} holds step {trainer.global_step}; the same command goes on from there")
             raise SystemExit(130)
-
-
-def resolve_precision(name: str) -> str:
-    """`auto`: bfloat16 on a GPU that has it; on a CPU whichever is measured to multiply faster, for one without such
-    units is hundreds of times slower in it."""
-    return _auto_precision() if name == "auto" else name
-
-
-@functools.cache
-def _auto_precision() -> str:
-    if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    return "bf16-mixed" if _matmul_s(torch.bfloat16) < 0.8 * _matmul_s(torch.float32) else "32-true"
-
-
-def _matmul_s(kind: torch.dtype) -> float:
-    matrix = torch.ones(512, 512, dtype=kind)
-    times = []
-    for _ in range(4):
-        begin = time.perf_counter()
-        (matrix @ matrix)[0, 0].item()
-        times.append(time.perf_counter() - begin)
-        if times[-1] > 0.2:
-            break
-    return min(times)
 
 
 def quiet_lightning() -> None:

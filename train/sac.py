@@ -23,6 +23,7 @@ from models.stacked import TanhGaussian, TwinQ
 from models.state_policy import pack_policies, sample_actions
 from sim.locomotion import Body, Step, Walk, body_by_name
 from sim.options import Parser, add_options, choose, from_options, option
+from train.precision import PRECISIONS, resolve_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +41,15 @@ class SACConfig:
     discount: float = option(0.99, "gamma")
     target_rate: float = option(5e-3, "of the running average that gives targets")
     hidden: tuple[int, ...] = option((256, 256), "units of the layers")
-    medium_steps: int = option(100_000, "after which the policies are kept as medium ones")
+    keep_every: int = option(100_000, "steps between policies that are kept; the last is kept too")
     replay_steps: int = option(109_900, "which are kept as the replay buffer (CDS, table 3)")
+    precision: str = option("auto", "of the middle layers: 32-true, bf16-mixed, or auto: whichever is faster here")
 
     def __post_init__(self) -> None:
         for name in self.tasks:
             choose("task", name, body_by_name(self.body).task_names)
-        for field in ("steps", "start_steps", "batch_size"):
+        choose("precision", self.precision, PRECISIONS)
+        for field in ("steps", "start_steps", "batch_size", "keep_every", "replay_steps"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is at least 1, got {getattr(self, field)}")
 
@@ -150,13 +153,14 @@ def main(arguments: list[str]) -> None:
 
 
 def learn(config: SACConfig) -> Path:
-    """Train the tasks. Writes `policy-STEPS.pt` at `medium_steps` and at the end, `replay.h5` with the
-    first `replay_steps` of each task, and `returns.csv`; the folder's path."""
+    """Train the tasks. Writes `policy-STEPS.pt` every `keep_every` steps and at the end, `replay.h5` with the first
+    `replay_steps` of each task, and `returns.csv`; the folder's path."""
     body, out = body_by_name(config.body), Path(config.out)
     tasks = config.tasks or body.task_names
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     generator, rng = torch.Generator().manual_seed(config.seed), np.random.default_rng(config.seed)
+    fast = resolve_precision(config.precision) == "bf16-mixed"
     sac, memory = SAC(config, body, len(tasks)), Memory(body, tasks, config.steps)
     walks = [Walk(body) for _ in tasks]
     now = np.stack([walk.reset(config.seed + k) for k, walk in enumerate(walks)])
@@ -175,8 +179,9 @@ def learn(config: SACConfig) -> Path:
                 now[member], total[member] = walk.reset(), 0.0
         memory.filled += 1
         if count > config.start_steps:
-            sac.update(memory.sample(config.batch_size, rng), generator)
-        if count in (config.medium_steps, config.steps):
+            with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+                sac.update(memory.sample(config.batch_size, rng), generator)
+        if count % config.keep_every == 0 or count == config.steps:
             about = {"hidden": list(config.hidden), "algorithm": "SAC", "steps": count, "seed": config.seed}
             write_whole(out / f"policy-{count}.pt", pack_policies(sac.policy, body, tasks, about))
         if count == config.replay_steps:

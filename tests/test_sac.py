@@ -1,0 +1,89 @@
+"""Soft actor-critic on states: its terms, its files, and that it learns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import tensor
+
+from data.transitions import read_transitions
+from models.checkpoint import CheckpointError
+from models.state_policy import load_policies, mean_actions, sample_actions
+from sim.locomotion import BODIES
+from train.sac import SAC, SACConfig, learn, temperature_loss
+
+BODY = BODIES["walker2d"]
+
+
+def test_the_temperature_rises_while_the_entropy_is_below_its_target():
+    log_alpha = tensor([0.0, 0.0], requires_grad=True)
+    log_density = tensor([[-1.0, -3.0], [5.0, 7.0]])  # entropies 2 and -6
+    temperature_loss(log_alpha, log_density, 4).backward()
+    assert log_alpha.grad.tolist() == [2 + 4, -6 + 4]
+
+
+def test_each_task_learns_which_way_pays():
+    """One-step episodes whose reward is the first number of the action, or its opposite."""
+    torch.manual_seed(0)
+    sac = SAC(SACConfig(learning_rate=3e-3, hidden=(32, 32)), BODY, 2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        action = torch.rand(2, 64, 6, generator=generator) * 2 - 1
+        batch = {
+            "observation": torch.randn(2, 64, 17, generator=generator),
+            "action": action,
+            "done": torch.ones(2, 64),
+        }
+        batch |= {"reward": 5 * action[..., 0] * tensor([[1.0], [-1.0]]), "next_observation": batch["observation"]}
+        sac.update(batch, generator)
+    action = mean_actions(sac.policy, np.random.default_rng(0).normal(size=(2, 50, 17)).astype(np.float32))
+    assert action[0, :, 0].mean() > 0.5
+    assert action[1, :, 0].mean() < -0.5
+    assert (sac.log_alpha < 0).all()  # there is more entropy at first than is wanted
+
+
+def test_a_run_leaves_policies_returns_and_the_replay_of_each_task(tmp_path):
+    pytest.importorskip("mujoco")
+    options = {
+        "steps": 60,
+        "start_steps": 40,
+        "keep_every": 30,
+        "replay_steps": 50,
+        "batch_size": 8,
+        "hidden": (16, 16),
+    }
+    config = SACConfig(out=str(tmp_path), tasks=("jump", "run-forward"), **options)
+    learn(config)
+    replay = read_transitions(tmp_path / "replay.h5")
+    assert np.bincount(replay.columns["task"], minlength=3).tolist() == [50, 0, 50]
+    assert replay.columns["task"][0] == BODY.task_names.index("jump")
+    going = ~replay.columns["last"][:-1]
+    assert np.array_equal(replay.columns["next_observation"][:-1][going], replay.columns["observation"][1:][going])
+    assert replay.columns["last"][49]
+    assert np.abs(replay.columns["action"]).max() <= 1
+    assert sorted(each.name for each in tmp_path.glob("*.pt")) == ["policy-30.pt", "policy-60.pt"]
+    policy, body, about = load_policies(tmp_path / "policy-60.pt")
+    assert body is BODY
+    assert (about["tasks"], about["steps"], about["algorithm"]) == (["jump", "run-forward"], 60, "SAC")
+    seen = np.zeros((2, 3, 17), np.float32)
+    assert sample_actions(policy, seen, torch.Generator().manual_seed(0)).shape == (2, 3, 6)
+    assert (tmp_path / "returns.csv").read_text().startswith("step,task,return\n")
+    learn(config)
+    assert np.array_equal(read_transitions(tmp_path / "replay.h5").columns["action"], replay.columns["action"])
+
+
+def test_what_is_no_file_of_policies_is_refused(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="holds no policies"):
+        load_policies(tmp_path / "x.pt")
+    with pytest.raises(CheckpointError):
+        load_policies(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"tasks": ("jmp",)}, "Did you mean 'jump'"), ({"steps": 0}, "at least 1")]
+)
+def test_options_that_make_no_sense_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        SACConfig(**wrong)
