@@ -68,6 +68,11 @@ class Batch:
         """The batch in memory that a GPU reads by itself; PyTorch's loader calls it too."""
         return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
 
+    def select(self, index: Tensor) -> Batch:
+        """These rows of a batch whose pictures are decoded."""
+        chosen = {f.name: getattr(self, f.name)[index] for f in fields(self) if not f.name.startswith("encoded")}
+        return Batch(**chosen)
+
     def rest(self) -> dict[str, NDArray[Any]]:
         """All but the pictures."""
         return {f.name: getattr(self, f.name).numpy() for f in fields(self) if f.name not in ("image", "next_image")}
@@ -101,7 +106,7 @@ def can_decode_on_gpu() -> bool:
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
     """`per_task` transitions for each task in each of the `processes`. `shared` is the part drawn from others,
-    `success` that of own successes.
+    `success` that of own successes. `offered`: transitions in the place of each shared one, for the router to choose.
 
     `n_step`: steps from s to s'. `decode`: pictures are decoded as they are loaded; else `Batch.to` decodes those
     that are JPEG.
@@ -111,6 +116,7 @@ class SamplerConfig:
     processes: int = 1
     shared: float = 0.5
     success: float = 0.5
+    offered: int = 1
     n_step: int = 1
     decode: bool = True
 
@@ -152,7 +158,7 @@ class Sampler:
     def __init__(self, replay: Replay, tasks: tuple[int, ...], rule: SharingRule, config: SamplerConfig) -> None:
         self._replay, self._tasks, self._config = replay, tasks, config
         self.decodes, self.processes = config.decode, config.processes
-        self._least_own = 1 if rule.uses_q else 0  # of each task: such a rule compares with them
+        self._least_own = config.processes if rule.uses_q else 0  # of each task: such a rule compares with them
         self._told_reward = rule.reward
         allowed = rule.sources(SKILLS)
         source = replay.episode_task
@@ -170,23 +176,30 @@ class Sampler:
         steps, targets = [], []
         seen = set[int]()
         for task, (won, lost, others) in zip(self._tasks, self._pools, strict=True):
-            size = self._config.per_task * self._config.processes
-            num_shared = _part_of(size, self._config.shared, rng) if others else 0
-            num_shared = min(num_shared, size - self._least_own)
+            size, offered = self._config.per_task * self._config.processes, self._config.offered
+            num_shared = min(self._num_shared(size, rng), size - self._least_own) if others else 0
             num_won = _part_of(size - num_shared, self._config.success, rng)
             if not won or not lost:
                 num_won = (size - num_shared) if won else 0
-            for pool, count in ((won, num_won), (lost, size - num_shared - num_won), (others, num_shared)):
+            num_lost = size - num_shared - num_won
+            for pool, count in ((won, num_won), (lost, num_lost), (others, offered * num_shared)):
                 if count:
                     steps.append(pool.draw(count, rng, seen))
-            targets.append(np.full(size, task, np.int64))
+            targets.append(np.full(size + (offered - 1) * num_shared, task, np.int64))
         return np.concatenate(steps), np.concatenate(targets)
+
+    def _num_shared(self, size: int, rng: np.random.Generator) -> int:
+        """Of a task's `size` places in the batch of all processes; as many in each where several are offered."""
+        if self._config.offered == 1:
+            return _part_of(size, self._config.shared, rng)
+        return round(self._config.per_task * self._config.shared) * self._config.processes
 
     @property
     def pictures_shape(self) -> tuple[int, ...]:
-        """[2 B, H, W, 3] of a batch's decoded pictures."""
+        """[2 B, H, W, 3] of the decoded pictures of one process's batch."""
+        steps, _ = self.draw(np.random.default_rng(0))  # every draw has as many
         side = self._replay.frame_size
-        return 2 * self._config.per_task * len(self._tasks), side, side, 3
+        return 2 * len(steps) // self.processes, side, side, 3
 
     def load(self, steps: NDArray[np.int64], targets: NDArray[np.int64], memory: Tensor | None = None) -> Batch:
         """Read and decode the transitions of these steps, with the reward of the target task.

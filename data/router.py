@@ -118,6 +118,32 @@ class Router(torch.nn.Module):
         weight = mine(weight.transpose(0, 1)).transpose(0, 1)
         return weight if lead else weight[0]
 
+    @torch.no_grad()
+    def choose(self, batch: Routed, weight: Tensor, offered: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One of every `offered` shared transitions of each target, as often as its weight [..., B] says, and all own
+        ones: their rows [..., C], and the weights [..., C] they count with, for a shared one the mean of its target's.
+
+        So every term of the loss keeps its expectation, and no place of the batch goes to what hardly counts. By
+        systematic resampling, of this process's rows; each target has a multiple of `offered` among them."""
+        lead = batch.task_index.dim() > 1
+        target, source, weight = (
+            rows if lead else rows[None] for rows in (batch.task_index, batch.source_task_index, weight)
+        )
+        shared = target != source
+        place = F.one_hot(target, self.tau.shape[-1]).to(weight.dtype) * shared[..., None]
+        count, total = place.sum(1), (place * weight[..., None]).sum(1)
+        mean = (total / count.clamp(min=1)).gather(-1, target)
+        share = torch.where(total.gather(-1, target) > 0, weight / mean.clamp(min=1e-12), 1.0) * shared / offered
+        until = share.double().cumsum(-1)
+        kept = int(shared[0].sum()) // offered
+        start = torch.rand(len(target), 1, generator=generator, device=generator.device).to(until)
+        point = start + torch.arange(kept, device=until.device)
+        drawn = torch.searchsorted(until, point, right=True).clamp(max=shared.shape[1] - 1)
+        own = (~shared).nonzero()[:, 1].view(len(target), -1)
+        index = torch.cat([own, drawn], 1).sort(1).values
+        weight = torch.where(shared, mean, weight).gather(1, index)
+        return (index, weight) if lead else (index[0], weight[0])
+
     def forget(self) -> None:
         """Scores of own transitions come from another Q-function now."""
         self.own_count.zero_()
@@ -139,14 +165,19 @@ class Router(torch.nn.Module):
         self, score: Tensor, place: Tensor, target: Tensor, shared: Tensor, q_tasks: Tensor | None
     ) -> RuleContext:
         reference = torch.zeros_like(score)
-        temperature = torch.full_like(score, self.config.temperature or 1.0)
         if self.rule.refer:
             self._remember(score, place * ~shared[..., None], target)
             reference = self.reference().gather(-1, target)
-            if not self.config.temperature:
-                self._warm((score - reference).abs(), place * shared[..., None])
-                temperature = self.tau.clamp(self.config.tau_low, self.config.tau_high).gather(-1, target)
+            self._warm((score - reference).abs(), place * shared[..., None])
+        temperature = self.temperature().gather(-1, target)
         return RuleContext(reference=reference, temperature=temperature, target=target, q_tasks=q_tasks)
+
+    def temperature(self) -> Tensor:
+        """What the advantages of each task are divided by, [E, N]: fixed, or averaged and clipped; 1 for a rule that
+        has no advantages."""
+        if self.config.temperature or not self.rule.refer:
+            return torch.full_like(self.tau, self.config.temperature or 1.0)
+        return self.tau.clamp(self.config.tau_low, self.config.tau_high)
 
     def _remember(self, score: Tensor, own: Tensor, target: Tensor) -> None:
         """Put own scores, `own` [E, B, N] marks them, over the oldest of the window."""
@@ -194,8 +225,10 @@ class Router(torch.nn.Module):
         rows, weight, won = self.sums[:, member]
         others = 1 - torch.eye(len(rows), device=rows.device)
         known = {"weights": weight / rows, "success": (won * others).sum(1) / (weight * others).sum(1)}
+        if self.rule.uses_q:
+            known["temperature"] = self.temperature()[member]
         if self.rule.refer:
-            known |= {"temperature": self.tau[member], "reference": self.reference()[member]}
+            known["reference"] = self.reference()[member]
         return {"rule": self.rule.name, **{name: _plain(value.tolist()) for name, value in known.items()}}
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,14 @@ class StateBatch:
     source_task_index: Tensor  # int64
     episode: Tensor  # int64
 
+    def of_members(self, members: slice) -> StateBatch:
+        return StateBatch(**{field.name: getattr(self, field.name)[members] for field in fields(self)})
+
+    def select(self, index: Tensor) -> StateBatch:
+        """Rows [E, C] of each member."""
+        member = torch.arange(len(index), device=index.device)[:, None]
+        return StateBatch(**{field.name: getattr(self, field.name)[member, index] for field in fields(self)})
+
 
 class StateSampler:
     """Stratified batches (CDS, app. C.1) from memory on the device: `per_task` transitions of each target task, of
@@ -152,10 +160,12 @@ class StateSampler:
         per_task: int = 128,
         shared: float = 0.5,
         told_reward: bool = True,
+        offered: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
         """`sources` [N, N]: from which task (column) each (row) may draw, as a sharing rule tells it. Without
-        `told_reward` shared transitions carry 0."""
+        `told_reward` shared transitions carry 0. `offered`: transitions in the place of each shared one, for the router
+        to choose."""
         self._columns = {
             name: torch.from_numpy(transitions.columns[name]).to(device)
             for name in ("observation", "next_observation", "action", "task")
@@ -172,9 +182,10 @@ class StateSampler:
                 raise DatasetError(f"the dataset holds no step of task {transitions.body.task_names[target]}")
             others = np.flatnonzero(np.isin(task, [j for j in np.flatnonzero(sources[target]) if j != target]))
             num_shared = round(per_task * shared) if len(others) else 0
-            counts = ((own, per_task - num_shared), (others, num_shared))
+            counts = ((own, per_task - num_shared), (others, offered * num_shared))
             self._pools.append([(torch.from_numpy(pool).to(device), count) for pool, count in counts if count])
-        self._target = torch.arange(len(sources), device=device).repeat_interleave(per_task)
+        size = torch.tensor([sum(count for _, count in pools) for pools in self._pools], device=device)
+        self._target = torch.arange(len(sources), device=device).repeat_interleave(size)
 
     def draw(self, members: int, generator: torch.Generator) -> StateBatch:
         """A batch for each member, another one each."""

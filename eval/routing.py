@@ -74,7 +74,7 @@ def routing_section(sharing: dict[str, Any]) -> str:
         charts.matrix("target", TASK_NAMES, weights),
         f"<p class=note>Rule {rule}. 1 on the diagonal: a task's own data count in full.</p>",
     ]
-    if "steps" in sharing:
+    if sharing.get("steps"):
         parts.append(_table(sharing))
     history = sharing.get("history", [])
     if RULES[rule].uses_q and len(history) > 1:
@@ -145,12 +145,9 @@ def show(config: RoutingConfig) -> Path:
 def weigh_episodes(policy: CEMPolicy, replay: Replay, episodes: NDArray[np.int64], target: int) -> list[RoutedEpisode]:
     """The mean weight and Q of the steps of each episode, for the target task."""
     sharing = policy.about["sharing"]
-    rule, options = RULES[sharing["rule"]], sharing["config"]
+    rule = RULES[sharing["rule"]]
     steps = [np.array(replay.frames_of(int(episode)))[:-1] for episode in episodes]
     scores = _score(policy, replay, np.concatenate(steps), target)
-    tau = options["temperature"] or 1.0
-    if rule.refer and not options["temperature"]:
-        tau = float(np.clip(sharing["temperature"][target] or 0.0, options["tau_low"], options["tau_high"]))
     reference = sharing["reference"][target] if rule.refer else 0.0
     if reference is None:
         raise CheckpointError(f"its router has seen no step of {TASK_NAMES[target]}")
@@ -158,7 +155,7 @@ def weigh_episodes(policy: CEMPolicy, replay: Replay, episodes: NDArray[np.int64
     score = rule.score(scores)
     context = RuleContext(
         reference=torch.full_like(score, reference),
-        temperature=torch.full_like(score, tau),
+        temperature=torch.full_like(score, sharing["temperature"][target]),
         target=torch.full_like(score, target, dtype=torch.int64),
         q_tasks=scores.q_tasks,
     )

@@ -73,6 +73,18 @@ def test_the_shared_part_is_exactly_as_configured(replay, shared, num_shared):
         assert (is_shared[:, target[0] == task].sum(axis=1) == num_shared).all()
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_several_are_offered_for_each_shared_place(replay, processes):
+    """Each process's part holds as many for every task, whatever share is asked for."""
+    sampler = sampler_of(replay, "cds", per_task=4, shared=0.4, offered=3, processes=processes)
+    for rank in range(processes):
+        steps, targets = next(BatchStream(sampler, 0, rank=rank).draws())
+        own = replay.episode_task[replay.episode_of(steps)] == targets
+        assert targets.tolist() == np.repeat(TASKS_USED, 2 + 3 * 2).tolist()
+        assert own.reshape(len(TASKS_USED), 8).sum(1).tolist() == [2] * len(TASKS_USED)
+    assert sampler.pictures_shape[0] == 2 * 8 * len(TASKS_USED)
+
+
 def test_a_rule_that_compares_with_own_transitions_finds_one_of_each_task_in_every_batch(replay):
     rng = np.random.default_rng(0)
     for per_task, shared in ((2, 0.75), (3, 0.9), (2, 1.0)):

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import re
-import shlex
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -209,67 +203,6 @@ def test_a_task_ends_early_when_it_succeeds_often_enough(tmp_path, tiny_collecti
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
-def test_a_mix_gives_each_source_its_episodes(tmp_path, tiny_collection, tiny_checkpoint):
-    mix = tmp_path / "mix.toml"
-    mix.write_text(
-        f"""
-        [[source]]
-        tasks = ["lift-banana"]
-        noise = 0.5
-        episodes = 3
-        [[source]]
-        tasks = ["lift-banana", "place-bowl"]
-        policy = "checkpoint"
-        checkpoint = "{tiny_checkpoint}"
-        noise = 0.2
-        episodes = 1
-        """
-    )
-    options = {key: value for key, value in tiny_collection.items() if key not in ("tasks", "episodes")}
-    manifest = collect(CollectConfig(out=str(tmp_path / "set"), mix=str(mix), **options))
-    held = {row.name: (row.policy, len(row.task)) for row in manifest.shards}
-    assert held == {
-        "lift-banana-0-000000.h5": ("crude", 2),
-        "lift-banana-0-000002.h5": ("crude", 1),
-        "lift-banana-1-000000.h5": ("checkpoint", 1),
-        "place-bowl-1-000000.h5": ("checkpoint", 1),
-    }
-    _, tables, attributes = read_shard(tmp_path / "set" / "place-bowl-1-000000.h5")
-    assert attributes["checkpoint_sha256"] == hashlib.sha256(tiny_checkpoint.read_bytes()).hexdigest()
-    assert tables["episode/noise"] == pytest.approx([0.2])
-    assert check(tmp_path / "set").wrong == ()
-
-
-def test_a_source_that_asks_for_fewer_is_refused(tmp_path, tiny_collection):
-    options = {key: value for key, value in tiny_collection.items() if key not in ("tasks", "episodes")}
-    for number, (first, second) in enumerate([(2, 1), (1, 4)]):
-        mix = tmp_path / f"mix-{number}.toml"
-        sources = [("lift-banana", first), ("place-bowl", second)]
-        mix.write_text("".join(f'[[source]]\ntasks = ["{task}"]\nepisodes = {count}\n' for task, count in sources))
-        if not number:
-            collect(CollectConfig(out=str(tmp_path / "set"), mix=str(mix), **options))
-    with pytest.raises(DatasetError, match="was asked for 2 episodes, now for 1"):
-        collect(CollectConfig(out=str(tmp_path / "set"), mix=str(mix), **options))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", r"holds no \[\[source\]\] table"),
-        ("[[source]]\n", "episodes is a whole number"),
-        ("[[source]]\nepisodes = 2.5", "episodes is a whole number"),
-        ('[[source]]\nepisodes = 2\ntasks = "lift-can"', "tasks is a list of names"),
-        ('[[source]]\nepisodes = 2\npolicy = "crud"', "Did you mean 'crude'"),
-        ("[[source]]\nepisode = 2", "Did you mean 'episodes'"),
-        ("[[source", "Expected"),
-    ],
-)
-def test_a_mix_that_makes_no_sense_is_refused_by_its_file(tmp_path, text, message):
-    (tmp_path / "mix.toml").write_text(text)
-    with pytest.raises(ValueError, match=rf"mix\.toml: .*{message}"):
-        CollectConfig(out=str(tmp_path / "set"), mix=str(tmp_path / "mix.toml"))
-
-
 def test_a_task_that_ended_is_not_collected_further(tmp_path, tiny_collection):
     """The other task never ends, so that all of it is collected; two shards ahead may have been begun."""
     mix = tmp_path / "mix.toml"
@@ -294,36 +227,11 @@ def test_a_task_that_ended_is_not_collected_further(tmp_path, tiny_collection):
     assert Replay(folder).num_episodes == bananas + 30
 
 
-def test_a_checkpoint_that_changed_since_is_refused(tmp_path, tiny_collection, tiny_checkpoint):
-    checkpoint = shutil.copy(tiny_checkpoint, tmp_path / "last.ckpt")
-    options = {**tiny_collection, "policy": "checkpoint", "checkpoint": str(checkpoint), "noise": 0.1, "episodes": 2}
-    collect(CollectConfig(out=str(tmp_path / "set"), **options))
-    with checkpoint.open("ab") as file:
-        file.write(b"x")
-    with pytest.raises(DatasetError, match="other options: checkpoint_sha256"):
-        collect(CollectConfig(out=str(tmp_path / "set"), **{**options, "episodes": 4}))
-
-
 def test_two_collections_do_not_share_a_folder(copied, tiny_collection):
     with (copied / "collect.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DatasetError, match=f"{copied}: another collection is at work"):
             collect(CollectConfig(out=str(copied), **{**tiny_collection, "episodes": 8}))
-
-
-def test_a_full_disk_is_named_and_what_is_finished_stays(tmp_path):
-    """The system refuses to let a file grow beyond 200 kB, as it refuses to fill a disk: no shard of twenty fits."""
-    folder = tmp_path / "full"
-    options = ["--tasks", "lift-can", "--episodes-per-shard", "20"]
-    subprocess.run([*command(folder, 20), *options], cwd=ROOT, capture_output=True, check=True)
-    finished = content(folder)
-    line = f"ulimit -f 200; trap '' XFSZ; exec {shlex.join([*command(folder, 60), *options])}"
-    full = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
-    assert full.returncode == 2
-    assert re.search(rf"error: .*File too large: '{folder}/\S+\.h5'", full.stderr), full.stderr
-    assert "Traceback" not in full.stderr
-    assert {**content(folder), "collect.json": finished["collect.json"]} == finished
-    assert check(folder).wrong == ()
 
 
 def test_a_folder_that_may_not_be_written_is_named(tmp_path, tiny_collection, monkeypatch):
@@ -415,84 +323,3 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_written(tmp_p
     with pytest.raises(ValueError, match=message):
         collect(CollectConfig(out=str(tmp_path / "new"), **{**tiny_collection, **wrong}))
     assert not (tmp_path / "new").exists()
-
-
-def command(folder, episodes):
-    values = {
-        "out": folder,
-        "episodes": episodes,
-        "size": 48,
-        "workers": 2,
-        "renderer": "tiny",
-        "episodes_per_shard": 4,
-    }
-    return [sys.executable, "-m", "data", "collect", *(str(v) for key in values for v in (f"--{key}", values[key]))]
-
-
-def wait_until(happened, seconds):
-    end = time.monotonic() + seconds
-    while not happened() and time.monotonic() < end:
-        time.sleep(0.05)
-    return happened()
-
-
-def group_has_ended(group):
-    """Whether no process of the group runs (what has ended but was not waited for does not count)."""
-    states = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        states += [fields[0]] if int(fields[2]) == group else []
-    return all(state in "ZX" for state in states)
-
-
-def test_a_killed_collection_leaves_no_worker_behind_and_the_same_command_completes_it(tmp_path, tiny_dataset):
-    """The parent gets SIGKILL, so it can tell its workers nothing."""
-    folder, episodes = tmp_path / "killed", 60
-    killed = subprocess.Popen(
-        command(folder, episodes),
-        cwd=ROOT,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        assert wait_until(lambda: len(list(folder.glob("*.h5"))) >= 2, 60)
-        killed.kill()
-        killed.wait()
-        workers_ended = wait_until(lambda: group_has_ended(killed.pid), 30)
-    finally:
-        if not group_has_ended(killed.pid):
-            os.killpg(killed.pid, signal.SIGKILL)
-    assert len(list(folder.glob("*.h5"))) < 15
-    again = subprocess.run(command(folder, episodes), cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert Replay(folder).num_episodes == episodes
-    assert check(folder).wrong == ()
-    assert workers_ended, "workers went on collecting after their parent was killed"
-
-
-def test_a_killed_worker_is_replaced(tmp_path, tiny_dataset):
-    folder, episodes = tmp_path / "killed", 60
-    running = subprocess.Popen(command(folder, episodes), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert wait_until(lambda: len(list(folder.glob("*.h5"))) >= 1, 60)
-    os.kill(children(running.pid)[-1], signal.SIGKILL)
-    out = running.communicate(timeout=120)[0].decode()
-    assert running.returncode == 0, out
-    assert Replay(folder).num_episodes == episodes
-    assert check(folder).wrong == ()
-
-
-def children(parent):
-    """Worker processes, oldest first (and not multiprocessing's own helper)."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields, line = stat.read_text().rpartition(")")[2].split(), (stat.parent / "cmdline").read_text()
-        except OSError:
-            continue
-        if int(fields[1]) == parent and "spawn_main" in line:
-            found.append(int(stat.parent.name))
-    return sorted(found)

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import tensor
 
 from data.sharing import RULES
@@ -144,9 +145,22 @@ def test_every_rule_trains(transitions, rule):
     module = module_of(transitions, rules=(rule,))
     info = module.update()
     assert all(torch.isfinite(value).all() for value in info.values())
-    weights = module.reports()[0][0]["weights"]
+    weights = module.routing()[f"{rule}-0"]["weights"]
     assert weights[0][0] is not None
     assert (weights[0][1] is None) == (RULES[rule].sources(BODY.task_names)[0, 1] == 0)
+
+
+@pytest.mark.parametrize("rules", [("cds", "hipi"), ("cds-basic",)])
+def test_batches_keep_their_size_where_several_are_offered(transitions, rules):
+    module = module_of(transitions, rules=rules, oversample=3)
+    seen = []
+    real = module._conservative
+    module._conservative = lambda state, *rest: seen.append(state.shape) or real(state, *rest)
+    info = module.update()
+    assert all(torch.isfinite(value).all() for value in info.values())
+    assert seen == [(len(rules), 24, 20)]
+    with pytest.raises(ValueError, match="oversample needs rules that weigh by Q-values, got cds, all"):
+        CQLConfig(rules=("cds", "all"), oversample=2)
 
 
 def test_a_member_does_not_feel_the_others(transitions):
@@ -203,6 +217,12 @@ def test_going_on_is_bit_for_bit_the_run_that_was_not_stopped(transitions, tmp_p
         torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("stopped", "straight")
     )
     assert stopped["updates"] == straight["updates"] == 8
+    board = EventAccumulator(str(tmp_path / "straight" / "log"))
+    board.Reload()
+    assert {f"routing/{rule}-{seed}/weights" for rule in ("none", "cds") for seed in (0, 1)} <= set(
+        board.Tags()["images"]
+    )
+    assert [event.step for event in board.Scalars("cds-1/bellman")] == [2, 4, 6, 8]
     assert all(torch.equal(stopped["state_dict"][key], value) for key, value in straight["state_dict"].items())
     with pytest.raises(ValueError, match=r"already holds a run with other options: discount 0.99 \(now 0.9\)"):
         cql_run.train(CQLConfig(**{**options, "out": str(tmp_path / "stopped"), "discount": 0.9}))

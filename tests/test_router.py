@@ -167,6 +167,34 @@ def test_members_side_by_side_are_routers_of_their_own():
             assert torch.allclose(both.sums[:, member], router.sums[:, 0])
 
 
+def test_of_several_offered_one_is_chosen_as_often_as_its_weight_says():
+    """Three own ones and four shared places of three offers each, for two targets."""
+    target = [0] * 3 + [0] * 12 + [1] * 3 + [1] * 12
+    source = [0] * 3 + [2] * 12 + [1] * 3 + [2] * 12
+    batch, generator = rows(target, source), torch.Generator().manual_seed(0)
+    weight = torch.ones(30)
+    weight[3:15] = torch.linspace(0, 1.1, 12)
+    weight[18:] = 0.0  # nothing is worth anything: any four, which count nothing
+    weight[0] = 0.5  # own ones may be weighed too
+    router, often = router_of(), torch.zeros(30)
+    for _ in range(2000):
+        index, counts = router.choose(batch, weight, 3, generator)
+        assert index.tolist()[:3] == [0, 1, 2]
+        assert batch.task_index[index].tolist() == [0] * 7 + [1] * 7
+        assert counts.tolist() == pytest.approx([0.5, 1, 1] + [0.55] * 4 + [1] * 3 + [0] * 4)
+        often.index_add_(0, index, counts / 2000)
+    assert often[3:15].tolist() == pytest.approx((weight[3:15] / 3).tolist(), abs=0.02)
+    assert often[18:].tolist() == [0.0] * 12
+
+
+def test_members_choose_for_themselves():
+    batch = rows([[0, 0, 0], [0, 0, 0]], [[0, 1, 1], [0, 1, 1]])
+    weight = tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    index, counts = router_of().choose(batch, weight, 2, torch.Generator().manual_seed(0))
+    assert index.tolist() == [[0, 1], [0, 2]]
+    assert counts.tolist() == [[1.0, 0.5], [1.0, 0.5]]
+
+
 def test_another_q_function_begins_with_an_empty_window():
     router = router_of()
     router.weigh(ONE_TASK, q(0.2, 0.4, 0.5, 0.1))
@@ -189,7 +217,7 @@ def test_the_report_tells_weights_successes_temperature_and_reference():
     assert report["weights"][1] == [None, None, None]
     won_weight, lost_weight = 0.999 * old + new, 0.999 * lost_old + lost_new
     assert report["success"] == [pytest.approx(won_weight / (won_weight + lost_weight)), None, None]
-    assert report["temperature"] == pytest.approx([0.21, 0.0, 0.0])
+    assert report["temperature"] == pytest.approx([0.21, RouterConfig().tau_low, RouterConfig().tau_low])
     assert report["reference"] == [pytest.approx(0.4), None, None]
 
 

@@ -12,6 +12,7 @@ from eval.routing import RoutingConfig, routing_section, show, weigh_episodes
 from models.checkpoint import CheckpointError
 from sim.tasks import TASK_NAMES, TASKS
 from train.config import TrainConfig
+from train.routing import CELL_PX, NAME_PX, heat_map
 from train.run import train
 
 
@@ -52,6 +53,13 @@ def test_the_page_shows_the_episodes_of_others_that_count_most_and_least(tiny_ch
     assert all(0 < weight < 1 for weight in weights)
     shown = [float(text) for text in re.findall(r"weight ([0-9.]+), Q", page)]
     assert shown == pytest.approx([max(weights), min(weights)], abs=0.006)
+
+
+def test_the_heat_map_is_dark_where_much_is_shared():
+    picture = heat_map(("a", "b"), [[1.0, 0.25], [None, 0.0]])
+    first, last = NAME_PX + 3, NAME_PX + CELL_PX + 3
+    assert picture.shape == (NAME_PX + 2 * CELL_PX, NAME_PX + 2 * CELL_PX, 3)
+    assert picture[first, first, 0] < picture[first, last, 0] < picture[last, last, 0] == picture[last, first, 0] == 255
 
 
 def test_a_page_needs_a_rule_that_weighs_by_q_and_a_task_that_was_trained(tiny_checkpoint, tiny_training, tmp_path):

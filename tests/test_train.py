@@ -24,14 +24,14 @@ from eval.policy import CEMPolicy
 from eval.report import read_curves
 from models.acting import crop, crop_corner, in_crop
 from models.augment import photometric
-from models.checkpoint import CheckpointError, read_checkpoint
+from models.checkpoint import read_checkpoint
 from models.qnetwork import bounds
 from sim.landmarks import landmarks
 from sim.state import SceneState
 from sim.tasks import SKILLS, TASK_NAMES, TASKS
 from train.config import PRESETS, TrainConfig
 from train.qtopt import Chance, QTOpt
-from train.run import train
+from train.run import LEARNERS, train
 from train.validation import Validation
 
 
@@ -195,9 +195,13 @@ def test_q_over_the_image_is_drawn_for_a_success_of_each_task(tiny_training, tmp
         t for t in tiny_training["tasks"] if replay.success[replay.episode_task == TASKS[t].index, TASKS[t].index].any()
     }
     assert won
-    assert set(accumulated.Tags()["images"]) == {f"landscape/{task}" for task in won}
+    assert set(accumulated.Tags()["images"]) == {f"landscape/{task}" for task in won} | {"routing/weights"}
     picture = accumulated.Images(f"landscape/{min(won)}")[0]
     assert (picture.step, picture.width, picture.height) == (2, 640, 338)
+    steps = accumulated.Scalars(f"routing/effective_steps/{min(won)}")[0]
+    own = replay.steps_of_tasks(len(TASK_NAMES))[TASKS[min(won)].index]
+    assert steps.step == 2
+    assert own < steps.value < replay.num_steps
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -277,6 +281,27 @@ def test_every_sharing_rule_trains_and_reports_what_it_routed(tiny_training, tmp
     assert sum(about["sharing"]["steps"]) == Replay(tiny_training["data"]).num_steps
 
 
+@pytest.mark.parametrize("rule", ["cds", "cds-basic", "hipi"])
+def test_the_network_learns_from_those_that_were_chosen_of_the_offered(tiny_training, tmp_path, rule):
+    options = {**tiny_training, "rule": rule, "oversample": 3, "workers": 1}
+    seen = []
+
+    class Watched(QTOpt):
+        def _choose(self, batch):
+            chosen, weight = super()._choose(batch)
+            seen.append((len(batch), len(chosen), int(batch.is_shared.sum()), int(chosen.is_shared.sum())))
+            return chosen, weight
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(LEARNERS, "qtopt", Watched)
+        train(TrainConfig(out=str(tmp_path / "run"), **options))
+    per_task = TrainConfig(**options).per_task
+    shared = 2 * round(per_task / 2)
+    assert set(seen) == {(2 * per_task + 2 * shared, 2 * per_task, 3 * shared, shared)}
+    with pytest.raises(ValueError, match="oversample needs a rule that weighs by Q-values, got all"):
+        TrainConfig(**{**options, "rule": "all"})
+
+
 def test_the_heuristic_shares_nothing_before_its_first_snapshot_and_by_the_snapshot_after_it(tiny_training):
     config = TrainConfig(**{**tiny_training, "rule": "heuristic", "refresh_steps": 2, "percentile": 100.0})
     torch.manual_seed(0)
@@ -344,38 +369,6 @@ def test_each_step_moves_the_target_towards_the_network_and_the_lagged_target_co
     assert any(not torch.equal(one[f"lagged.{name}"], one[f"target.{name}"]) for name in names)
 
 
-def test_a_run_may_begin_with_the_network_of_another(tiny_checkpoint, tiny_training, tmp_path):
-    options = {**tiny_training, "steps": 1, "learning_rate": 0.0, "weight_decay": 0.0, "seed": 5}
-    path = train(TrainConfig(out=str(tmp_path / "run"), **options, start_from=str(tiny_checkpoint)))
-    began, acts = (read_checkpoint(each)["state_dict"] for each in (path, tiny_checkpoint))
-    for name, value in began.items():
-        part, _, key = name.partition(".")
-        if part in ("network", "target", "lagged") and "running" not in key and "num_batches" not in key:
-            assert torch.equal(value, acts[f"target.{key}"]), name
-    other = TrainConfig(out=str(tmp_path / "2"), **options, start_from=str(tiny_checkpoint), conditioning="one_hot")
-    with pytest.raises(
-        CheckpointError, match=r"another network than this run trains: conditioning 'heads' \(now 'one_hot'\)"
-    ):
-        train(other)
-
-
-def test_a_dataset_of_another_image_size_is_refused(tiny_training, tmp_path):
-    with pytest.raises(ValueError, match="frames for 48 px, but the network sees 64 px"):
-        train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "image_size": 64}))
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="may decode on a GPU")
-def test_decoding_on_a_gpu_is_refused_where_there_is_none(tiny_training, tmp_path):
-    with pytest.raises(ValueError, match="decode gpu needs a GPU and torchcodec"):
-        train(TrainConfig(**{**tiny_training, "out": str(tmp_path / "run"), "decode": "gpu"}))
-
-
-def test_a_missing_dataset_is_refused(tiny_training, tmp_path):
-    with pytest.raises(DatasetError, match="no dataset here"):
-        train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "data": str(tmp_path)}))
-
-
 def test_a_policy_acts_with_the_averaged_weights(tiny_checkpoint):
     acting, stored = (
         CEMPolicy.load(tiny_checkpoint).network.state_dict(),
@@ -383,40 +376,3 @@ def test_a_policy_acts_with_the_averaged_weights(tiny_checkpoint):
     )
     assert all(torch.equal(value, stored[f"target.{key}"]) for key, value in acting.items())
     assert not all(torch.equal(value, stored[f"network.{key}"]) for key, value in acting.items())
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"tasks": ()}, "at least one task"),
-        ({"tasks": ("lift-cann",)}, "unknown task 'lift-cann'.*Did you mean 'lift-can'"),
-        ({"rule": "cbs"}, "unknown sharing rule 'cbs'.*Did you mean 'cds'"),
-        ({"conditioning": "none"}, "unknown conditioning"),
-        ({"precision": "64"}, "unknown precision"),
-        ({"batch_size": 1}, "a batch of 1 cannot hold 2 tasks"),
-        ({"shared_part": 1.5}, "shared_part is between 0 and 1"),
-        ({"percentile": 200.0}, "percentile is 0 to 100"),
-        ({"cem_elites": 9}, "CEM needs"),
-        ({"image_size": 200, "prior": False}, "no network sees 200 px"),
-        ({"image_size": 472}, "need the small network"),
-        ({"steps": 0}, "steps"),
-        ({"checkpoint_every": 0}, "checkpoint_every"),
-        ({"log_every": 0}, "log_every"),
-        ({"unseen_actions": -1}, "unseen_actions"),
-    ],
-)
-def test_a_configuration_that_makes_no_sense_is_refused(tiny_training, wrong, message):
-    with pytest.raises(ValueError, match=message):
-        TrainConfig(**{**tiny_training, **wrong})
-
-
-def test_without_a_choice_of_tasks_those_of_the_dataset_are_trained(tiny_training, tmp_path, capsys):
-    options = {**tiny_training, "tasks": TASK_NAMES, "batch_size": 20, "steps": 1}
-    about = read_checkpoint(train(TrainConfig(out=str(tmp_path / "run"), **options)))["switchyard"]
-    assert about["trained_tasks"] == ["lift-banana", "place-bowl"]
-    assert "holds episodes of 2 tasks" in capsys.readouterr().out
-
-
-def test_a_task_asked_for_by_name_is_never_dropped(tiny_training, tmp_path):
-    with pytest.raises(ValueError, match="holds no episode of task lift-can"):
-        train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "tasks": ("lift-banana", "lift-can")}))

@@ -53,6 +53,7 @@ class TrainConfig:
     own_part: float = option(0.0, "chance that a task's own transitions are weighed too, each step")
     granularity: str = option("transition", f"what is weighed: {', '.join(GRANULARITIES)} (by its mean score)")
     refresh_steps: int = option(1000, "between renewals of the Q-function by which the heuristic shares")
+    oversample: int = option(1, "transitions offered for each shared place, of which the weights choose one")
     shared_part: float = option(0.5, "part of each task's batch drawn from other tasks")
     success_part: float = option(0.5, "part of own transitions from successful episodes")
     cem_samples: int = option(64, "candidates a round")
@@ -72,7 +73,7 @@ class TrainConfig:
     log_every: int = option(50, "steps between log lines")
     evaluate_every: int = option(0, "steps between evaluations in the simulator, which choose best.ckpt; 0: never")
     evaluate_episodes: int = option(10, "of each task in those")
-    landscape_every: int = option(1000, "steps between pictures of Q over the image")
+    landscape_every: int = option(1000, "steps between pictures of Q over the image and of the routing")
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
@@ -94,6 +95,7 @@ class TrainConfig:
             "landscape_every",
             "refresh_steps",
             "evaluate_episodes",
+            "oversample",
             "devices",
             "nodes",
         ):
@@ -116,6 +118,8 @@ class TrainConfig:
                 raise ValueError(f"{name} is between 0 and 1, got {getattr(self, name)}")
         if self.shared_part and RULES[self.rule].uses_q and self.per_task * self.devices * self.nodes < 2:
             raise ValueError(f"rule {self.rule} compares shared with own transitions: a batch needs two of each task")
+        if self.oversample > 1 and not RULES[self.rule].uses_q:
+            raise ValueError(f"oversample needs a rule that weighs by Q-values, got {self.rule}")
         if (self.prior or self.landmark_weight) and self.image_size > SMALL_PX[1]:
             raise ValueError("prior and landmark_weight need the small network (48-128 px)")
         if self.learner == "clone" and not self.prior:

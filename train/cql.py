@@ -11,10 +11,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -87,6 +89,7 @@ class CQL(lightning.LightningModule):
                 config.per_task,
                 config.shared_part,
                 RULES[rule].reward,
+                config.oversample,
                 self.device,
             )
             for rule in config.rules
@@ -98,14 +101,16 @@ class CQL(lightning.LightningModule):
             info = self.update()
         for k, (rule, seed) in enumerate(self.config.members):
             self.log_dict({f"{rule}-{seed}/{key}": value[k] for key, value in info.items()})
+        self.log("step", float(self.updates))  # Lightning counts three, one of each optimiser
 
     def update(self) -> dict[str, Tensor]:
         """One step of everything; values [E] to be logged."""
         config = self.config
         generator = torch.Generator(self.device).manual_seed(seed_of(config.seed, self.updates))
-        batch = self._draw(generator)
-        task = F.one_hot(batch.task_index, self.num_tasks).float()
-        state, following = (torch.cat([x, task], -1) for x in (batch.observation, batch.next_observation))
+        batch, weight = self._draw(generator), None
+        if config.oversample > 1:
+            batch, weight = self._choose(batch, generator)
+        state, following = (self._told(x, batch.task_index) for x in (batch.observation, batch.next_observation))
         alpha = self.log_alpha.exp().detach()[:, None]
         mine, mine_density = self.policy.sample(
             state, 1 + config.sampled_actions, generator
@@ -120,7 +125,9 @@ class CQL(lightning.LightningModule):
             density = torch.cat([uniform, mine_density[..., 1:], their_density], 2)
 
         q, q_sampled, gap = self._conservative(state, batch.action, sampled, density, generator)
-        weight = self._route(batch, q.detach(), q_sampled, generator)
+        if weight is None:
+            policy = q_sampled[..., config.sampled_actions : 2 * config.sampled_actions]
+            weight = self._route(batch, q.detach(), policy, generator)
         bellman = weighted_mean((q - backup).square(), weight) / 2
         conservative = weighted_mean(gap, weight)
         critic = (bellman + config.conservative_weight * conservative).sum(0)
@@ -172,21 +179,41 @@ class CQL(lightning.LightningModule):
         names = [field.name for field in dataclasses.fields(StateBatch)]
         return StateBatch(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
+    def _told(self, observation: Tensor, task_index: Tensor) -> Tensor:
+        """[E, B, S + N]: the observation, and the one-hot vector of the task."""
+        return torch.cat([observation, F.one_hot(task_index, self.num_tasks).to(observation.dtype)], -1)
+
     @torch.no_grad()
-    def _route(self, batch: StateBatch, q: Tensor, q_sampled: Tensor, generator: torch.Generator) -> Tensor:
-        """The weights [E, B]; Q of the data's actions [2, E, B] and of the sampled ones [2, E, B, K]."""
-        q = q.amin(0)
-        count, parts = self.config.sampled_actions, []
-        policy = q_sampled[..., count : 2 * count].amin(0).mean(-1)
+    def _choose(self, batch: StateBatch, generator: torch.Generator) -> tuple[StateBatch, Tensor]:
+        """The own transitions and one of every `oversample` shared ones, and the weights."""
+        state = self._told(batch.observation, batch.task_index)
+        policy, _ = self.policy.sample(state, self.config.sampled_actions, generator)
+        q = self.q.values(state, torch.cat([batch.action[:, :, None], policy], 2))
+        weight = self._route(batch, q[..., 0], q[..., 1:], generator)
+        chosen = []
+        for router, mine in self._parts():
+            part = batch.of_members(mine)
+            chosen.append(router.choose(part, weight[mine], self.config.oversample, generator))
+        index, weight = (torch.cat(column) for column in zip(*chosen, strict=True))
+        return batch.select(index), weight
+
+    @torch.no_grad()
+    def _route(self, batch: StateBatch, q: Tensor, q_policy: Tensor, generator: torch.Generator) -> Tensor:
+        """The weights [E, B]; Q of the data's actions [2, E, B] and of the policy's [2, E, B, K]."""
+        q, q_policy, parts = q.amin(0), q_policy.amin(0).mean(-1), []
         asked = {RULES[rule].needs for rule in self.config.rules}
-        of_tasks = self._q_of_tasks(batch) if "q_tasks" in asked else None
-        seeds = len(self.config.seeds)
-        for k, router in enumerate(self.routers):
-            mine = slice(k * seeds, (k + 1) * seeds)
-            part = StateBatch(**{f.name: getattr(batch, f.name)[mine] for f in dataclasses.fields(StateBatch)})
-            q_tasks = None if of_tasks is None else of_tasks[mine]
-            parts.append(router.weigh(part, Scores(q=q[mine], q_policy=policy[mine], q_tasks=q_tasks), generator))
+        q_tasks = self._q_of_tasks(batch) if "q_tasks" in asked else None
+        for router, mine in self._parts():
+            part = batch.of_members(mine)
+            of_tasks = None if q_tasks is None else q_tasks[mine]
+            scores = Scores(q=q[mine], q_policy=q_policy[mine], q_tasks=of_tasks)
+            parts.append(router.weigh(part, scores, generator))
         return torch.cat(parts)
+
+    def _parts(self) -> Iterator[tuple[Router, slice]]:
+        """Each rule's router and its members."""
+        seeds = len(self.config.seeds)
+        return ((router, slice(k * seeds, (k + 1) * seeds)) for k, router in enumerate(self.routers))
 
     def _q_of_tasks(self, batch: StateBatch) -> Tensor:
         """Q of the data's actions for every task, [E, B, N]."""
@@ -220,10 +247,19 @@ class CQL(lightning.LightningModule):
         self.made = made
         return list(made)
 
-    def reports(self) -> list[list[dict[str, Any]]]:
-        """Of every rule and seed, what its router says."""
-        seeds = range(len(self.config.seeds))
-        return [[router.report(member) for member in seeds] for router in self.routers]
+    @property
+    def done_steps(self) -> int:
+        return self.updates
+
+    def routing(self) -> dict[str, dict[str, Any]]:
+        """Of every rule and seed what its router reports, with how many steps of its own each task has."""
+        tasks = self.transitions.body.task_names
+        steps = np.bincount(self.transitions.columns["task"], minlength=self.num_tasks).tolist()
+        seeds = len(self.config.seeds)
+        return {
+            f"{rule}-{seed}": {**self.routers[k // seeds].report(k % seeds), "tasks": tasks, "steps": steps}
+            for k, (rule, seed) in enumerate(self.config.members)
+        }
 
     def checkpoint(self) -> dict[str, Any]:
         """All that a run goes on from: tensors and plain values."""

@@ -22,6 +22,7 @@ class CQLConfig:
     updates_per_step: int = option(100, "between two looks of Lightning")
     per_task: int = option(128, "transitions of each task in a batch")
     shared_part: float = option(0.5, "of them from other tasks")
+    oversample: int = option(1, "transitions offered for each shared place, of which the weights choose one")
     critic_rate: float = option(3e-4, "of Adam")
     policy_rate: float = option(1e-4, "of Adam")
     discount: float = option(0.99, "gamma")
@@ -50,9 +51,19 @@ class CQLConfig:
                 raise ValueError(f"{name} holds one twice: {getattr(self, name)}")
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty")
-        for name in ("steps", "updates_per_step", "per_task", "sampled_actions", "checkpoint_every", "episodes"):
+        for name in (
+            "steps",
+            "updates_per_step",
+            "per_task",
+            "sampled_actions",
+            "checkpoint_every",
+            "episodes",
+            "oversample",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        if self.oversample > 1 and not all(RULES[rule].uses_q for rule in self.rules):
+            raise ValueError(f"oversample needs rules that weigh by Q-values, got {', '.join(self.rules)}")
         _ = [self.router(rule) for rule in self.rules]
 
     @property

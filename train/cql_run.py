@@ -28,6 +28,7 @@ from sim.options import Parser, add_options, changed, from_options
 from train.cql import CQL
 from train.cql_config import CQLConfig
 from train.precision import resolve_precision
+from train.routing import Routing
 from train.run import LAST, LOCK, quiet_lightning
 
 FREE_TO_CHANGE = ("out", "steps", "updates_per_step", "checkpoint_every", "episodes", "precision")
@@ -62,7 +63,7 @@ def train(config: CQLConfig) -> Path:
             precision=resolve_precision(precision),  # type: ignore[arg-type]
             logger=TensorBoardLogger(out, name="", version="log"),
             log_every_n_steps=1,
-            callbacks=[Save(out / LAST, config.checkpoint_every)],
+            callbacks=[Save(out / LAST, config.checkpoint_every), Routing(config.checkpoint_every)],
             enable_model_summary=False,
             enable_checkpointing=False,
         )
@@ -113,9 +114,8 @@ def _evaluate(config: CQLConfig, module: CQL, out: Path) -> Path:
     for (rule, seed), each in zip(config.members, found.tolist(), strict=True):
         returns = dict(zip(body.task_names, each, strict=True))
         rows.append({"rule": rule, "seed": seed, "updates": module.updates, "returns": returns})
-    routing = dict(zip(config.rules, module.reports(), strict=True))
     path = out / "returns.json"
-    write_whole(path, json.dumps({"members": rows, "routing": routing}, indent=1).encode())
+    write_whole(path, json.dumps({"members": rows, "routing": module.routing()}, indent=1).encode())
     for row in rows:
         means = ", ".join(f"{task} {np.mean(values):.1f}" for task, values in row["returns"].items())
         print(f"{row['rule']}, seed {row['seed']}: {means}")

@@ -34,7 +34,7 @@ from models.losses import (
     point_loss,
 )
 from models.networks import build_network
-from models.qnetwork import bounds
+from models.qnetwork import QNetwork, bounds
 from models.scoring import q_of_policy, q_of_tasks
 from models.small_network import Sight, SmallQNetwork
 from sim.state import SIM_VERSION
@@ -54,6 +54,7 @@ class Chance(enum.IntEnum):
     VIEW = 2
     JUDGING = 3
     ROUTING = 4
+    CHOOSING = 5
 
 
 class QTOpt(lightning.LightningModule):
@@ -78,6 +79,9 @@ class QTOpt(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         config = self.config
         generator = torch.Generator(self.device).manual_seed(self.step_seed(Chance.ACTIONS))
+        weight = None
+        if config.oversample > 1:
+            batch, weight = self._choose(batch)
         next_image, _ = self.view(batch.next_image, Chance.NEXT_VIEW)
         target = self._target(batch, next_image, generator)
         image, corner = self.view(batch.image, Chance.VIEW)
@@ -90,7 +94,8 @@ class QTOpt(lightning.LightningModule):
         candidates = torch.cat([batch.action[:, None], unseen], dim=1)
         logits = self.network.score(features, batch.gripper, candidates, batch.task_index).float()
 
-        weight = self._route(batch, image, features.detach(), logits.detach())
+        if weight is None:
+            weight = self._route(batch, image, self.network, features.detach(), logits.detach())
         bellman, info = bellman_loss(logits[:, 0], target, weight)
         conservative, more = conservative_loss(logits[:, 1:], weight)
         loss = joint_share(weight) * (bellman + config.conservative_weight * conservative)
@@ -106,8 +111,21 @@ class QTOpt(lightning.LightningModule):
         return loss
 
     @torch.no_grad()
-    def _route(self, batch: Batch, image: Tensor, features: Tensor, logits: Tensor) -> Tensor:
-        """The weights [B], from the logits [B, 1 + K] of the data's and of unseen actions where these will do."""
+    def _choose(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """The own transitions and one of every `oversample` shared ones, and the weights, by the acting Q-function."""
+        generator = torch.Generator(self.device).manual_seed(self.step_seed(Chance.CHOOSING))
+        image, _ = self.view(batch.image, Chance.VIEW)
+        features = self.target.encode(image, batch.gripper)
+        candidates = torch.cat([batch.action[:, None], self._unseen_actions(batch.action, generator)], dim=1)
+        logits = self.target.score(features, batch.gripper, candidates, batch.task_index).float()
+        weight = self._route(batch, image, self.target, features, logits)
+        index, weight = self.router.choose(batch, weight, self.config.oversample, generator)
+        return batch.select(index), weight
+
+    @torch.no_grad()
+    def _route(self, batch: Batch, image: Tensor, network: QNetwork, features: Tensor, logits: Tensor) -> Tensor:
+        """The weights [B], by what the network makes of the image and from the logits [B, 1 + K] of the data's and of
+        unseen actions, where these will do."""
         chance = torch.Generator().manual_seed(seed_of(self.config.seed, self.global_step, Chance.ROUTING))
         q = logits[:, 0].sigmoid()
         if self.snapshot is not None:
@@ -118,7 +136,7 @@ class QTOpt(lightning.LightningModule):
         q_policy = q_of_policy(logits[:, 1:]) if needs == "q_policy" else None
         q_tasks = None
         if needs == "q_tasks":
-            q_tasks = q_of_tasks(self.network, features, batch.gripper, batch.action, self._tasks)
+            q_tasks = q_of_tasks(network, features, batch.gripper, batch.action, self._tasks)
         return self.router.weigh(batch, Scores(q=q, q_policy=q_policy, q_tasks=q_tasks), chance)
 
     def step_seed(self, use: Chance) -> int:
@@ -248,12 +266,19 @@ class QTOpt(lightning.LightningModule):
             if key in values:
                 self.log(shown, values[key], prog_bar=True, logger=False)
 
+    @property
+    def done_steps(self) -> int:
+        return self.global_step
+
+    def routing(self) -> dict[str, dict[str, Any]]:
+        """The router's report, with how many steps of its own each task has, as train.routing asks for it."""
+        steps = self.replay.steps_of_tasks(len(TASK_NAMES)).tolist() if self.replay is not None else []
+        return {"": {**self.router.report(), "tasks": TASK_NAMES, "steps": steps}}
+
     def _sharing(self) -> dict[str, Any]:
         """The router's report, with the options it comes from, how many steps of its own each task has, and the mean
         weights at earlier checkpoints."""
-        about = {**self.router.report(), "config": dataclasses.asdict(self.config.router)}
-        if self.replay is not None:
-            about["steps"] = self.replay.steps_of_tasks(len(TASK_NAMES)).tolist()
+        about = self.routing()[""] | {"tasks": list(TASK_NAMES), "config": dataclasses.asdict(self.config.router)}
         self.history[self.global_step] = about["weights"]
         return {**about, "history": [[step, weights] for step, weights in sorted(self.history.items())]}
 

@@ -36,6 +36,7 @@ from train.landscape import Landscape
 from train.pace import Pace
 from train.precision import resolve_precision
 from train.qtopt import QTOpt
+from train.routing import Routing
 
 LEARNERS = {"qtopt": QTOpt, "clone": Cloning}
 LAST = "last.ckpt"
@@ -167,6 +168,7 @@ def _loader(config: TrainConfig, replay: Replay, first_step: int, trainer: light
         processes=trainer.world_size,
         shared=config.shared_part,
         success=config.success_part,
+        offered=config.oversample,
         n_step=config.n_step,
         decode=not on_gpu,
     )
@@ -197,7 +199,7 @@ def _trainer(config: TrainConfig, out: Path, replay: Replay, first_step: int) ->
             ),
             SaveAtEnd(out / LAST, config.log_every),
             Progress(first_step, refresh_rate=min(10, config.log_every)),
-            *([Landscape(replay, config)] if config.learner == "qtopt" else []),
+            *([Landscape(replay, config), Routing(config.landscape_every)] if config.learner == "qtopt" else []),
             *_validation(replay, config),
         ],
         enable_model_summary=False,

@@ -1,0 +1,74 @@
+"""What the routers did, for people to look at: `routing/` in TensorBoard."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import lightning
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from data.router import effective_steps
+
+CELL_PX = 40
+NAME_PX = 130
+
+
+class Routes(Protocol):
+    """What the callback asks of a module."""
+
+    @property
+    def done_steps(self) -> int: ...
+
+    def routing(self) -> dict[str, dict[str, Any]]:
+        """The report of each of its routers by name, with the `tasks` and how many `steps` of its own each has."""
+
+
+class Routing(Callback):
+    """Every so many steps: mean weights as a heat map; of each target task its effective number of steps, the share of
+    successes among what was shared, temperature and reference."""
+
+    def __init__(self, every: int) -> None:
+        self._every, self._shown = every, 0
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
+    ) -> None:
+        module: Routes = pl_module  # type: ignore[assignment]
+        step = module.done_steps
+        if step // self._every == self._shown // self._every or not trainer.is_global_zero or trainer.logger is None:
+            return
+        self._shown = step
+        board = trainer.logger.experiment
+        for name, report in module.routing().items():
+            folder = f"routing/{name}/" if name else "routing/"
+            picture = heat_map(report["tasks"], report["weights"])
+            board.add_image(f"{folder}weights", picture, step, dataformats="HWC")
+            told = {"effective_steps": effective_steps(report["weights"], report["steps"])}
+            told |= {key: report[key] for key in ("success", "temperature", "reference") if key in report}
+            for key, values in told.items():
+                for task, value in zip(report["tasks"], values, strict=True):
+                    if value is not None:
+                        board.add_scalar(f"{folder}{key}/{task}", value, step)
+
+
+def heat_map(tasks: tuple[str, ...], weights: list[list[float | None]]) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3]: weights in [0, 1] by target (row) and source (column), the darker the higher."""
+    side = NAME_PX + CELL_PX * len(tasks)
+    picture = Image.new("RGB", (side, side), "white")
+    pen = ImageDraw.Draw(picture)
+    for k, task in enumerate(tasks):
+        pen.text((4, NAME_PX + CELL_PX * (k + 0.35)), task, fill="black")
+        name = Image.new("RGB", (NAME_PX, CELL_PX), "white")
+        ImageDraw.Draw(name).text((4, 0.35 * CELL_PX), task, fill="black")
+        picture.paste(name.rotate(90, expand=True), (NAME_PX + CELL_PX * k, 0))
+    for i, row in enumerate(weights):
+        for j, weight in enumerate(row):
+            if weight is not None:
+                x, y = NAME_PX + CELL_PX * j, NAME_PX + CELL_PX * i
+                light = round(255 * (1 - weight))
+                pen.rectangle((x, y, x + CELL_PX - 2, y + CELL_PX - 2), fill=(light, light, 255 - (255 - light) // 3))
+                pen.text((x + 9, y + 14), f"{weight:.2f}", fill="white" if weight > 0.55 else "black")
+    return np.array(picture)
