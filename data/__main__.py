@@ -1,4 +1,4 @@
-"""`python -m data collect | info | check | view | merge | split | export`."""
+"""`python -m data collect | locomotion | info | check | view | merge | split | export`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 from data.check import check
 from data.collect import collect
 from data.export import EXPORTS
+from data.locomotion import LocomotionConfig, describe, make
 from data.manifest import merge, split
 from data.plan import CollectConfig
 from data.replay import Replay
+from data.transitions import read_transitions
 from data.view import OUTCOMES, view
 from sim.options import Parser, add_options, choose, from_options, run_command
 from sim.tasks import TASK_NAMES, check_tasks
@@ -36,6 +38,7 @@ def _parser() -> Parser:
         return added
 
     add_options(command("collect", "collect episodes into a new dataset, or go on with one"), CollectConfig)
+    add_options(command("locomotion", "make a dataset of transitions (docs/sharing.md)"), LocomotionConfig)
     command("info", "what a dataset holds, and how large it is", "folder")
     checking = command("check", "read everything, and say what is wrong where", "folder")
     checking.add_argument("--workers", type=int, default=WORKERS)
@@ -63,8 +66,17 @@ def _collect(**options: object) -> None:
     print_info(Replay(config.out))
 
 
+def _locomotion(**options: object) -> None:
+    config = from_options(LocomotionConfig, options)
+    made = make(config)
+    print(f"{config.out}: {describe(made)}")
+
+
 def _info(folder: Path) -> None:
-    print_info(Replay(folder))
+    if folder.suffix == ".h5":
+        print(describe(read_transitions(folder)))
+    else:
+        print_info(Replay(folder))
 
 
 def _check(folder: Path, workers: int) -> int:
@@ -101,6 +113,7 @@ def _export(folder: Path, out: Path, format: str) -> None:
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "collect": _collect,
+    "locomotion": _locomotion,
     "info": _info,
     "check": _check,
     "view": _view,

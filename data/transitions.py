@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.shards import DatasetError
-from sim.locomotion import BODIES, Body, Motion
+from sim.locomotion import BODIES, Body, Motion, Step
 
 SCHEMA = 1
 COLUMNS = {
@@ -55,6 +55,13 @@ class Transitions:
     def __len__(self) -> int:
         return len(self.columns["task"])
 
+    @classmethod
+    def empty(cls, body: Body, *shape: int) -> dict[str, NDArray[Any]]:
+        """Columns [*shape, ...] of zeros, to be filled by `record`."""
+        sizes = {"action": (body.action_size,)}
+        sizes |= dict.fromkeys(("observation", "next_observation"), (body.observation_size,))
+        return {name: np.zeros((*shape, *sizes.get(name, ())), kind) for name, kind in COLUMNS.items()}
+
     @property
     def rewards(self) -> NDArray[np.float32]:
         """[D, N] of every task, whoever collected the step."""
@@ -65,6 +72,16 @@ class Transitions:
         """[D] number of each step's episode."""
         last = self.columns["last"]
         return np.cumsum(last) - last
+
+
+def record(
+    columns: dict[str, NDArray[Any]], place: tuple[int, ...], before: NDArray[np.float32], step: Step, task: int
+) -> None:
+    """Fill the columns at this place with a step of an episode, from the observation `before` it."""
+    told: dict[str, Any] = {"observation": before, "action": step.motion.action, "next_observation": step.observation}
+    told |= {"velocity": step.motion.velocity, "rise": step.motion.rise, "fell": step.fell, "last": step.ended}
+    for name, value in (told | {"task": task}).items():
+        columns[name][place] = value
 
 
 def write_transitions(path: Path, transitions: Transitions) -> None:

@@ -1,13 +1,38 @@
-"""Returns of policies for states: whole episodes, by the policies' mean actions."""
+"""Policies for states at work: their returns over whole episodes, by their mean actions, and as they behave while they
+learn."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from models.checkpoint import CheckpointError
 from models.stacked import TanhGaussian
-from models.state_policy import mean_actions
+from models.state_policy import load_policies, mean_actions, sample_actions
 from sim.locomotion import HORIZON, Body, Walk
+
+
+def behaviour(
+    file: Path, task: str, seed: list[int]
+) -> tuple[Callable[[NDArray[np.float32]], NDArray[np.float32]], dict[str, Any]]:
+    """The task's policy in a file of policies, as it acts while it learns: observation [S] -> action [A], drawn; and
+    what the file tells of it."""
+    policies, _, about = load_policies(file)
+    if task not in about["tasks"]:
+        raise CheckpointError(f"{file}: holds policies for {', '.join(about['tasks'])}, none for {task}")
+    member, count = about["tasks"].index(task), len(about["tasks"])
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+
+    def act(observation: NDArray[np.float32]) -> NDArray[np.float32]:
+        seen = np.broadcast_to(observation, (count, 1, len(observation))).copy()
+        return sample_actions(policies, seen, generator)[member, 0]
+
+    return act, {"algorithm": about["algorithm"], "policy_steps": about["steps"]}
 
 
 def task_returns(

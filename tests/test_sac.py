@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from torch import tensor
 
+from data.__main__ import main as data_main
 from data.transitions import read_transitions
 from models.checkpoint import CheckpointError
 from models.state_policy import load_policies, mean_actions, sample_actions
@@ -71,6 +74,36 @@ def test_a_run_leaves_policies_returns_and_the_replay_of_each_task(tmp_path):
     assert (tmp_path / "returns.csv").read_text().startswith("step,task,return\n")
     learn(config)
     assert np.array_equal(read_transitions(tmp_path / "replay.h5").columns["action"], replay.columns["action"])
+
+
+def test_a_dataset_has_each_task_from_its_own_source(tmp_path, capsys):
+    pytest.importorskip("mujoco")
+    options = {"steps": 45, "start_steps": 40, "replay_steps": 45, "batch_size": 8, "hidden": (16, 16)}
+    learn(SACConfig(out=str(tmp_path), tasks=("run-forward", "jump"), **options))
+    sources = [f"run-forward={tmp_path}/replay.h5:30", f"jump={tmp_path}/policy-45.pt:25"]
+    line = ["locomotion", "--out", str(tmp_path / "set.h5"), "--sources"]
+    for name in ("set.h5", "again.h5"):
+        line[2] = str(tmp_path / name)
+        assert data_main([*line, ",".join(sources)]) == 0
+    found, again = (read_transitions(tmp_path / name) for name in ("set.h5", "again.h5"))
+    assert all(np.array_equal(found.columns[name], again.columns[name]) for name in found.columns)
+    replay = read_transitions(tmp_path / "replay.h5")
+    assert np.bincount(found.columns["task"]).tolist() == [30, 0, 25]
+    assert np.array_equal(found.columns["action"][:30], replay.columns["action"][:30])
+    assert found.columns["last"][[29, 54]].all()
+    assert found.about["run-forward"]["kind"] == "replay"
+    assert (found.about["jump"]["kind"], found.about["jump"]["policy_steps"]) == ("policy", 45)
+    capsys.readouterr()
+    assert data_main(["info", str(tmp_path / "set.h5")]) == 0
+    assert re.search(r"run-forward +30 .*replay\n", capsys.readouterr().out)
+    for wrong, message in (
+        (f"jump={tmp_path}/replay.h5:46", "holds 45 steps of walker2d's task jump, not 46"),
+        (f"jump={tmp_path}/none.h5:46", "python -m train sac --body walker2d --tasks jump --steps 46"),
+        (f"run-backward={tmp_path}/policy-45.pt:5", "none for run-backward"),
+        ("jump=x.pt", "a source is TASK=FILE:STEPS"),
+    ):
+        assert data_main([*line, wrong]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_what_is_no_file_of_policies_is_refused(tmp_path):

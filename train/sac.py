@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.shards import write_whole
-from data.transitions import COLUMNS, Transitions, write_transitions
+from data.transitions import Transitions, record, write_transitions
 from models.stacked import TanhGaussian, TwinQ
 from models.state_policy import pack_policies, sample_actions
 from sim.locomotion import Body, Step, Walk, body_by_name
@@ -118,24 +118,15 @@ class Memory:
     """Every step of every task, [E, steps, ...], in the columns of data.transitions."""
 
     def __init__(self, body: Body, tasks: tuple[str, ...], steps: int) -> None:
-        members, sizes = len(tasks), {"action": (body.action_size,)}
-        sizes |= dict.fromkeys(("observation", "next_observation"), (body.observation_size,))
-        self.columns = {name: np.zeros((members, steps, *sizes.get(name, ())), kind) for name, kind in COLUMNS.items()}
-        self.columns["task"][:] = np.array([[body.task_names.index(name)] for name in tasks])
-        self.reward = np.zeros((members, steps), np.float32)
-        self.filled, self._rewards = 0, [body.tasks[name] for name in tasks]
+        self.columns = Transitions.empty(body, len(tasks), steps)
+        self.reward = np.zeros((len(tasks), steps), np.float32)
+        self.filled, self._body, self._tasks = 0, body, tasks
 
     def add(self, member: int, before: NDArray[np.float32], step: Step) -> None:
         """One step of one task; `filled` is the caller's to count."""
-        told: dict[str, object] = {
-            "observation": before,
-            "action": step.motion.action,
-            "next_observation": step.observation,
-        }
-        told |= {"velocity": step.motion.velocity, "rise": step.motion.rise, "fell": step.fell, "last": step.ended}
-        for name, value in told.items():
-            self.columns[name][member, self.filled] = value
-        self.reward[member, self.filled] = self._rewards[member](step.motion)
+        task = self._tasks[member]
+        record(self.columns, (member, self.filled), before, step, self._body.task_names.index(task))
+        self.reward[member, self.filled] = self._body.tasks[task](step.motion)
 
     def sample(self, count: int, rng: np.random.Generator) -> dict[str, Tensor]:
         members = np.arange(len(self.reward))[:, None]
