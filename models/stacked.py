@@ -86,6 +86,14 @@ class TanhGaussian(nn.Module):
         return (normal - log_slope(before)).sum(-1)
 
 
+def gaussian_kl(p: tuple[Tensor, Tensor], q: tuple[Tensor, Tensor]) -> Tensor:
+    """KL(p || q) of diagonal Gaussians, mean and standard deviation [..., A] each -> [...]; that of their tanh too.
+
+    sum_a log s_q / s_p + (s_p^2 + (m_p - m_q)^2) / (2 s_q^2) - 1/2"""
+    (mean, std), (other_mean, other_std) = p, q
+    return ((other_std / std).log() + (std**2 + (mean - other_mean) ** 2) / (2 * other_std**2) - 0.5).sum(-1)
+
+
 def log_slope(before: Tensor) -> Tensor:
     """log d tanh(x) / dx = log(1 - tanh(x)^2), without loss of precision where tanh is near 1."""
     return 2 * (math.log(2) - before - torch.nn.functional.softplus(-2 * before))

@@ -14,14 +14,16 @@ from torch import tensor
 from data.sharing import RULES
 from data.transitions import COLUMNS, Transitions, write_transitions
 from models.losses import weighted_mean
-from models.stacked import LOG_STD, StackedMLP, TanhGaussian, TwinQ
+from models.stacked import LOG_STD, StackedMLP, TanhGaussian, TwinQ, gaussian_kl
 from sim.locomotion import BODIES
+from train.behaviour import clone_effective, divergence
 from train.cql import CQL, conservative_gap, softmax_sample
 from train.cql_config import CQLConfig
 from train.sac import q_target
 
 BODY = BODIES["walker2d"]
 SMALL = {"per_task": 8, "hidden": (16, 16), "sampled_actions": 3, "steps": 4, "updates_per_step": 2, "episodes": 1}
+SMALL["behaviour_steps"] = 3
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +142,34 @@ def test_the_density_of_a_squashed_gaussian_is_torchs():
     assert (std.log() >= LOG_STD[0]).all()
 
 
+def test_the_divergence_of_gaussians_is_torchs():
+    torch.manual_seed(0)
+    mean, other_mean, std, other_std = torch.randn(4, 5, 3).unbind(0)
+    std, other_std = std.exp(), other_std.exp()
+    known = torch.distributions.kl_divergence(
+        torch.distributions.Normal(mean, std), torch.distributions.Normal(other_mean, other_std)
+    )
+    assert torch.allclose(gaussian_kl((mean, std), (other_mean, other_std)), known.sum(-1), atol=1e-5)
+
+
+def test_the_behaviour_policy_is_that_of_what_counts(transitions):
+    """Every task's actions have a place of their own. Without sharing a task's behaviour is its own action; with all
+    of it, it is the mean of the own half and the other half, and the policy that cloned its own data is far from it."""
+    action = transitions.columns["action"]
+    place = np.array([-0.5, 0.0, 0.5], np.float32)[transitions.columns["task"]]
+    apart = {**transitions.columns, "action": (place[:, None] + 0.1 * action).astype(np.float32)}
+    module = module_of(dataclasses.replace(transitions, columns=apart), rules=("none", "all"), per_task=64)
+    behaved = clone_effective(module, 300)
+    state = torch.zeros(2, 3, 20)
+    state[:, :, 17:] = torch.eye(3)
+    found = behaved(state)[0].tanh().mean(-1)
+    assert found[0].tolist() == pytest.approx([-0.5, 0.0, 0.5], abs=0.12)
+    assert found[1].tolist() == pytest.approx([-0.15, 0.0, 0.15], abs=0.15)
+    own = torch.nn.ModuleList([behaved])[0]
+    apart = divergence(module, own, behaved)
+    assert torch.allclose(apart, torch.zeros(2, 3), atol=1e-5)
+
+
 @pytest.mark.parametrize("rule", list(RULES))
 def test_every_rule_trains(transitions, rule):
     module = module_of(transitions, rules=(rule,))
@@ -167,7 +197,7 @@ def test_a_member_does_not_feel_the_others(transitions):
     """The gradient of the first of three members is that of the same weights and batch alone."""
     both = module_of(transitions, rules=("all",), seeds=(0, 1, 2))
     before = [p.clone() for p in both.q.parameters()]
-    real = both._draw
+    real = both.draw
 
     def scrambled(generator):
         batch = real(generator)
@@ -175,7 +205,7 @@ def test_a_member_does_not_feel_the_others(transitions):
         return batch
 
     calm = module_of(transitions, rules=("all",), seeds=(0, 1, 2))
-    both._draw = scrambled
+    both.draw = scrambled
     both.update()
     calm.update()
     for a, b, old in zip(both.q.parameters(), calm.q.parameters(), before, strict=True):

@@ -66,9 +66,9 @@ class CQL(lightning.LightningModule):
         self.config, self.transitions = config, transitions
         self.num_tasks = len(transitions.body.tasks)
         members, action_size = len(config.members), transitions.body.action_size
-        state_size = transitions.body.observation_size + self.num_tasks
-        self.policy = TanhGaussian(members, state_size, config.hidden, action_size)
-        self.q = TwinQ(members, state_size, action_size, config.hidden)
+        self.state_size = transitions.body.observation_size + self.num_tasks
+        self.policy = TanhGaussian(members, self.state_size, config.hidden, action_size)
+        self.q = TwinQ(members, self.state_size, action_size, config.hidden)
         self.target = copy.deepcopy(self.q).requires_grad_(False)
         self.log_alpha = torch.nn.Parameter(torch.zeros(members))
         seeds = len(config.seeds)
@@ -107,10 +107,10 @@ class CQL(lightning.LightningModule):
         """One step of everything; values [E] to be logged."""
         config = self.config
         generator = torch.Generator(self.device).manual_seed(seed_of(config.seed, self.updates))
-        batch, weight = self._draw(generator), None
+        batch, weight = self.draw(generator), None
         if config.oversample > 1:
             batch, weight = self._choose(batch, generator)
-        state, following = (self._told(x, batch.task_index) for x in (batch.observation, batch.next_observation))
+        state, following = (self.told(x, batch.task_index) for x in (batch.observation, batch.next_observation))
         alpha = self.log_alpha.exp().detach()[:, None]
         mine, mine_density = self.policy.sample(
             state, 1 + config.sampled_actions, generator
@@ -173,29 +173,34 @@ class CQL(lightning.LightningModule):
         gap = conservative_gap(q_sampled, density, q[..., 0].detach())
         return q[..., 0], q_sampled, gap + slope - slope.detach()
 
-    def _draw(self, generator: torch.Generator) -> StateBatch:
+    def draw(self, generator: torch.Generator) -> StateBatch:
         """Each rule's members draw for themselves; together [E, B, ...]."""
         parts = [sampler.draw(len(self.config.seeds), generator) for sampler in self.samplers]
         names = [field.name for field in dataclasses.fields(StateBatch)]
         return StateBatch(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
-    def _told(self, observation: Tensor, task_index: Tensor) -> Tensor:
+    def told(self, observation: Tensor, task_index: Tensor) -> Tensor:
         """[E, B, S + N]: the observation, and the one-hot vector of the task."""
         return torch.cat([observation, F.one_hot(task_index, self.num_tasks).to(observation.dtype)], -1)
 
     @torch.no_grad()
     def _choose(self, batch: StateBatch, generator: torch.Generator) -> tuple[StateBatch, Tensor]:
         """The own transitions and one of every `oversample` shared ones, and the weights."""
-        state = self._told(batch.observation, batch.task_index)
-        policy, _ = self.policy.sample(state, self.config.sampled_actions, generator)
-        q = self.q.values(state, torch.cat([batch.action[:, :, None], policy], 2))
-        weight = self._route(batch, q[..., 0], q[..., 1:], generator)
+        weight = self.weigh(batch, generator)
         chosen = []
         for router, mine in self._parts():
             part = batch.of_members(mine)
             chosen.append(router.choose(part, weight[mine], self.config.oversample, generator))
         index, weight = (torch.cat(column) for column in zip(*chosen, strict=True))
         return batch.select(index), weight
+
+    @torch.no_grad()
+    def weigh(self, batch: StateBatch, generator: torch.Generator) -> Tensor:
+        """The weights [E, B] of a batch that is not learned from yet."""
+        state = self.told(batch.observation, batch.task_index)
+        policy, _ = self.policy.sample(state, self.config.sampled_actions, generator)
+        q = self.q.values(state, torch.cat([batch.action[:, :, None], policy], 2))
+        return self._route(batch, q[..., 0], q[..., 1:], generator)
 
     @torch.no_grad()
     def _route(self, batch: StateBatch, q: Tensor, q_policy: Tensor, generator: torch.Generator) -> Tensor:

@@ -39,6 +39,7 @@ class CQLConfig:
     granularity: str = option("transition", "what is weighed: transition, episode")
     checkpoint_every: int = option(10_000, "updates between checkpoints")
     precision: str = option("auto", "of the middle layers: 32-true, bf16-mixed, or auto: whichever is faster here")
+    behaviour_steps: int = option(3000, "that the behaviour policy is fitted by in the end, for the KL; 0: no KL")
     episodes: int = option(10, "of each task to evaluate a member by, in the end")
 
     def __post_init__(self) -> None:

@@ -25,13 +25,14 @@ from data.transitions import read_transitions
 from eval.walking import task_returns
 from models.checkpoint import RUN_CONFIG, CheckpointError, read_plain
 from sim.options import Parser, add_options, changed, from_options
+from train.behaviour import clone_effective, divergence
 from train.cql import CQL
 from train.cql_config import CQLConfig
 from train.precision import resolve_precision
 from train.routing import Routing
 from train.run import LAST, LOCK, quiet_lightning
 
-FREE_TO_CHANGE = ("out", "steps", "updates_per_step", "checkpoint_every", "episodes", "precision")
+FREE_TO_CHANGE = ("out", "steps", "updates_per_step", "checkpoint_every", "episodes", "precision", "behaviour_steps")
 
 
 def main(arguments: list[str]) -> None:
@@ -107,15 +108,20 @@ class Save(Callback):
 
 
 def _evaluate(config: CQLConfig, module: CQL, out: Path) -> Path:
-    """Of every member: rule, seed, and the returns of each task's episodes."""
+    """Of every member: rule, seed, the returns of each task's episodes, and KL(pi || pi_beta_eff) of each task."""
     body = module.transitions.body
     found = task_returns(module.policy, len(config.members), body, body.task_names, config.episodes, config.seed)
+    routing, kl = module.routing(), {}
+    if config.behaviour_steps:
+        behaved = clone_effective(module, config.behaviour_steps)
+        kl["divergence"] = divergence(module, module.policy, behaved).tolist()
     rows: list[dict[str, Any]] = []
-    for (rule, seed), each in zip(config.members, found.tolist(), strict=True):
-        returns = dict(zip(body.task_names, each, strict=True))
-        rows.append({"rule": rule, "seed": seed, "updates": module.updates, "returns": returns})
+    for k, (rule, seed) in enumerate(config.members):
+        row = {"returns": found[k].tolist(), **{name: values[k] for name, values in kl.items()}}
+        by_task = {name: dict(zip(body.task_names, values, strict=True)) for name, values in row.items()}
+        rows.append({"rule": rule, "seed": seed, "updates": module.updates, **by_task})
     path = out / "returns.json"
-    write_whole(path, json.dumps({"members": rows, "routing": module.routing()}, indent=1).encode())
+    write_whole(path, json.dumps({"members": rows, "routing": routing}, indent=1).encode())
     for row in rows:
         means = ", ".join(f"{task} {np.mean(values):.1f}" for task, values in row["returns"].items())
         print(f"{row['rule']}, seed {row['seed']}: {means}")
