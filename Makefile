@@ -22,7 +22,7 @@ DEMO_STEPS ?= 1500
 DEMO_EVALUATIONS ?= 20
 ARGS ?=
 
-.PHONY: help setup demo test lint bench bench-world bench-data bench-vision torture collect train-vision eval clean
+.PHONY: help setup demo test lint bench bench-world bench-data bench-vision bench-lowdim torture collect train-vision eval clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -61,6 +61,9 @@ bench-data: $(READY)  ## the data's figures: loading, memory, opening, collectin
 
 bench-vision: $(READY)  ## the learner's figures: training steps beside their floor, acting, memory
 	@$(PY) -m bench --only vision $(ARGS)
+
+bench-lowdim: $(READY)  ## CQL on states: updates a second beside d3rlpy's, what routing costs
+	@$(PY) -m bench --only lowdim $(ARGS)
 
 torture: $(READY)  ## kills, damage and full disks against collection and reading (half an hour)
 	@$(PY) -m bench.torture $(ARGS)

@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, str] = {
     "collecting": "bench.collecting",
     "data": "bench.data",
     "vision": "bench.vision",
+    "lowdim": "bench.lowdim",
 }
 
 

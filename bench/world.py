@@ -1,6 +1,6 @@
 """Environment steps per second on one core: our pick-place world beside PyBullet's own KukaDiverseObjectEnv.
 
-Each side is a process on the same core; a line "block STEPS" is answered with a line of JSON, {seconds, resets}.
+Both sides are on the same core; a line "block STEPS" is answered with {seconds, resets}.
 Blocks alternate ours / theirs, and the ratio is the median over the pairs. Both sides sample their own action space,
 render every step and count their resets. Ours randomises everything; a step of it is 40 physics steps, and it has
 shadows, a full state and ten verdicts. A step of theirs is 80, and 1000 more in the step that attempts the grasp.
@@ -8,94 +8,36 @@ shadows, a full state and ten verdicts. A step of theirs is 80, and 1000 more in
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import statistics
-import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from bench.report import RESULTS, Row
+from bench.peers import Side, SideError, interpreter
+from bench.report import Row
 from sim.views import frame_size
 
 SIZES_PX = {64: 8.0, 472: 8.0}  # -> the least ratio
 MOST_OTHER_PERCENT = 15.0  # of a step: what is neither physics nor pixels
 PEER = "KukaDiverseObjectEnv"
-ROOT = Path(__file__).parents[1]
-PEER_VENV = RESULTS / ".peer-venv"
+PEER_VENV = ".peer-venv"
 # pybullet_envs asks for `gym.envs.registration.registry.env_specs` (gone in gym 0.26) and for pkg_resources.
 PEER_PACKAGES = ("pybullet==3.2.7", "gym==0.25.2", "numpy<2", "setuptools<81")
 
 
-class SideError(RuntimeError):
-    """A side of the comparison that did not start or did not answer."""
-
-
-class Side:
-    """One of the two processes. What it prints besides its answers goes to a log file."""
-
-    def __init__(self, name: str, command: Sequence[str]) -> None:
-        self._name = name
-        self._log = RESULTS / f"{name}.log"
-        with self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT
-            )
-        self.renderer: str = self._answer()["renderer"]
-
-    def ask(self, line: str) -> dict[str, float]:
-        assert self._process.stdin is not None
-        print(line, file=self._process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            last = (self._log.read_text().strip().splitlines() or ["nothing in its log"])[-1]
-            raise SideError(f"{self._name} ended: {last} (see {self._log})")
-        return json.loads(line)
-
-    def close(self) -> None:
-        self._process.communicate()  # the end of its input ends it
-
-
 def run(quick: bool) -> list[Row]:
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    core = max(os.sched_getaffinity(0))
-    try:
-        peer = _peer_interpreter()
-    except (OSError, subprocess.CalledProcessError) as error:
-        print(f"no peer: its virtual environment {PEER_VENV} could not be made: {error}")
-        peer = None
+    core, peer = max(os.sched_getaffinity(0)), interpreter(PEER_VENV, PEER_PACKAGES)
     rows: list[Row] = []
     for size_px, target in SIZES_PX.items():
         rows += _compare(size_px, target, core, peer, quick)
     return rows
 
 
-def _peer_interpreter() -> Path:
-    """The python of the peer's own environment, made on first use: the peer needs packages that nobody else should."""
-    python = PEER_VENV / "bin" / "python"
-    ready = PEER_VENV / ".ready"
-    if not ready.is_file() or ready.read_text() != " ".join(PEER_PACKAGES):
-        print(f"making {PEER_VENV} for the peer", flush=True)
-        shutil.rmtree(PEER_VENV, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", str(PEER_VENV)], check=True)
-        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PEER_PACKAGES]
-        subprocess.run([str(python), *install], check=True)
-        ready.write_text(" ".join(PEER_PACKAGES))
-    return python
-
-
 def _compare(size_px: int, target: float, core: int, peer: Path | None, quick: bool) -> list[Row]:
     num_pairs, own_steps, peer_steps = (1, 10, 8) if quick else (9, 120, 24)
     own = Side(f"own-{size_px}", [sys.executable, "-m", "bench.own_world", str(size_px), str(core)])
     own.ask(f"block {own_steps // 4}")  # caches warm, files read
-    notes = [f"{own.renderer} renderer, one core"]
+    notes = [f"{own.about['renderer']} renderer, one core"]
     theirs = _start_peer(size_px, core, peer, notes)
     own_answers, long_answers, peer_answers = [], [], []
     for _ in range(num_pairs):
@@ -166,7 +108,7 @@ def _stored_frame(size_px: int, core: int, num_steps: int) -> Row:
     side.ask(f"block {num_steps // 4}")
     seconds = side.ask(f"block {num_steps}")["seconds"]
     side.close()
-    note = f"{side.renderer} renderer; the size stored for {size_px} px"
+    note = f"{side.about['renderer']} renderer; the size stored for {size_px} px"
     return Row(name=f"world {stored_px} px", value=num_steps / seconds, unit="steps/s", note=note)
 
 

@@ -1,0 +1,88 @@
+"""`make bench-lowdim`: updates per second of CQL on states beside d3rlpy's, and what routing costs.
+
+Both sides have the sizes of CDS on walker2d: 3 x 128 transitions, networks of 3 x 256 units, 10 actions of each kind,
+the same machine and all of its cores, in turns; the ratio is the median over the pairs. A GPU trains 15 seeds at once,
+and their updates are counted.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+
+from bench.peers import Side, SideError, interpreter
+from bench.report import Row
+
+PEER_PACKAGES = ("d3rlpy==2.8.1",)
+LEAST_TIMES_PEER = {"cpu": 4.0, "cuda": 40.0}
+SEEDS = {"cpu": 1, "cuda": 15}
+ROUTED = ("cds", "cds-basic", "hipi")
+MOST_ROUTING_PERCENT = 10.0  # of an update
+
+
+def run(quick: bool) -> list[Row]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pairs, updates = (1, 2) if quick else (7, 30)
+    own = _own("none", SEEDS[device])
+    peer = _peer()
+    ours, theirs, drawing = [], [], []
+    for side in (own, peer):
+        if side is not None:
+            side.ask(f"block {max(1, updates // 4)}")
+    for _ in range(pairs):
+        ours.append(SEEDS[device] * updates / own.ask(f"block {updates}")["seconds"])
+        if peer is not None:
+            told = peer.ask(f"block {updates}")
+            theirs.append(updates / told["seconds"])
+            drawing.append(told["drawing"] / told["seconds"])
+    ratios = [a / b for a, b in zip(ours, theirs, strict=bool(theirs))]
+    notes = [f"{own.about['precision']}, {SEEDS[device]} seed(s) on {own.about['device']}"]
+    if peer is not None:
+        alone = [rate / (1 - part) for rate, part in zip(theirs, drawing, strict=True)]
+        notes.append(f"peer d3rlpy {peer.about['version']}, {statistics.median(alone):.3g} without drawing batches")
+        notes.append(f"{pairs} pairs, ratios {min(ratios):.1f} to {max(ratios):.1f}")
+        peer.close()
+    own.close()
+    row = Row(
+        name="CQL on states",
+        value=statistics.median(ours),
+        unit="updates/s",
+        target=LEAST_TIMES_PEER[device],
+        peer=statistics.median(theirs) if theirs else None,
+        ratio=statistics.median(ratios) if ratios else None,
+        note="; ".join(notes),
+    )
+    return [row, *(_routing(rule, updates) for rule in ROUTED)]
+
+
+def _routing(rule: str, updates: int) -> Row:
+    side = _own(rule, 1)
+    side.ask(f"block {max(1, updates // 4)}")
+    told = [side.ask(f"block {updates}") for _ in range(3)]
+    side.close()
+    return Row(
+        name=f"  routing by {rule}",
+        value=statistics.median(100 * each["routing"] / each["seconds"] for each in told),
+        unit="% of an update",
+        most=MOST_ROUTING_PERCENT,
+        target_of="value",
+    )
+
+
+def _own(rule: str, seeds: int) -> Side:
+    return Side(f"own-lowdim-{rule}", [sys.executable, "-W", "ignore", "-m", "bench.own_lowdim", rule, str(seeds)])
+
+
+def _peer() -> Side | None:
+    """d3rlpy, or None with the reason on the terminal: then there is no ratio."""
+    python = interpreter(".peer-d3rlpy", PEER_PACKAGES)
+    if python is None:
+        return None
+    try:
+        return Side("peer-d3rlpy", [str(python), "-W", "ignore", str(Path(__file__).with_name("peer_d3rlpy.py"))])
+    except SideError as error:
+        print(f"no peer: {error}")
+        return None
