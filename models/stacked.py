@@ -48,8 +48,17 @@ class StackedMLP(nn.Module):
     def after_first(self, x: Tensor) -> Tensor:
         """From what the first layer gives, [E, B, hidden]."""
         for layer in self.layers[1:-1]:
-            x = layer(x.relu_())
-        return _in_full(self.layers[-1], x.relu_())
+            x = layer(_relu_(x))
+        return _in_full(self.layers[-1], _relu_(x))
+
+
+def _relu_(x: Tensor) -> Tensor:
+    """In place. Where no gradient is wanted numbers in bfloat16 are clamped as the integers of the same bits and sign,
+    which takes a quarter of the time on a CPU."""
+    if x.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+        x.view(torch.int16).clamp_(min=0)
+        return x
+    return x.relu_()
 
 
 def _in_full(layer: nn.Module, x: Tensor) -> Tensor:

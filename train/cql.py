@@ -31,7 +31,7 @@ from train.chance import seed_of
 from train.cql_config import CQLConfig
 from train.sac import q_target, temperature_loss
 
-FORMAT = 2  # of `CQL.checkpoint`
+FORMAT = 3  # of `CQL.checkpoint`
 
 # ---------------------------------------------------------------- losses
 
@@ -101,7 +101,7 @@ class CQL(lightning.LightningModule):
             info = self.update()
         for k, (rule, seed) in enumerate(self.config.members):
             self.log_dict({f"{rule}-{seed}/{key}": value[k] for key, value in info.items()})
-        self.log("step", float(self.updates))  # Lightning counts three, one of each optimiser
+        self.log("step", float(self.updates))  # Lightning counts two, one of each optimiser
 
     def update(self) -> dict[str, Tensor]:
         """One step of everything; values [E] to be logged."""
@@ -141,8 +141,8 @@ class CQL(lightning.LightningModule):
             actor = weighted_mean(entropy - self.policy.log_density(state, batch.action), weight)
         else:
             actor = weighted_mean(entropy - best, weight)
-        self._step(1, actor.sum())
-        self._step(2, temperature_loss(self.log_alpha, mine_density[..., 0], batch.action.shape[-1]))
+        temperature = temperature_loss(self.log_alpha, mine_density[..., 0], batch.action.shape[-1])
+        self._step(1, actor.sum() + temperature)
         with torch.no_grad():
             torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), config.target_rate)
         self.updates += 1
@@ -243,8 +243,7 @@ class CQL(lightning.LightningModule):
             torch.optim.Adam(weights, lr=rate, fused=True)
             for weights, rate in (
                 (self.q.parameters(), config.critic_rate),
-                (self.policy.parameters(), config.policy_rate),
-                ([self.log_alpha], config.policy_rate),
+                ([*self.policy.parameters(), self.log_alpha], config.policy_rate),
             )
         ]
         for optimizer, state in zip(made, self.optimizer_states, strict=False):

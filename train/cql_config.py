@@ -29,7 +29,7 @@ class CQLConfig:
     target_rate: float = option(5e-3, "of the running average that gives targets")
     conservative_weight: float = option(1.0, "beta of CQL")
     sampled_actions: int = option(10, "each: anywhere, of the policy at s, of the policy at s'")
-    gradient_actions: int = option(4, "of them, drawn from their softmax, to estimate the critic's gradient by; 0: all")
+    gradient_actions: int = option(2, "of them, drawn from their softmax, to estimate the critic's gradient by; 0: all")
     warm_steps: int = option(0, "in which the policy clones the data")
     hidden: tuple[int, ...] = option((256, 256, 256), "units of the layers")
     percentile: float = option(10.0, "k of CDS, percent from the top")

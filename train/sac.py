@@ -23,6 +23,7 @@ from models.stacked import TanhGaussian, TwinQ
 from models.state_policy import pack_policies, sample_actions
 from sim.locomotion import Body, Step, Walk, body_by_name
 from sim.options import Parser, add_options, choose, from_options, option
+from train.memory import keep_memory
 from train.precision import PRECISIONS, resolve_precision
 
 
@@ -82,7 +83,7 @@ class SAC:
         self.log_alpha = torch.zeros(members, requires_grad=True)
         self.optimizers = [
             torch.optim.Adam(weights, lr=config.learning_rate, fused=True)
-            for weights in (self.q.parameters(), self.policy.parameters(), [self.log_alpha])
+            for weights in (self.q.parameters(), [*self.policy.parameters(), self.log_alpha])
         ]
 
     def update(self, batch: dict[str, Tensor], generator: torch.Generator) -> None:
@@ -99,9 +100,9 @@ class SAC:
         self._step(0, critic)
         self.q.requires_grad_(False)
         best = self.q(state, action).amin(0)[..., 0]
-        self._step(1, (alpha * density[..., 0] - best).mean(-1).sum())
+        temperature = temperature_loss(self.log_alpha, density[..., 0], self.action_size)
+        self._step(1, (alpha * density[..., 0] - best).mean(-1).sum() + temperature)
         self.q.requires_grad_(True)
-        self._step(2, temperature_loss(self.log_alpha, density[..., 0], self.action_size))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), self.config.target_rate)
 
@@ -150,6 +151,7 @@ def learn(config: SACConfig) -> Path:
     tasks = config.tasks or body.task_names
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
+    keep_memory()
     generator, rng = torch.Generator().manual_seed(config.seed), np.random.default_rng(config.seed)
     fast = resolve_precision(config.precision) == "bf16-mixed"
     sac, memory = SAC(config, body, len(tasks)), Memory(body, tasks, config.steps)
