@@ -1,7 +1,8 @@
 """Batches: the tensors of one gradient step, and the sampler that draws them by task, source and outcome.
 
 Each batch holds the same number of transitions for every trained task. A part of them is the task's own, the rest is
-drawn from the tasks that the sharing rule allows; own transitions keep a constant share from successful episodes.
+drawn from the tasks that the sharing rule allows. Of both a constant share comes from episodes that succeed at the
+target task (the rebalancing of MT-Opt, arXiv:2104.08212).
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ def can_decode_on_gpu() -> bool:
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
     """`per_task` transitions for each task in each of the `processes`. `shared` is the part drawn from others,
-    `success` that of own successes. `offered`: transitions in the place of each shared one, for the router to choose.
+    `success` that of successes, of own and of shared ones. `offered`: transitions in the place of each shared one, for
+    the router to choose.
 
     `n_step`: steps from s to s'. `decode`: pictures are decoded as they are loaded; else `Batch.to` decodes those
     that are JPEG.
@@ -162,29 +164,30 @@ class Sampler:
         self._told_reward = rule.reward
         allowed = rule.sources(SKILLS)
         source = replay.episode_task
-        self._pools: list[tuple[_Pool, _Pool, _Pool]] = []  # of each task: own successes, own failures, others'
+        self._pools: list[tuple[tuple[_Pool, _Pool], tuple[_Pool, _Pool]]] = []  # of each task: own, others'
         for task in tasks:
             own, won = source == task, replay.success[:, task]
+            told = won & (own | rule.reward)
             if not own.any():
                 raise ValueError(f"{replay.folder}: holds no episode of task {TASK_NAMES[task]}; train without it")
             others = np.isin(source, [j for j in tasks if j != task and allowed[task, j]])
-            won_pool, lost_pool, other_pool = (_Pool(replay, member) for member in (own & won, own & ~won, others))
-            self._pools.append((won_pool, lost_pool, other_pool))
+            both = [(_Pool(replay, member & told), _Pool(replay, member & ~told)) for member in (own, others)]
+            self._pools.append((both[0], both[1]))
 
     def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(steps [B], target tasks [B]) of one batch, grouped by task. No episode comes twice, if there are enough."""
         steps, targets = [], []
         seen = set[int]()
-        for task, (won, lost, others) in zip(self._tasks, self._pools, strict=True):
-            size, offered = self._config.per_task * self._config.processes, self._config.offered
-            num_shared = min(self._num_shared(size, rng), size - self._least_own) if others else 0
-            num_won = _part_of(size - num_shared, self._config.success, rng)
-            if not won or not lost:
-                num_won = (size - num_shared) if won else 0
-            num_lost = size - num_shared - num_won
-            for pool, count in ((won, num_won), (lost, num_lost), (others, offered * num_shared)):
-                if count:
-                    steps.append(pool.draw(count, rng, seen))
+        size, offered = self._config.per_task * self._config.processes, self._config.offered
+        for task, (own, others) in zip(self._tasks, self._pools, strict=True):
+            num_shared = min(self._num_shared(size, rng), size - self._least_own) if any(others) else 0
+            for (won, lost), count in ((own, size - num_shared), (others, offered * num_shared)):
+                num_won = _part_of(count, self._config.success, rng)
+                if not won or not lost:
+                    num_won = count if won else 0
+                for pool, number in ((won, num_won), (lost, count - num_won)):
+                    if number:
+                        steps.append(pool.draw(number, rng, seen))
             targets.append(np.full(size + (offered - 1) * num_shared, task, np.int64))
         return np.concatenate(steps), np.concatenate(targets)
 

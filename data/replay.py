@@ -72,6 +72,12 @@ class Replay:
         """[N] steps that were collected for each task."""
         return np.bincount(self.episode_task, self.episode_length, num_tasks).astype(np.int64)
 
+    def steps_by_outcome(self, num_tasks: int) -> NDArray[np.int64]:
+        """[2, N, N] steps of episodes that fail and that succeed at a task (row), by the task that collected them."""
+        source = np.arange(num_tasks)[:, None] == self.episode_task
+        won = (self.success * self.episode_length[:, None]).T @ source.T
+        return np.stack([self.steps_of_tasks(num_tasks) - won, won]).astype(np.int64)
+
     def episode_of(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
         """The episode of each of these steps."""
         return np.searchsorted(self.last_step, steps, side="left")

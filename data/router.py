@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -77,7 +79,7 @@ class Router(torch.nn.Module):
     own: Tensor  # [E, N, R + 1] the last scores of own transitions; place R takes all the others
     own_count: Tensor  # int64 [E, N] of own transitions seen
     episode_score: Tensor  # [E, N, episodes]; -inf: none yet
-    sums: Tensor  # [3, E, N, N] running sums over rows, by target and source: of 1, weight, weight of successes
+    sums: Tensor  # [2, 2, E, N, N] running sums of 1 and of the weight, by failure or success, target and source
 
     def __init__(self, config: RouterConfig, num_tasks: int, members: int = 1, num_episodes: int = 0) -> None:
         """`num_episodes` of the dataset are needed for the granularity episode alone."""
@@ -90,7 +92,7 @@ class Router(torch.nn.Module):
         self.register_buffer("own_count", torch.zeros(members, num_tasks, dtype=torch.int64))
         episodes = num_episodes if self.by_episode else 0
         self.register_buffer("episode_score", torch.full((members, num_tasks, episodes), -torch.inf))
-        self.register_buffer("sums", torch.zeros(3, members, num_tasks, num_tasks))
+        self.register_buffer("sums", torch.zeros(2, 2, members, num_tasks, num_tasks))
 
     @torch.no_grad()
     def weigh(self, batch: Routed, scores: Scores | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -214,17 +216,25 @@ class Router(torch.nn.Module):
 
     def _count(self, place: Tensor, source: Tensor, weight: Tensor, success: Tensor) -> None:
         from_task = F.one_hot(source, place.shape[-1]).to(place.dtype)
-        values = torch.stack([torch.ones_like(weight), weight, weight * success])
-        self.sums.mul_(REPORT_DECAY).add_(torch.einsum("ebn,ebm,veb->venm", place, from_task, values))
+        values = torch.stack([torch.ones_like(weight), weight])
+        outcome = torch.stack([1 - success, success])
+        self.sums.mul_(REPORT_DECAY).add_(torch.einsum("ebn,ebm,veb,oeb->voenm", place, from_task, values, outcome))
 
-    def report(self, member: int = 0) -> dict[str, Any]:
-        """Plain values over the last thousand steps or so, None where nothing is known:
+    def report(self, steps: NDArray[np.int64], member: int = 0) -> dict[str, Any]:
+        """Plain values over the last thousand steps or so, None where nothing is known. `steps` [2, N, N] of the
+        dataset, that fail and that succeed at a target (row), by source: batches may hold them in other proportions.
 
         `weights` [N][N]: mean by target and source. `success` [N]: share of successes, by weight, among the shared.
-        `temperature`, `reference` [N]."""
-        rows, weight, won = self.sums[:, member]
-        others = 1 - torch.eye(len(rows), device=rows.device)
-        known = {"weights": weight / rows, "success": (won * others).sum(1) / (weight * others).sum(1)}
+        `steps` [N]: of each task's own. `temperature`, `reference` [N]."""
+        stock = torch.from_numpy(steps).to(self.sums)
+        rows, total = self.sums[:, :, member]
+        mean = total / rows  # by outcome; one that no batch held counts like the other
+        mean = torch.where(mean.isnan(), mean.flip(0), mean)
+        given = (mean * stock).nan_to_num(0.0)
+        others = 1 - torch.eye(stock.shape[-1], device=stock.device)
+        shared = (given * others).sum(-1)
+        weights = torch.where(rows.sum(0) > 0, given.sum(0) / stock.sum(0), torch.nan)
+        known = {"weights": weights, "success": shared[1] / shared.sum(0), "steps": stock.sum(0).diagonal()}
         if self.rule.uses_q:
             known["temperature"] = self.temperature()[member]
         if self.rule.refer:

@@ -129,7 +129,7 @@ class CrudePolicy:
 class AimlessPolicy(CrudePolicy):
     """The crude policy for anything in reach: each attempt is at an object or fixture drawn from those present.
 
-    MT-Opt's scripted picks and places, which know no task (sec. 6.1): most of its episodes succeed at another task than
+    As MT-Opt's scripted picks and places, which know no task: most of its episodes succeed at another task than
     their own, if at any."""
 
     def _aim(self, state: SceneState, task: TaskSpec, rng: np.random.Generator) -> int:

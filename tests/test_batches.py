@@ -95,13 +95,17 @@ def test_a_rule_that_compares_with_own_transitions_finds_one_of_each_task_in_eve
 
 
 @pytest.mark.parametrize(("success", "num_won"), [(0.0, 0), (0.25, 1), (0.5, 2), (1.0, 4)])
-def test_the_share_of_own_successes_is_exactly_as_configured(replay, success, num_won):
+def test_the_share_of_successes_is_exactly_as_configured_among_own_and_shared(replay, success, num_won):
+    """Of those that are shared where others' episodes succeed and fail at the task."""
     episode, target = drawn(sampler_of(replay, success=success))
-    own = replay.episode_task[episode] == target
-    won = own & replay.success[episode, target]
+    own, won = replay.episode_task[episode] == target, replay.success[episode, target]
     for task in TASKS_USED:
-        assert (won[:, target[0] == task].sum(axis=1) == num_won).all()
-        assert (own[:, target[0] == task].sum(axis=1) == 4).all()
+        mine = target[0] == task
+        others = replay.success[replay.episode_task != task, task]
+        assert (own[:, mine].sum(axis=1) == 4).all()
+        assert ((own & won)[:, mine].sum(axis=1) == num_won).all()
+        assert ((~own & won)[:, mine].sum(axis=1) == (num_won if others.any() else 0)).all()
+    assert any(replay.success[replay.episode_task != task, task].any() for task in TASKS_USED)
 
 
 def test_small_batches_keep_the_shares_on_average(replay):

@@ -164,7 +164,7 @@ def test_members_side_by_side_are_routers_of_their_own():
                 told = Scores(q=scores.q[member], q_policy=scores.q_policy[member], q_tasks=scores.q_tasks[member])
                 assert torch.allclose(router.weigh(part, told), weight[member])
         for member, router in enumerate(alone):
-            assert torch.allclose(both.sums[:, member], router.sums[:, 0])
+            assert torch.allclose(both.sums[:, :, member], router.sums[:, :, 0])
 
 
 def test_of_several_offered_one_is_chosen_as_often_as_its_weight_says():
@@ -207,7 +207,10 @@ def test_the_report_tells_weights_successes_temperature_and_reference():
     won = rows([0, 0, 0, 0], [0, 0, 1, 2], success=[1.0, 1.0, 1.0, 0.0])
     router.weigh(won, q(0.2, 0.4, 0.5, 0.1))
     router.weigh(won, q(0.4, 0.2, 0.9, 0.3))
-    report = router.report()
+    steps = np.zeros((2, 3, 3), np.int64)
+    steps[1, 0] = [50, 30, 0]
+    steps[0, 0] = [50, 0, 90]
+    report = router.report(steps)
     old, new = sigmoid(0.5), sigmoid(0.5 / 0.21)
     lost_old, lost_new = sigmoid(-1.5), sigmoid(-0.1 / 0.21)
     assert report["rule"] == "cds"
@@ -215,10 +218,23 @@ def test_the_report_tells_weights_successes_temperature_and_reference():
         [1.0, (0.999 * old + new) / 1.999, (0.999 * lost_old + lost_new) / 1.999]
     )
     assert report["weights"][1] == [None, None, None]
-    won_weight, lost_weight = 0.999 * old + new, 0.999 * lost_old + lost_new
+    won_weight, lost_weight = 30 * (0.999 * old + new), 90 * (0.999 * lost_old + lost_new)
+    assert report["steps"] == [100, 0, 0]
     assert report["success"] == [pytest.approx(won_weight / (won_weight + lost_weight)), None, None]
     assert report["temperature"] == pytest.approx([0.21, RouterConfig().tau_low, RouterConfig().tau_low])
     assert report["reference"] == [pytest.approx(0.4), None, None]
+
+
+def test_means_are_those_of_the_dataset_whatever_the_batches_hold_most_of():
+    """Half of the shared rows succeed, in the dataset one step in ten does."""
+    router = router_of(temperature=0.1)
+    router.weigh(rows([0, 0, 0, 0], [0, 0, 1, 1], success=[1.0, 0.0, 1.0, 0.0]), q(0.5, 0.4, 0.5, 0.4))
+    steps = np.zeros((2, 3, 3), np.int64)
+    steps[:, 0, :2] = [[60, 90], [40, 10]]
+    report = router.report(steps)
+    won, lost = 0.5, sigmoid(-1.0)
+    assert report["weights"][0][1] == pytest.approx(0.1 * won + 0.9 * lost)
+    assert report["success"][0] == pytest.approx(0.1 * won / (0.1 * won + 0.9 * lost))
 
 
 def test_a_task_learns_from_so_many_steps_as_its_weights_let_in():
@@ -232,7 +248,8 @@ def test_all_that_is_remembered_travels_with_the_state_dict():
     copy.load_state_dict(router.state_dict())
     values = q(0.1, 0.3, 0.8, 0.2)
     assert torch.equal(copy.weigh(ONE_TASK, values), router.weigh(ONE_TASK, values))
-    assert copy.report() == router.report()
+    steps = np.ones((2, 3, 3), np.int64)
+    assert copy.report(steps) == router.report(steps)
 
 
 @pytest.mark.parametrize(

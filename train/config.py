@@ -55,7 +55,7 @@ class TrainConfig:
     refresh_steps: int = option(1000, "between renewals of the Q-function by which the heuristic shares")
     oversample: int = option(1, "transitions offered for each shared place, of which the weights choose one")
     shared_part: float = option(0.5, "part of each task's batch drawn from other tasks")
-    success_part: float = option(0.5, "part of own transitions from successful episodes")
+    success_part: float = option(0.5, "part of own and of shared transitions from episodes that succeed at the target")
     cem_samples: int = option(64, "candidates a round")
     cem_elites: int = option(6, "kept to refit")
     cem_iterations: int = option(2, "rounds")

@@ -256,12 +256,12 @@ class CQL(lightning.LightningModule):
         return self.updates
 
     def routing(self) -> dict[str, dict[str, Any]]:
-        """Of every rule and seed what its router reports, with how many steps of its own each task has."""
-        tasks = self.transitions.body.task_names
-        steps = np.bincount(self.transitions.columns["task"], minlength=self.num_tasks).tolist()
-        seeds = len(self.config.seeds)
+        """Of every rule and seed what its router reports."""
+        tasks, seeds = self.transitions.body.task_names, len(self.config.seeds)
+        own = np.bincount(self.transitions.columns["task"], minlength=self.num_tasks)
+        steps = np.stack([np.tile(own, (self.num_tasks, 1)), np.zeros((self.num_tasks, self.num_tasks), np.int64)])
         return {
-            f"{rule}-{seed}": {**self.routers[k // seeds].report(k % seeds), "tasks": tasks, "steps": steps}
+            f"{rule}-{seed}": {**self.routers[k // seeds].report(steps, k % seeds), "tasks": tasks}
             for k, (rule, seed) in enumerate(self.config.members)
         }
 

@@ -12,6 +12,7 @@ import enum
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -271,13 +272,13 @@ class QTOpt(lightning.LightningModule):
         return self.global_step
 
     def routing(self) -> dict[str, dict[str, Any]]:
-        """The router's report, with how many steps of its own each task has, as train.routing asks for it."""
-        steps = self.replay.steps_of_tasks(len(TASK_NAMES)).tolist() if self.replay is not None else []
-        return {"": {**self.router.report(), "tasks": TASK_NAMES, "steps": steps}}
+        """The router's report, as train.routing asks for it."""
+        count = len(TASK_NAMES)
+        steps = np.ones((2, count, count), np.int64) if self.replay is None else self.replay.steps_by_outcome(count)
+        return {"": {**self.router.report(steps), "tasks": TASK_NAMES}}
 
     def _sharing(self) -> dict[str, Any]:
-        """The router's report, with the options it comes from, how many steps of its own each task has, and the mean
-        weights at earlier checkpoints."""
+        """The router's report, with the options it comes from, and the mean weights at earlier checkpoints."""
         about = self.routing()[""] | {"tasks": list(TASK_NAMES), "config": dataclasses.asdict(self.config.router)}
         self.history[self.global_step] = about["weights"]
         return {**about, "history": [[step, weights] for step, weights in sorted(self.history.items())]}

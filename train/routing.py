@@ -23,7 +23,7 @@ class Routes(Protocol):
     def done_steps(self) -> int: ...
 
     def routing(self) -> dict[str, dict[str, Any]]:
-        """The report of each of its routers by name, with the `tasks` and how many `steps` of its own each has."""
+        """The report of each of its routers by name, with the names of the `tasks`."""
 
 
 class Routing(Callback):
