@@ -20,13 +20,17 @@ BENCHMARKS: dict[str, str] = {
     "data": "bench.data",
     "vision": "bench.vision",
     "lowdim": "bench.lowdim",
+    "parity": "bench.parity",
 }
+
+
+LONG = ("stability", "parity")
 
 
 def main() -> int:
     parser = Parser(prog="python -m bench", description=__doc__)
-    usual = ",".join(name for name in BENCHMARKS if name != "stability")
-    text = f"of {', '.join(BENCHMARKS)}; default: all but stability, which takes half an hour"
+    usual = ",".join(name for name in BENCHMARKS if name not in LONG)
+    text = f"of {', '.join(BENCHMARKS)}; default: all but {' and '.join(LONG)}, which take half an hour each"
     parser.add_argument("--only", default=usual, metavar="NAME,...", help=text)
     parser.add_argument("--quick", action="store_true", help="tiny counts: shows that everything runs, not how fast")
     options = parser.parse_args()

@@ -15,19 +15,19 @@ import torch
 
 from bench.peers import Side, SideError, interpreter
 from bench.report import Row
+from bench.vision import MOST_ROUTING_PERCENT
 
 PEER_PACKAGES = ("d3rlpy==2.8.1",)
 LEAST_TIMES_PEER = {"cpu": 4.0, "cuda": 40.0}
 SEEDS = {"cpu": 1, "cuda": 15}
 ROUTED = ("cds", "cds-basic", "hipi")
-MOST_ROUTING_PERCENT = 10.0  # of an update
 
 
 def run(quick: bool) -> list[Row]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pairs, updates = (1, 2) if quick else (7, 30)
     own = _own("none", SEEDS[device])
-    peer = _peer()
+    peer = start_peer()
     ours, theirs, drawing = [], [], []
     for side in (own, peer):
         if side is not None:
@@ -76,7 +76,7 @@ def _own(rule: str, seeds: int) -> Side:
     return Side(f"own-lowdim-{rule}", [sys.executable, "-W", "ignore", "-m", "bench.own_lowdim", rule, str(seeds)])
 
 
-def _peer() -> Side | None:
+def start_peer() -> Side | None:
     """d3rlpy, or None with the reason on the terminal: then there is no ratio."""
     python = interpreter(".peer-d3rlpy", PEER_PACKAGES)
     if python is None:

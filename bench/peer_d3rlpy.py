@@ -1,7 +1,8 @@
-"""The peer's side of bench/lowdim.py: d3rlpy's CQL, run by an interpreter of its own.
+"""The peer's side of bench/lowdim.py and bench/parity.py: d3rlpy's CQL, run by an interpreter of its own.
 
-Imports nothing of Switchyard. "block N" is answered with the seconds of N updates, and of those the seconds that
-drawing batches took.
+Imports nothing of Switchyard. "block N": N updates on numbers without meaning, answered with their seconds, and of
+those the seconds that drawing batches took. "learn DATA.npz UPDATES SEED OUT.npz": CQL on a dataset; the file that is
+written holds the policy's layers.
 """
 
 import json
@@ -18,42 +19,74 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 OBSERVATION, ACTION, STEPS, BATCH, UNITS = 20, 6, 146_000, 3 * 128, [256, 256, 256]
+CONSERVATIVE_WEIGHT = 2.0  # CDS has half the squared Bellman error and 1.0 (app. C.1)
 
 
-def learner(batch_size: int, conservative_weight: float) -> Any:
+def learner(batch_size: int) -> Any:
     """CQL(H) with a fixed weight of the conservative term, as CDS uses it."""
     nets = d3rlpy.models.VectorEncoderFactory(hidden_units=UNITS)
-    options = {"alpha_learning_rate": 0.0, "alpha_threshold": 0.0, "conservative_weight": conservative_weight}
     config = d3rlpy.algos.CQLConfig(
-        batch_size=batch_size, actor_encoder_factory=nets, critic_encoder_factory=nets, **options
+        batch_size=batch_size,
+        actor_encoder_factory=nets,
+        critic_encoder_factory=nets,
+        alpha_learning_rate=0.0,
+        alpha_threshold=0.0,
+        conservative_weight=CONSERVATIVE_WEIGHT,
     )
     return config.create(device="cuda:0" if torch.cuda.is_available() else False)
+
+
+def speed() -> tuple[Any, Any]:
+    """A learner, and a dataset of numbers without meaning."""
+    rng = np.random.default_rng(0)
+    shapes = {"observations": OBSERVATION, "actions": ACTION}
+    arrays = {name: rng.uniform(-1, 1, (STEPS, size)).astype(np.float32) for name, size in shapes.items()}
+    ends = (np.arange(STEPS) % 100 == 99).astype(np.float32)
+    rewards = rng.uniform(-1, 1, STEPS).astype(np.float32)
+    data = d3rlpy.dataset.MDPDataset(**arrays, rewards=rewards, terminals=np.zeros(STEPS), timeouts=ends)
+    algo = learner(BATCH)
+    algo.build_with_dataset(data)
+    return algo, data
+
+
+def block(algo: Any, data: Any, updates: int) -> dict[str, float]:
+    drawing = 0.0
+    begin = time.perf_counter()
+    for _ in range(updates):
+        start = time.perf_counter()
+        batch = data.sample_transition_batch(BATCH)
+        drawing += time.perf_counter() - start
+        algo.update(batch)
+    return {"seconds": time.perf_counter() - begin, "drawing": drawing}
+
+
+def learn(data: str, updates: int, seed: int, out: str) -> dict[str, float]:
+    d3rlpy.seed(seed)
+    arrays = np.load(data)
+    batch_size = int(arrays["batch_size"])
+    dataset = d3rlpy.dataset.MDPDataset(**{name: arrays[name] for name in arrays.files if name != "batch_size"})
+    algo = learner(batch_size)
+    algo.build_with_dataset(dataset)
+    begin = time.perf_counter()
+    for _ in range(updates):
+        algo.update(dataset.sample_transition_batch(batch_size))
+    layers = [layer for layer in algo.impl.policy.modules() if isinstance(layer, torch.nn.Linear)]
+    weights: dict[str, Any] = {f"weight{k}": layer.weight.detach().cpu().numpy() for k, layer in enumerate(layers)}
+    weights |= {f"bias{k}": layer.bias.detach().cpu().numpy() for k, layer in enumerate(layers)}
+    np.savez(out, **weights)
+    return {"seconds": time.perf_counter() - begin}
 
 
 def say(told: dict[str, Any]) -> None:
     print(json.dumps(told), file=answers, flush=True)
 
 
-def speed() -> None:
-    rng = np.random.default_rng(0)
-    shapes = {"observations": OBSERVATION, "actions": ACTION}
-    arrays = {name: rng.uniform(-1, 1, (STEPS, size)).astype(np.float32) for name, size in shapes.items()}
-    ends = (np.arange(STEPS) % 100 == 99).astype(np.float32)
-    data = d3rlpy.dataset.MDPDataset(
-        **arrays, rewards=rng.uniform(-1, 1, STEPS).astype(np.float32), terminals=np.zeros(STEPS), timeouts=ends
-    )
-    algo = learner(BATCH, 2.0)
-    algo.build_with_dataset(data)
-    say({"version": d3rlpy.__version__})
-    for line in sys.stdin:
-        drawing = 0.0
-        begin = time.perf_counter()
-        for _ in range(int(line.split()[1])):
-            start = time.perf_counter()
-            batch = data.sample_transition_batch(BATCH)
-            drawing += time.perf_counter() - start
-            algo.update(batch)
-        say({"seconds": time.perf_counter() - begin, "drawing": drawing})
-
-
-speed()
+say({"version": d3rlpy.__version__})
+made = None
+for line in sys.stdin:
+    what, *words = line.split()
+    if what == "block":
+        made = made or speed()
+        say(block(*made, int(words[0])))
+    else:
+        say(learn(words[0], int(words[1]), int(words[2]), words[3]))

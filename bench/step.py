@@ -49,19 +49,22 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Of a `Case`: its step, the operations of one, and the rate of a large matrix product in the same process."""
+    """Of a `Case`: its step, the operations of one, the rate of a large matrix product in the same process, and the
+    part of the steps that weighing the batch by the sharing rule took."""
 
     step_s: float
     flops: int
     ceiling_flops_per_s: float
     peak_gib: float
     batch: int
+    routing: float
 
 
 class Step(QTOpt):
-    """The module without a trainer: it counts its own steps and logs nowhere."""
+    """The module without a trainer: it counts its own steps, logs nowhere, and tells how long it routed."""
 
     steps_done = 0
+    routing_s = 0.0
 
     @property
     def global_step(self) -> int:
@@ -77,6 +80,14 @@ class Step(QTOpt):
         self.steps_done += 1
         self._update_targets(self.steps_done)
         return loss.detach()
+
+    def _route(self, *given: Any) -> Tensor:
+        _wait()
+        begin = time.perf_counter()
+        weight = super()._route(*given)
+        _wait()
+        self.routing_s += time.perf_counter() - begin
+        return weight
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -160,7 +171,9 @@ def measure(case: Case) -> Measurement:
         first_s = _median_s(step, 1)
     if case.num_steps:
         step()  # what is compiled is compiled now, for the counter above would have none of it
+    module.routing_s, begin = 0.0, time.perf_counter()
     step_s = _median_s(step, case.num_steps) if case.num_steps else first_s
+    routing = module.routing_s / (time.perf_counter() - begin)
     peak = (
         torch.cuda.max_memory_allocated()
         if device == "cuda"
@@ -172,6 +185,7 @@ def measure(case: Case) -> Measurement:
         ceiling_flops_per_s=max(before, ceiling_flops_per_s(kind, device)),
         peak_gib=peak / 2**30,
         batch=len(batch),
+        routing=routing,
     )
 
 

@@ -25,6 +25,7 @@ LEAST_SHARE = {"472": 0.35, "64": 0.45}
 LEAST_TIMES_PLAIN = {"cpu": 3.0, "cuda": 4.0}
 MOST_MEMORY_GIB = {"cpu": 10.0, "cuda": 12.0}
 MOST_ACTING_TIMES = 1.3  # on a CPU, beside trunk and candidates alone
+MOST_ROUTING_PERCENT = 10.0  # of a step
 MOST_ACTING_MS = 4.0  # on a GPU
 LEAST_SMALL_STEPS_PER_S = 300.0  # on a GPU
 OTHER_WAYS = ("usual order", "compiled")
@@ -81,6 +82,15 @@ def _at_64(device: str, precision: str, quick: bool) -> Iterator[Row]:
         yield from (_beside(way, case, step) for way in OTHER_WAYS)
     proposed = _alone(measure, replace(case, config=preset))
     yield _share(f"step at 64 px, 16 proposed candidates, {LABELS[precision]}", proposed, None)
+    for rule in ("cds", "hipi"):
+        routed = _alone(measure, Case(config=replace(preset, rule=rule), precision=precision, num_steps=times))
+        yield Row(
+            name=f"  of it routing by {rule}",
+            value=100 * routed.routing,
+            unit="% of a step",
+            most=MOST_ROUTING_PERCENT,
+            target_of="value",
+        )
 
 
 def _beside(way: str, case: Case, ours: Measurement) -> Row:

@@ -174,15 +174,16 @@ class StateSampler:
         self,
         transitions: Transitions,
         sources: NDArray[np.bool_],
+        tasks: tuple[int, ...],
         per_task: int = 128,
         shared: float = 0.5,
         told_reward: bool = True,
         offered: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        """`sources` [N, N]: from which task (column) each (row) may draw, as a sharing rule tells it. Without
-        `told_reward` shared transitions carry 0. `offered`: transitions in the place of each shared one, for the router
-        to choose."""
+        """`sources` [N, N]: from which task (column) each (row) may draw, as a sharing rule tells it; `tasks`: that are
+        trained, and drawn from. Without `told_reward` shared transitions carry 0. `offered`: transitions in the place
+        of each shared one, for the router to choose."""
         self._columns = {
             name: torch.from_numpy(transitions.columns[name]).to(device)
             for name in ("observation", "next_observation", "action", "task")
@@ -193,16 +194,18 @@ class StateSampler:
         self._told_reward, self._device = told_reward, device
         task = transitions.columns["task"]
         self._pools: list[list[tuple[Tensor, int]]] = []  # of each task: (steps, how many of them a batch holds)
-        for target in range(len(sources)):
+        for target in tasks:
             own = np.flatnonzero(task == target)
             if not len(own):
                 raise DatasetError(f"the dataset holds no step of task {transitions.body.task_names[target]}")
-            others = np.flatnonzero(np.isin(task, [j for j in np.flatnonzero(sources[target]) if j != target]))
+            others = np.flatnonzero(
+                np.isin(task, [j for j in np.flatnonzero(sources[target]) if j in tasks and j != target])
+            )
             num_shared = round(per_task * shared) if len(others) else 0
             counts = ((own, per_task - num_shared), (others, offered * num_shared))
             self._pools.append([(torch.from_numpy(pool).to(device), count) for pool, count in counts if count])
         size = torch.tensor([sum(count for _, count in pools) for pools in self._pools], device=device)
-        self._target = torch.arange(len(sources), device=device).repeat_interleave(size)
+        self._target = torch.tensor(tasks, device=device).repeat_interleave(size)
 
     def draw(self, members: int, generator: torch.Generator) -> StateBatch:
         """A batch for each member, another one each."""

@@ -36,22 +36,22 @@ def behaviour(
 
 
 def task_returns(
-    policy: TanhGaussian, members: int, body: Body, tasks: tuple[str, ...], episodes: int, seed: int
+    policy: TanhGaussian, members: int, body: Body, tasks: tuple[str, ...], episodes: int, seed: int, told: bool = True
 ) -> NDArray[np.float64]:
-    """Undiscounted returns [E, N, episodes] of policies that are told the task by a one-hot vector after the state.
-
-    An episode's first state depends on (seed, its number) alone."""
+    """Undiscounted returns [E, tasks, episodes] of policies that are `told` the task, by a one-hot vector after the
+    state. An episode's first state depends on (seed, its number) alone."""
     walks = [[[Walk(body) for _ in range(episodes)] for _ in tasks] for _ in range(members)]
     shape = (members, len(tasks), episodes)
     state = np.zeros((*shape, body.observation_size), np.float32)
     for place in np.ndindex(shape):
         member, task, episode = place
         state[place] = walks[member][task][episode].reset(seed * 10_000 + episode)
-    told = np.eye(len(body.tasks), dtype=np.float32)[[body.task_names.index(name) for name in tasks]]
-    told = np.broadcast_to(told[None, :, None], (*shape, len(body.tasks)))
+    one_hot = np.eye(len(body.tasks), dtype=np.float32)[[body.task_names.index(name) for name in tasks]]
+    one_hot = np.broadcast_to(one_hot[None, :, None], (*shape, len(body.tasks)))
     total, going = np.zeros(shape), np.ones(shape, np.bool_)
     for _ in range(HORIZON):
-        seen = np.concatenate([state, told], axis=-1).reshape(members, len(tasks) * episodes, -1)
+        seen = np.concatenate([state, one_hot], axis=-1) if told else state
+        seen = seen.reshape(members, len(tasks) * episodes, -1)
         action = mean_actions(policy, seen).reshape(*shape, -1)
         for place in zip(*np.nonzero(going), strict=True):
             member, task, episode = place

@@ -193,6 +193,21 @@ def test_batches_keep_their_size_where_several_are_offered(transitions, rules):
         CQLConfig(rules=("cds", "all"), oversample=2)
 
 
+@pytest.mark.parametrize("rule", ["all", "hipi"])
+def test_a_task_that_is_not_trained_is_left_out(transitions, rule):
+    module = module_of(transitions, rules=(rule,), tasks=("run-forward", "jump"))
+    module.update()
+    weights = module.routing()[f"{rule}-0"]["weights"]
+    assert weights[1] == [None, None, None]
+    assert weights[0][1] is None
+    assert weights[0][2] is not None
+    some = transitions.columns["task"] != 1
+    columns = {name: column[some] for name, column in transitions.columns.items()}
+    assert module_of(dataclasses.replace(transitions, columns=columns)).tasks == (0, 2)
+    with pytest.raises(ValueError, match="Did you mean 'jump'"):
+        module_of(transitions, tasks=("jmp",))
+
+
 def test_a_member_does_not_feel_the_others(transitions):
     """The gradient of the first of three members is that of the same weights and batch alone."""
     both = module_of(transitions, rules=("all",), seeds=(0, 1, 2))

@@ -120,7 +120,9 @@ def test_no_dataset_is_said_to_be_missing(tmp_path):
 
 
 def test_a_batch_is_stratified_and_carries_the_reward_of_its_target(transitions):
-    batch = StateSampler(transitions, EVERYWHERE, per_task=8, shared=0.5).draw(2, torch.Generator().manual_seed(0))
+    batch = StateSampler(transitions, EVERYWHERE, (0, 1, 2), per_task=8, shared=0.5).draw(
+        2, torch.Generator().manual_seed(0)
+    )
     assert batch.observation.shape == (2, 24, 17)
     assert batch.task_index[0].tolist() == [0] * 8 + [1] * 8 + [2] * 8
     shared = batch.task_index != batch.source_task_index
@@ -137,12 +139,18 @@ def test_a_batch_is_stratified_and_carries_the_reward_of_its_target(transitions)
 
 def test_without_sources_all_is_own_and_without_the_reward_shared_ones_carry_none(transitions):
     generator = torch.Generator().manual_seed(0)
-    own = StateSampler(transitions, np.eye(3, dtype=np.bool_), per_task=8).draw(1, generator)
+    own = StateSampler(transitions, np.eye(3, dtype=np.bool_), (0, 1, 2), per_task=8).draw(1, generator)
     assert torch.equal(own.task_index, own.source_task_index)
-    untold = StateSampler(transitions, EVERYWHERE, per_task=8, told_reward=False).draw(1, generator)
+    untold = StateSampler(transitions, EVERYWHERE, (0, 1, 2), per_task=8, told_reward=False).draw(1, generator)
     shared = untold.task_index != untold.source_task_index
     assert (untold.reward[shared] == 0).all()
     assert (untold.reward[~shared] != 0).any()
+
+
+def test_tasks_that_are_not_trained_are_neither_targets_nor_sources(transitions):
+    batch = StateSampler(transitions, EVERYWHERE, (0, 2), per_task=8).draw(1, torch.Generator().manual_seed(0))
+    assert batch.task_index[0].tolist() == [0] * 8 + [2] * 8
+    assert set(batch.source_task_index[0].tolist()) == {0, 2}
 
 
 def test_a_state_batch_is_what_the_router_asks_for():
@@ -152,4 +160,4 @@ def test_a_state_batch_is_what_the_router_asks_for():
 def test_a_task_without_data_is_named(transitions):
     transitions.columns["task"][:10] = 1
     with pytest.raises(DatasetError, match="no step of task run-forward"):
-        StateSampler(transitions, EVERYWHERE)
+        StateSampler(transitions, EVERYWHERE, (0, 1, 2))

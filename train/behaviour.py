@@ -42,10 +42,10 @@ def clone_effective(module: CQL, steps: int) -> TanhGaussian:
 
 @torch.no_grad()
 def divergence(module: CQL, policy: TanhGaussian, other: TanhGaussian) -> Tensor:
-    """Mean KL(policy || other) of each member over own states of each task, [E, N]."""
+    """Mean KL(policy || other) of each member over own states of each trained task, [E, tasks]."""
     columns, rng = module.transitions.columns, np.random.default_rng(0)
     found = []
-    for task in range(module.num_tasks):
+    for task in module.tasks:
         own = np.flatnonzero(columns["task"] == task)
         chosen = rng.choice(own, min(STATES, len(own)), replace=False)
         state = torch.from_numpy(columns["observation"][chosen]).to(module.device)

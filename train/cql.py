@@ -27,6 +27,7 @@ from data.transitions import StateBatch, StateSampler, Transitions
 from models.checkpoint import CheckpointError, load_weights
 from models.losses import weighted_mean
 from models.stacked import TanhGaussian, TwinQ
+from sim.options import choose
 from train.chance import seed_of
 from train.cql_config import CQLConfig
 from train.sac import q_target, temperature_loss
@@ -58,13 +59,22 @@ def softmax_sample(logits: Tensor, count: int, generator: torch.Generator) -> Te
 
 
 class CQL(lightning.LightningModule):
-    """Member e learns with seed and rule e of the configuration. `target` is the running average of `q`."""
+    """Member e learns with seed and rule e of the configuration. `target` is the running average of `q`.
+
+    `tasks`: numbers of those that are trained."""
 
     def __init__(self, config: CQLConfig, transitions: Transitions) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config, self.transitions = config, transitions
         self.num_tasks = len(transitions.body.tasks)
+        names = transitions.body.task_names
+        for name in config.tasks:
+            choose("task", name, names)
+        present = np.unique(transitions.columns["task"]).tolist()
+        self.tasks = tuple(
+            k for k, name in enumerate(names) if (name in config.tasks if config.tasks else k in present)
+        )
         members, action_size = len(config.members), transitions.body.action_size
         self.state_size = transitions.body.observation_size + self.num_tasks
         self.policy = TanhGaussian(members, self.state_size, config.hidden, action_size)
@@ -86,6 +96,7 @@ class CQL(lightning.LightningModule):
             StateSampler(
                 self.transitions,
                 RULES[rule].sources(skills),
+                self.tasks,
                 config.per_task,
                 config.shared_part,
                 RULES[rule].reward,
@@ -227,7 +238,9 @@ class CQL(lightning.LightningModule):
         seen = batch.observation[:, :, None].expand(-1, -1, self.num_tasks, -1)
         state = torch.cat([seen, every], -1).flatten(1, 2)
         action = batch.action[:, :, None, None].expand(-1, -1, self.num_tasks, -1, -1).flatten(1, 2)
-        return self.q.values(state, action).amin(0).view(members, rows, self.num_tasks)
+        q = self.q.values(state, action).amin(0).view(members, rows, self.num_tasks)
+        trained = torch.tensor([k in self.tasks for k in range(self.num_tasks)], device=self.device)
+        return q.masked_fill(~trained, -torch.inf)
 
     def _step(self, which: int, loss: Tensor) -> None:
         optimizer: Any = self.optimizers()[which]  # type: ignore[index]

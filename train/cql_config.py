@@ -18,6 +18,7 @@ class CQLConfig:
     out: str = option("runs/walker2d", "folder of the run: checkpoints, logs, config")
     rules: tuple[str, ...] = option(("cds",), f"sharing rules, trained side by side: {', '.join(RULES)}")
     seeds: tuple[int, ...] = option((0,), "seeds of each rule, trained side by side")
+    tasks: tuple[str, ...] = option((), "to train; default: those the data are of")
     steps: int = option(300_000, "updates")
     updates_per_step: int = option(100, "between two looks of Lightning")
     per_task: int = option(128, "transitions of each task in a batch")

@@ -112,7 +112,8 @@ class Save(Callback):
 def _evaluate(config: CQLConfig, module: CQL, out: Path) -> Path:
     """Of every member: rule, seed, the returns of each task's episodes, and KL(pi || pi_beta_eff) of each task."""
     body = module.transitions.body
-    found = task_returns(module.policy, len(config.members), body, body.task_names, config.episodes, config.seed)
+    tasks = tuple(body.task_names[k] for k in module.tasks)
+    found = task_returns(module.policy, len(config.members), body, tasks, config.episodes, config.seed)
     routing, kl = module.routing(), {}
     if config.behaviour_steps:
         behaved = clone_effective(module, config.behaviour_steps)
@@ -120,7 +121,7 @@ def _evaluate(config: CQLConfig, module: CQL, out: Path) -> Path:
     rows: list[dict[str, Any]] = []
     for k, (rule, seed) in enumerate(config.members):
         row = {"returns": found[k].tolist(), **{name: values[k] for name, values in kl.items()}}
-        by_task = {name: dict(zip(body.task_names, values, strict=True)) for name, values in row.items()}
+        by_task = {name: dict(zip(tasks, values, strict=True)) for name, values in row.items()}
         rows.append({"rule": rule, "seed": seed, "updates": module.updates, **by_task})
     path = out / "returns.json"
     write_whole(path, json.dumps({"members": rows, "routing": routing}, indent=1).encode())
