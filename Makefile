@@ -22,7 +22,7 @@ DEMO_STEPS ?= 1500
 DEMO_EVALUATIONS ?= 20
 ARGS ?=
 
-.PHONY: help setup demo test lint bench bench-world bench-data bench-vision bench-lowdim torture collect train-vision eval clean
+.PHONY: help setup demo test lint bench bench-world bench-data bench-vision bench-lowdim torture collect train-vision collect-walker2d train-walker2d eval clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -70,6 +70,14 @@ torture: $(READY)  ## kills, damage and full disks against collection and readin
 
 collect: $(READY)  ## collect EPISODES at SIZE px with WORKERS processes into DATA
 	@$(PY) -m data collect --out $(DATA) --episodes $(EPISODES) --size $(SIZE) --workers $(WORKERS) --seed $(SEED) $(ARGS)
+
+collect-walker2d: $(READY)  ## the walker2d datasets of CDS: SAC's replay (an hour), then the policies that come along
+	@test -s runs/walker2d-sac/replay.h5 || \
+	    $(PY) -m train sac --tasks run-forward,run-backward --steps 110000 --out runs/walker2d-sac
+	@$(PY) -m data locomotion
+
+train-walker2d: $(READY)  ## CQL on states by five sharing rules, three seeds each, side by side
+	@$(PY) -m train cql --rules none,all,cds-basic,hipi,cds --seeds 0,1,2 $(ARGS)
 
 train-vision: $(READY)  ## train PRESET (demo, vision-64, vision-472) on DATA with DEVICES x NODES
 	@$(PY) -m train --preset $(PRESET) --data $(DATA) --out $(RUN) --seed $(SEED) --devices $(DEVICES) --nodes $(NODES) $(ARGS)

@@ -103,9 +103,8 @@ def _policy(layers: Any, data: Transitions) -> TanhGaussian:
     weights[-2:], biases[-2:] = [torch.cat(weights[-2:], 1)], [torch.cat(biases[-2:], 1)]
     hidden = tuple(len(bias[0]) for bias in biases[:-1])
     policy = TanhGaussian(1, data.body.observation_size, hidden, data.body.action_size)
-    with torch.no_grad():
-        policy.load_state_dict(
-            {f"body.layers.{k}.weight": weight[None] for k, weight in enumerate(weights)}
-            | {f"body.layers.{k}.bias": bias[None] for k, bias in enumerate(biases)}
-        )
+    policy.load_state_dict(
+        {f"body.layers.{k}.weight": weight[None] for k, weight in enumerate(weights)}
+        | {f"body.layers.{k}.bias": bias[None] for k, bias in enumerate(biases)}
+    )
     return policy
