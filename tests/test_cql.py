@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -172,7 +173,8 @@ def test_the_behaviour_policy_is_that_of_what_counts(transitions):
 
 @pytest.mark.parametrize("rule", list(RULES))
 def test_every_rule_trains(transitions, rule):
-    module = module_of(transitions, rules=(rule,))
+    module = module_of(transitions, rules=(rule,), refresh_steps=1)
+    module.update()
     info = module.update()
     assert all(torch.isfinite(value).all() for value in info.values())
     weights = module.routing()[f"{rule}-0"]["weights"]
@@ -191,6 +193,25 @@ def test_batches_keep_their_size_where_several_are_offered(transitions, rules):
     assert seen == [(len(rules), 24, 20)]
     with pytest.raises(ValueError, match="oversample needs rules that weigh by Q-values, got cds, all"):
         CQLConfig(rules=("cds", "all"), oversample=2)
+
+
+def test_the_heuristic_shares_by_the_snapshot_of_a_while_ago(transitions):
+    module = module_of(transitions, rules=("cds", "heuristic"), refresh_steps=2, percentile=100.0, critic_rate=0.1)
+    seen, old = [], []
+    real = module._route
+    module._route = lambda *given: seen.append((given[0], real(*given))) or seen[-1][1]
+    for _ in range(4):
+        old.append(copy.deepcopy(module.snapshot.state_dict()))
+        module.update()
+    shared = [batch.task_index[1] != batch.source_task_index[1] for batch, _ in seen]
+    for step in (0, 1):
+        assert (seen[step][1][1][shared[step]] == 0).all()
+        assert (seen[step][1][0][shared[step]] > 0).all()  # the other rule's member
+    assert (seen[2][1][1][shared[2]] > 0).any()  # above the least of the own ones
+    key = "body.layers.0.weight"
+    assert torch.equal(old[0][key], old[1][key])
+    assert not torch.equal(old[1][key], old[2][key])
+    assert torch.equal(old[2][key], old[3][key])
 
 
 @pytest.mark.parametrize("rule", ["all", "hipi"])

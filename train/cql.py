@@ -59,7 +59,8 @@ def softmax_sample(logits: Tensor, count: int, generator: torch.Generator) -> Te
 
 
 class CQL(lightning.LightningModule):
-    """Member e learns with seed and rule e of the configuration. `target` is the running average of `q`.
+    """Member e learns with seed and rule e of the configuration. `target` is the running average of `q`; `snapshot` is
+    that of a while ago, by which a rule that asks for one shares.
 
     `tasks`: numbers of those that are trained."""
 
@@ -80,6 +81,8 @@ class CQL(lightning.LightningModule):
         self.policy = TanhGaussian(members, self.state_size, config.hidden, action_size)
         self.q = TwinQ(members, self.state_size, action_size, config.hidden)
         self.target = copy.deepcopy(self.q).requires_grad_(False)
+        shares_by_old = any(RULES[rule].snapshot for rule in config.rules)
+        self.snapshot = copy.deepcopy(self.target) if shares_by_old else None
         self.log_alpha = torch.nn.Parameter(torch.zeros(members))
         seeds = len(config.seeds)
         episodes = int(transitions.episode[-1]) + 1
@@ -157,6 +160,7 @@ class CQL(lightning.LightningModule):
         with torch.no_grad():
             torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), config.target_rate)
         self.updates += 1
+        self._renew()
         info = {"bellman": bellman.mean(0), "conservative": conservative.mean(0), "actor": actor}
         info |= {"q_data": q.amin(0).mean(-1), "q_policy": best.mean(-1), "alpha": alpha[:, 0]}
         return {key: value.detach() for key, value in info.items()}
@@ -219,12 +223,28 @@ class CQL(lightning.LightningModule):
         q, q_policy, parts = q.amin(0), q_policy.amin(0).mean(-1), []
         asked = {RULES[rule].needs for rule in self.config.rules}
         q_tasks = self._q_of_tasks(batch) if "q_tasks" in asked else None
+        old = None
+        if self.snapshot is not None:
+            state = self.told(batch.observation, batch.task_index)
+            old = self.snapshot.values(state, batch.action[:, :, None])[..., 0].amin(0)
         for router, mine in self._parts():
             part = batch.of_members(mine)
             of_tasks = None if q_tasks is None else q_tasks[mine]
-            scores = Scores(q=q[mine], q_policy=q_policy[mine], q_tasks=of_tasks)
-            parts.append(router.weigh(part, scores, generator))
+            known = q if old is None or not router.rule.snapshot else old
+            if router.rule.snapshot and self.updates < self.config.refresh_steps:  # no Q-function to share by yet
+                parts.append((part.task_index == part.source_task_index).float())
+            else:
+                scores = Scores(q=known[mine], q_policy=q_policy[mine], q_tasks=of_tasks)
+                parts.append(router.weigh(part, scores, generator))
         return torch.cat(parts)
+
+    def _renew(self) -> None:
+        """The snapshot, when its time has come."""
+        if self.snapshot is not None and self.updates % self.config.refresh_steps == 0:
+            self.snapshot.load_state_dict(self.target.state_dict())
+            for router in self.routers:
+                if router.rule.snapshot:
+                    router.forget()
 
     def _parts(self) -> Iterator[tuple[Router, slice]]:
         """Each rule's router and its members."""

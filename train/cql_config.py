@@ -23,6 +23,7 @@ class CQLConfig:
     updates_per_step: int = option(100, "between two looks of Lightning")
     per_task: int = option(128, "transitions of each task in a batch")
     shared_part: float = option(0.5, "of them from other tasks")
+    refresh_steps: int = option(10_000, "between renewals of the Q-function by which the heuristic shares")
     oversample: int = option(1, "transitions offered for each shared place, of which the weights choose one")
     critic_rate: float = option(3e-4, "of Adam")
     policy_rate: float = option(1e-4, "of Adam")
@@ -61,6 +62,7 @@ class CQLConfig:
             "checkpoint_every",
             "episodes",
             "oversample",
+            "refresh_steps",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
