@@ -49,6 +49,7 @@ class Timed(CQL):
         self.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign, assignment]
 
     def _route(self, *given: Any) -> torch.Tensor:
+        _wait(self.device)
         begin = time.perf_counter()
         weight = super()._route(*given)
         _wait(weight.device)

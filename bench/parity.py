@@ -1,7 +1,8 @@
 """`python -m bench --only parity`: CQL of one task of walker2d, ours and d3rlpy's, by the returns of what they learn.
 
 Both learn from the same steps with the same sizes, weights and number of updates; then the mean actions of their
-policies play the same episodes. Each has some seeds; the intervals are Student's over them.
+policies play the same episodes. Each has some seeds; the intervals are Student's over them. One thing differs: d3rlpy
+bootstraps from the mean action at s', we from one that the policy draws, as CQL's authors do.
 """
 
 from __future__ import annotations

@@ -101,6 +101,10 @@ class Router(torch.nn.Module):
 
         All processes' rows are weighed together, so their averages stay the same. `generator`, the same in each, is
         needed for `own_part` alone."""
+        with torch.autocast(self.tau.device.type, enabled=False):
+            return self._weigh(batch, scores, generator)
+
+    def _weigh(self, batch: Routed, scores: Scores | None, generator: torch.Generator | None) -> Tensor:
         lead = batch.task_index.dim() > 1
         told = batch.task_index, batch.source_task_index, batch.success
         target, source, success = (self._all(rows, lead) for rows in told)
@@ -158,10 +162,16 @@ class Router(torch.nn.Module):
 
     def _of_episode(self, score: Tensor, target: Tensor, episode: Tensor) -> Tensor:
         """The running mean scores [E, B] of the rows' episodes for their targets, these rows included."""
-        cell = torch.arange(len(target), device=target.device)[:, None], target, episode
-        old = self.episode_score[cell]
-        self.episode_score[cell] = torch.where(old.isinf(), score, old.lerp(score, EPISODE_RATE))
-        return self.episode_score[cell]
+        member = torch.arange(len(target), device=target.device)[:, None]
+        tasks, episodes = self.episode_score.shape[1:]
+        cells, place = ((member * tasks + target) * episodes + episode).unique(return_inverse=True)
+        rows, values = place.flatten(), score.flatten()
+        count = torch.zeros_like(cells, dtype=score.dtype).index_add_(0, rows, torch.ones_like(values))
+        mean = torch.zeros_like(count).index_add_(0, rows, values) / count
+        flat = self.episode_score.view(-1)
+        old = flat[cells]
+        flat[cells] = torch.where(old.isinf(), mean, old.lerp(mean, EPISODE_RATE))
+        return flat[cells][place]
 
     def _context(
         self, score: Tensor, place: Tensor, target: Tensor, shared: Tensor, q_tasks: Tensor | None
@@ -186,7 +196,8 @@ class Router(torch.nn.Module):
         size = self.own.shape[-1] - 1
         rank = own.cumsum(1).gather(-1, target[..., None])[..., 0].long() - 1
         kept = (self.own_count.gather(-1, target) + rank) % size
-        kept = torch.where(own.any(-1), kept, size)
+        last = rank >= own.sum(1).gather(-1, target) - size  # of more than the window holds
+        kept = torch.where(own.any(-1) & last, kept, size)
         self.own[torch.arange(len(target), device=target.device)[:, None], target, kept] = score
         self.own[..., size] = 0.0
         self.own_count += own.sum(1).long()

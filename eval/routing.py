@@ -95,7 +95,7 @@ def _table(sharing: dict[str, Any]) -> str:
     effective = effective_steps(sharing["weights"], sharing["steps"])
     for i, task in enumerate(TASK_NAMES):
         cells = ["-" if sharing[key][i] is None else f"{sharing[key][i]:.3g}" for key in names]
-        out.append(f"<tr><td>{task}<td>{sharing['steps'][i]:,}<td>{effective[i]:,.0f}")
+        out.append(f"<tr><td>{task}<td>{sharing['steps'][i]:,.0f}<td>{effective[i]:,.0f}")
         out += [f"<td>{cell}" for cell in cells]
     return "".join(out) + "</table><p class=note>Effective steps: a shared one counts by its mean weight.</p>"
 
@@ -123,6 +123,8 @@ def show(config: RoutingConfig) -> Path:
     replay.require(policy.network.config.image_size, policy.about["renderer"])
     trained = [TASKS[name].index for name in policy.about["trained_tasks"] if name != config.task]
     others = np.flatnonzero(np.isin(replay.episode_task, trained))
+    if not len(others):
+        raise CheckpointError(f"{config.checkpoint}: was trained for {config.task} alone, which shares with none")
     rng = np.random.default_rng(config.seed)
     drawn = rng.choice(others, min(config.episodes, len(others)), replace=False)
     routed = sorted(weigh_episodes(policy, replay, drawn, target), key=lambda each: -each.weight)
@@ -143,7 +145,10 @@ def show(config: RoutingConfig) -> Path:
 
 @torch.no_grad()
 def weigh_episodes(policy: CEMPolicy, replay: Replay, episodes: NDArray[np.int64], target: int) -> list[RoutedEpisode]:
-    """The mean weight and Q of the steps of each episode, for the target task."""
+    """The mean weight and Q of the steps of each episode, for the target task, by the Q-function that acts.
+
+    Training weighed by the one that learns, or by an older one (heuristic), and took hipi-partition's sum over whole
+    batches; here it is over these steps."""
     sharing = policy.about["sharing"]
     rule = RULES[sharing["rule"]]
     steps = [np.array(replay.frames_of(int(episode)))[:-1] for episode in episodes]
@@ -152,14 +157,16 @@ def weigh_episodes(policy: CEMPolicy, replay: Replay, episodes: NDArray[np.int64
     if reference is None:
         raise CheckpointError(f"its router has seen no step of {TASK_NAMES[target]}")
     assert rule.score is not None
-    score = rule.score(scores)
+    score, ends = rule.score(scores), np.cumsum([len(each) for each in steps])[:-1].tolist()
+    if sharing["config"]["granularity"] == "episode":
+        score = torch.cat([each.mean().expand(len(each)) for each in score.tensor_split(ends)])
     context = RuleContext(
         reference=torch.full_like(score, reference),
         temperature=torch.full_like(score, sharing["temperature"][target]),
         target=torch.full_like(score, target, dtype=torch.int64),
         q_tasks=scores.q_tasks,
     )
-    weight, ends = rule.weigh(score, context), np.cumsum([len(each) for each in steps])[:-1].tolist()
+    weight = rule.weigh(score, context)
     pairs = zip(episodes.tolist(), weight.tensor_split(ends), scores.q.tensor_split(ends), strict=True)
     return [RoutedEpisode(episode=episode, weight=float(w.mean()), q=float(q.mean())) for episode, w, q in pairs]
 
@@ -174,21 +181,24 @@ def _score(policy: CEMPolicy, replay: Replay, numbers: NDArray[np.int64], target
         action = torch.from_numpy(np.stack([frame.action for frame in stored]))
         frames = np.stack([codec.decode(frame.picture) for frame in stored])
         parts.append(_score_frames(policy, frames, torch.from_numpy(gripper), action, target))
-    q, q_policy, q_tasks = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    return Scores(q=q, q_policy=q_policy, q_tasks=q_tasks)
+    columns = {name: [part[name] for part in parts] for name in parts[0]}
+    return Scores(**{name: torch.cat(column) for name, column in columns.items()})
 
 
 def _score_frames(
     policy: CEMPolicy, frames: NDArray[np.uint8], gripper: Tensor, action: Tensor, target: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q, q_policy and q_tasks of Scores."""
+) -> dict[str, Tensor]:
+    """What the rule needs of Scores."""
     network, tasks = policy.network, torch.full((len(action),), target)
     image = crop(torch.from_numpy(frames).permute(0, 3, 1, 2), network.config.image_size)
     features = network.encode(image, gripper)
     unseen = sample_uniform((len(action), UNSEEN), bounds(action.device), torch.Generator().manual_seed(0))
     logits = network.score(features, gripper, torch.cat([action[:, None], unseen], 1), tasks).float()
-    trained = tuple(TASKS[name].index for name in policy.about["trained_tasks"])
-    return logits[:, 0].sigmoid(), q_of_policy(logits[:, 1:]), q_of_tasks(network, features, gripper, action, trained)
+    found = {"q": logits[:, 0].sigmoid(), "q_policy": q_of_policy(logits[:, 1:])}
+    if RULES[policy.about["sharing"]["rule"]].needs == "q_tasks":
+        trained = tuple(TASKS[name].index for name in policy.about["trained_tasks"])
+        found["q_tasks"] = q_of_tasks(network, features, gripper, action, trained)
+    return found
 
 
 def _mean(values: NDArray[np.float64]) -> str:

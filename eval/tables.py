@@ -76,6 +76,8 @@ def _pictures(found: list[dict[str, Any]]) -> str:
         mine = (row for row in each["results"] if row["policy"] == "checkpoint")
         runs[each["sharing"]["rule"]].append({row["task"]: (row["successes"], row["episodes"]) for row in mine})
     rules = _in_order(runs, PAPER_VISION)
+    if missing := [task for each in runs.values() for run in each for task in TASK_NAMES if task not in run]:
+        raise ValueError(f"an evaluation lacks {missing[0]}: the table is of the trained policy on all ten tasks")
 
     def cell(rule: str, tasks: Sequence[str]) -> str:
         pooled = [[sum(run[task][k] for task in tasks) for k in (0, 1)] for run in runs[rule]]
@@ -98,6 +100,11 @@ def _states(members: list[dict[str, Any]]) -> list[str]:
     of_rule: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for member in members:
         of_rule[member["rule"]].append(member)
+        if missing := [task for task in tasks if task not in member["returns"]]:
+            raise ValueError(f"{member['rule']}, seed {member['seed']}: lacks {missing[0]}")
+    for rule, mine in of_rule.items():
+        if len({member["seed"] for member in mine}) < len(mine):
+            raise ValueError(f"a seed of {rule} comes twice: its members would not be independent")
     rules = _in_order(of_rule, PAPER_RETURNS)
 
     def seeds(rule: str, key: str, reduce: Callable[[Any], float]) -> list[list[float]]:
@@ -116,8 +123,8 @@ def _states(members: list[dict[str, Any]]) -> list[str]:
         ]
 
     def returned(rule: str, k: int) -> str:
-        value, half = PAPER_RETURNS.get(rule, ((float("nan"), float("nan")),) * 4)[k]
-        return f"{value:.1f} ± {half:.1f}"
+        known = PAPER_RETURNS.get(rule)
+        return f"{known[k][0]:.1f} ± {known[k][1]:.1f}" if known else "-"
 
     def apart(rule: str, k: int) -> str:
         known = PAPER_DIVERGENCE.get(rule)

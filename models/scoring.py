@@ -19,6 +19,9 @@ def q_of_tasks(network: QNetwork, features: Tensor, gripper: Tensor, action: Ten
     count = len(tasks)
     state, reading, act = (rows.repeat_interleave(count, 0) for rows in (features, gripper, action[:, None]))
     index = torch.tensor(tasks, device=action.device)
+    training = network.training
+    network.eval()  # its averages are of what it learns from
     logits = network.score(state, reading, act, index.repeat(len(action)))
+    network.train(training)
     q = torch.full((len(action), network.config.num_tasks), -torch.inf, dtype=torch.float32, device=action.device)
     return q.index_copy(1, index, logits.view(-1, count).float().sigmoid())

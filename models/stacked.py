@@ -1,7 +1,7 @@
 """Networks for states: several of a kind side by side, each with weights of its own, as one stacked computation.
 
-Under autocast the layers between the first and the last multiply in bfloat16; those two do not: what a state tells and
-the value of an action need more than three digits.
+Under autocast the layers between the first and the last multiply in bfloat16, and actions by their part of the first;
+states and values do not: they need more than three digits.
 
 Shapes: `E` members, `B` rows of each, `A` numbers of an action.
 """

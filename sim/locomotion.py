@@ -102,12 +102,15 @@ class Walk:
     """An episode after another of one body; needs MuJoCo (pip install -e '.[lowdim]')."""
 
     def __init__(self, body: Body) -> None:
+        missing = f"{body.name} needs MuJoCo: pip install -e '.[lowdim]'"
         try:
             import gymnasium
-
+        except ImportError:
+            raise ValueError(missing) from None
+        try:
             self._env: Any = gymnasium.make(body.env, max_episode_steps=HORIZON)
         except (ImportError, gymnasium.error.DependencyNotInstalled):
-            raise ValueError(f"{body.name} needs MuJoCo: pip install -e '.[lowdim]'") from None
+            raise ValueError(missing) from None
 
     def reset(self, seed: int | None = None) -> NDArray[np.float32]:
         """The first observation [S]; without a seed, of the next episode in the row."""

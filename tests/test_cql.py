@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
+import signal
 
 import numpy as np
 import pytest
@@ -155,7 +157,7 @@ def test_the_divergence_of_gaussians_is_torchs():
 
 def test_the_behaviour_policy_is_that_of_what_counts(transitions):
     """Every task's actions have a place of their own. Without sharing a task's behaviour is its own action; with all
-    of it, it is the mean of the own half and the other half, and the policy that cloned its own data is far from it."""
+    of it, it is the mean of the own half and the other half, which is far from it for the tasks at the ends."""
     action = transitions.columns["action"]
     place = np.array([-0.5, 0.0, 0.5], np.float32)[transitions.columns["task"]]
     apart = {**transitions.columns, "action": (place[:, None] + 0.1 * action).astype(np.float32)}
@@ -166,14 +168,18 @@ def test_the_behaviour_policy_is_that_of_what_counts(transitions):
     found = behaved(state)[0].tanh().mean(-1)
     assert found[0].tolist() == pytest.approx([-0.5, 0.0, 0.5], abs=0.12)
     assert found[1].tolist() == pytest.approx([-0.15, 0.0, 0.15], abs=0.15)
-    own = torch.nn.ModuleList([behaved])[0]
-    apart = divergence(module, own, behaved)
-    assert torch.allclose(apart, torch.zeros(2, 3), atol=1e-5)
+    assert torch.allclose(divergence(module, behaved, behaved), torch.zeros(2, 3), atol=1e-5)
+    alone = copy.deepcopy(behaved)
+    for weight in alone.parameters():
+        weight.copy_(weight[:1].expand_as(weight))  # both members: the one that does not share
+    narrow = divergence(module, alone, behaved)[1]
+    wide = divergence(module, behaved, alone)[1]
+    assert (wide > 3 * narrow).all()  # what is wide covers what is narrow, and not the other way round
 
 
 @pytest.mark.parametrize("rule", list(RULES))
 def test_every_rule_trains(transitions, rule):
-    module = module_of(transitions, rules=(rule,), refresh_steps=1)
+    module = module_of(transitions, rules=(rule,), refresh_steps=1, per_task=32)
     module.update()
     info = module.update()
     assert all(torch.isfinite(value).all() for value in info.values())
@@ -270,6 +276,68 @@ def test_each_task_learns_which_way_pays(transitions):
         assert (sign * mean).mean() > 0.5
 
 
+def test_a_finished_run_is_evaluated_again_by_the_same_command(transitions, tmp_path, monkeypatch):
+    from train import cql_run
+
+    played = []
+    monkeypatch.setattr(
+        cql_run, "task_returns", lambda policy, members, *rest: played.append(rest) or np.ones((members, 3, 1))
+    )
+    write_transitions(tmp_path / "states.h5", transitions)
+    config = CQLConfig(
+        **{**SMALL, "data": str(tmp_path / "states.h5"), "out": str(tmp_path / "run"), "rules": ("cds",)}
+    )
+    first = json.loads(cql_run.train(config).read_text())
+    (tmp_path / "run" / "returns.json").unlink()
+    again = json.loads(cql_run.train(config).read_text())
+    assert first == again
+    assert set(first["members"][0]["divergence"]) == set(BODY.task_names)
+    assert played[0] == played[1]
+
+
+def test_without_mujoco_a_run_is_trained_and_says_so(transitions, tmp_path, monkeypatch, capsys):
+    from train import cql_run
+
+    def missing(*_):
+        raise ValueError("walker2d needs MuJoCo")
+
+    monkeypatch.setattr(cql_run, "task_returns", missing)
+    write_transitions(tmp_path / "states.h5", transitions)
+    config = CQLConfig(**{**SMALL, "data": str(tmp_path / "states.h5"), "out": str(tmp_path / "run")})
+    assert cql_run.train(config).name == "last.ckpt"
+    assert "trained, not evaluated: walker2d needs MuJoCo" in capsys.readouterr().out
+
+
+def test_ctrl_c_keeps_the_update_under_way_and_the_run_goes_on_from_there(transitions, tmp_path, monkeypatch):
+    from train import cql_run
+
+    monkeypatch.setattr(cql_run, "task_returns", lambda policy, members, *_: np.zeros((members, 3, 1)))
+    write_transitions(tmp_path / "states.h5", transitions)
+    options = {**SMALL, "data": str(tmp_path / "states.h5"), "steps": 8, "rules": ("cds",)}
+    real = CQL.training_step
+
+    def interrupted(self, *given):
+        if self.updates == 4:
+            signal.raise_signal(signal.SIGINT)
+        real(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CQL, "training_step", interrupted)
+        with pytest.raises(SystemExit):
+            cql_run.train(CQLConfig(**options, out=str(tmp_path / "stopped")))
+    assert torch.load(tmp_path / "stopped" / "last.ckpt", weights_only=True)["updates"] == 6
+    for name in ("stopped", "straight"):
+        cql_run.train(CQLConfig(**options, out=str(tmp_path / name)))
+    stopped, straight = (
+        torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("stopped", "straight")
+    )
+    assert all(torch.equal(stopped["state_dict"][key], value) for key, value in straight["state_dict"].items())
+
+
+def test_other_seeds_are_another_run(transitions):
+    assert CQLConfig(seeds=(0, 1)).seed != CQLConfig(seeds=(0, 2)).seed
+
+
 def test_going_on_is_bit_for_bit_the_run_that_was_not_stopped(transitions, tmp_path, monkeypatch):
     from train import cql_run
 
@@ -301,6 +369,9 @@ def test_going_on_is_bit_for_bit_the_run_that_was_not_stopped(transitions, tmp_p
         ({"seeds": (1, 1)}, "seeds holds one twice"),
         ({"clip": "walker"}, "Did you mean 'walker2d'"),
         ({"per_task": 0}, "per_task is at least 1"),
+        ({"gradient_actions": -1}, "gradient_actions is 0 or more"),
+        ({"shared_part": 1.2}, "shared_part is between 0 and 1"),
+        ({"shared_part": 1.0}, "compares shared with own transitions"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(wrong, message):

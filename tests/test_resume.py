@@ -143,7 +143,7 @@ def test_a_folder_is_trained_in_by_one(run, tiny_training):
 def test_a_run_keeps_the_precision_it_began_with(tiny_training, tmp_path, monkeypatch):
     options = {**tiny_training, "out": str(tmp_path / "run"), "precision": "auto"}
     for steps, found in ((1, "32-true"), (2, "bf16-mixed")):
-        monkeypatch.setattr("train.precision._auto_precision", lambda found=found: found)
+        monkeypatch.setattr("train.precision._auto_precision", lambda on_gpu, found=found: found)
         about = read_checkpoint(train(TrainConfig(**{**options, "steps": steps})))["switchyard"]
         assert about["precision"] == "32-true"
 

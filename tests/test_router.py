@@ -195,6 +195,21 @@ def test_members_choose_for_themselves():
     assert counts.tolist() == [[1.0, 0.5], [1.0, 0.5]]
 
 
+def test_rows_of_one_episode_count_by_their_mean():
+    batch = rows([0, 0, 0, 0], [0, 1, 1, 1], episode=[0, 1, 1, 2])
+    router = Router(RouterConfig(granularity="episode"), 2, num_episodes=3)
+    router.weigh(batch, q(0.5, 0.2, 0.4, 0.9))
+    assert router.episode_score[0, 0].tolist() == pytest.approx([0.5, 0.3, 0.9])
+    router.weigh(batch, q(0.5, 1.0, 1.2, 0.9))
+    assert router.episode_score[0, 0, 1].item() == pytest.approx(0.3 + EPISODE_RATE * 0.8)
+
+
+def test_a_batch_larger_than_the_window_leaves_its_last_scores():
+    router = router_of(1, window=3)
+    router.weigh(rows([0] * 5, [0] * 5), q(0.1, 0.2, 0.3, 0.4, 0.5))
+    assert sorted(router.own[0, 0, :3].tolist()) == pytest.approx([0.3, 0.4, 0.5])
+
+
 def test_another_q_function_begins_with_an_empty_window():
     router = router_of()
     router.weigh(ONE_TASK, q(0.2, 0.4, 0.5, 0.1))

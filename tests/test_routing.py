@@ -22,7 +22,11 @@ def sharing(**values):
     weights = [[None] * count for _ in range(count)]
     weights[0][0], weights[0][1], weights[1][1] = 1.0, 0.25, 1.0
     plain = {"rule": "cds", "weights": weights, "success": [0.5] + [None] * 9, "temperature": [0.2] * count}
-    plain |= {"reference": [0.7] + [None] * 9, "steps": [100, 40] + [0] * 8, "history": [[10, weights], [20, weights]]}
+    plain |= {
+        "reference": [0.7] + [None] * 9,
+        "steps": [100.0, 40.0] + [0.0] * 8,
+        "history": [[10, weights], [20, weights]],
+    }
     return plain | values
 
 

@@ -63,6 +63,19 @@ def test_returns_and_divergences_of_all_seeds_stand_beside_the_papers(tmp_path, 
     assert "| average | 2.00 ± 2.48 | 0.50 ± 0.00 | 3.50 | 15.82 |" in text
 
 
+def test_members_that_are_not_independent_or_lack_a_task_are_refused(tmp_path, capsys):
+    member = {"rule": "cds", "seed": 0, "returns": {task: [1.0] for task in BODIES["walker2d"].task_names}}
+    twice = written(tmp_path / "twice.json", {"members": [member, member]})
+    assert main([str(twice)]) == 2
+    assert "a seed of cds comes twice" in capsys.readouterr().err
+    some = written(tmp_path / "some.json", {"members": [{**member, "returns": {"jump": [1.0]}}]})
+    assert main([str(some)]) == 2
+    assert "cds, seed 0: lacks run-forward" in capsys.readouterr().err
+    row = {"task": "lift-can", "policy": "checkpoint", "successes": 1, "episodes": 2}
+    assert main([str(written(tmp_path / "e.json", {"results": [row], "sharing": {"rule": "cds"}}))]) == 2
+    assert "lacks lift-banana" in capsys.readouterr().err
+
+
 def test_other_files_are_refused(tmp_path, capsys):
     assert main([str(written(tmp_path / "x.json", {"a": 1}))]) == 2
     assert "eval.json of evaluations, or returns.json" in capsys.readouterr().err

@@ -22,6 +22,7 @@ STATES = 2000  # of each task, at which policies are compared
 def clone_effective(module: CQL, steps: int) -> TanhGaussian:
     """pi_beta_eff of each member: the likeliest policy for the batches of the training, by the weights that its Q and
     its router give now."""
+    torch.manual_seed(seed_of(module.config.seed, steps))
     policy = TanhGaussian(
         len(module.config.members), module.state_size, module.config.hidden, module.transitions.body.action_size
     ).to(module.device)

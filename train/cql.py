@@ -59,7 +59,8 @@ def softmax_sample(logits: Tensor, count: int, generator: torch.Generator) -> Te
 
 
 class CQL(lightning.LightningModule):
-    """Member e learns with seed and rule e of the configuration. `target` is the running average of `q`; `snapshot` is
+    """Member e learns by rule e of the configuration, and is one of its seeds: it begins with weights of its own and
+    draws batches of its own. `target` is the running average of `q`; `snapshot` is
     that of a while ago, by which a rule that asks for one shares.
 
     `tasks`: numbers of those that are trained."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from data.router import TEMPERATURE_CLIPS, RouterConfig
 from data.sharing import RULES
 from sim.options import choose, option
+from train.chance import seed_of
 from train.precision import PRECISIONS
 
 
@@ -66,6 +67,15 @@ class CQLConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        for name in ("gradient_actions", "warm_steps", "behaviour_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is 0 or more, got {getattr(self, name)}")
+        num_shared = round(self.per_task * self.shared_part)
+        if not 0 <= num_shared <= self.per_task:
+            raise ValueError(f"shared_part is between 0 and 1, got {self.shared_part}")
+        for rule in self.rules:
+            if RULES[rule].uses_q and num_shared == self.per_task:
+                raise ValueError(f"rule {rule} compares shared with own transitions: shared_part leaves none of those")
         if self.oversample > 1 and not all(RULES[rule].uses_q for rule in self.rules):
             raise ValueError(f"oversample needs rules that weigh by Q-values, got {', '.join(self.rules)}")
         _ = [self.router(rule) for rule in self.rules]
@@ -77,8 +87,8 @@ class CQLConfig:
 
     @property
     def seed(self) -> int:
-        """Of the draws that all members share in."""
-        return self.seeds[0]
+        """Of the run's chance, in which all members share: another set of seeds is another run."""
+        return seed_of(*self.seeds)
 
     def router(self, rule: str) -> RouterConfig:
         low, high = TEMPERATURE_CLIPS[self.clip]

@@ -32,7 +32,9 @@ from train.memory import keep_memory
 from train.precision import resolve_precision
 from train.routing import Routing
 from train.run import LAST, LOCK, quiet_lightning
+from train.saving import SaveAtEnd
 
+EVALUATION_SEED = 1  # of the episodes that every member of every run plays
 FREE_TO_CHANGE = ("out", "steps", "updates_per_step", "checkpoint_every", "episodes", "precision", "behaviour_steps")
 
 
@@ -66,7 +68,11 @@ def train(config: CQLConfig) -> Path:
             precision=resolve_precision(precision),  # type: ignore[arg-type]
             logger=TensorBoardLogger(out, name="", version="log"),
             log_every_n_steps=1,
-            callbacks=[Save(out / LAST, config.checkpoint_every), Routing(config.checkpoint_every)],
+            callbacks=[
+                SaveEvery(out / LAST, config.checkpoint_every),
+                SaveAtEnd(out / LAST, 1, save),
+                Routing(config.checkpoint_every),
+            ],
             enable_model_summary=False,
             enable_checkpointing=False,
         )
@@ -87,8 +93,8 @@ def _claim(out: Path, config: CQLConfig) -> Path | None:
     return last if last.is_file() else None
 
 
-class Save(Callback):
-    """Writes the checkpoint every so many updates and at the end, also at that which Ctrl-C brings."""
+class SaveEvery(Callback):
+    """Writes the checkpoint every so many updates."""
 
     def __init__(self, path: Path, every: int) -> None:
         self._path, self._every, self._saved = path, every, 0
@@ -97,31 +103,36 @@ class Save(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
     ) -> None:
         if pl_module.updates // self._every > self._saved // self._every:
-            self._save(pl_module)
+            save(trainer, pl_module, self._path)
+            self._saved = pl_module.updates
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._save(pl_module)
 
-    def _save(self, module: Any) -> None:
-        buffer = io.BytesIO()
-        torch.save(module.checkpoint(), buffer)
-        write_whole(self._path, buffer.getvalue())
-        self._saved = module.updates
+def save(trainer: lightning.Trainer, module: lightning.LightningModule, path: Path) -> None:
+    """What `CQL.restore` reads, which is less than Lightning would write."""
+    buffer = io.BytesIO()
+    torch.save(module.checkpoint(), buffer)
+    write_whole(path, buffer.getvalue())
 
 
 def _evaluate(config: CQLConfig, module: CQL, out: Path) -> Path:
     """Of every member: rule, seed, the returns of each task's episodes, and KL(pi || pi_beta_eff) of each task."""
     body = module.transitions.body
     tasks = tuple(body.task_names[k] for k in module.tasks)
-    found = task_returns(module.policy, len(config.members), body, tasks, config.episodes, config.seed)
-    routing, kl = module.routing(), {}
+    routing, found = module.routing(), {}
+    try:
+        returns = task_returns(module.policy, len(config.members), body, tasks, config.episodes, EVALUATION_SEED)
+    except ValueError as error:
+        print(f"{out / LAST}: trained, not evaluated: {error}; the same command evaluates it where that is")
+        return out / LAST
+    found["returns"] = returns.tolist()
     if config.behaviour_steps:
+        module.to("cuda" if torch.cuda.is_available() else "cpu")  # where Lightning had it
+        module.setup("evaluate")
         behaved = clone_effective(module, config.behaviour_steps)
-        kl["divergence"] = divergence(module, module.policy, behaved).tolist()
+        found["divergence"] = divergence(module, module.policy, behaved).tolist()
     rows: list[dict[str, Any]] = []
     for k, (rule, seed) in enumerate(config.members):
-        row = {"returns": found[k].tolist(), **{name: values[k] for name, values in kl.items()}}
-        by_task = {name: dict(zip(tasks, values, strict=True)) for name, values in row.items()}
+        by_task = {name: dict(zip(tasks, values[k], strict=True)) for name, values in found.items()}
         rows.append({"rule": rule, "seed": seed, "updates": module.updates, **by_task})
     path = out / "returns.json"
     write_whole(path, json.dumps({"members": rows, "routing": routing}, indent=1).encode())

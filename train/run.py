@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import signal
-import threading
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -37,6 +36,7 @@ from train.pace import Pace
 from train.precision import resolve_precision
 from train.qtopt import QTOpt
 from train.routing import Routing
+from train.saving import SaveAtEnd
 
 LEARNERS = {"qtopt": QTOpt, "clone": Cloning}
 LAST = "last.ckpt"
@@ -234,47 +234,6 @@ class Progress(TQDMProgressBar):
         self.train_progress_bar.initial = self._first_step
         self.train_progress_bar.n = self._first_step
         self.train_progress_bar.set_description("train")
-
-
-class SaveAtEnd(Callback):
-    """Writes the last checkpoint when training ends. Ctrl-C ends it after the step under way, so that what is saved is
-    the state between two steps; a second one stops at once.
-
-    Of several processes, all end after the same step: after each `agree_every` they ask each other."""
-
-    def __init__(self, path: Path, agree_every: int) -> None:
-        self._path, self._agree_every = path, agree_every
-        self._interrupted = False
-        self._handler: Any = None
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGINT, self._interrupt)
-
-    def _interrupt(self, *_: Any) -> None:
-        self._interrupted = True
-        self._restore()
-
-    def _restore(self, *_: Any) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-
-    on_exception = _restore
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        if trainer.world_size > 1:
-            if trainer.global_step % self._agree_every:
-                return
-            self._interrupted = trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
-        trainer.should_stop = self._interrupted
-
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        trainer.save_checkpoint(self._path)
-        self._restore()
-        if self._interrupted:
-            if trainer.is_global_zero:
-                print(f"\nstopped: {self._path} holds step {trainer.global_step}; the same command goes on from there")
-            raise SystemExit(130)
 
 
 def quiet_lightning() -> None:

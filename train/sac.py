@@ -148,12 +148,13 @@ def learn(config: SACConfig) -> Path:
     """Train the tasks. Writes `policy-STEPS.pt` every `keep_every` steps and at the end, `replay.h5` with the first
     `replay_steps` of each task, and `returns.csv`; the folder's path."""
     body, out = body_by_name(config.body), Path(config.out)
+    replay_steps = min(config.replay_steps, config.steps)
     tasks = config.tasks or body.task_names
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     keep_memory()
     generator, rng = torch.Generator().manual_seed(config.seed), np.random.default_rng(config.seed)
-    fast = resolve_precision(config.precision) == "bf16-mixed"
+    fast = resolve_precision(config.precision, on_gpu=False) == "bf16-mixed"
     sac, memory = SAC(config, body, len(tasks)), Memory(body, tasks, config.steps)
     walks = [Walk(body) for _ in tasks]
     now = np.stack([walk.reset(config.seed + k) for k, walk in enumerate(walks)])
@@ -177,7 +178,7 @@ def learn(config: SACConfig) -> Path:
         if count % config.keep_every == 0 or count == config.steps:
             about = {"hidden": list(config.hidden), "algorithm": "SAC", "steps": count, "seed": config.seed}
             write_whole(out / f"policy-{count}.pt", pack_policies(sac.policy, body, tasks, about))
-        if count == config.replay_steps:
+        if count == replay_steps:
             write_transitions(out / "replay.h5", _replay(memory, body, tasks, config.seed))
     (out / "returns.csv").write_text("step,task,return\n" + "".join(returns))
     return out
