@@ -1,6 +1,9 @@
-"""Losses of the vision Q-learner, as pure functions of tensors. Q is a logit; the Q-value is its sigmoid, in [0, 1]."""
+"""Losses as pure functions of tensors. For pictures Q is a logit, the Q-value its sigmoid, in [0, 1]; for states it is
+the value itself."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -77,6 +80,24 @@ def calibration_error(q: Tensor, outcome: Tensor, bins: int = 5) -> Tensor:
     weighted by how many lie there (expected calibration error, arXiv:1706.04599, eq. 3)."""
     place = F.one_hot((bins * q).long().clamp(max=bins - 1), bins).to(q.dtype)
     return (place.T @ (q - outcome)).abs().sum() / len(q)
+
+
+def conservative_gap(q_sampled: Tensor, log_density: Tensor, q_data: Tensor) -> Tensor:
+    """CQL(H)'s term of each transition (eq. 4), the logsumexp over actions estimated by importance:
+
+        log 1/K sum_k exp(Q(s, a_k)) / p(a_k | s)  -  Q(s, a)
+
+    Q of sampled actions and the log-densities they were drawn with [..., B, K], Q of the data's action [..., B]."""
+    return (q_sampled - log_density).logsumexp(-1) - math.log(q_sampled.shape[-1]) - q_data
+
+
+def softmax_sample(logits: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Indices [..., count] drawn from softmax(logits [..., K]), each from a stratum of its own of equal probability, so
+    that every one of the K comes as often as by independent draws, with less scatter."""
+    total = logits.softmax(-1).cumsum(-1)
+    start = torch.rand((*logits.shape[:-1], count), generator=generator, device=generator.device).to(logits.device)
+    point = (start + torch.arange(count, device=logits.device)) / count
+    return torch.searchsorted(total, point * total[..., -1:]).clamp(max=logits.shape[-1] - 1)
 
 
 def weighted_mean(each: Tensor, weight: Tensor) -> Tensor:

@@ -16,11 +16,10 @@ from torch import tensor
 
 from data.sharing import RULES
 from data.transitions import COLUMNS, Transitions, write_transitions
-from models.losses import weighted_mean
-from models.stacked import LOG_STD, StackedMLP, TanhGaussian, TwinQ, gaussian_kl
+from models.losses import conservative_gap, softmax_sample
 from sim.locomotion import BODIES
 from train.behaviour import clone_effective, divergence
-from train.cql import CQL, conservative_gap, softmax_sample
+from train.cql import CQL
 from train.cql_config import CQLConfig
 from train.sac import q_target
 
@@ -97,62 +96,6 @@ def test_the_drawn_gradient_is_on_average_that_of_all_actions(transitions):
 def test_the_target_bootstraps_unless_the_body_fell():
     one = q_target(tensor([1.0, 1.0]), tensor([0.0, 1.0]), tensor([2.0, 2.0]), tensor([0.5, 0.5]), 0.9)
     assert one.tolist() == pytest.approx([1 + 0.9 * 2.5, 1.0])
-
-
-def test_means_are_weighted_member_by_member():
-    each, weight = tensor([[1.0, 3.0], [5.0, 7.0]]), tensor([[1.0, 1.0], [0.5, 0.0]])
-    assert weighted_mean(each, weight).tolist() == pytest.approx([2.0, 5.0])
-
-
-def test_stacked_layers_are_those_of_each_member():
-    torch.manual_seed(0)
-    stacked, x = StackedMLP(3, 5, (7, 6), 2), torch.randn(3, 4, 5)
-    for member in range(3):
-        alone = StackedMLP(1, 5, (7, 6), 2)
-        alone.load_state_dict({key: value[member : member + 1] for key, value in stacked.state_dict().items()})
-        assert torch.allclose(alone(x[member : member + 1])[0], stacked(x)[member], atol=1e-6)
-
-
-def test_a_twin_q_is_two_networks_of_state_and_action_joined():
-    torch.manual_seed(0)
-    twin, state, action = TwinQ(2, 5, 3, (7, 6)), torch.randn(2, 4, 5), torch.rand(2, 4, 8, 3)
-    q = twin(state, action)
-    assert q.shape == (2, 2, 4, 8)
-    weights = twin.state_dict()
-    for which in range(2):
-        for member in range(2):
-            row = which * 2 + member
-            joined = torch.cat([state[member][:, None].expand(-1, 8, -1), action[member]], -1)
-            layer = [(weights[f"body.layers.{k}.weight"][row], weights[f"body.layers.{k}.bias"][row]) for k in range(3)]
-            x = (joined @ layer[0][0] + layer[0][1]).relu()
-            x = (x @ layer[1][0] + layer[1][1]).relu()
-            x = x @ layer[2][0] + layer[2][1]
-            assert torch.allclose(x[..., 0], q[which, member], atol=1e-5)
-    assert torch.allclose(twin.values(state, action), q, atol=1e-6)
-    assert torch.allclose(twin(state, torch.stack([action, -action]))[0], q[0], atol=1e-6)
-    assert torch.allclose(twin(state, torch.stack([-action, action]))[1], q[1], atol=1e-6)
-
-
-def test_the_density_of_a_squashed_gaussian_is_torchs():
-    torch.manual_seed(0)
-    policy, state = TanhGaussian(2, 5, (7,), 3), torch.randn(2, 4, 5)
-    action, density = policy.sample(state, 6, torch.Generator().manual_seed(0))
-    mean, std = policy(state)
-    normal = torch.distributions.Normal(mean[:, :, None], std[:, :, None])
-    squashed = torch.distributions.TransformedDistribution(normal, torch.distributions.TanhTransform())
-    assert torch.allclose(squashed.log_prob(action).sum(-1), density, atol=1e-4)
-    assert torch.allclose(policy.log_density(state, action[:, :, 0]), density[:, :, 0], atol=1e-4)
-    assert (std.log() >= LOG_STD[0]).all()
-
-
-def test_the_divergence_of_gaussians_is_torchs():
-    torch.manual_seed(0)
-    mean, other_mean, std, other_std = torch.randn(4, 5, 3).unbind(0)
-    std, other_std = std.exp(), other_std.exp()
-    known = torch.distributions.kl_divergence(
-        torch.distributions.Normal(mean, std), torch.distributions.Normal(other_mean, other_std)
-    )
-    assert torch.allclose(gaussian_kl((mean, std), (other_mean, other_std)), known.sum(-1), atol=1e-5)
 
 
 def test_the_behaviour_policy_is_that_of_what_counts(transitions):

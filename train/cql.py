@@ -1,9 +1,9 @@
 """Conservative Q-learning with data sharing for states (CQL(H), Kumar et al. 2020, arXiv:2006.04779; CDS, app. C.1), as
 one Lightning module that trains several members at once: seeds and sharing rules, as one stacked computation.
 
-Order: losses, update, configuration. Shapes: `E` members, `B` transitions of all target tasks, `K` sampled actions,
-`S` and `A` numbers of a state and an action, `N` tasks. Randomness of a step comes from (seed, step) alone, so a
-resumed run repeats it exactly.
+Order: update, configuration; the losses are in models/losses.py. Shapes: `E` members, `B` transitions of all target
+tasks, `K` sampled actions, `S` and `A` numbers of a state and an action, `N` tasks. Randomness of a step comes from
+(seed, step) alone, so a resumed run repeats it exactly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from data.router import Router
 from data.sharing import RULES, Scores
 from data.transitions import StateBatch, StateSampler, Transitions
 from models.checkpoint import CheckpointError, load_weights
-from models.losses import weighted_mean
+from models.losses import conservative_gap, softmax_sample, weighted_mean
 from models.stacked import TanhGaussian, TwinQ
 from sim.options import choose
 from train.chance import seed_of
@@ -33,27 +33,6 @@ from train.cql_config import CQLConfig
 from train.sac import q_target, temperature_loss
 
 FORMAT = 3  # of `CQL.checkpoint`
-
-# ---------------------------------------------------------------- losses
-
-
-def conservative_gap(q_sampled: Tensor, log_density: Tensor, q_data: Tensor) -> Tensor:
-    """CQL(H)'s term of each transition (eq. 4), the logsumexp over actions estimated by importance:
-
-        log 1/K sum_k exp(Q(s, a_k)) / p(a_k | s)  -  Q(s, a)
-
-    Q of sampled actions and the log-densities they were drawn with [..., B, K], Q of the data's action [..., B]."""
-    return (q_sampled - log_density).logsumexp(-1) - math.log(q_sampled.shape[-1]) - q_data
-
-
-def softmax_sample(logits: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Indices [..., count] drawn from softmax(logits [..., K]), each from a stratum of its own of equal probability, so
-    that every one of the K comes as often as by independent draws, with less scatter."""
-    total = logits.softmax(-1).cumsum(-1)
-    start = torch.rand((*logits.shape[:-1], count), generator=generator, device=generator.device).to(logits.device)
-    point = (start + torch.arange(count, device=logits.device)) / count
-    return torch.searchsorted(total, point * total[..., -1:]).clamp(max=logits.shape[-1] - 1)
-
 
 # ---------------------------------------------------------------- update
 
