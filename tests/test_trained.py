@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from data.locomotion import LocomotionConfig, read_source
 from eval.policy import CEMPolicy
 from eval.rollout import episode_jobs, rollout
+from models.state_policy import load_policies
 from sim.camera import resolve_renderer
 from sim.tasks import TASK_NAMES
 
@@ -17,6 +19,15 @@ TRAINED = Path(__file__).parents[1] / "models" / "trained" / "vision-64.ckpt"
 def test_the_policy_that_comes_along_is_small_and_knows_all_tasks():
     assert TRAINED.stat().st_size < 10e6
     assert CEMPolicy.load(TRAINED).about["trained_tasks"] == list(TASK_NAMES)
+
+
+def test_the_walkers_that_come_along_are_small_and_those_the_dataset_is_made_by():
+    for text in LocomotionConfig().sources[1:]:
+        task, file, _ = read_source(text)
+        _, body, about = load_policies(TRAINED.parents[2] / file)
+        assert (TRAINED.parents[2] / file).stat().st_size < 1e6
+        assert task in about["tasks"]
+        assert body.name == LocomotionConfig().body
 
 
 def test_the_policy_that_comes_along_lifts_and_places():
