@@ -9,11 +9,11 @@ import contextlib
 import json
 import sys
 import time
-from typing import Any
 
 import numpy as np
 import torch
 
+from bench.step import TimedRouting, wait
 from data.transitions import COLUMNS, Transitions
 from sim.locomotion import BODIES
 from train.cql import CQL
@@ -36,10 +36,8 @@ def synthetic(steps: int) -> Transitions:
     return Transitions(body=body, columns=columns, about={})
 
 
-class Timed(CQL):
-    """Updates without Lightning's loop, and how long their routing takes."""
-
-    routing_s = 0.0
+class Updates(TimedRouting, CQL):
+    """The module without a trainer."""
 
     def start(self, device: str) -> None:
         self.to(device)
@@ -48,26 +46,13 @@ class Timed(CQL):
         self.optimizers = lambda: made  # type: ignore[method-assign, assignment, return-value]
         self.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign, assignment]
 
-    def _route(self, *given: Any) -> torch.Tensor:
-        _wait(self.device)
-        begin = time.perf_counter()
-        weight = super()._route(*given)
-        _wait(weight.device)
-        self.routing_s += time.perf_counter() - begin
-        return weight
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
 
 def main(rule: str, seeds: int) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     fast = resolve_precision("auto") == "bf16-mixed"
     torch.manual_seed(0)
     keep_memory()
-    module = Timed(CQLConfig(rules=(rule,), seeds=tuple(range(seeds))), synthetic(STEPS))
+    module = Updates(CQLConfig(rules=(rule,), seeds=tuple(range(seeds))), synthetic(STEPS))
     module.start(device)
     print(json.dumps({"precision": "bfloat16" if fast else "float32", "device": device}), flush=True)
     for line in sys.stdin:
@@ -76,7 +61,7 @@ def main(rule: str, seeds: int) -> None:
         for _ in range(int(line.split()[1])):
             with torch.autocast(device, torch.bfloat16) if fast else contextlib.nullcontext():
                 module.update()
-        _wait(module.device)
+        wait()
         told = {"seconds": time.perf_counter() - begin, "routing": module.routing_s}
         print(json.dumps(told), flush=True)
 

@@ -23,7 +23,7 @@ from eval.tables import t_interval
 from eval.walking import task_returns
 from models.stacked import TanhGaussian
 from train.cql_config import CQLConfig
-from train.cql_run import train
+from train.cql_run import EVALUATION_SEED, train
 
 DATA = Path("datasets/walker2d.h5")  # make collect-walker2d
 TASK, SEEDS, UPDATES, BATCH, EPISODES = "run-backward", (0, 1, 2), 10_000, 128, 10
@@ -89,7 +89,7 @@ def _theirs(data: Transitions, folder: Path, seeds: tuple[int, ...], updates: in
     for seed in seeds:
         out = folder / f"{seed}.npz"
         peer.ask(f"learn {folder / 'data.npz'} {updates} {seed} {out}")
-        returns = task_returns(_policy(np.load(out), data), 1, body, (TASK,), episodes, seeds[0], told=False)
+        returns = task_returns(_policy(np.load(out), data), 1, body, (TASK,), episodes, EVALUATION_SEED, told=False)
         found.append(float(returns.mean()))
         print(f"d3rlpy, seed {seed}: {found[-1]:.1f}", file=sys.stderr)
     peer.close()

@@ -8,7 +8,7 @@ was interrupted is simply made again.
 from __future__ import annotations
 
 import contextlib
-import importlib
+import pkgutil
 import subprocess
 import time
 from collections import defaultdict, deque
@@ -226,8 +226,7 @@ class Collector:
             noise = source.noise * (1 - kind.noise_spread * (1 - rng.random()))
             return kind(noise), noise
         if source.checkpoint not in self._trained:
-            module, name = TRAINED_POLICY.split(":")
-            load = getattr(importlib.import_module(module), name)
+            load = pkgutil.resolve_name(TRAINED_POLICY)
             path = str(self._root / source.checkpoint)
             if sha256(Path(path)) != self._sources[number]["checkpoint_sha256"]:
                 raise DatasetError(f"{path}: changed since this collection began")

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +93,7 @@ def _first_steps(file: Path, body: Body, task: str, steps: int) -> dict[str, NDA
 
 
 def _load(file: Path, task: str, seed: list[int]) -> tuple[Act, dict[str, Any]]:
-    module, name = POLICY.split(":")
-    loaded: tuple[Act, dict[str, Any]] = getattr(importlib.import_module(module), name)(file, task, seed)
+    loaded: tuple[Act, dict[str, Any]] = pkgutil.resolve_name(POLICY)(file, task, seed)
     return loaded
 
 

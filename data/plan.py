@@ -13,7 +13,7 @@ from typing import Any
 
 from data import codec
 from sim.looks import SPLITS
-from sim.options import choose, option
+from sim.options import check_least, choose, option
 from sim.parallel import BACKENDS
 from sim.policies import COLLECTORS
 from sim.scenes import FACTORS, read_factors
@@ -40,8 +40,7 @@ class Source:
         choose("policy", self.policy, POLICIES)
         if not self.noise >= 0 or (self.policy == TRAINED and self.noise > 1):
             raise ValueError(f"noise is 0 or more, and at most 1 for a checkpoint, got {self.noise}")
-        if self.episodes < 1:
-            raise ValueError(f"episodes is at least 1, got {self.episodes}")
+        check_least(self, 1, "episodes")
         if (self.policy == TRAINED) != bool(self.checkpoint):
             raise ValueError(
                 f"policy {TRAINED} and a checkpoint go together, got {self.policy} and {self.checkpoint!r}"
@@ -86,11 +85,8 @@ class CollectConfig:
         choose("codec", self.codec, codec.CODECS)
         choose("backend", self.backend, BACKENDS)
         read_factors(self.randomise)
-        if self.seed < 0:
-            raise ValueError(f"seed is 0 or more, got {self.seed}")
-        for name in ("workers", "episodes_per_shard", "window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        check_least(self, 0, "seed")
+        check_least(self, 1, "workers", "episodes_per_shard", "window")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality is 1 to 100, got {self.quality}")
         if not 0 <= self.until <= 1:

@@ -17,7 +17,6 @@ Shapes: `N` tasks, `B` transitions of a batch for each, `E` members trained side
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.shards import DatasetError
+from data.shards import DatasetError, write_whole
 from sim.locomotion import BODIES, Body, Motion, Step
 
 SCHEMA = 1
@@ -87,20 +86,17 @@ def record(
 def write_transitions(path: Path, transitions: Transitions) -> None:
     """The file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with h5py.File(temporary, "w") as file:
-            for name, kind in COLUMNS.items():
-                column: NDArray[Any] = np.ascontiguousarray(transitions.columns[name], kind)
-                file.create_dataset(name, data=column, fletcher32=True, chunks=True)
-            file.attrs["schema"] = SCHEMA
-            file.attrs["body"] = transitions.body.name
-            file.attrs["tasks"] = json.dumps(transitions.body.task_names)
-            file.attrs["about"] = json.dumps(transitions.about)
-            file.flush()
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:  # in memory
+        for name, kind in COLUMNS.items():
+            column: NDArray[Any] = np.ascontiguousarray(transitions.columns[name], kind)
+            file.create_dataset(name, data=column, fletcher32=True, chunks=True)
+        file.attrs["schema"] = SCHEMA
+        file.attrs["body"] = transitions.body.name
+        file.attrs["tasks"] = json.dumps(transitions.body.task_names)
+        file.attrs["about"] = json.dumps(transitions.about)
+        file.flush()
+        content = file.id.get_file_image()
+    write_whole(path, content)
 
 
 def read_transitions(path: str | Path) -> Transitions:

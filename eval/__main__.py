@@ -21,7 +21,7 @@ from eval.report import write_report
 from eval.rollout import POLICIES, EpisodeOutcome, EvalResult, episode_jobs, rollout, summarise, wilson
 from models.checkpoint import RUN_CONFIG, CheckpointError
 from sim.looks import SPLITS
-from sim.options import Parser, add_options, choose, from_options, option, run_command
+from sim.options import Parser, add_options, check_least, choose, from_options, option, run_command
 from sim.scenes import FACTORS, read_factors
 from sim.tasks import SKILLS, TASKS, check_tasks
 from sim.views import RENDERERS
@@ -58,11 +58,8 @@ class EvalConfig:
         choose("split", self.split, SPLITS)
         if self.randomise != "auto":
             read_factors(self.randomise)
-        for name in ("episodes", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
-        if self.seed < 0:
-            raise ValueError(f"seed is 0 or more, got {self.seed}")
+        check_least(self, 1, "episodes", "workers")
+        check_least(self, 0, "seed")
 
 
 def main(arguments: list[str] | None = None) -> int:

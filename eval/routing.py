@@ -29,7 +29,7 @@ from models.cem import sample_uniform
 from models.checkpoint import CheckpointError
 from models.qnetwork import bounds
 from models.scoring import q_of_policy, q_of_tasks
-from sim.options import Parser, add_options, from_options, option, run_command
+from sim.options import Parser, add_options, check_least, from_options, option, run_command
 from sim.state import SceneState
 from sim.tasks import TASK_NAMES, TASKS, check_tasks
 
@@ -51,9 +51,7 @@ class RoutingConfig:
 
     def __post_init__(self) -> None:
         check_tasks((self.task,))
-        for name in ("episodes", "shown"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
+        check_least(self, 1, "episodes", "shown")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -78,6 +78,21 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+def check_least(config: object, least: int, *names: str) -> None:
+    """ValueError for an option that is below `least`, 0 or 1."""
+    for name in names:
+        if not getattr(config, name) >= least:
+            bound = "0 or more" if least == 0 else f"at least {least}"
+            raise ValueError(f"{name} is {bound}, got {getattr(config, name)}")
+
+
+def check_part(config: object, *names: str) -> None:
+    """ValueError for an option that is no part of a whole."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} is between 0 and 1, got {getattr(config, name)}")
+
+
 def option(default: Any, text: str) -> Any:
     """A field of an options dataclass, with its help text."""
     return dataclasses.field(default=default, metadata={"help": text})

@@ -14,6 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import tensor
 
+from bench.own_lowdim import Updates
 from data.sharing import RULES
 from data.transitions import COLUMNS, Transitions, write_transitions
 from models.losses import conservative_gap, softmax_sample
@@ -49,11 +50,8 @@ def transitions():
 
 def module_of(transitions, **options):
     torch.manual_seed(0)
-    module = CQL(CQLConfig(**{**SMALL, **options}), transitions)
-    module.setup("fit")
-    optimizers = module.configure_optimizers()
-    module.optimizers = lambda: optimizers
-    module.manual_backward = lambda loss: loss.backward()
+    module = Updates(CQLConfig(**{**SMALL, **options}), transitions)
+    module.start("cpu")
     return module
 
 

@@ -9,7 +9,7 @@ from data.sharing import RULES
 from models.acting import ActingConfig
 from models.cem import CEMConfig
 from models.qnetwork import CONDITIONINGS, NetworkConfig
-from sim.options import choose, option
+from sim.options import check_least, check_part, choose, option
 from sim.tasks import TASK_NAMES, check_tasks
 from sim.views import SMALL_PX
 from train.precision import PRECISIONS
@@ -82,12 +82,12 @@ class TrainConfig:
         choose("learner", self.learner, LEARNERS)
         choose("precision", self.precision, PRECISIONS)
         choose("decoder", self.decode, DECODERS)
-        for name in ("conservative_weight", "landmark_weight", "prior_loyalty", "prior_std", "nearby_std"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is 0 or more, got {getattr(self, name)}")
+        check_least(self, 0, "conservative_weight", "landmark_weight", "prior_loyalty", "prior_std", "nearby_std")
         if self.batch_size < len(self.tasks):
             raise ValueError(f"a batch of {self.batch_size} cannot hold {len(self.tasks)} tasks")
-        for name in (
+        check_least(
+            self,
+            1,
             "steps",
             "n_step",
             "checkpoint_every",
@@ -98,10 +98,10 @@ class TrainConfig:
             "oversample",
             "devices",
             "nodes",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
-        for name in (
+        )
+        check_least(
+            self,
+            0,
             "seed",
             "unseen_actions",
             "workers",
@@ -110,12 +110,8 @@ class TrainConfig:
             "lagged_target_steps",
             "learning_rate",
             "weight_decay",
-        ):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is 0 or more, got {getattr(self, name)}")
-        for name in ("shared_part", "success_part", "nearby_share", "discount", "target_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is between 0 and 1, got {getattr(self, name)}")
+        )
+        check_part(self, "shared_part", "success_part", "nearby_share", "discount", "target_decay")
         if self.shared_part and RULES[self.rule].uses_q and self.per_task * self.devices * self.nodes < 2:
             raise ValueError(f"rule {self.rule} compares shared with own transitions: a batch needs two of each task")
         if self.oversample > 1 and not RULES[self.rule].uses_q:

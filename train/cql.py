@@ -39,8 +39,8 @@ FORMAT = 3  # of `CQL.checkpoint`
 
 class CQL(lightning.LightningModule):
     """Member e learns by rule e of the configuration, and is one of its seeds: it begins with weights of its own and
-    draws batches of its own. `target` is the running average of `q`; `snapshot` is
-    that of a while ago, by which a rule that asks for one shares.
+    draws batches of its own. `target` is the running average of `q`; `snapshot` is that of a while ago, by which a rule
+    that asks for one shares.
 
     `tasks`: numbers of those that are trained."""
 
@@ -106,9 +106,7 @@ class CQL(lightning.LightningModule):
             batch, weight = self._choose(batch, generator)
         state, following = (self.told(x, batch.task_index) for x in (batch.observation, batch.next_observation))
         alpha = self.log_alpha.exp().detach()[:, None]
-        mine, mine_density = self.policy.sample(
-            state, 1 + config.sampled_actions, generator
-        )  # the first for the policy
+        mine, mine_density = self.policy.sample(state, 1 + config.sampled_actions, generator)  # the first to learn by
         with torch.no_grad():
             theirs, their_density = self.policy.sample(following, config.sampled_actions, generator)
             next_q = self.target(following, theirs[:, :, :1]).amin(0)[..., 0]

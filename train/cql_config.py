@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from data.router import TEMPERATURE_CLIPS, RouterConfig
 from data.sharing import RULES
-from sim.options import choose, option
+from sim.options import check_least, choose, option
 from train.chance import seed_of
 from train.precision import PRECISIONS
 
@@ -55,7 +55,9 @@ class CQLConfig:
                 raise ValueError(f"{name} holds one twice: {getattr(self, name)}")
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty")
-        for name in (
+        check_least(
+            self,
+            1,
             "steps",
             "updates_per_step",
             "per_task",
@@ -64,12 +66,8 @@ class CQLConfig:
             "episodes",
             "oversample",
             "refresh_steps",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
-        for name in ("gradient_actions", "warm_steps", "behaviour_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is 0 or more, got {getattr(self, name)}")
+        )
+        check_least(self, 0, "gradient_actions", "warm_steps", "behaviour_steps")
         num_shared = round(self.per_task * self.shared_part)
         if not 0 <= num_shared <= self.per_task:
             raise ValueError(f"shared_part is between 0 and 1, got {self.shared_part}")

@@ -6,7 +6,6 @@ each member's returns are written to returns.json: of its policies' mean actions
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 from pathlib import Path
@@ -20,18 +19,18 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from data.claim import hold
-from data.shards import occupied, read_json, sweep, write_whole
+from data.shards import occupied, sweep, write_whole
 from data.transitions import read_transitions
 from eval.walking import task_returns
 from models.checkpoint import RUN_CONFIG, CheckpointError, read_plain
-from sim.options import Parser, add_options, changed, from_options
+from sim.options import Parser, add_options, from_options
 from train.behaviour import clone_effective, divergence
 from train.cql import CQL
 from train.cql_config import CQLConfig
 from train.memory import keep_memory
 from train.precision import resolve_precision
 from train.routing import Routing
-from train.run import LAST, LOCK, quiet_lightning
+from train.run import LAST, LOCK, kept_options, quiet_lightning, values_of
 from train.saving import SaveAtEnd
 
 EVALUATION_SEED = 1  # of the episodes that every member of every run plays
@@ -84,13 +83,10 @@ def train(config: CQLConfig) -> Path:
 
 def _claim(out: Path, config: CQLConfig) -> Path | None:
     """The checkpoint to go on from, or None for a new run; refuses a run with other options."""
-    values = json.loads(json.dumps(dataclasses.asdict(config)))
-    path, last = out / RUN_CONFIG, out / LAST
-    if last.is_file() and (differs := changed(read_json(path), values, FREE_TO_CHANGE)):
-        raise CheckpointError(f"{out}: already holds a run with other options: {differs}; choose another --out")
+    kept_options(out, config, FREE_TO_CHANGE)
     sweep(out)
-    write_whole(path, json.dumps(values, indent=1).encode())
-    return last if last.is_file() else None
+    write_whole(out / RUN_CONFIG, values_of(config).encode())
+    return out / LAST if (out / LAST).is_file() else None
 
 
 class SaveEvery(Callback):

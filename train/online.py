@@ -27,7 +27,7 @@ from data.shards import occupied, read_json, successes, sweep, write_whole
 from eval.policy import CEMPolicy
 from eval.rollout import episode_jobs, rollout, wilson
 from models.checkpoint import CheckpointError
-from sim.options import Parser, add_options, changed, choose, from_options, option
+from sim.options import Parser, add_options, changed, check_least, check_part, choose, from_options, option
 from sim.scenes import FACTORS, read_factors
 from sim.tasks import task_by_name
 from train.config import PRESETS
@@ -64,12 +64,8 @@ class OnlineConfig:
         task_by_name(self.task)
         choose("preset", self.preset, tuple(PRESETS))
         read_factors(self.randomise)
-        for name in ("rounds", "first_episodes", "episodes", "steps", "evaluations", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, got {getattr(self, name)}")
-        for name in ("epsilon", "threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is between 0 and 1, got {getattr(self, name)}")
+        check_least(self, 1, "rounds", "first_episodes", "episodes", "steps", "evaluations", "workers")
+        check_part(self, "epsilon", "threshold")
         if self.seed < 0 or not self.noise >= 0:
             raise ValueError(f"seed and noise are 0 or more, got {self.seed} and {self.noise}")
 

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import warnings
+from collections.abc import Container
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def _train(config: TrainConfig, replay: Replay, out: Path) -> Path:
             config = dataclasses.replace(config, precision=about.get("precision", "auto"))
     if _leads():
         sweep(out)
-        write_whole(out / RUN_CONFIG, _values(chosen).encode())
+        write_whole(out / RUN_CONFIG, values_of(chosen).encode())
     lightning.seed_everything(config.seed, verbose=False)
     module = LEARNERS[config.learner](config, replay)
     if resume is not None:
@@ -141,20 +142,29 @@ def _with_present_tasks(config: TrainConfig, replay: Replay) -> TrainConfig:
 
 def _claim(out: Path, config: TrainConfig) -> Path | None:
     """The checkpoint to go on from, or None for a new run; refuses a run with other options."""
-    path, last = out / RUN_CONFIG, out / LAST
-    if path.is_file() and last.is_file():  # options that never trained bind nobody
-        found, wanted = read_json(path), json.loads(_values(config))
-        if differs := changed(found, wanted, FREE_TO_CHANGE):
-            raise CheckpointError(f"{out}: already holds a run with other options: {differs}; choose another --out")
-        if config.learning_rate_decay and found["steps"] != wanted["steps"]:
-            raise CheckpointError(
-                f"{out}: its learning rate falls over {found['steps']} steps, not {wanted['steps']}; "
-                f"to train on, choose another --out with --start-from {last}"
-            )
+    last, found = out / LAST, kept_options(out, config, FREE_TO_CHANGE)
+    if config.learning_rate_decay and found and found["steps"] != config.steps:
+        raise CheckpointError(
+            f"{out}: its learning rate falls over {found['steps']} steps, not {config.steps}; "
+            f"to train on, choose another --out with --start-from {last}"
+        )
     return last if last.is_file() else None
 
 
-def _values(config: TrainConfig) -> str:
+def kept_options(out: Path, config: Any, free: Container[str]) -> dict[str, Any]:
+    """The options of the run that trained in this folder, {} for none: options that never trained bind nobody.
+    CheckpointError where others than the `free` ones are not those of `config`."""
+    path = out / RUN_CONFIG
+    if not path.is_file() or not (out / LAST).is_file():
+        return {}
+    found = read_json(path)
+    if differs := changed(found, json.loads(values_of(config)), free):
+        raise CheckpointError(f"{out}: already holds a run with other options: {differs}; choose another --out")
+    return found
+
+
+def values_of(config: Any) -> str:
+    """What `RUN_CONFIG` holds of a run."""
     return json.dumps(dataclasses.asdict(config), indent=1)
 
 

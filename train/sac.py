@@ -22,7 +22,7 @@ from data.transitions import Transitions, record, write_transitions
 from models.stacked import TanhGaussian, TwinQ
 from models.state_policy import pack_policies, sample_actions
 from sim.locomotion import Body, Step, Walk, body_by_name
-from sim.options import Parser, add_options, choose, from_options, option
+from sim.options import Parser, add_options, check_least, choose, from_options, option
 from train.memory import keep_memory
 from train.precision import PRECISIONS, resolve_precision
 
@@ -50,9 +50,7 @@ class SACConfig:
         for name in self.tasks:
             choose("task", name, body_by_name(self.body).task_names)
         choose("precision", self.precision, PRECISIONS)
-        for field in ("steps", "start_steps", "batch_size", "keep_every", "replay_steps"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} is at least 1, got {getattr(self, field)}")
+        check_least(self, 1, "steps", "start_steps", "batch_size", "keep_every", "replay_steps")
 
 
 # ---------------------------------------------------------------- losses
