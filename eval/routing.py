@@ -128,11 +128,12 @@ def show(config: RoutingConfig) -> Path:
     routed = sorted(weigh_episodes(policy, replay, drawn, target), key=lambda each: -each.weight)
     path = Path(config.out or Path(config.checkpoint).parent / f"routing-{config.task}.html")
     won = np.array([bool(replay.success[each.episode, target]) for each in routed])
-    weight = np.array([each.weight for each in routed])
+    weight, q = (np.array([getattr(each, name) for each in routed]) for name in ("weight", "q"))
     parts = [
         f"<h1>What {config.task} was given</h1><p class=note>{config.checkpoint}, rule {sharing['rule']}: "
         f"{len(routed)} episodes of other tasks, drawn at random. Mean weight {weight.mean():.3f}; of the "
-        f"{won.sum()} that its detector accepts {_mean(weight[won])}, of the others {_mean(weight[~won])}.</p>"
+        f"{won.sum()} that its detector accepts {_mean(weight[won])}, of the others {_mean(weight[~won])}. "
+        f"Area under the ROC curve of Q: {area_under_roc(q[won], q[~won]):.2f}.</p>"
     ]
     for title, ends in (("Most shared", routed[: config.shown]), ("Least shared", routed[-config.shown :][::-1])):
         films = "".join(_film(replay, each, target) for each in ends)
@@ -197,6 +198,13 @@ def _score_frames(
         trained = tuple(TASKS[name].index for name in policy.about["trained_tasks"])
         found["q_tasks"] = q_of_tasks(network, features, gripper, action, trained)
     return found
+
+
+def area_under_roc(high: NDArray[np.float64], low: NDArray[np.float64]) -> float:
+    """The probability that one of `high` [H] exceeds one of `low` [L], a tie counting half; NaN where one is empty."""
+    if not len(high) or not len(low):
+        return float("nan")
+    return float(((high[:, None] > low).mean() + (high[:, None] >= low).mean()) / 2)
 
 
 def _mean(values: NDArray[np.float64]) -> str:

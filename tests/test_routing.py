@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 
+import numpy as np
 import pytest
 
 from data.replay import Replay
 from eval.policy import CEMPolicy
-from eval.routing import RoutingConfig, routing_section, show, weigh_episodes
+from eval.routing import RoutingConfig, area_under_roc, routing_section, show, weigh_episodes
 from models.checkpoint import CheckpointError
 from sim.tasks import TASK_NAMES, TASKS
 from train.config import TrainConfig
@@ -57,6 +59,11 @@ def test_the_page_shows_the_episodes_of_others_that_count_most_and_least(tiny_ch
     assert all(0 < weight < 1 for weight in weights)
     shown = [float(text) for text in re.findall(r"weight ([0-9.]+), Q", page)]
     assert shown == pytest.approx([max(weights), min(weights)], abs=0.006)
+
+
+def test_the_area_under_the_roc_curve_counts_pairs_and_half_of_a_tie():
+    assert area_under_roc(np.array([0.9, 0.5]), np.array([0.5, 0.1, 0.7])) == pytest.approx((3 + 1.5) / 6)
+    assert math.isnan(area_under_roc(np.array([]), np.array([0.5])))
 
 
 def test_the_heat_map_is_dark_where_much_is_shared():
