@@ -107,8 +107,8 @@ def can_decode_on_gpu() -> bool:
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
     """`per_task` transitions for each task in each of the `processes`. `shared` is the part drawn from others,
-    `success` that of successes, of own and of shared ones. `offered`: transitions in the place of each shared one, for
-    the router to choose.
+    `success` that of successes: of own ones, and where `balanced` of shared ones, which are drawn evenly elsewhere.
+    `offered`: transitions in the place of each shared one, for the router to choose.
 
     `n_step`: steps from s to s'. `decode`: pictures are decoded as they are loaded; else `Batch.to` decodes those
     that are JPEG.
@@ -118,6 +118,7 @@ class SamplerConfig:
     processes: int = 1
     shared: float = 0.5
     success: float = 0.5
+    balanced: bool = True
     offered: int = 1
     n_step: int = 1
     decode: bool = True
@@ -131,8 +132,9 @@ class _Pool:
         self._end = np.cumsum(replay.episode_length[self._episode])
         self._last_step = replay.last_step[self._episode]
 
-    def __bool__(self) -> bool:
-        return len(self._end) > 0
+    def __len__(self) -> int:
+        """Steps."""
+        return int(self._end[-1]) if len(self._end) else 0
 
     def draw(self, count: int, rng: np.random.Generator, seen: set[int]) -> NDArray[np.int64]:
         """Steps of `count` episodes, none of which is among those `seen`, to which they are added; where so many are
@@ -181,8 +183,11 @@ class Sampler:
         size, offered = self._config.per_task * self._config.processes, self._config.offered
         for task, (own, others) in zip(self._tasks, self._pools, strict=True):
             num_shared = min(self._num_shared(size, rng), size - self._least_own) if any(others) else 0
-            for (won, lost), count in ((own, size - num_shared), (others, offered * num_shared)):
-                num_won = _part_of(count, self._config.success, rng)
+            success = self._config.success
+            of_shared = success if self._config.balanced else len(others[0]) / max(1, sum(map(len, others)))
+            asked = (own, size - num_shared, success), (others, offered * num_shared, of_shared)
+            for (won, lost), count, part in asked:
+                num_won = _part_of(count, part, rng)
                 if not won or not lost:
                     num_won = count if won else 0
                 for pool, number in ((won, num_won), (lost, count - num_won)):

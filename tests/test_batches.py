@@ -108,6 +108,21 @@ def test_the_share_of_successes_is_exactly_as_configured_among_own_and_shared(re
     assert any(replay.success[replay.episode_task != task, task].any() for task in TASKS_USED)
 
 
+def test_unbalanced_shared_transitions_succeed_as_often_as_others_data_do(replay):
+    rng = np.random.default_rng(0)
+    sampler = sampler_of(replay, balanced=False)
+    draws = [sampler.draw(rng) for _ in range(2000)]
+    episode, target = replay.episode_of(np.stack([steps for steps, _ in draws])), draws[0][1]
+    own, won = replay.episode_task[episode] == target, replay.success[episode, target]
+    steps = np.asarray(replay.episode_length)
+    for task in TASKS_USED:
+        mine = target == task
+        others = np.isin(replay.episode_task, TASKS_USED) & (replay.episode_task != task)
+        share = (steps * others * replay.success[:, task]).sum() / (steps * others).sum()
+        assert won[:, mine][~own[:, mine]].mean() == pytest.approx(share, abs=0.02)
+        assert (own & won)[:, mine].sum(axis=1).tolist() == [2] * len(won)
+
+
 def test_small_batches_keep_the_shares_on_average(replay):
     """The paper's preset draws three transitions per task: neither share is a whole number of them."""
     rng = np.random.default_rng(0)

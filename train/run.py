@@ -178,6 +178,7 @@ def _loader(config: TrainConfig, replay: Replay, first_step: int, trainer: light
         processes=trainer.world_size,
         shared=config.shared_part,
         success=config.success_part,
+        balanced=config.balance_shared,
         offered=config.oversample,
         n_step=config.n_step,
         decode=not on_gpu,
