@@ -7,6 +7,7 @@ made here too.
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,11 +130,12 @@ def show(config: RoutingConfig) -> Path:
     path = Path(config.out or Path(config.checkpoint).parent / f"routing-{config.task}.html")
     won = np.array([bool(replay.success[each.episode, target]) for each in routed])
     weight, q = (np.array([getattr(each, name) for each in routed]) for name in ("weight", "q"))
+    area = area_under_roc(q[won], q[~won])
     parts = [
         f"<h1>What {config.task} was given</h1><p class=note>{config.checkpoint}, rule {sharing['rule']}: "
         f"{len(routed)} episodes of other tasks, drawn at random. Mean weight {weight.mean():.3f}; of the "
         f"{won.sum()} that its detector accepts {_mean(weight[won])}, of the others {_mean(weight[~won])}. "
-        f"Area under the ROC curve of Q: {area_under_roc(q[won], q[~won]):.2f}.</p>"
+        f"Area under the ROC curve of Q: {'-' if math.isnan(area) else f'{area:.2f}'}.</p>"
     ]
     for title, ends in (("Most shared", routed[: config.shown]), ("Least shared", routed[-config.shown :][::-1])):
         films = "".join(_film(replay, each, target) for each in ends)
