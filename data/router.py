@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from data.processes import gather, mine
 from data.sharing import RULES, RuleContext, Scores
-from sim.options import choose
+from sim.options import check_part, choose
 
 GRANULARITIES = ("transition", "episode")
 REPORT_DECAY = 0.999  # per step, of the sums behind the report
@@ -57,8 +57,7 @@ class RouterConfig:
         choose("granularity", self.granularity, GRANULARITIES)
         if not 0 <= self.percentile <= 100:
             raise ValueError(f"the percentile is 0 to 100 percent from the top, got {self.percentile}")
-        if not 0 <= self.own_part <= 1:
-            raise ValueError(f"own_part is between 0 and 1, got {self.own_part}")
+        check_part(self, "own_part")
         if not self.temperature >= 0 or not 0 < self.tau_low <= self.tau_high:
             raise ValueError("the temperature is 0 (adaptive) or more, and tau_low above 0 and at most tau_high")
 

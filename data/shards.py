@@ -163,14 +163,19 @@ def write_shard(path: Path, episodes: Sequence[Episode], attributes: Mapping[str
     tables["frame/image"] = np.frombuffer(b"".join(pictures), np.uint8)
     tables["frame/offset"] = np.cumsum([0, *(len(picture) for picture in pictures)], dtype=np.int64)
     tables["frame/crc32"] = np.array(sums, np.uint32)
-    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:  # in memory
-        file.attrs.update({**VERSIONS, "tasks": json.dumps(TASK_NAMES), **attributes})
-        for key, table in tables.items():
-            file.create_dataset(key, data=table)
-        file.flush()
-        content = file.id.get_file_image()
+    content = hdf5_image(path.name, tables, {**VERSIONS, "tasks": json.dumps(TASK_NAMES), **attributes})
     write_whole(path, content + TRAILER.pack(MAGIC, zlib.crc32(content)))
     return read_shard(path)[0]
+
+
+def hdf5_image(name: str, tables: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any], **storage: Any) -> bytes:
+    """The bytes of an HDF5 file with these tables, each stored by h5py's options `storage`, and attributes."""
+    with h5py.File(name, "w", driver="core", backing_store=False) as file:  # in memory
+        file.attrs.update(attributes)
+        for key, table in tables.items():
+            file.create_dataset(key, data=table, **storage)
+        file.flush()
+        return bytes(file.id.get_file_image())
 
 
 def frame_crc32(picture: bytes, action: bytes, state: bytes, verdict: bytes) -> int:

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.shards import DatasetError, write_whole
+from data.shards import DatasetError, hdf5_image, write_whole
 from sim.locomotion import BODIES, Body, Motion, Step
 
 SCHEMA = 1
@@ -86,17 +86,12 @@ def record(
 def write_transitions(path: Path, transitions: Transitions) -> None:
     """The file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path.name, "w", driver="core", backing_store=False) as file:  # in memory
-        for name, kind in COLUMNS.items():
-            column: NDArray[Any] = np.ascontiguousarray(transitions.columns[name], kind)
-            file.create_dataset(name, data=column, fletcher32=True, chunks=True)
-        file.attrs["schema"] = SCHEMA
-        file.attrs["body"] = transitions.body.name
-        file.attrs["tasks"] = json.dumps(transitions.body.task_names)
-        file.attrs["about"] = json.dumps(transitions.about)
-        file.flush()
-        content = file.id.get_file_image()
-    write_whole(path, content)
+    tables: dict[str, NDArray[Any]] = {
+        name: np.ascontiguousarray(transitions.columns[name], kind) for name, kind in COLUMNS.items()
+    }
+    body, about = transitions.body, json.dumps(transitions.about)
+    attributes = {"schema": SCHEMA, "body": body.name, "tasks": json.dumps(body.task_names), "about": about}
+    write_whole(path, hdf5_image(path.name, tables, attributes, fletcher32=True, chunks=True))
 
 
 def read_transitions(path: str | Path) -> Transitions:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sim.actions import COMMANDS
 from sim.looks import SPLITS
-from sim.options import choose, option
+from sim.options import check_least, choose, option
 from sim.policies import CrudePolicy, Policy, RandomPolicy, ScriptedPolicy
 from sim.scenes import FACTORS
 from sim.tasks import TASK_NAMES
@@ -48,8 +48,8 @@ class WatchConfig:
         if self.out:
             choose("file format", Path(self.out).suffix.lower(), FORMATS)
         _check_size(self.size)
-        if self.seed < 0 or self.episodes < 1:
-            raise ValueError(f"seed is 0 or more and episodes at least 1, got {self.seed} and {self.episodes}")
+        check_least(self, 0, "seed")
+        check_least(self, 1, "episodes")
 
 
 def watch(config: WatchConfig) -> Path:
@@ -97,8 +97,8 @@ class SheetConfig:
     def __post_init__(self) -> None:
         choose("file format", Path(self.out).suffix.lower(), SHEET_FORMATS)
         _check_size(self.size)
-        if self.rows < 1 or self.seed < 0:
-            raise ValueError(f"rows is at least 1 and seed 0 or more, got {self.rows} and {self.seed}")
+        check_least(self, 1, "rows")
+        check_least(self, 0, "seed")
 
 
 def sheet(config: SheetConfig) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from data.router import TEMPERATURE_CLIPS, RouterConfig
 from data.sharing import RULES
-from sim.options import check_least, choose, option
+from sim.options import check_least, check_part, choose, option
 from train.chance import seed_of
 from train.precision import PRECISIONS
 
@@ -68,9 +68,8 @@ class CQLConfig:
             "refresh_steps",
         )
         check_least(self, 0, "gradient_actions", "warm_steps", "behaviour_steps")
+        check_part(self, "shared_part")
         num_shared = round(self.per_task * self.shared_part)
-        if not 0 <= num_shared <= self.per_task:
-            raise ValueError(f"shared_part is between 0 and 1, got {self.shared_part}")
         for rule in self.rules:
             if RULES[rule].uses_q and num_shared == self.per_task:
                 raise ValueError(f"rule {rule} compares shared with own transitions: shared_part leaves none of those")

@@ -66,8 +66,7 @@ class OnlineConfig:
         read_factors(self.randomise)
         check_least(self, 1, "rounds", "first_episodes", "episodes", "steps", "evaluations", "workers")
         check_part(self, "epsilon", "threshold")
-        if self.seed < 0 or not self.noise >= 0:
-            raise ValueError(f"seed and noise are 0 or more, got {self.seed} and {self.noise}")
+        check_least(self, 0, "seed", "noise")
 
     @property
     def folder(self) -> Path:
