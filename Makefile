@@ -26,7 +26,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 24
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## */  make \1\t/' | expand -t 24
 	@echo "  sizes and places: EPISODES SIZE WORKERS DATA SEED PRESET DEVICES NODES RUN CHECKPOINT ARGS (see the top of the Makefile)"
 
 setup: $(READY)  ## make .venv with the tested versions
