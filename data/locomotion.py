@@ -81,8 +81,7 @@ def make(config: LocomotionConfig) -> Transitions:
 
 def _first_steps(file: Path, body: Body, task: str, steps: int) -> dict[str, NDArray[Any]]:
     if not file.is_file():
-        command = f"python -m train sac --body {body.name} --tasks {task} --steps {steps} --replay-steps {steps}"
-        raise DatasetError(f"{file}: no such replay; {command} --out {file.parent} makes it")
+        raise DatasetError(f"{file}: no such replay; make collect-walker2d makes the one of its default")
     found = read_transitions(file)
     mine = np.flatnonzero(found.columns["task"] == body.task_names.index(task))[:steps]
     if found.body is not body or len(mine) < steps:

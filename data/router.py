@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from data.processes import gather, mine
 from data.sharing import RULES, RuleContext, Scores
-from sim.options import check_part, choose
+from sim.options import check_least, check_part, choose
 
 GRANULARITIES = ("transition", "episode")
 REPORT_DECAY = 0.999  # per step, of the sums behind the report
@@ -39,7 +39,7 @@ class RouterConfig:
     `temperature`: tau; 0: adaptive, the running average of |Delta| per task with `decay`, clipped to `tau_low` and
     `tau_high` (app. C.1, which averages Delta; its absolute value cannot reach zero or below). `own_part`: with this
     chance a task's own transitions are weighed too, in each step. `granularity` episode: a transition has the running
-    mean score of its episode's transitions.
+    mean score of its episode's transitions; of every task, where the rule compares tasks.
     """
 
     rule: str = "cds"
@@ -58,8 +58,9 @@ class RouterConfig:
         if not 0 <= self.percentile <= 100:
             raise ValueError(f"the percentile is 0 to 100 percent from the top, got {self.percentile}")
         check_part(self, "own_part")
-        if not self.temperature >= 0 or not 0 < self.tau_low <= self.tau_high:
-            raise ValueError("the temperature is 0 (adaptive) or more, and tau_low above 0 and at most tau_high")
+        check_least(self, 0, "temperature")
+        if not 0 < self.tau_low <= self.tau_high:
+            raise ValueError("tau_low is above 0 and at most tau_high")
 
 
 class Routed(Protocol):
@@ -112,9 +113,14 @@ class Router(torch.nn.Module):
         if self.rule.score is not None:
             assert scores is not None, f"rule {self.rule.name} needs Q-values"
             score = self._all(self.rule.score(scores), lead).to(self.tau.dtype)
-            if self.by_episode:
-                score = self._of_episode(score, target, self._all(batch.episode, lead))
             q_tasks = None if scores.q_tasks is None else self._all(scores.q_tasks, lead).to(self.tau.dtype)
+            if self.by_episode:
+                episode = self._all(batch.episode, lead)
+                if q_tasks is None:
+                    score = self._of_episode(score[..., None], target[..., None], episode)[..., 0]
+                else:  # which is all that such a rule looks at
+                    tasks = torch.arange(q_tasks.shape[-1], device=q_tasks.device).expand(q_tasks.shape)
+                    q_tasks = self._of_episode(q_tasks, tasks, episode)
             shared = source != target
             context = self._context(score, place, target, shared, q_tasks)
             judged = shared | self._own_too(target, generator)
@@ -159,11 +165,11 @@ class Router(torch.nn.Module):
         rows = rows if lead else rows[None]
         return gather(rows.transpose(0, 1)).transpose(0, 1)
 
-    def _of_episode(self, score: Tensor, target: Tensor, episode: Tensor) -> Tensor:
-        """The running mean scores [E, B] of the rows' episodes for their targets, these rows included."""
-        member = torch.arange(len(target), device=target.device)[:, None]
+    def _of_episode(self, score: Tensor, task: Tensor, episode: Tensor) -> Tensor:
+        """The running mean scores [E, B, K] of the rows' episodes [E, B] for K tasks each, these rows included."""
+        member = torch.arange(len(task), device=task.device)[:, None, None]
         tasks, episodes = self.episode_score.shape[1:]
-        cells, place = ((member * tasks + target) * episodes + episode).unique(return_inverse=True)
+        cells, place = ((member * tasks + task) * episodes + episode[..., None]).unique(return_inverse=True)
         rows, values = place.flatten(), score.flatten()
         count = torch.zeros_like(cells, dtype=score.dtype).index_add_(0, rows, torch.ones_like(values))
         mean = torch.zeros_like(count).index_add_(0, rows, values) / count

@@ -97,8 +97,10 @@ def write_transitions(path: Path, transitions: Transitions) -> None:
 def read_transitions(path: str | Path) -> Transitions:
     """DatasetError names the file and what is wrong with it."""
     path = Path(path)
+    if path.is_dir():
+        raise DatasetError(f"{path}: a folder, not a file of transitions")
     if not path.is_file():
-        raise DatasetError(f"{path}: no such dataset; `python -m data locomotion` makes one")
+        raise DatasetError(f"{path}: no such dataset; make collect-walker2d makes that of walker2d")
     try:
         with h5py.File(path) as file:
             schema, name = int(file.attrs["schema"]), str(file.attrs["body"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,16 +28,26 @@ def page(title: str, parts: list[str]) -> bytes:
     return f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>{''.join(parts)}".encode()
 
 
-def curve(title: str, lines: dict[str, NDArray[np.float64]]) -> str:
-    """Lines [points, 2] of (step, value) by name; one alone goes unnamed."""
-    lines = {name: points[np.isfinite(points).all(1)] for name, points in lines.items()}
-    lines = {name: points for name, points in lines.items() if len(points)}
-    if not lines:
+def legend(names: Sequence[str]) -> str:
+    """The colours of a curve's lines."""
+    marks = (f"<span style='color:{c}'>&#9644;</span> {name}" for name, c in zip(names, LINES, strict=False))
+    return f"<p class=note>{' &ensp; '.join(marks)}</p>"
+
+
+def curve(title: str, lines: dict[str, NDArray[np.float64]], limits: tuple[float, float] | None = None) -> str:
+    """Lines [points, 2] of (step, value) by name; what is not finite is not drawn. `limits` of the values; by default
+    theirs."""
+    drawn = [
+        (name, points[np.isfinite(points).all(1)], colour)
+        for (name, points), colour in zip(lines.items(), LINES * len(lines), strict=False)
+    ]
+    drawn = [each for each in drawn if len(each[1])]
+    if not drawn:
         return ""
-    width, height, left, top = 320, 170, 40, 24
-    values = np.concatenate([points[:, 1] for points in lines.values()])
-    low, high = float(values.min()), float(values.max())
-    last = max(*(float(points[-1, 0]) for points in lines.values()), 1.0)
+    width, height, left, top = 320, 170, 46, 24
+    values = np.concatenate([points[:, 1] for _, points, _ in drawn])
+    low, high = limits or (float(values.min()), float(values.max()))
+    last = max(*(float(points[-1, 0]) for _, points, _ in drawn), 1.0)
     out = [
         f'<svg viewBox="0 0 {width} {height}"><text x="{left}" y="14">{title}</text>'
         f'<text x="{left - 4}" y="{top + 8}" text-anchor="end">{high:.3g}</text>'
@@ -45,11 +56,11 @@ def curve(title: str, lines: dict[str, NDArray[np.float64]]) -> str:
         f'<rect x="{left}" y="{top}" width="{width - left - 8}" height="{height - top - 24}" '
         'fill="none" stroke="#ddd"/>'
     ]
-    for (name, points), colour in zip(lines.items(), LINES * len(lines), strict=False):
+    for name, points, colour in drawn:
         x = left + (width - left - 8) * points[:, 0] / last
         y = top + (height - top - 24) * (1 - (points[:, 1] - low) / ((high - low) or 1.0))
         line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-        named = f"<title>{name}</title>" if len(lines) > 1 else ""
+        named = f"<title>{name}</title>" if len(drawn) > 1 else ""
         out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5">{named}</polyline>')
     return "".join(out) + "</svg>"
 

@@ -22,7 +22,7 @@ from data import codec
 from data.replay import Replay
 from data.router import effective_steps
 from data.shards import write_whole
-from data.sharing import RULES, RuleContext, Scores
+from data.sharing import RULES, RuleContext, Scores, q_value
 from eval import charts
 from eval.policy import CEMPolicy
 from models.acting import crop
@@ -79,24 +79,33 @@ def routing_section(sharing: dict[str, Any]) -> str:
     if RULES[rule].uses_q and len(history) > 1:
         steps = [step for step, _ in history]
         past = np.array([each for _, each in history], float)  # [points, N, N], nan where nothing was drawn
+        past[:, np.eye(len(TASK_NAMES), dtype=bool)] = np.nan  # own data
+        most = float(np.nanmax(past, initial=0.0))
         drawn = []
         for i, task in enumerate(TASK_NAMES):
-            lines = {TASK_NAMES[j]: np.stack([steps, past[:, i, j]], 1) for j in range(len(TASK_NAMES)) if j != i}
-            drawn.append(charts.curve(f"{task}: weight of each source", lines))
-        parts.append("<h3>Drift</h3><div class=curves>" + "".join(drawn) + "</div>")
+            lines = {source: np.stack([steps, past[:, i, j]], 1) for j, source in enumerate(TASK_NAMES)}
+            drawn.append(charts.curve(f"{task}: weight of each source", lines, (0.0, most)))
+        parts += ["<h3>Drift</h3>", charts.legend(TASK_NAMES), f"<div class=curves>{''.join(drawn)}</div>"]
     return "".join(parts)
 
 
 def _table(sharing: dict[str, Any]) -> str:
-    names = {"success": "successes among the shared", "reference": "own Q to reach", "temperature": "temperature"}
-    names = {key: name for key, name in names.items() if key in sharing}
+    rule = RULES[sharing["rule"]]
+    names = {"success": "successes among the shared, %"}
+    if rule.refer:
+        names["reference"] = "own Q to reach" if rule.score is q_value else "own Q(s, a) - E Q(s, a'), mean"
+        names["temperature"] = "temperature"
     out = ["<table><tr><th>task<th>own steps<th>effective steps", *(f"<th>{name}" for name in names.values()), "</tr>"]
     effective = effective_steps(sharing["weights"], sharing["steps"])
     for i, task in enumerate(TASK_NAMES):
-        cells = ["-" if sharing[key][i] is None else f"{sharing[key][i]:.3g}" for key in names]
+        values = ((sharing[key][i], 100 if key == "success" else 1) for key in names)
+        cells = ["-" if value is None else f"{value * unit:.3g}" for value, unit in values]
         out.append(f"<tr><td>{task}<td>{sharing['steps'][i]:,.0f}<td>{effective[i]:,.0f}")
         out += [f"<td>{cell}" for cell in cells]
-    return "".join(out) + "</table><p class=note>Effective steps: a shared one counts by its mean weight.</p>"
+    return "".join(out) + (
+        "</table><p class=note>Effective steps: own ones, and every shared one by its mean weight. Successes: the part "
+        "of that weight on episodes which the row's detector accepts; the others teach what does not succeed.</p>"
+    )
 
 
 # ---------------------------------------------------------------- the page of episodes
@@ -135,9 +144,10 @@ def show(config: RoutingConfig) -> Path:
         f"<h1>What {config.task} was given</h1><p class=note>{config.checkpoint}, rule {sharing['rule']}: "
         f"{len(routed)} episodes of other tasks, drawn at random. Mean weight {weight.mean():.3f}; of the "
         f"{won.sum()} that its detector accepts {_mean(weight[won])}, of the others {_mean(weight[~won])}. "
-        f"Area under the ROC curve of Q: {'-' if math.isnan(area) else f'{area:.2f}'}.</p>"
+        f"Area under the ROC curve of Q: {'-' if math.isnan(area) else f'{area:.2f}'}. {_compared(sharing, target)}</p>"
     ]
-    for title, ends in (("Most shared", routed[: config.shown]), ("Least shared", routed[-config.shown :][::-1])):
+    shown = min(config.shown, -(-len(routed) // 2))
+    for title, ends in (("Most shared", routed[:shown]), ("Least shared", routed[-shown:][::-1])):
         films = "".join(_film(replay, each, target) for each in ends)
         parts.append(f"<h2>{title}</h2><div class=films>{films}</div>")
     write_whole(path, charts.page(f"Switchyard: {config.task}", parts))
@@ -156,20 +166,26 @@ def weigh_episodes(policy: CEMPolicy, replay: Replay, episodes: NDArray[np.int64
     scores = _score(policy, replay, np.concatenate(steps), target)
     reference = sharing["reference"][target] if rule.refer else 0.0
     if reference is None:
-        raise CheckpointError(f"its router has seen no step of {TASK_NAMES[target]}")
+        raise CheckpointError(f"{TASK_NAMES[target]} has been given nothing yet: rule {rule.name} has compared no step")
     assert rule.score is not None
-    score, ends = rule.score(scores), np.cumsum([len(each) for each in steps])[:-1].tolist()
+    score, q_tasks = rule.score(scores), scores.q_tasks
+    ends = np.cumsum([len(each) for each in steps])[:-1].tolist()
     if sharing["config"]["granularity"] == "episode":
-        score = torch.cat([each.mean().expand(len(each)) for each in score.tensor_split(ends)])
+        score, q_tasks = _means(score, ends), None if q_tasks is None else _means(q_tasks, ends)
     context = RuleContext(
         reference=torch.full_like(score, reference),
         temperature=torch.full_like(score, sharing["temperature"][target]),
         target=torch.full_like(score, target, dtype=torch.int64),
-        q_tasks=scores.q_tasks,
+        q_tasks=q_tasks,
     )
     weight = rule.weigh(score, context)
     pairs = zip(episodes.tolist(), weight.tensor_split(ends), scores.q.tensor_split(ends), strict=True)
     return [RoutedEpisode(episode=episode, weight=float(w.mean()), q=float(q.mean())) for episode, w, q in pairs]
+
+
+def _means(values: Tensor, ends: list[int]) -> Tensor:
+    """Of the rows [S, ...] of each episode, in the place of each."""
+    return torch.cat([each.mean(0, keepdim=True).expand_as(each) for each in values.tensor_split(ends)])
 
 
 def _score(policy: CEMPolicy, replay: Replay, numbers: NDArray[np.int64], target: int) -> Scores:
@@ -207,6 +223,14 @@ def area_under_roc(high: NDArray[np.float64], low: NDArray[np.float64]) -> float
     if not len(high) or not len(low):
         return float("nan")
     return float(((high[:, None] > low).mean() + (high[:, None] >= low).mean()) / 2)
+
+
+def _compared(sharing: dict[str, Any], target: int) -> str:
+    """With what a rule compares transitions."""
+    if not RULES[sharing["rule"]].refer:
+        return ""
+    reference, temperature = (sharing[key][target] for key in ("reference", "temperature"))
+    return f"Each step is compared with {reference:.2f}, of own steps, at temperature {temperature:.2f}."
 
 
 def _mean(values: NDArray[np.float64]) -> str:

@@ -18,7 +18,7 @@ from scipy.stats import t as student
 from data.shards import read_json
 from eval.rollout import wilson
 from sim.locomotion import BODIES
-from sim.options import Parser, run_command
+from sim.options import Parser, changed, run_command
 from sim.tasks import TASK_NAMES
 
 Cell = tuple[float, float]  # value, half of its 95% interval
@@ -29,6 +29,7 @@ PAPER_VISION: dict[str, tuple[float, ...]] = {  # CDS, table 4: success in perce
     "all": (41.8, 60.1, 70.0, 72.5, 58.5, 57.7, 75.2, 70.8, 78.7, 79.2, 66.4),
     "none": (20.0, 49.7, 60.9, 68.4, 39.1, 49.1, 69.4, 80.3, 86.1, 85.0, 60.8),
 }
+SAME = ("steps", "manifest_sha256", "episodes", "seed", "randomise", "split", "renderer")  # of comparable evaluations
 PAPER_RETURNS: dict[str, tuple[Cell, ...]] = {  # table 3, walker2d: by task and then the average
     "cds": ((1057.9, 121.6), (564.8, 47.7), (1418.2, 138.4), (1013.6, 71.5)),
     "cds-basic": ((968.6, 188.6), (594.5, 22.7), (1501.8, 115.1), (1021.6, 76.9)),
@@ -71,6 +72,7 @@ def t_interval(values: Sequence[float]) -> Cell:
 
 
 def _pictures(found: list[dict[str, Any]]) -> str:
+    _comparable(found)
     runs: dict[str, list[dict[str, tuple[int, int]]]] = defaultdict(list)  # rule -> of each seed: task -> won, of
     for each in found:
         mine = (row for row in each["results"] if row["policy"] == "checkpoint")
@@ -95,6 +97,23 @@ def _pictures(found: list[dict[str, Any]]) -> str:
     return markdown(["success, %", *rules, *(f"paper: {rule}" for rule in rules)], rows)
 
 
+def _comparable(found: list[dict[str, Any]]) -> None:
+    """ValueError where evaluations differ in more than rule and seed."""
+    configs: dict[str, dict[str, Any]] = {}
+    seen: set[str] = set()
+    for each in found:
+        name, rule = each["checkpoint"], each["sharing"]["rule"]
+        if each["settings"]["checkpoint_sha256"] in seen:
+            raise ValueError(f"{name}: comes twice")
+        seen.add(each["settings"]["checkpoint_sha256"])
+        first, mine = ({key: run["settings"][key] for key in SAME} for run in (found[0], each))
+        if differs := changed(first, mine):
+            raise ValueError(f"{name}: not comparable with {found[0]['checkpoint']}: {differs}")
+        config = each["sharing"].get("config", {})
+        if differs := changed(configs.setdefault(rule, config), config):
+            raise ValueError(f"{name}: another run of rule {rule} had other options: {differs}")
+
+
 def _states(members: list[dict[str, Any]]) -> list[str]:
     tasks = BODIES["walker2d"].task_names
     of_rule: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -116,9 +135,12 @@ def _states(members: list[dict[str, Any]]) -> list[str]:
         key: str, reduce: Callable[[Any], float], paper: Callable[[str, int], str], digits: int
     ) -> list[list[str]]:
         ours = {rule: [t_interval(values) for values in seeds(rule, key, reduce)] for rule in rules}
+
+        def cell(mean: float, half: float) -> str:
+            return f"{mean:.{digits}f}" + ("" if np.isnan(half) else f" ± {half:.{digits}f}")
+
         return [
-            [name, *(f"{ours[rule][k][0]:.{digits}f} ± {ours[rule][k][1]:.{digits}f}" for rule in rules)]
-            + [paper(rule, k) for rule in rules]
+            [name, *(cell(*ours[rule][k]) for rule in rules), *(paper(rule, k) for rule in rules)]
             for k, name in enumerate([*tasks, "average"])
         ]
 

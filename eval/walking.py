@@ -25,6 +25,7 @@ def behaviour(
     policies, _, about = load_policies(file)
     if task not in about["tasks"]:
         raise CheckpointError(f"{file}: holds policies for {', '.join(about['tasks'])}, none for {task}")
+    torch.set_num_threads(1)  # of one state at a time, more would wait for each other
     member, count = about["tasks"].index(task), len(about["tasks"])
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
 

@@ -17,6 +17,7 @@ FORMAT = 3  # of what `on_save_checkpoint` writes (train/qtopt.py)
 
 ACTING = "target."  # of the weights of the network that acts
 RUN_CONFIG = "config.json"  # beside the checkpoints of a run
+LOCK = "train.lock"  # held while a run trains
 
 
 class CheckpointError(ValueError):
@@ -45,7 +46,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     checkpoint = read_plain(path)
     about = checkpoint.get("switchyard") if isinstance(checkpoint, dict) else None
     if not isinstance(about, dict) or "tasks" not in about:
-        raise CheckpointError(f"{path}: a checkpoint, but not one of Switchyard's")
+        raise CheckpointError(f"{path}: a checkpoint, but not of a policy that sees pictures")
     if about.get("format") != FORMAT:
         raise CheckpointError(f"{path}: checkpoint format {about.get('format')}, this version reads {FORMAT}")
     if about.get("sim_version") != SIM_VERSION:

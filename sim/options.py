@@ -104,7 +104,8 @@ def add_options(parser: argparse.ArgumentParser, config: type, defaults: Any = N
     for field in dataclasses.fields(config):
         kind = hints[field.name]
         default = getattr(defaults, field.name, field.default)
-        shown = "required" if default is dataclasses.MISSING else f"default {default}"
+        told = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        shown = "required" if default is dataclasses.MISSING else f"default {'none' if told == '' else told}"
         names = [f"--{field.name.replace('_', '-')}"]
         if "_" in field.name:
             names.append(f"--{field.name}")
@@ -135,10 +136,17 @@ def _reader(kind: Any) -> Any:
         return lambda text: None if text.lower() == "none" else _reader(inner)(text)
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
-        return lambda text: tuple(item(part) for part in text.split(",") if part)
+        return lambda text: _read_list(text, item)
     if kind is bool:
         return _read_bool
     return kind
+
+
+def _read_list(text: str, item: Any) -> tuple[Any, ...]:
+    try:
+        return tuple(item(part) for part in text.split(",") if part)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of {item.__name__}, as in A,B") from None
 
 
 def _read_bool(text: str) -> bool:

@@ -69,7 +69,7 @@ def test_a_checkpoint_with_a_damaged_weight_is_refused_by_name(run):
 @pytest.mark.parametrize("stranger", [{"state_dict": {}}, [1, 2], {"switchyard": {}}, {"switchyard": 3}])
 def test_another_programs_checkpoint_is_refused_by_name(run, tiny_training, stranger):
     torch.save(stranger, run / "last.ckpt")
-    with pytest.raises(CheckpointError, match=r"last\.ckpt: a checkpoint, but not one of Switchyard's"):
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: a checkpoint, but not of a policy that sees pictures"):
         train(TrainConfig(out=str(run), **{**tiny_training, "steps": 6}))
 
 

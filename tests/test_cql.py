@@ -25,7 +25,15 @@ from train.cql_config import CQLConfig
 from train.sac import q_target
 
 BODY = BODIES["walker2d"]
-SMALL = {"per_task": 8, "hidden": (16, 16), "sampled_actions": 3, "steps": 4, "updates_per_step": 2, "episodes": 1}
+SMALL = {
+    "per_task": 8,
+    "hidden": (16, 16),
+    "sampled_actions": 3,
+    "steps": 4,
+    "updates_per_step": 2,
+    "log_every": 2,
+    "episodes": 1,
+}
 SMALL["behaviour_steps"] = 3
 
 

@@ -126,9 +126,9 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on(demo_training, tmp_pat
     assert changes(weights(straight), weights(path)) == []
 
 
-def test_two_processes_end_after_the_same_step_where_one_is_interrupted(demo_training, tmp_path):
+def test_two_processes_end_after_the_same_step_where_one_is_asked_to(demo_training, tmp_path):
     options = {**demo_training, "steps": 5000, "learning_rate_decay": False, "devices": 2, "log_every": 10}
-    step, output = train_until_stopped({**options, "out": str(tmp_path / "run")}, signal.SIGINT)
+    step, output = train_until_stopped({**options, "out": str(tmp_path / "run")}, signal.SIGTERM)
     assert output.count(f"last.ckpt holds step {step}; the same command goes on from there") == 1
     assert "Traceback" not in output
     assert step < 5000

@@ -147,6 +147,14 @@ def test_an_episode_counts_by_the_mean_of_its_transitions():
     assert router.episode_score[0, 1, 2].item() == pytest.approx(0.9)  # for another target
 
 
+def test_tasks_are_compared_by_the_means_of_an_episode():
+    router = Router(RouterConfig(rule="hipi", granularity="episode"), 2, num_episodes=3)
+    batch = rows([0, 0, 1], [1, 1, 0], episode=[2, 2, 1])
+    q_tasks = tensor([[0.9, 0.1], [0.1, 0.3], [0.2, 0.8]])  # the second alone would go to task 1
+    assert router.weigh(batch, Scores(q=torch.zeros(3), q_tasks=q_tasks)).tolist() == [1.0, 1.0, 1.0]
+    assert router.episode_score[0, :, 1:].flatten().tolist() == pytest.approx([0.2, 0.5, 0.8, 0.2])
+
+
 def test_members_side_by_side_are_routers_of_their_own():
     generator = np.random.default_rng(0)
     batches = [rows(*generator.integers(0, 3, (2, 2, 30)).tolist()) for _ in range(3)]
@@ -273,8 +281,9 @@ def test_all_that_is_remembered_travels_with_the_state_dict():
         ({"rule": "cdss"}, r"unknown sharing rule 'cdss'.*Did you mean 'cds'"),
         ({"granularity": "episodes"}, "Did you mean 'episode'"),
         ({"percentile": 101.0}, "percentile is 0 to 100"),
+        ({"temperature": -1.0}, "temperature is 0 or more"),
         ({"own_part": 1.5}, "own_part is between 0 and 1"),
-        ({"tau_low": 2.0, "tau_high": 1.0}, "tau_low above 0 and at most tau_high"),
+        ({"tau_low": 2.0, "tau_high": 1.0}, "tau_low is above 0 and at most tau_high"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(wrong, message):

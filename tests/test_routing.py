@@ -35,7 +35,7 @@ def sharing(**values):
 def test_the_section_tells_weights_effective_steps_and_drift():
     text = re.sub(r"<[^>]*>", " ", routing_section(sharing()))
     assert "0.25" in text
-    assert re.search(r"lift-banana\s+100\s+110\s+0.5\s+0.7\s+0.2", text)
+    assert re.search(r"lift-banana\s+100\s+110\s+50\s+0.7\s+0.2", text)
     assert "lift-banana: weight of each source" in text
 
 

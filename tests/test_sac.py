@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import tensor
 
 from data.__main__ import main as data_main
+from data.shards import DatasetError
 from data.transitions import read_transitions
 from models.checkpoint import CheckpointError
 from models.state_policy import load_policies, mean_actions, sample_actions
@@ -72,8 +74,10 @@ def test_a_run_leaves_policies_returns_and_the_replay_of_each_task(tmp_path):
     seen = np.zeros((2, 3, 17), np.float32)
     assert sample_actions(policy, seen, torch.Generator().manual_seed(0)).shape == (2, 3, 6)
     assert (tmp_path / "returns.csv").read_text().startswith("step,task,return\n")
-    learn(config)
-    assert np.array_equal(read_transitions(tmp_path / "replay.h5").columns["action"], replay.columns["action"])
+    with pytest.raises(DatasetError, match="holds a finished training; choose another --out"):
+        learn(config)
+    again = learn(dataclasses.replace(config, out=str(tmp_path / "again")))
+    assert np.array_equal(read_transitions(again / "replay.h5").columns["action"], replay.columns["action"])
 
 
 def test_a_dataset_has_each_task_from_its_own_source(tmp_path, capsys):
@@ -98,7 +102,7 @@ def test_a_dataset_has_each_task_from_its_own_source(tmp_path, capsys):
     assert re.search(r"run-forward +30 .*replay\n", capsys.readouterr().out)
     for wrong, message in (
         (f"jump={tmp_path}/replay.h5:46", "holds 45 steps of walker2d's task jump, not 46"),
-        (f"jump={tmp_path}/none.h5:46", "python -m train sac --body walker2d --tasks jump --steps 46"),
+        (f"jump={tmp_path}/none.h5:46", "none.h5: no such replay; make collect-walker2d"),
         (f"run-backward={tmp_path}/policy-45.pt:5", "none for run-backward"),
         ("jump=x.pt", "a source is TASK=FILE:STEPS"),
     ):
@@ -115,7 +119,8 @@ def test_what_is_no_file_of_policies_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [({"tasks": ("jmp",)}, "Did you mean 'jump'"), ({"steps": 0}, "at least 1")]
+    ("wrong", "message"),
+    [({"tasks": ("jmp",)}, "Did you mean 'jump'"), ({"steps": 0}, "at least 1"), ({"steps": 5000}, "none is left")],
 )
 def test_options_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):

@@ -21,7 +21,7 @@ class CQLConfig:
     seeds: tuple[int, ...] = option((0,), "seeds of each rule, trained side by side")
     tasks: tuple[str, ...] = option((), "to train; default: those the data are of")
     steps: int = option(300_000, "updates")
-    updates_per_step: int = option(100, "between two looks of Lightning")
+    updates_per_step: int = option(20, "in a step of Lightning, after which it may stop")
     per_task: int = option(128, "transitions of each task in a batch")
     shared_part: float = option(0.5, "of them from other tasks")
     refresh_steps: int = option(10_000, "between renewals of the Q-function by which the heuristic shares")
@@ -40,6 +40,7 @@ class CQLConfig:
     clip: str = option("walker2d", f"of the adaptive temperature, as published: {', '.join(TEMPERATURE_CLIPS)}")
     own_part: float = option(0.5, "chance that a task's own transitions are weighed too, each step")
     granularity: str = option("transition", "what is weighed: transition, episode")
+    log_every: int = option(100, "updates between values for TensorBoard")
     checkpoint_every: int = option(10_000, "updates between checkpoints")
     precision: str = option("auto", "of the middle layers: 32-true, bf16-mixed, or auto: whichever is faster here")
     behaviour_steps: int = option(3000, "that the behaviour policy is fitted by in the end, for the KL; 0: no KL")
@@ -62,12 +63,15 @@ class CQLConfig:
             "updates_per_step",
             "per_task",
             "sampled_actions",
+            "log_every",
             "checkpoint_every",
             "episodes",
             "oversample",
             "refresh_steps",
         )
         check_least(self, 0, "gradient_actions", "warm_steps", "behaviour_steps")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds are 0 or more, got {self.seeds}")
         check_part(self, "shared_part")
         num_shared = round(self.per_task * self.shared_part)
         for rule in self.rules:

@@ -22,7 +22,7 @@ from data.claim import hold
 from data.shards import occupied, sweep, write_whole
 from data.transitions import read_transitions
 from eval.walking import task_returns
-from models.checkpoint import RUN_CONFIG, CheckpointError, read_plain
+from models.checkpoint import LOCK, RUN_CONFIG, CheckpointError, read_plain
 from sim.options import Parser, add_options, from_options
 from train.behaviour import clone_effective, divergence
 from train.cql import CQL
@@ -30,11 +30,20 @@ from train.cql_config import CQLConfig
 from train.memory import keep_memory
 from train.precision import resolve_precision
 from train.routing import Routing
-from train.run import LAST, LOCK, kept_options, quiet_lightning, values_of
+from train.run import LAST, Progress, kept_options, quiet_lightning, values_of
 from train.saving import SaveAtEnd
 
 EVALUATION_SEED = 1  # of the episodes that every member of every run plays
-FREE_TO_CHANGE = ("out", "steps", "updates_per_step", "checkpoint_every", "episodes", "precision", "behaviour_steps")
+FREE_TO_CHANGE = (
+    "out",
+    "steps",
+    "updates_per_step",
+    "log_every",
+    "checkpoint_every",
+    "episodes",
+    "precision",
+    "behaviour_steps",
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -59,15 +68,17 @@ def train(config: CQLConfig) -> Path:
         if resume is not None:
             kept = module.restore(read_plain(resume), resume)
             precision = kept if precision == "auto" else precision
-            print(f"{out}: going on from update {module.updates}")
+            done = module.updates >= config.steps
+            print(f"{out}: {'trained to' if done else 'going on from'} update {module.updates}")
         trainer = lightning.Trainer(
             accelerator="auto",
             devices=1,
             max_epochs=1,
             precision=resolve_precision(precision),  # type: ignore[arg-type]
             logger=TensorBoardLogger(out, name="", version="log"),
-            log_every_n_steps=1,
+            log_every_n_steps=max(1, config.log_every // config.updates_per_step),
             callbacks=[
+                Progress(config.steps),
                 SaveEvery(out / LAST, config.checkpoint_every),
                 SaveAtEnd(out / LAST, 1, save),
                 Routing(config.checkpoint_every),
@@ -135,4 +146,5 @@ def _evaluate(config: CQLConfig, module: CQL, out: Path) -> Path:
     for row in rows:
         means = ", ".join(f"{task} {np.mean(values):.1f}" for task, values in row["returns"].items())
         print(f"{row['rule']}, seed {row['seed']}: {means}")
+    print(f"{path}: {module.updates} updates; beside the paper's: python -m eval.tables {path}")
     return path

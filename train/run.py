@@ -26,7 +26,7 @@ from data.loader import Loader
 from data.replay import Replay
 from data.shards import DatasetError, occupied, read_json, sweep, write_whole
 from data.sharing import RULES
-from models.checkpoint import RUN_CONFIG, CheckpointError, acting_weights, load_weights, read_checkpoint
+from models.checkpoint import LOCK, RUN_CONFIG, CheckpointError, acting_weights, load_weights, read_checkpoint
 from models.qnetwork import NetworkConfig
 from sim.options import changed
 from sim.tasks import TASK_NAMES, task_by_name
@@ -41,7 +41,6 @@ from train.saving import SaveAtEnd
 
 LEARNERS = {"qtopt": QTOpt, "clone": Cloning}
 LAST = "last.ckpt"
-LOCK = "train.lock"
 FREE_TO_CHANGE = (
     "steps",
     "workers",
@@ -106,7 +105,7 @@ def _train(config: TrainConfig, replay: Replay, out: Path) -> Path:
     elif config.start_from:
         _start_from(config.start_from, module, replay.renderer)
     quiet_lightning()
-    trainer = _trainer(config, out, replay, first_step)
+    trainer = _trainer(config, out, replay)
     loader = _loader(config, replay, first_step, trainer)
     try:
         trainer.fit(module, loader, ckpt_path=None if resume is None else str(resume), weights_only=True)
@@ -157,8 +156,10 @@ def kept_options(out: Path, config: Any, free: Container[str]) -> dict[str, Any]
     path = out / RUN_CONFIG
     if not path.is_file() or not (out / LAST).is_file():
         return {}
-    found = read_json(path)
-    if differs := changed(found, json.loads(values_of(config)), free):
+    found, wanted = read_json(path), json.loads(values_of(config))
+    if len(found.keys() ^ wanted.keys()) > len(found.keys() & wanted.keys()):
+        raise CheckpointError(f"{out}: holds a run of another kind; choose another --out")
+    if differs := changed(found, wanted, free):
         raise CheckpointError(f"{out}: already holds a run with other options: {differs}; choose another --out")
     return found
 
@@ -184,14 +185,16 @@ def _loader(config: TrainConfig, replay: Replay, first_step: int, trainer: light
         decode=not on_gpu,
     )
     sampler = Sampler(replay, tasks, RULES[config.rule], mix)
-    return Loader(BatchStream(sampler, config.seed, first_step, trainer.global_rank), config.workers, _ignore_interrupt)
+    return Loader(BatchStream(sampler, config.seed, first_step, trainer.global_rank), config.workers, _leave_signals)
 
 
-def _ignore_interrupt(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+def _leave_signals(worker: int) -> None:
+    """To the parent, that of a batch queue once: torch ends by it a process that hangs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def _trainer(config: TrainConfig, out: Path, replay: Replay, first_step: int) -> lightning.Trainer:
+def _trainer(config: TrainConfig, out: Path, replay: Replay) -> lightning.Trainer:
     return lightning.Trainer(
         accelerator="auto",
         devices=config.devices,
@@ -209,7 +212,7 @@ def _trainer(config: TrainConfig, out: Path, replay: Replay, first_step: int) ->
                 out, filename="last", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
             ),
             SaveAtEnd(out / LAST, config.log_every),
-            Progress(first_step, refresh_rate=min(10, config.log_every)),
+            Progress(config.steps, refresh_rate=min(10, config.log_every)),
             *([Landscape(replay, config), Routing(config.landscape_every)] if config.learner == "qtopt" else []),
             *_validation(replay, config),
         ],
@@ -233,18 +236,30 @@ def _validation(replay: Replay, config: TrainConfig) -> list[Callback]:
 
 
 class Progress(TQDMProgressBar):
-    """Lightning's bar, which after a resume neither knows the total nor counts from where the run goes on."""
+    """Lightning's bar in the module's own steps: after a resume Lightning neither knows the total nor counts from where
+    the run goes on."""
 
-    def __init__(self, first_step: int, refresh_rate: int) -> None:
+    def __init__(self, total: int, refresh_rate: int = 1) -> None:
         super().__init__(refresh_rate)
-        self._first_step = first_step
+        self._total = total
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, *arguments: Any) -> None:
-        super().on_train_epoch_start(trainer, *arguments)
-        self.train_progress_bar.reset(total=trainer.max_steps)
-        self.train_progress_bar.initial = self._first_step
-        self.train_progress_bar.n = self._first_step
-        self.train_progress_bar.set_description("train")
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any, *arguments: Any) -> None:
+        super().on_train_epoch_start(trainer, pl_module, *arguments)
+        bar = self.train_progress_bar
+        bar.reset(total=self._total)
+        bar.initial = bar.n = pl_module.done_steps
+        bar.set_description("train")
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *arguments: Any) -> None:
+        done = pl_module.done_steps
+        if self.is_enabled and (done % self.refresh_rate == 0 or done == self._total):
+            self.train_progress_bar.n = done
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def get_metrics(self, *arguments: Any) -> dict[str, Any]:
+        metrics = super().get_metrics(*arguments)
+        metrics.pop("v_num", None)  # there is one version of each run
+        return metrics
 
 
 def quiet_lightning() -> None:

@@ -17,14 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from data.shards import write_whole
+from data.claim import hold
+from data.shards import DatasetError, write_whole
 from data.transitions import Transitions, record, write_transitions
+from models.checkpoint import LOCK
 from models.stacked import TanhGaussian, TwinQ
 from models.state_policy import pack_policies, sample_actions
 from sim.locomotion import Body, Step, Walk, body_by_name
 from sim.options import Parser, add_options, check_least, choose, from_options, option
 from train.memory import keep_memory
 from train.precision import PRECISIONS, resolve_precision
+
+RETURNS = "returns.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,10 @@ class SACConfig:
         for name in self.tasks:
             choose("task", name, body_by_name(self.body).task_names)
         choose("precision", self.precision, PRECISIONS)
+        check_least(self, 0, "seed")
         check_least(self, 1, "steps", "start_steps", "batch_size", "keep_every", "replay_steps")
+        if self.steps <= self.start_steps:
+            raise ValueError(f"steps {self.steps}: after start_steps {self.start_steps} none is left to learn by")
 
 
 # ---------------------------------------------------------------- losses
@@ -144,11 +151,20 @@ def main(arguments: list[str]) -> None:
 
 def learn(config: SACConfig) -> Path:
     """Train the tasks. Writes `policy-STEPS.pt` every `keep_every` steps and at the end, `replay.h5` with the first
-    `replay_steps` of each task, and `returns.csv`; the folder's path."""
-    body, out = body_by_name(config.body), Path(config.out)
+    `replay_steps` of each task, and in the end `returns.csv`; the folder's path. A training that was interrupted starts
+    over; DatasetError for a folder where one has ended."""
+    out = Path(config.out)
+    with hold(out / LOCK, f"{out}: another training is at work in this folder"):
+        if (out / RETURNS).is_file():
+            raise DatasetError(f"{out}: holds a finished training; choose another --out")
+        _learn(config, out)
+    return out
+
+
+def _learn(config: SACConfig, out: Path) -> None:
+    body = body_by_name(config.body)
     replay_steps = min(config.replay_steps, config.steps)
     tasks = config.tasks or body.task_names
-    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     keep_memory()
     generator, rng = torch.Generator().manual_seed(config.seed), np.random.default_rng(config.seed)
@@ -178,8 +194,7 @@ def learn(config: SACConfig) -> Path:
             write_whole(out / f"policy-{count}.pt", pack_policies(sac.policy, body, tasks, about))
         if count == replay_steps:
             write_transitions(out / "replay.h5", _replay(memory, body, tasks, config.seed))
-    (out / "returns.csv").write_text("step,task,return\n" + "".join(returns))
-    return out
+    write_whole(out / RETURNS, ("step,task,return\n" + "".join(returns)).encode())
 
 
 def _replay(memory: Memory, body: Body, tasks: tuple[str, ...], seed: int) -> Transitions:
