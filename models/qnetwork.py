@@ -86,6 +86,24 @@ class QNetwork(nn.Module):
 
     def score(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
         """Features of B states, gripper [B, 2], actions [B, K, 5], tasks [B] -> Q logits [B, K]."""
+        return self.judge(self.combine(features, gripper, action, task_index), task_index)
+
+    def score_tasks(self, features: Tensor, gripper: Tensor, action: Tensor, tasks: Tensor) -> Tensor:
+        """Features of B states, gripper [B, 2], actions [B, 5] -> Q logits [B, N] for each of the tasks [N]."""
+        return self.judge(self.combine_tasks(features, gripper, action, tasks), tasks).T
+
+    def combine(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
+        """What the heads see of states and actions, [B, K, F]; arguments as in `score`."""
+        raise NotImplementedError
+
+    def combine_tasks(self, features: Tensor, gripper: Tensor, action: Tensor, tasks: Tensor) -> Tensor:
+        """The same by task, [N, B, F]; arguments as in `score_tasks`."""
+        state, reading, act = (torch.cat([rows] * len(tasks)) for rows in (features, gripper, action[:, None]))
+        x = self.combine(state, reading, act, tasks.repeat_interleave(len(action)))
+        return x.view(len(tasks), len(action), -1)
+
+    def judge(self, x: Tensor, task_index: Tensor) -> Tensor:
+        """The heads: [B, K, F], tasks [B] -> Q logits [B, K]. States may stand for candidates, tasks for states."""
         raise NotImplementedError
 
     def forward(self, image: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:

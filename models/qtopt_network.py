@@ -60,7 +60,7 @@ class QTOptNetwork(QNetwork):
     def encode(self, image: Tensor, gripper: Tensor) -> Tensor:
         return self.trunk(image)  # the gripper is merged later, with the action
 
-    def score(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
+    def combine(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
         size, candidates = action.shape[:2]
         vector = self._vector(gripper, action, task_index).flatten(0, 1)
         vector = F.relu(self.merge_norm1(self.merge1(vector)))
@@ -73,9 +73,18 @@ class QTOptNetwork(QNetwork):
             x = F.relu(self._merge(prepared, vector[:, begin : begin + step]), inplace=True)
             pieces.append(self.after_merge(x).flatten(1))
         x = torch.cat(pieces) if len(pieces) == 1 else _interleave(pieces, size)
-        x = x.view(size, candidates, -1)
-        x = F.relu(self.head_norm1(self.head1(x, task_index).flatten(0, 1))).view(size, candidates, -1)
-        x = F.relu(self.head_norm2(self.head2(x, task_index).flatten(0, 1))).view(size, candidates, -1)
+        return x.view(size, candidates, -1)
+
+    def combine_tasks(self, features: Tensor, gripper: Tensor, action: Tensor, tasks: Tensor) -> Tensor:
+        if self.config.conditioning == "one_hot":
+            return super().combine_tasks(features, gripper, action, tasks)
+        x = self.combine(features, gripper, action[:, None], tasks)  # to which tasks are nothing but their heads
+        return x.transpose(0, 1).expand(len(tasks), -1, -1)
+
+    def judge(self, x: Tensor, task_index: Tensor) -> Tensor:
+        shape = (*x.shape[:2], -1)
+        x = F.relu(self.head_norm1(self.head1(x, task_index).flatten(0, 1))).view(shape)
+        x = F.relu(self.head_norm2(self.head2(x, task_index).flatten(0, 1))).view(shape)
         return self.head3(x, task_index)[..., 0]
 
     def _prepare(self, features: Tensor) -> tuple[Tensor, Tensor]:

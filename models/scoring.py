@@ -16,12 +16,10 @@ def q_of_policy(logits: Tensor) -> Tensor:
 
 def q_of_tasks(network: QNetwork, features: Tensor, gripper: Tensor, action: Tensor, tasks: tuple[int, ...]) -> Tensor:
     """Q of actions [B, 5] for every task of the network, [B, N]; -inf for those that are not among `tasks`."""
-    count = len(tasks)
-    state, reading, act = (rows.repeat_interleave(count, 0) for rows in (features, gripper, action[:, None]))
     index = torch.tensor(tasks, device=action.device)
     training = network.training
     network.eval()  # its averages are of what it learns from
-    logits = network.score(state, reading, act, index.repeat(len(action)))
+    logits = network.score_tasks(features, gripper, action, index)
     network.train(training)
     q = torch.full((len(action), network.config.num_tasks), -torch.inf, dtype=torch.float32, device=action.device)
-    return q.index_copy(1, index, logits.view(-1, count).float().sigmoid())
+    return q.index_copy(1, index, logits.float().sigmoid())

@@ -124,10 +124,12 @@ class SmallQNetwork(QNetwork):
         landmark = self.point3(F.relu(self.point2(seen)))  # [B, L, 5]
         return Sight(attention, landmark, torch.cat([landmark, description[:, :-1]], dim=-1).flatten(1))
 
-    def score(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
+    def combine(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
         vector = self.merge2(F.relu(self.merge1(self._vector(gripper, action, task_index))))
         seen = self.merge_things(features) + self.merge_focus(self._focus(features, task_index))
-        x = F.relu(self.after_merge(F.relu(seen[:, None] + vector)))
+        return F.relu(self.after_merge(F.relu(seen[:, None] + vector)))
+
+    def judge(self, x: Tensor, task_index: Tensor) -> Tensor:
         x = F.relu(self.head1(x, task_index))
         x = F.relu(self.head2(x, task_index))
         return self.head3(x, task_index)[..., 0]

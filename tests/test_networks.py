@@ -13,6 +13,7 @@ from models.networks import build_network
 from models.norm import BatchNorm
 from models.qnetwork import NetworkConfig, action_features
 from models.qtopt_network import QTOptNetwork
+from models.scoring import q_of_tasks
 
 SIZES = [48, 64, 96, 128, 224]  # the last is QT-Opt's network at its cheapest
 
@@ -104,6 +105,22 @@ def test_candidates_scored_together_get_the_logits_of_each_alone(size, condition
                 assert alone.item() == pytest.approx(together[b, k].item(), abs=1e-3)
     assert together.std(dim=1).min() > 0.01  # the action matters
     assert together.std(dim=0).min() > 0.01  # so do image and task
+
+
+@pytest.mark.parametrize("conditioning", ["heads", "one_hot"])
+@pytest.mark.parametrize("size", [64, 224])
+def test_tasks_scored_together_get_the_logits_of_each_alone(size, conditioning):
+    network = network_of(size, conditioning=conditioning)
+    image, gripper, action, _ = inputs(size, 4, 1)
+    with torch.no_grad():
+        features = network.encode(image, gripper)
+        together = network.score_tasks(features, gripper, action[:, 0], torch.tensor([2, 0]))
+        alone = [network.score(features, gripper, action, torch.full((4,), task))[:, 0] for task in (2, 0)]
+        found = q_of_tasks(network, features, gripper, action[:, 0], (2, 0))
+    assert torch.allclose(together, torch.stack(alone, 1), atol=1e-4)
+    assert (together[:, 0] - together[:, 1]).abs().min() > 1e-3
+    assert torch.allclose(found[:, [2, 0]], together.sigmoid(), atol=1e-5)
+    assert found[:, 1].isinf().all()
 
 
 @pytest.mark.parametrize("side", [14, 27])
