@@ -81,11 +81,7 @@ class TanhGaussian(nn.Module):
 
     def sample(self, state: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`count` actions of each state and their log-densities: [E, B, K, A], [E, B, K]."""
-        mean, std = self(state)
-        noise = torch.randn((*mean.shape[:2], count, mean.shape[2]), generator=generator, device=mean.device)
-        before = mean[:, :, None] + std[:, :, None] * noise
-        normal = -0.5 * noise.square() - std.log()[:, :, None] - 0.5 * math.log(2 * math.pi)
-        return before.tanh(), (normal - log_slope(before)).sum(-1)
+        return draw(self(state), count, generator)
 
     def log_density(self, state: Tensor, action: Tensor) -> Tensor:
         """log pi(a | s) of actions [E, B, A] in [-1, 1]: [E, B]."""
@@ -93,6 +89,16 @@ class TanhGaussian(nn.Module):
         before = action.clamp(-1 + 1e-6, 1 - 1e-6).atanh()
         normal = -0.5 * ((before - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
         return (normal - log_slope(before)).sum(-1)
+
+
+def draw(p: tuple[Tensor, Tensor], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """`count` actions of each tanh of a Gaussian, mean and standard deviation [E, B, A] each, and their log-densities:
+    [E, B, K, A], [E, B, K]."""
+    mean, std = p
+    noise = torch.randn((*mean.shape[:2], count, mean.shape[2]), generator=generator, device=mean.device)
+    before = mean[:, :, None] + std[:, :, None] * noise
+    normal = -0.5 * noise.square() - std.log()[:, :, None] - 0.5 * math.log(2 * math.pi)
+    return before.tanh(), (normal - log_slope(before)).sum(-1)
 
 
 def gaussian_kl(p: tuple[Tensor, Tensor], q: tuple[Tensor, Tensor]) -> Tensor:

@@ -26,7 +26,7 @@ from data.sharing import RULES, Scores
 from data.transitions import StateBatch, StateSampler, Transitions
 from models.checkpoint import CheckpointError, load_weights
 from models.losses import conservative_gap, softmax_sample, weighted_mean
-from models.stacked import TanhGaussian, TwinQ
+from models.stacked import TanhGaussian, TwinQ, draw
 from sim.options import choose
 from train.chance import seed_of
 from train.cql_config import CQLConfig
@@ -106,15 +106,17 @@ class CQL(lightning.LightningModule):
             batch, weight = self._choose(batch, generator)
         state, following = (self.told(x, batch.task_index) for x in (batch.observation, batch.next_observation))
         alpha = self.log_alpha.exp().detach()[:, None]
-        mine, mine_density = self.policy.sample(state, 1 + config.sampled_actions, generator)  # the first to learn by
+        distribution = self.policy(state)
+        learned, learned_density = draw(distribution, 1, generator)
         with torch.no_grad():
+            mine, mine_density = draw(distribution, config.sampled_actions, generator)
             theirs, their_density = self.policy.sample(following, config.sampled_actions, generator)
             next_q = self.target(following, theirs[:, :, :1]).amin(0)[..., 0]
             backup = q_target(batch.reward, batch.done, next_q, torch.zeros_like(next_q), config.discount)
             anywhere = torch.rand(theirs.shape, generator=generator, device=self.device) * 2 - 1
             uniform = torch.full_like(their_density, theirs.shape[-1] * math.log(0.5))
-            sampled = torch.cat([anywhere, mine[:, :, 1:], theirs], 2)
-            density = torch.cat([uniform, mine_density[..., 1:], their_density], 2)
+            sampled = torch.cat([anywhere, mine, theirs], 2)
+            density = torch.cat([uniform, mine_density, their_density], 2)
 
         q, q_sampled, gap = self._conservative(state, batch.action, sampled, density, generator)
         if weight is None:
@@ -126,14 +128,14 @@ class CQL(lightning.LightningModule):
         self._step(0, critic.sum())
 
         self.q.requires_grad_(False)
-        best = self.q(state, mine[:, :, :1]).amin(0)[..., 0]
+        best = self.q(state, learned).amin(0)[..., 0]
         self.q.requires_grad_(True)
-        entropy = alpha * mine_density[..., 0]
+        entropy = alpha * learned_density[..., 0]
         if self.updates < config.warm_steps:
             actor = weighted_mean(entropy - self.policy.log_density(state, batch.action), weight)
         else:
             actor = weighted_mean(entropy - best, weight)
-        temperature = temperature_loss(self.log_alpha, mine_density[..., 0], batch.action.shape[-1])
+        temperature = temperature_loss(self.log_alpha, learned_density[..., 0], batch.action.shape[-1])
         self._step(1, actor.sum() + temperature)
         with torch.no_grad():
             torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), config.target_rate)
