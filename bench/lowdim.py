@@ -25,7 +25,7 @@ ROUTED = ("cds", "cds-basic", "hipi")
 
 def run(quick: bool) -> list[Row]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pairs, updates = (1, 2) if quick else (7, 30)
+    pairs, updates = (1, 2) if quick else (21, 10)
     own = _own("none", SEEDS[device])
     peer = start_peer()
     ours, theirs, drawing = [], [], []

@@ -137,8 +137,36 @@ class TwinQ(nn.Module):
 
     @torch.no_grad()
     def values(self, state: Tensor, action: Tensor) -> Tensor:
-        """As `forward`, without a gradient; on a CPU in parts that its cache holds."""
-        members, rows, count, _ = action.shape
-        part = max(1, CACHED_ROWS // (2 * members * count)) if state.device.type == "cpu" else rows
-        parts = zip(state.split(part, 1), action.split(part, 1), strict=True)
-        return torch.cat([self(*each) for each in parts], 2)
+        """As `forward`, of actions [E, B, K, A], without a gradient; on a CPU in parts that its cache holds, which go
+        through the same memory."""
+        if state.device.type != "cpu":
+            return self(state, action)
+        kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+        with torch.autocast("cpu", enabled=False):
+            return self._in_parts(state, action.to(kind))
+
+    def _in_parts(self, state: Tensor, action: Tensor) -> Tensor:
+        members, rows, count, size = action.shape
+        first, *middle, last = (layer for layer in self.body.layers if isinstance(layer, StackedLinear))
+        kind = action.dtype
+        of_state, of_action = first.weight.split([state.shape[-1], size], dim=1)
+        seen = torch.baddbmm(first.bias, state.repeat(2, 1, 1), of_state).to(kind)
+        of_action, action = of_action.to(kind), action.repeat(2, 1, 1, 1)
+        cast = [(layer.bias.to(kind), layer.weight.to(kind)) for layer in middle]
+        parts = -(-rows * 2 * members * count // CACHED_ROWS)
+        part = -(-rows // parts)
+        shape = (2 * members, part * count)
+        memory = [action.new_empty(*shape, layer.weight.shape[2]) for layer in (first, *middle)]
+        in_full = torch.empty(*shape, last.weight.shape[1])
+        out = torch.empty(2 * members, rows * count, 1)
+        for begin in range(0, rows, part):
+            here = slice(begin, begin + part)
+            some = action[:, here].flatten(1, 2)
+            x, *others = (each[:, : some.shape[1]] for each in memory)
+            torch.bmm(some, of_action, out=x)
+            x.unflatten(1, (-1, count)).add_(seen[:, here, None])
+            for (bias, weight), y in zip(cast, others, strict=True):
+                x = torch.baddbmm(bias, _relu_(x), weight, out=y)
+            wide = in_full[:, : some.shape[1]].copy_(_relu_(x))
+            torch.baddbmm(last.bias, wide, last.weight, out=out[:, begin * count : (begin + part) * count])
+        return out.view(2, members, rows, count)
