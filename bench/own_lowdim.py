@@ -18,8 +18,8 @@ from data.transitions import COLUMNS, Transitions
 from sim.locomotion import BODIES
 from train.cql import CQL
 from train.cql_config import CQLConfig
-from train.memory import keep_memory
 from train.precision import resolve_precision
+from train.process import prepare_process
 
 STEPS = 146_000  # of walker2d's row in CDS (table 3)
 
@@ -51,7 +51,7 @@ def main(rule: str, seeds: int) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     fast = resolve_precision("auto") == "bf16-mixed"
     torch.manual_seed(0)
-    keep_memory()
+    prepare_process()
     module = Updates(CQLConfig(rules=(rule,), seeds=tuple(range(seeds))), synthetic(STEPS))
     module.start(device)
     print(json.dumps({"precision": "bfloat16" if fast else "float32", "device": device}), flush=True)

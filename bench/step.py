@@ -235,8 +235,11 @@ def _median_s(call: Callable[[], Any], times: int) -> float:
 
 
 def wait() -> None:
-    if torch.cuda.is_available():
+    if _on_gpu():
         torch.cuda.synchronize()
+
+
+_on_gpu = functools.cache(torch.cuda.is_available)  # which looks for the driver each time
 
 
 def synthetic_batch(config: TrainConfig, generator: torch.Generator, encoded: bool = False) -> Batch:

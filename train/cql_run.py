@@ -27,8 +27,8 @@ from sim.options import Parser, add_options, from_options
 from train.behaviour import clone_effective, divergence
 from train.cql import CQL
 from train.cql_config import CQLConfig
-from train.memory import keep_memory
 from train.precision import resolve_precision
+from train.process import prepare_process
 from train.routing import Routing
 from train.run import LAST, Progress, kept_options, quiet_lightning, values_of
 from train.saving import SaveAtEnd
@@ -61,7 +61,7 @@ def train(config: CQLConfig) -> Path:
     with hold(out / LOCK, f"{out}: another training is at work in this folder"):
         resume = _claim(out, config)
         quiet_lightning()
-        keep_memory()
+        prepare_process()
         torch.manual_seed(config.seed)
         module = CQL(config, transitions)
         precision = config.precision

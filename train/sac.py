@@ -25,8 +25,8 @@ from models.stacked import TanhGaussian, TwinQ
 from models.state_policy import pack_policies, sample_actions
 from sim.locomotion import Body, Step, Walk, body_by_name
 from sim.options import Parser, add_options, check_least, choose, from_options, option
-from train.memory import keep_memory
 from train.precision import PRECISIONS, resolve_precision
+from train.process import prepare_process
 
 RETURNS = "returns.csv"
 
@@ -166,7 +166,7 @@ def _learn(config: SACConfig, out: Path) -> None:
     replay_steps = min(config.replay_steps, config.steps)
     tasks = config.tasks or body.task_names
     torch.manual_seed(config.seed)
-    keep_memory()
+    prepare_process()
     generator, rng = torch.Generator().manual_seed(config.seed), np.random.default_rng(config.seed)
     fast = resolve_precision(config.precision, on_gpu=False) == "bf16-mixed"
     sac, memory = SAC(config, body, len(tasks)), Memory(body, tasks, config.steps)
