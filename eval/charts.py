@@ -30,13 +30,15 @@ def page(title: str, parts: list[str]) -> bytes:
 
 def legend(names: Sequence[str]) -> str:
     """The colours of a curve's lines."""
-    marks = (f"<span style='color:{c}'>&#9644;</span> {name}" for name, c in zip(names, LINES, strict=False))
+    marks = (
+        f"<span style='color:{c}'>&#9644;</span> {name}" for name, c in zip(names, LINES * len(names), strict=False)
+    )
     return f"<p class=note>{' &ensp; '.join(marks)}</p>"
 
 
 def curve(title: str, lines: dict[str, NDArray[np.float64]], limits: tuple[float, float] | None = None) -> str:
-    """Lines [points, 2] of (step, value) by name; what is not finite is not drawn. `limits` of the values; by default
-    theirs."""
+    """Lines [points, 2] of (step, value) by name; one alone goes unnamed. What is not finite is not drawn.
+    `limits` of the values; by default theirs."""
     drawn = [
         (name, points[np.isfinite(points).all(1)], colour)
         for (name, points), colour in zip(lines.items(), LINES * len(lines), strict=False)

@@ -126,14 +126,18 @@ class TwinQ(nn.Module):
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
         members, rows, count, size = action.shape[-4:]
         action = action.expand(2, members, rows, count, size).reshape(2 * members, rows * count, size)
-        first = self.body.layers[0]
-        assert isinstance(first, StackedLinear)
-        of_state, of_action = first.weight.split([state.shape[-1], size], dim=1)
-        with torch.autocast(state.device.type, enabled=False):
-            seen = torch.baddbmm(first.bias, state.repeat(2, 1, 1), of_state)
+        seen, of_action = self._of_states(state)
         act = (action @ of_action).view(2 * members, rows, count, -1)
         x = act.add_(seen[:, :, None].to(act.dtype))
         return self.body.after_first(x.flatten(1, 2)).view(2, members, rows, count)
+
+    def _of_states(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """What the first layer makes of states, in full, [2E, B, hidden], and its part for actions, [2E, A, hidden]."""
+        first, known = self.body.layers[0], state.shape[-1]
+        assert isinstance(first, StackedLinear)
+        of_state, of_action = first.weight.tensor_split([known], dim=1)
+        with torch.autocast(state.device.type, enabled=False):
+            return torch.baddbmm(first.bias, state.repeat(2, 1, 1), of_state), of_action
 
     @torch.no_grad()
     def values(self, state: Tensor, action: Tensor) -> Tensor:
@@ -146,12 +150,11 @@ class TwinQ(nn.Module):
             return self._in_parts(state, action.to(kind))
 
     def _in_parts(self, state: Tensor, action: Tensor) -> Tensor:
-        members, rows, count, size = action.shape
+        members, rows, count, _ = action.shape
         first, *middle, last = (layer for layer in self.body.layers if isinstance(layer, StackedLinear))
         kind = action.dtype
-        of_state, of_action = first.weight.split([state.shape[-1], size], dim=1)
-        seen = torch.baddbmm(first.bias, state.repeat(2, 1, 1), of_state).to(kind)
-        of_action, action = of_action.to(kind), action.repeat(2, 1, 1, 1)
+        seen, of_action = (each.to(kind) for each in self._of_states(state))
+        action = action.repeat(2, 1, 1, 1)
         cast = [(layer.bias.to(kind), layer.weight.to(kind)) for layer in middle]
         parts = -(-rows * 2 * members * count // CACHED_ROWS)
         part = -(-rows // parts)

@@ -88,6 +88,7 @@ def train_until_stopped(options, number):
         time.sleep(0.02)
     running.send_signal(number)
     output = running.communicate(timeout=60)[0]
+    assert running.returncode == (-number if number == signal.SIGKILL else 128 + number), output
     assert last.is_file(), output
     return read_checkpoint(last)["switchyard"]["steps"], output
 
@@ -113,9 +114,10 @@ def test_a_killed_run_goes_on_to_the_losses_and_the_weights_of_one_that_was_not(
     assert equal(read_checkpoint(whole)["optimizer_states"], read_checkpoint(killed)["optimizer_states"])
 
 
-def test_an_interrupted_run_saves_where_it_is_and_goes_on(demo_training, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_where_it_is_and_goes_on(demo_training, tmp_path, number):
     options = {**demo_training, "steps": 5000, "learning_rate_decay": False, "out": str(tmp_path / "run")}
-    step, output = train_until_stopped(options, signal.SIGINT)
+    step, output = train_until_stopped(options, number)
     assert 5 <= step < 5000
     assert f"last.ckpt holds step {step}; the same command goes on from there" in output
     assert "Traceback" not in output
@@ -126,9 +128,9 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on(demo_training, tmp_pat
     assert changes(weights(straight), weights(path)) == []
 
 
-def test_two_processes_end_after_the_same_step_where_one_is_asked_to(demo_training, tmp_path):
+def test_two_processes_end_after_the_same_step_where_one_is_interrupted(demo_training, tmp_path):
     options = {**demo_training, "steps": 5000, "learning_rate_decay": False, "devices": 2, "log_every": 10}
-    step, output = train_until_stopped({**options, "out": str(tmp_path / "run")}, signal.SIGTERM)
+    step, output = train_until_stopped({**options, "out": str(tmp_path / "run")}, signal.SIGINT)
     assert output.count(f"last.ckpt holds step {step}; the same command goes on from there") == 1
     assert "Traceback" not in output
     assert step < 5000

@@ -12,7 +12,7 @@ KEPT_BYTES, AHEAD_BYTES = 2_000_000_000, 100_000_000
 
 
 def prepare_process() -> None:
-    """Keeps memory, and that there is no GPU, in mind."""
+    """Memory that was freed is kept, and that there is no GPU is found out once."""
     _keep_memory()
     if not torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # or every step of an optimizer looks for the driver, for a millisecond
