@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +31,7 @@ def page(title: str, parts: list[str]) -> bytes:
 
 def legend(names: Sequence[str]) -> str:
     """The colours of a curve's lines."""
-    marks = (
-        f"<span style='color:{c}'>&#9644;</span> {name}" for name, c in zip(names, LINES * len(names), strict=False)
-    )
+    marks = (f"<span style='color:{c}'>&#9644;</span> {name}" for name, c in zip(names, cycle(LINES), strict=False))
     return f"<p class=note>{' &ensp; '.join(marks)}</p>"
 
 
@@ -41,7 +40,7 @@ def curve(title: str, lines: dict[str, NDArray[np.float64]], limits: tuple[float
     `limits` of the values; by default theirs."""
     drawn = [
         (name, points[np.isfinite(points).all(1)], colour)
-        for (name, points), colour in zip(lines.items(), LINES * len(lines), strict=False)
+        for (name, points), colour in zip(lines.items(), cycle(LINES), strict=False)
     ]
     drawn = [each for each in drawn if len(each[1])]
     if not drawn:
