@@ -7,7 +7,10 @@ the last tensor on it is gone. Where there is a GPU the pictures are copied into
 
 from __future__ import annotations
 
+import functools
 import multiprocessing as mp
+import os
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -56,11 +59,26 @@ class Loader:
             collate_fn=_unchanged,
             num_workers=self._workers,
             prefetch_factor=PREFETCH,
-            worker_init_fn=self._start,
+            worker_init_fn=functools.partial(_begin, self._start),
             pin_memory=pin,
         )
         for sent, place in loader:
             yield sent if place == NOWHERE else places.take(sent, place)
+
+
+def _begin(start: Callable[[int], None] | None, worker: int) -> None:
+    """In a worker."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if start is not None:
+        start(worker)
+
+
+def _end_with_parent() -> None:
+    """torch's own look at the parent does not end a worker whose next batch no longer fits into the pipe."""
+    parent = mp.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _unchanged(sent: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Collections that are stopped, by a kill or a full disk: the same command completes them."""
+"""What is stopped, by a kill or a full disk: no process stays, and the same command completes a collection."""
 
 from __future__ import annotations
 
@@ -99,6 +99,35 @@ def test_a_killed_worker_is_replaced(tmp_path, tiny_dataset):
     assert running.returncode == 0, out
     assert Replay(folder).num_episodes == episodes
     assert check(folder).wrong == ()
+
+
+LOADING = """
+import sys, time
+from data.batches import BatchStream, Sampler, SamplerConfig
+from data.loader import Loader
+from data.replay import Replay
+from data.sharing import RULES
+from sim.tasks import TASKS
+sampler = Sampler(Replay(sys.argv[1]), (TASKS["lift-banana"].index,), RULES["none"], SamplerConfig(per_task=2000))
+for batch in Loader(BatchStream(sampler, 0), 2):
+    print("loaded", flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_a_killed_training_leaves_no_loading_worker_behind(tiny_dataset):
+    """Batches are so large that the next no longer fit into the pipe between worker and training."""
+    training = subprocess.Popen(
+        [sys.executable, "-c", LOADING, tiny_dataset], cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE
+    )
+    try:
+        assert training.stdout.readline() == b"loaded\n"
+        training.kill()
+        training.wait()
+        assert wait_until(lambda: group_has_ended(training.pid), 30)
+    finally:
+        if not group_has_ended(training.pid):
+            os.killpg(training.pid, signal.SIGKILL)
 
 
 def children(parent):
