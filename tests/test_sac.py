@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 
@@ -11,9 +12,8 @@ import torch
 from torch import tensor
 
 from data.__main__ import main as data_main
-from data.shards import DatasetError
 from data.transitions import read_transitions
-from models.checkpoint import CheckpointError
+from models.checkpoint import CheckpointError, read_plain
 from models.state_policy import load_policies, mean_actions, sample_actions
 from sim.locomotion import BODIES
 from train.sac import SAC, SACConfig, learn, temperature_loss
@@ -74,10 +74,35 @@ def test_a_run_leaves_policies_returns_and_the_replay_of_each_task(tmp_path):
     seen = np.zeros((2, 3, 17), np.float32)
     assert sample_actions(policy, seen, torch.Generator().manual_seed(0)).shape == (2, 3, 6)
     assert (tmp_path / "returns.csv").read_text().startswith("step,task,return\n")
-    with pytest.raises(DatasetError, match="holds a finished training; choose another --out"):
-        learn(config)
     again = learn(dataclasses.replace(config, out=str(tmp_path / "again")))
     assert np.array_equal(read_transitions(again / "replay.h5").columns["action"], replay.columns["action"])
+
+
+def test_a_training_that_goes_on_keeps_what_it_learned_and_what_it_learned_from(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("mujoco")
+    options = {"start_steps": 40, "replay_steps": 80, "batch_size": 8, "hidden": (16, 16), "out": str(tmp_path)}
+    short = SACConfig(steps=60, tasks=("jump", "run-forward"), **options)
+    learn(short)
+    first, policy = read_transitions(tmp_path / "replay.h5"), (tmp_path / "policy-60.pt").read_bytes()
+    learn(short)
+    assert "trained to step 60" in capsys.readouterr().out
+    assert (tmp_path / "policy-60.pt").read_bytes() == policy
+
+    saved, seen, update = read_plain(tmp_path / "last.ckpt"), [], SAC.update
+    monkeypatch.setattr(SAC, "update", lambda sac, *given: (seen.append(copy.deepcopy(sac.state())), update(sac, *given)))
+    learn(dataclasses.replace(short, steps=80))
+    assert "going on from step 60" in capsys.readouterr().out
+    assert len(seen) == 20
+    torch.testing.assert_close(seen[0], {name: saved[name] for name in seen[0]}, rtol=0, atol=0)
+    assert not torch.equal(*(each["networks"]["q"]["body.layers.0.weight"] for each in seen[:2]))
+    whole = read_transitions(tmp_path / "replay.h5").columns
+    for name, column in first.columns.items():
+        of_task = [values.reshape(2, -1, *values.shape[1:]) for values in (column, whole[name])]
+        assert np.array_equal(of_task[0], of_task[1][:, :60]), name
+    with pytest.raises(CheckpointError, match="trained for 80 steps already, 60 are asked for"):
+        learn(short)
+    with pytest.raises(CheckpointError, match="other options: batch_size"):
+        learn(dataclasses.replace(short, steps=90, batch_size=4))
 
 
 def test_a_dataset_has_each_task_from_its_own_source(tmp_path, capsys):

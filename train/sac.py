@@ -8,8 +8,10 @@ Order: losses, update, the loop, configuration. Shapes: `E` tasks, `B` transitio
 from __future__ import annotations
 
 import copy
+import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +20,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.claim import hold
-from data.shards import DatasetError, write_whole
+from data.shards import occupied, sweep, write_whole
 from data.transitions import Transitions, record, write_transitions
-from models.checkpoint import LOCK
+from models.checkpoint import LOCK, RUN_CONFIG, CheckpointError, load_weights, read_plain
 from models.stacked import TanhGaussian, TwinQ
 from models.state_policy import pack_policies, sample_actions
 from sim.locomotion import Body, Step, Walk, body_by_name
 from sim.options import Parser, add_options, check_least, choose, from_options, option
+from train.chance import seed_of
 from train.precision import PRECISIONS, resolve_precision
 from train.process import prepare_process
+from train.run import LAST, kept_options, values_of
 
 RETURNS = "returns.csv"
+FORMAT = 1  # of the checkpoint
+FREE_TO_CHANGE = ("out", "steps", "keep_every", "checkpoint_every", "precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +53,7 @@ class SACConfig:
     target_rate: float = option(5e-3, "of the running average that gives targets")
     hidden: tuple[int, ...] = option((256, 256), "units of the layers")
     keep_every: int = option(100_000, "steps between policies that are kept; the last is kept too")
+    checkpoint_every: int = option(50_000, "steps between checkpoints, from which the same command goes on")
     replay_steps: int = option(109_900, "which are kept as the replay buffer (CDS, table 3)")
     precision: str = option("auto", "of the middle layers: 32-true, bf16-mixed, or auto: whichever is faster here")
 
@@ -55,7 +62,7 @@ class SACConfig:
             choose("task", name, body_by_name(self.body).task_names)
         choose("precision", self.precision, PRECISIONS)
         check_least(self, 0, "seed")
-        check_least(self, 1, "steps", "start_steps", "batch_size", "keep_every", "replay_steps")
+        check_least(self, 1, "steps", "start_steps", "batch_size", "keep_every", "checkpoint_every", "replay_steps")
         if self.steps <= self.start_steps:
             raise ValueError(f"steps {self.steps}: after start_steps {self.start_steps} none is left to learn by")
 
@@ -75,6 +82,9 @@ def temperature_loss(log_alpha: Tensor, log_density: Tensor, action_size: int) -
 
 
 # ---------------------------------------------------------------- update
+
+
+NETWORKS = ("policy", "q", "target")
 
 
 class SAC:
@@ -116,6 +126,22 @@ class SAC:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizers[which].step()
 
+    def state(self) -> dict[str, Any]:
+        """What a training goes on from."""
+        return {
+            "networks": {name: getattr(self, name).state_dict() for name in NETWORKS},
+            "log_alpha": self.log_alpha.detach(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+
+    def restore(self, state: dict[str, Any], path: Path) -> None:
+        """From what `state` gave; CheckpointError where it is of other sizes."""
+        for name in NETWORKS:
+            load_weights(getattr(self, name), state["networks"][name], path)
+        self.log_alpha.data.copy_(state["log_alpha"])
+        for optimizer, found in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(found)
+
 
 # ---------------------------------------------------------------- the loop
 
@@ -134,6 +160,18 @@ class Memory:
         record(self.columns, (member, self.filled), before, step, self._body.task_names.index(task))
         self.reward[member, self.filled] = self._body.tasks[task](step.motion)
 
+    def state(self) -> dict[str, Tensor]:
+        """What was filled."""
+        columns = {**self.columns, "reward": self.reward}
+        return {name: torch.from_numpy(column[:, : self.filled]) for name, column in columns.items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """From what `state` gave. The episodes that were under way end with it."""
+        self.filled = state["reward"].shape[1]
+        for name, column in {**self.columns, "reward": self.reward}.items():
+            column[:, : self.filled] = state[name].numpy()
+        self.columns["last"][:, self.filled - 1] = True
+
     def sample(self, count: int, rng: np.random.Generator) -> dict[str, Tensor]:
         members = np.arange(len(self.reward))[:, None]
         chosen = rng.integers(self.filled, size=(len(members), count))
@@ -150,13 +188,16 @@ def main(arguments: list[str]) -> None:
 
 
 def learn(config: SACConfig) -> Path:
-    """Train the tasks. Writes `policy-STEPS.pt` every `keep_every` steps and at the end, `replay.h5` with the first
-    `replay_steps` of each task, and in the end `returns.csv`; the folder's path. A training that was interrupted starts
-    over; DatasetError for a folder where one has ended."""
+    """Train the tasks, or go on from the last checkpoint, with a new episode of each. Writes `policy-STEPS.pt` every
+    `keep_every` steps and at the end, `replay.h5` with the first `replay_steps` of each task, and in the end
+    `returns.csv`; the folder's path. CheckpointError for a folder of something else."""
     out = Path(config.out)
+    if not (out / RUN_CONFIG).is_file() and occupied(out, LOCK):
+        raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {RUN_CONFIG})")
     with hold(out / LOCK, f"{out}: another training is at work in this folder"):
-        if (out / RETURNS).is_file():
-            raise DatasetError(f"{out}: holds a finished training; choose another --out")
+        kept_options(out, config, FREE_TO_CHANGE)
+        sweep(out)
+        write_whole(out / RUN_CONFIG, values_of(config).encode())
         _learn(config, out)
     return out
 
@@ -167,13 +208,18 @@ def _learn(config: SACConfig, out: Path) -> None:
     tasks = config.tasks or body.task_names
     torch.manual_seed(config.seed)
     prepare_process()
-    generator, rng = torch.Generator().manual_seed(config.seed), np.random.default_rng(config.seed)
     fast = resolve_precision(config.precision, on_gpu=False) == "bf16-mixed"
     sac, memory = SAC(config, body, len(tasks)), Memory(body, tasks, config.steps)
+    returns: list[str] = []
+    if (out / LAST).is_file():
+        returns = _restore(out / LAST, sac, memory, config.steps)
+    done = memory.filled
+    generator = torch.Generator().manual_seed(seed_of(config.seed, done))
+    rng = np.random.default_rng([config.seed, done])
     walks = [Walk(body) for _ in tasks]
-    now = np.stack([walk.reset(config.seed + k) for k, walk in enumerate(walks)])
-    returns, total = [], np.zeros(len(walks))
-    for count in tqdm(range(1, config.steps + 1), unit="step", smoothing=0.05):
+    now = np.stack([walk.reset(seed_of(config.seed, done, k)) for k, walk in enumerate(walks)])
+    total = np.zeros(len(walks))
+    for count in tqdm(range(done + 1, config.steps + 1), initial=done, total=config.steps, unit="step", smoothing=0.05):
         action = rng.uniform(-1, 1, (len(walks), body.action_size)).astype(np.float32)
         if count > config.start_steps:
             action = sample_actions(sac.policy, now[:, None], generator)[:, 0]
@@ -194,7 +240,30 @@ def _learn(config: SACConfig, out: Path) -> None:
             write_whole(out / f"policy-{count}.pt", pack_policies(sac.policy, body, tasks, about))
         if count == replay_steps:
             write_transitions(out / "replay.h5", _replay(memory, body, tasks, config.seed))
+        if count % config.checkpoint_every == 0 or count == config.steps:
+            _save(out / LAST, sac, memory, returns)
     write_whole(out / RETURNS, ("step,task,return\n" + "".join(returns)).encode())
+
+
+def _save(path: Path, sac: SAC, memory: Memory, returns: list[str]) -> None:
+    buffer = io.BytesIO()
+    torch.save({"sac": FORMAT, **sac.state(), "memory": memory.state(), "returns": returns}, buffer)
+    write_whole(path, buffer.getvalue())
+
+
+def _restore(path: Path, sac: SAC, memory: Memory, steps: int) -> list[str]:
+    """The returns until then."""
+    found = read_plain(path)
+    if not isinstance(found, dict) or found.get("sac") != FORMAT:
+        raise CheckpointError(f"{path}: not a checkpoint of SAC, format {FORMAT}")
+    done = found["memory"]["reward"].shape[1]
+    if done > steps:
+        raise CheckpointError(f"{path}: trained for {done} steps already, {steps} are asked for")
+    sac.restore(found, path)
+    memory.restore(found["memory"])
+    print(f"{path.parent}: {'trained to' if done == steps else 'going on from'} step {done}")
+    returns: list[str] = found["returns"]
+    return returns
 
 
 def _replay(memory: Memory, body: Body, tasks: tuple[str, ...], seed: int) -> Transitions:
