@@ -89,7 +89,7 @@ def test_a_training_that_goes_on_keeps_what_it_learned_and_what_it_learned_from(
     assert (tmp_path / "policy-60.pt").read_bytes() == policy
 
     saved, seen, update = read_plain(tmp_path / "last.ckpt"), [], SAC.update
-    monkeypatch.setattr(SAC, "update", lambda sac, *given: (seen.append(copy.deepcopy(sac.state())), update(sac, *given)))
+    monkeypatch.setattr(SAC, "update", lambda *given: (seen.append(copy.deepcopy(given[0].state())), update(*given)))
     learn(dataclasses.replace(short, steps=80))
     assert "going on from step 60" in capsys.readouterr().out
     assert len(seen) == 20
