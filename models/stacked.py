@@ -8,6 +8,7 @@ Shapes: `E` members, `B` rows of each, `A` numbers of an action.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -89,6 +90,18 @@ class TanhGaussian(nn.Module):
         before = action.clamp(-1 + 1e-6, 1 - 1e-6).atanh()
         normal = -0.5 * ((before - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
         return (normal - log_slope(before)).sum(-1)
+
+
+@torch.no_grad()
+def of_raw(policy: TanhGaussian, mean: Tensor, std: Tensor) -> TanhGaussian:
+    """The same policy for states [E, B, S] whose first numbers are not normalised yet, by mean and standard deviation
+    [S' <= S]: its first layer does that too."""
+    policy = copy.deepcopy(policy)
+    first = policy.body.layers[0]
+    weight = first.weight[:, : len(mean)]
+    weight /= std[:, None]
+    first.bias -= (mean @ weight)[:, None]
+    return policy
 
 
 def draw(p: tuple[Tensor, Tensor], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

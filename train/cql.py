@@ -26,13 +26,14 @@ from data.sharing import RULES, Scores
 from data.transitions import StateBatch, StateSampler, Transitions
 from models.checkpoint import CheckpointError, load_weights
 from models.losses import conservative_gap, softmax_sample, weighted_mean
-from models.stacked import TanhGaussian, TwinQ, draw
+from models.stacked import TanhGaussian, TwinQ, draw, of_raw
 from sim.options import choose
 from train.chance import seed_of
 from train.cql_config import CQLConfig
 from train.sac import q_target, temperature_loss
 
-FORMAT = 3  # of `CQL.checkpoint`
+FORMAT = 4  # of `CQL.checkpoint`
+LEAST = 1e-3  # is added to deviations (TD3+BC, Fujimoto and Gu 2021, arXiv:2106.06860, sec. 5)
 
 # ---------------------------------------------------------------- update
 
@@ -58,6 +59,11 @@ class CQL(lightning.LightningModule):
         )
         members, action_size = len(config.members), transitions.body.action_size
         self.state_size = transitions.body.observation_size + self.num_tasks
+        observation = torch.from_numpy(transitions.columns["observation"])
+        self.mean, self.std = torch.nn.Buffer(observation.mean(0)), torch.nn.Buffer(observation.std(0) + LEAST)
+        if not config.normalise:
+            self.mean.zero_()
+            self.std.fill_(1)
         self.policy = TanhGaussian(members, self.state_size, config.hidden, action_size)
         self.q = TwinQ(members, self.state_size, action_size, config.hidden)
         self.target = copy.deepcopy(self.q).requires_grad_(False)
@@ -175,8 +181,16 @@ class CQL(lightning.LightningModule):
         return StateBatch(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     def told(self, observation: Tensor, task_index: Tensor) -> Tensor:
-        """[E, B, S + N]: the observation, and the one-hot vector of the task."""
-        return torch.cat([observation, F.one_hot(task_index, self.num_tasks).to(observation.dtype)], -1)
+        """[E, B, S + N]: the observation, normalised, and the one-hot vector of the task."""
+        one_hot = F.one_hot(task_index, self.num_tasks).to(observation.dtype)
+        return torch.cat([self._normal(observation), one_hot], -1)
+
+    def _normal(self, observation: Tensor) -> Tensor:
+        return (observation - self.mean) / self.std
+
+    def acting(self) -> TanhGaussian:
+        """The policies, of observations as they are and one-hot vectors."""
+        return of_raw(self.policy, self.mean, self.std)
 
     @torch.no_grad()
     def _choose(self, batch: StateBatch, generator: torch.Generator) -> tuple[StateBatch, Tensor]:
@@ -235,7 +249,7 @@ class CQL(lightning.LightningModule):
         """Q of the data's actions for every task, [E, B, N]."""
         members, rows = batch.task_index.shape
         every = torch.eye(self.num_tasks, device=self.device).expand(members, rows, -1, -1)
-        seen = batch.observation[:, :, None].expand(-1, -1, self.num_tasks, -1)
+        seen = self._normal(batch.observation)[:, :, None].expand(-1, -1, self.num_tasks, -1)
         state = torch.cat([seen, every], -1).flatten(1, 2)
         action = batch.action[:, :, None, None].expand(-1, -1, self.num_tasks, -1, -1).flatten(1, 2)
         q = self.q.values(state, action).amin(0).view(members, rows, self.num_tasks)

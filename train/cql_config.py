@@ -34,6 +34,7 @@ class CQLConfig:
     sampled_actions: int = option(10, "each: anywhere, of the policy at s, of the policy at s'")
     gradient_actions: int = option(2, "of them, drawn from their softmax, to estimate the critic's gradient by; 0: all")
     warm_steps: int = option(0, "in which the policy clones the data")
+    normalise: bool = option(True, "observations, by the means and deviations of the dataset's")
     hidden: tuple[int, ...] = option((256, 256, 256), "units of the layers")
     percentile: float = option(10.0, "k of CDS, percent from the top")
     temperature: float = option(0.0, "tau; 0: adaptive")

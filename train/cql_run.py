@@ -127,7 +127,7 @@ def _evaluate(config: CQLConfig, module: CQL, out: Path) -> Path:
     tasks = tuple(body.task_names[k] for k in module.tasks)
     routing, found = module.routing(), {}
     try:
-        returns = task_returns(module.policy, len(config.members), body, tasks, config.episodes, EVALUATION_SEED)
+        returns = task_returns(module.acting(), len(config.members), body, tasks, config.episodes, EVALUATION_SEED)
     except ValueError as error:
         print(f"{out / LAST}: trained, not evaluated: {error}; the same command evaluates it where that is")
         return out / LAST
