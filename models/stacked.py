@@ -98,9 +98,9 @@ def of_raw(policy: TanhGaussian, mean: Tensor, std: Tensor) -> TanhGaussian:
     [S' <= S]: its first layer does that too."""
     policy = copy.deepcopy(policy)
     first = policy.body.layers[0]
-    weight = first.weight[:, : len(mean)]
-    weight /= std[:, None]
-    first.bias -= (mean @ weight)[:, None]
+    assert isinstance(first, StackedLinear)
+    weight = first.weight[:, : len(mean)].div_(std[:, None])
+    first.bias.sub_((mean @ weight)[:, None])
     return policy
 
 

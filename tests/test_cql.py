@@ -225,6 +225,20 @@ def test_each_task_learns_which_way_pays(transitions):
         assert (sign * mean).mean() > 0.5
 
 
+@pytest.mark.parametrize("normalise", [True, False])
+def test_what_acts_sees_observations_as_they_are(transitions, normalise):
+    columns = {**transitions.columns, "observation": transitions.columns["observation"] * 5 + 3}
+    module = module_of(dataclasses.replace(transitions, columns=columns), rules=("none", "all"), normalise=normalise)
+    seen, task = torch.from_numpy(columns["observation"]).expand(2, -1, -1), torch.zeros(2, 2400, dtype=torch.long)
+    told = module.told(seen, task)
+    mean, std = (0, 1) if normalise else (3, 5)
+    assert torch.allclose(told[..., :17].mean(1), torch.tensor(float(mean)), atol=0.3)
+    assert torch.allclose(told[..., :17].std(1), torch.tensor(float(std)), atol=0.3)
+    acting = module.acting()(torch.cat([seen, told[..., 17:]], -1))
+    for learned, acted in zip(module.policy(told), acting, strict=True):
+        assert torch.allclose(learned, acted, atol=1e-4)
+
+
 def test_a_finished_run_is_evaluated_again_by_the_same_command(transitions, tmp_path, monkeypatch):
     from train import cql_run
 
