@@ -1,8 +1,8 @@
 """The peer's side of bench/lowdim.py and bench/parity.py: d3rlpy's CQL, run by an interpreter of its own.
 
 Imports nothing of Switchyard. "block N": N updates on numbers without meaning, answered with their seconds, and of
-those the seconds that drawing batches took. "learn DATA.npz UPDATES SEED OUT.npz": CQL on a dataset; the file that is
-written holds the policy's layers.
+those the seconds that drawing batches took. "learn DATA.npz UPDATES SEED OUT.npz": CQL on a dataset, by the
+rates that its file tells; the file that is written holds the policy's layers.
 """
 
 import json
@@ -19,10 +19,11 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 OBSERVATION, ACTION, STEPS, BATCH, UNITS = 20, 6, 146_000, 3 * 128, [256, 256, 256]
+SETTINGS = ("batch_size", "policy_rate", "target_rate")
 CONSERVATIVE_WEIGHT = 2.0  # CDS has half the squared Bellman error and 1.0 (app. C.1)
 
 
-def learner(batch_size: int) -> Any:
+def learner(batch_size: int, policy_rate: float = 1e-4, target_rate: float = 5e-3) -> Any:
     """CQL(H) with a fixed weight of the conservative term, as CDS uses it."""
     nets = d3rlpy.models.VectorEncoderFactory(hidden_units=UNITS)
     config = d3rlpy.algos.CQLConfig(
@@ -32,6 +33,9 @@ def learner(batch_size: int) -> Any:
         alpha_learning_rate=0.0,
         alpha_threshold=0.0,
         conservative_weight=CONSERVATIVE_WEIGHT,
+        actor_learning_rate=policy_rate,
+        temp_learning_rate=policy_rate,
+        tau=target_rate,
     )
     return config.create(device="cuda:0" if torch.cuda.is_available() else False)
 
@@ -62,10 +66,10 @@ def block(algo: Any, data: Any, updates: int) -> dict[str, float]:
 
 def learn(data: str, updates: int, seed: int, out: str) -> dict[str, float]:
     d3rlpy.seed(seed)
-    arrays = np.load(data)
-    batch_size = int(arrays["batch_size"])
-    dataset = d3rlpy.dataset.MDPDataset(**{name: arrays[name] for name in arrays.files if name != "batch_size"})
-    algo = learner(batch_size)
+    arrays = dict(np.load(data))
+    batch_size, policy_rate, target_rate = (arrays.pop(name).item() for name in SETTINGS)
+    dataset = d3rlpy.dataset.MDPDataset(**arrays)
+    algo = learner(batch_size, policy_rate, target_rate)
     algo.build_with_dataset(dataset)
     begin = time.perf_counter()
     for _ in range(updates):

@@ -31,6 +31,7 @@ from data.shards import DatasetError, hdf5_image, write_whole
 from sim.locomotion import BODIES, Body, Motion, Step
 
 SCHEMA = 1
+LEAST_DEVIATION = 1e-3  # is added to deviations (TD3+BC, Fujimoto and Gu 2021, arXiv:2106.06860, sec. 5)
 COLUMNS = {
     "observation": np.float32,
     "action": np.float32,
@@ -60,6 +61,12 @@ class Transitions:
         sizes = {"action": (body.action_size,)}
         sizes |= dict.fromkeys(("observation", "next_observation"), (body.observation_size,))
         return {name: np.zeros((*shape, *sizes.get(name, ())), kind) for name, kind in COLUMNS.items()}
+
+    @property
+    def scale(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and deviation [S] of the observations, by which networks have them normalised."""
+        observation = self.columns["observation"]
+        return observation.mean(0), observation.std(0) + np.float32(LEAST_DEVIATION)
 
     @property
     def rewards(self) -> NDArray[np.float32]:

@@ -132,7 +132,7 @@ def _states(members: list[dict[str, Any]]) -> list[str]:
         return [*each, np.mean(each, axis=0).tolist()]
 
     def rows(
-        key: str, reduce: Callable[[Any], float], paper: Callable[[str, int], str], digits: int
+        key: str, reduce: Callable[[Any], float], digits: int, paper: Callable[[str, int], str] | None = None
     ) -> list[list[str]]:
         ours = {rule: [t_interval(values) for values in seeds(rule, key, reduce)] for rule in rules}
 
@@ -140,7 +140,7 @@ def _states(members: list[dict[str, Any]]) -> list[str]:
             return f"{mean:.{digits}f}" + ("" if np.isnan(half) else f" ± {half:.{digits}f}")
 
         return [
-            [name, *(cell(*ours[rule][k]) for rule in rules), *(paper(rule, k) for rule in rules)]
+            [name, *(cell(*ours[rule][k]) for rule in rules), *(paper(rule, k) for rule in rules if paper)]
             for k, name in enumerate([*tasks, "average"])
         ]
 
@@ -153,9 +153,12 @@ def _states(members: list[dict[str, Any]]) -> list[str]:
         return f"{[*known, np.mean(known)][k]:.2f}" if known else "-"
 
     papers = [f"paper: {rule}" for rule in rules]
-    out = [markdown(["return", *rules, *papers], rows("returns", np.mean, returned, 1))]  # type: ignore[arg-type]
+    mean: Any = np.mean
+    out = [markdown(["return", *rules, *papers], rows("returns", mean, 1, returned))]
     if all("divergence" in member for member in members):
-        out.append(markdown(["KL", *rules, *papers], rows("divergence", float, apart, 2)))
+        out.append(markdown(["KL", *rules, *papers], rows("divergence", float, 2, apart)))
+    if all("cloned" in member for member in members):
+        out.append(markdown(["return of the clone", *rules], rows("cloned", mean, 1)))
     return out
 
 

@@ -234,7 +234,7 @@ def test_what_acts_sees_observations_as_they_are(transitions, normalise):
     mean, std = (0, 1) if normalise else (3, 5)
     assert torch.allclose(told[..., :17].mean(1), torch.tensor(float(mean)), atol=0.3)
     assert torch.allclose(told[..., :17].std(1), torch.tensor(float(std)), atol=0.3)
-    acting = module.acting()(torch.cat([seen, told[..., 17:]], -1))
+    acting = module.acting(module.policy)(torch.cat([seen, told[..., 17:]], -1))
     for learned, acted in zip(module.policy(told), acting, strict=True):
         assert torch.allclose(learned, acted, atol=1e-4)
 
@@ -254,8 +254,8 @@ def test_a_finished_run_is_evaluated_again_by_the_same_command(transitions, tmp_
     (tmp_path / "run" / "returns.json").unlink()
     again = json.loads(cql_run.train(config).read_text())
     assert first == again
-    assert set(first["members"][0]["divergence"]) == set(BODY.task_names)
-    assert played[0] == played[1]
+    assert set(first["members"][0]["divergence"]) == set(first["members"][0]["cloned"]) == set(BODY.task_names)
+    assert played[0] == played[2]
 
 
 def test_without_mujoco_a_run_is_trained_and_says_so(transitions, tmp_path, monkeypatch, capsys):

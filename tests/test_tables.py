@@ -79,7 +79,9 @@ def test_returns_and_divergences_of_all_seeds_stand_beside_the_papers(tmp_path, 
 
     def member(rule, seed, level):
         returns = {task: [level - 10, level + 10] for task in tasks}
-        return {"rule": rule, "seed": seed, "returns": returns, "divergence": dict.fromkeys(tasks, level / 100)}
+        cloned = {task: [level / 2] for task in tasks}
+        divergence = dict.fromkeys(tasks, level / 100)
+        return {"rule": rule, "seed": seed, "returns": returns, "divergence": divergence, "cloned": cloned}
 
     members = [member("cds", seed, level) for seed, level in enumerate((100, 200, 300))]
     one = written(tmp_path / "one.json", {"members": members[:1]})
@@ -88,6 +90,8 @@ def test_returns_and_divergences_of_all_seeds_stand_beside_the_papers(tmp_path, 
     text = capsys.readouterr().out
     assert "| jump | 200.0 ± 248.4 | 50.0 ± 0.0 | 1418.2 ± 138.4 | 885.1 ± 152.9 |" in text
     assert "| average | 2.00 ± 2.48 | 0.50 ± 0.00 | 3.50 | 15.82 |" in text
+    assert "| return of the clone | cds | all |" in text
+    assert "| jump | 100.0 ± 124.2 | 25.0 ± 0.0 |" in text
 
 
 def test_members_that_are_not_independent_or_lack_a_task_are_refused(tmp_path, capsys):

@@ -33,7 +33,6 @@ from train.cql_config import CQLConfig
 from train.sac import q_target, temperature_loss
 
 FORMAT = 4  # of `CQL.checkpoint`
-LEAST = 1e-3  # is added to deviations (TD3+BC, Fujimoto and Gu 2021, arXiv:2106.06860, sec. 5)
 
 # ---------------------------------------------------------------- update
 
@@ -59,8 +58,7 @@ class CQL(lightning.LightningModule):
         )
         members, action_size = len(config.members), transitions.body.action_size
         self.state_size = transitions.body.observation_size + self.num_tasks
-        observation = torch.from_numpy(transitions.columns["observation"])
-        self.mean, self.std = torch.nn.Buffer(observation.mean(0)), torch.nn.Buffer(observation.std(0) + LEAST)
+        self.mean, self.std = (torch.nn.Buffer(torch.from_numpy(each)) for each in transitions.scale)
         if not config.normalise:
             self.mean.zero_()
             self.std.fill_(1)
@@ -188,9 +186,9 @@ class CQL(lightning.LightningModule):
     def _normal(self, observation: Tensor) -> Tensor:
         return (observation - self.mean) / self.std
 
-    def acting(self) -> TanhGaussian:
-        """The policies, of observations as they are and one-hot vectors."""
-        return of_raw(self.policy, self.mean, self.std)
+    def acting(self, policy: TanhGaussian) -> TanhGaussian:
+        """Policies of what `told` gives, made ones of observations as they are and one-hot vectors, on the CPU."""
+        return of_raw(policy, self.mean, self.std).cpu()
 
     @torch.no_grad()
     def _choose(self, batch: StateBatch, generator: torch.Generator) -> tuple[StateBatch, Tensor]:

@@ -1,7 +1,8 @@
 """`python -m train cql --data datasets/walker2d.h5 --rules none,cds --seeds 0,1,2`: a run of CQL with data sharing.
 
 All rules and seeds train side by side. Stopped anywhere, the same command goes on from the last checkpoint. In the end
-each member's returns are written to returns.json: of its policies' mean actions, per task.
+each member's returns are written to returns.json: of its policies' mean actions, per task. Beside them stand KL(pi ||
+pi_beta_eff) and the returns of pi_beta_eff, the clone of what the sharing rule leaves.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from data.shards import occupied, sweep, write_whole
 from data.transitions import read_transitions
 from eval.walking import task_returns
 from models.checkpoint import LOCK, RUN_CONFIG, CheckpointError, read_plain
+from models.stacked import TanhGaussian
 from sim.options import Parser, add_options, from_options
 from train.behaviour import clone_effective, divergence
 from train.cql import CQL
@@ -122,21 +124,27 @@ def save(trainer: lightning.Trainer, module: lightning.LightningModule, path: Pa
 
 
 def _evaluate(config: CQLConfig, module: CQL, out: Path) -> Path:
-    """Of every member: rule, seed, the returns of each task's episodes, and KL(pi || pi_beta_eff) of each task."""
+    """Of every member: rule, seed, the returns of each task's episodes, KL(pi || pi_beta_eff) of each task, and the
+    returns of pi_beta_eff."""
     body = module.transitions.body
     tasks = tuple(body.task_names[k] for k in module.tasks)
     routing, found = module.routing(), {}
+
+    def played(policy: TanhGaussian) -> Any:
+        acting = module.acting(policy)
+        return task_returns(acting, len(config.members), body, tasks, config.episodes, EVALUATION_SEED).tolist()
+
     try:
-        returns = task_returns(module.acting(), len(config.members), body, tasks, config.episodes, EVALUATION_SEED)
+        found["returns"] = played(module.policy)
     except ValueError as error:
         print(f"{out / LAST}: trained, not evaluated: {error}; the same command evaluates it where that is")
         return out / LAST
-    found["returns"] = returns.tolist()
     if config.behaviour_steps:
         module.to("cuda" if torch.cuda.is_available() else "cpu")  # where Lightning had it
         module.setup("evaluate")
         behaved = clone_effective(module, config.behaviour_steps)
         found["divergence"] = divergence(module, module.policy, behaved).tolist()
+        found["cloned"] = played(behaved)
     rows: list[dict[str, Any]] = []
     for k, (rule, seed) in enumerate(config.members):
         by_task = {name: dict(zip(tasks, values[k], strict=True)) for name, values in found.items()}
