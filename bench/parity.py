@@ -1,8 +1,9 @@
 """`python -m bench --only parity`: CQL of one task of walker2d, ours and d3rlpy's, by the returns of what they learn.
 
 Both learn from the same steps, normalised, with the same sizes, weights, rates and number of updates; then the mean
-actions of their policies play the same episodes. Each has some seeds; the intervals are Student's over them. One thing
-differs: d3rlpy bootstraps from the mean action at s', we from one that the policy draws, as CQL's authors do.
+actions of their policies play the same episodes. Each has some seeds; the intervals are Student's over them. What
+differs: d3rlpy bootstraps from the mean action at s', we from one that the policy draws, as CQL's authors do; our
+critic's gradient is estimated by 2 of the 30 sampled actions and our middle layers may be bfloat16, as by default.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from data.shards import read_json
 from data.transitions import Transitions, read_transitions, write_transitions
 from eval.tables import t_interval
 from eval.walking import task_returns
-from models.stacked import TanhGaussian, of_raw
+from models.stacked import TanhGaussian, fold_normalisation
 from train.cql_config import CQLConfig
 from train.cql_run import EVALUATION_SEED, train
 
@@ -77,13 +78,13 @@ def _theirs(data: Transitions, folder: Path, seeds: tuple[int, ...], updates: in
     peer = start_peer()
     if peer is None:
         return []
-    columns, body = data.columns, data.body
-    task, (mean, std) = body.task_names.index(TASK), data.scale
+    body, (normalised, mean, std) = data.body, data.normalised()
+    columns = normalised.columns
     np.savez(
         folder / "data.npz",
-        observations=(columns["observation"] - mean) / std,
+        observations=columns["observation"],
         actions=columns["action"],
-        rewards=data.rewards[:, task],
+        rewards=data.rewards[:, body.task_names.index(TASK)],
         terminals=columns["fell"].astype(np.float32),
         timeouts=(columns["last"] & ~columns["fell"]).astype(np.float32),
         batch_size=BATCH,
@@ -94,7 +95,7 @@ def _theirs(data: Transitions, folder: Path, seeds: tuple[int, ...], updates: in
     for seed in seeds:
         out = folder / f"{seed}.npz"
         peer.ask(f"learn {folder / 'data.npz'} {updates} {seed} {out}")
-        policy = of_raw(_policy(np.load(out), data), torch.from_numpy(mean), torch.from_numpy(std))
+        policy = fold_normalisation(_policy(np.load(out), data), torch.from_numpy(mean), torch.from_numpy(std))
         returns = task_returns(policy, 1, body, (TASK,), episodes, EVALUATION_SEED, told=False)
         found.append(float(returns.mean()))
         print(f"d3rlpy, seed {seed}: {found[-1]:.1f}", file=sys.stderr)

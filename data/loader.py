@@ -67,14 +67,15 @@ class Loader:
 
 
 def _begin(start: Callable[[int], None] | None, worker: int) -> None:
-    """In a worker."""
+    """What a worker does first: see to it that it ends with its parent, then call `start`."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if start is not None:
         start(worker)
 
 
 def _end_with_parent() -> None:
-    """torch's own look at the parent does not end a worker whose next batch no longer fits into the pipe."""
+    """torch's own look at the parent does not end a worker whose next batch no longer fits into the pipe. The last
+    worker ends first: each holds open what those before it watch."""
     parent = mp.parent_process()
     assert parent is not None
     parent.join()

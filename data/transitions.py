@@ -17,7 +17,7 @@ Shapes: `N` tasks, `B` transitions of a batch for each, `E` members trained side
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from data.shards import DatasetError, hdf5_image, write_whole
 from sim.locomotion import BODIES, Body, Motion, Step
 
 SCHEMA = 1
-LEAST_DEVIATION = 1e-3  # is added to deviations (TD3+BC, Fujimoto and Gu 2021, arXiv:2106.06860, sec. 5)
+STD_EPSILON = 1e-3  # is added to standard deviations (TD3+BC, Fujimoto and Gu 2021, arXiv:2106.06860, sec. 5)
 COLUMNS = {
     "observation": np.float32,
     "action": np.float32,
@@ -62,11 +62,13 @@ class Transitions:
         sizes |= dict.fromkeys(("observation", "next_observation"), (body.observation_size,))
         return {name: np.zeros((*shape, *sizes.get(name, ())), kind) for name, kind in COLUMNS.items()}
 
-    @property
-    def scale(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean and deviation [S] of the observations, by which networks have them normalised."""
+    def normalised(self) -> tuple[Transitions, NDArray[np.float32], NDArray[np.float32]]:
+        """The dataset with observations less their mean, in standard deviations; and the two, float32 [S] each, over
+        all steps of all tasks."""
         observation = self.columns["observation"]
-        return observation.mean(0), observation.std(0) + np.float32(LEAST_DEVIATION)
+        mean, std = observation.mean(0), observation.std(0) + np.float32(STD_EPSILON)
+        columns = {name: (self.columns[name] - mean) / std for name in ("observation", "next_observation")}
+        return replace(self, columns={**self.columns, **columns}), mean, std
 
     @property
     def rewards(self) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """`python -m eval.tables FILE...`: results of several runs as Markdown, beside those of the CDS paper.
 
-FILE: eval.json of evaluations in the pick-place world (table 4), or returns.json of CQL on walker2d (tables 2 and 3).
+FILE: eval.json of evaluations in the pick-place world (table 4), or returns.json of CQL on walker2d (tables 2 and 3,
+and the returns of the clone of what each rule leaves).
 Over several seeds: mean and 95% interval by Student's t; one seed of pictures: Wilson's interval of its episodes.
 """
 

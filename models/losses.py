@@ -100,6 +100,17 @@ def softmax_sample(logits: Tensor, count: int, generator: torch.Generator) -> Te
     return torch.searchsorted(total, point * total[..., -1:]).clamp(max=logits.shape[-1] - 1)
 
 
+def q_target(reward: Tensor, done: Tensor, next_q: Tensor, next_entropy: Tensor, discount: float) -> Tensor:
+    """r + gamma (1 - d) (min_k Q_k(s', a') - alpha log pi(a' | s')), a' of the policy (SAC, arXiv:1801.01290, eq. 2 and
+    3). All [E, B]; the entropy term is `next_entropy`."""
+    return reward + discount * (1 - done) * (next_q + next_entropy)
+
+
+def temperature_loss(log_alpha: Tensor, log_density: Tensor, action_size: int) -> Tensor:
+    """Keeps the entropy at -A (arXiv:1812.05905, eq. 18): log_alpha [E], log-densities [E, B]."""
+    return -(log_alpha * (log_density.detach().mean(-1) - action_size)).sum()
+
+
 def weighted_mean(each: Tensor, weight: Tensor) -> Tensor:
     """Over the last dimension: [..., B] with weights that broadcast to it -> [...]."""
     return (weight * each).sum(-1) / weight.sum(-1).clamp(min=1e-6)

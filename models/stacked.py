@@ -93,9 +93,9 @@ class TanhGaussian(nn.Module):
 
 
 @torch.no_grad()
-def of_raw(policy: TanhGaussian, mean: Tensor, std: Tensor) -> TanhGaussian:
-    """The same policy for states [E, B, S] whose first numbers are not normalised yet, by mean and standard deviation
-    [S' <= S]: its first layer does that too."""
+def fold_normalisation(policy: TanhGaussian, mean: Tensor, std: Tensor) -> TanhGaussian:
+    """A copy for states [E, B, S] whose first S' numbers are not normalised yet, by mean and standard deviation [S']
+    (S' <= S): its first layer does that too, by W' = W / std and b' = b - (mean / std) W."""
     policy = copy.deepcopy(policy)
     first = policy.body.layers[0]
     assert isinstance(first, StackedLinear)

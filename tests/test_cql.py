@@ -17,12 +17,12 @@ from torch import tensor
 from bench.own_lowdim import Updates
 from data.sharing import RULES
 from data.transitions import COLUMNS, Transitions, write_transitions
-from models.losses import conservative_gap, softmax_sample
+from models.checkpoint import CheckpointError
+from models.losses import conservative_gap, q_target, softmax_sample
 from sim.locomotion import BODIES
 from train.behaviour import clone_effective, divergence
 from train.cql import CQL
 from train.cql_config import CQLConfig
-from train.sac import q_target
 
 BODY = BODIES["walker2d"]
 SMALL = {
@@ -229,23 +229,24 @@ def test_each_task_learns_which_way_pays(transitions):
 def test_what_acts_sees_observations_as_they_are(transitions, normalise):
     columns = {**transitions.columns, "observation": transitions.columns["observation"] * 5 + 3}
     module = module_of(dataclasses.replace(transitions, columns=columns), rules=("none", "all"), normalise=normalise)
-    seen, task = torch.from_numpy(columns["observation"]).expand(2, -1, -1), torch.zeros(2, 2400, dtype=torch.long)
-    told = module.told(seen, task)
+    learned, task = torch.from_numpy(module.transitions.columns["observation"]), torch.zeros(2, 2400, dtype=torch.long)
     mean, std = (0, 1) if normalise else (3, 5)
-    assert torch.allclose(told[..., :17].mean(1), torch.tensor(float(mean)), atol=0.3)
-    assert torch.allclose(told[..., :17].std(1), torch.tensor(float(std)), atol=0.3)
-    acting = module.acting(module.policy)(torch.cat([seen, told[..., 17:]], -1))
-    for learned, acted in zip(module.policy(told), acting, strict=True):
-        assert torch.allclose(learned, acted, atol=1e-4)
+    assert torch.allclose(learned.mean(0), torch.tensor(float(mean)), atol=0.3)
+    assert torch.allclose(learned.std(0), torch.tensor(float(std)), atol=0.3)
+    state, raw = (
+        module.told(seen.expand(2, -1, -1), task) for seen in (learned, torch.from_numpy(columns["observation"]))
+    )
+    for wanted, found in zip(module.policy(state), module.deployable(module.policy)(raw), strict=True):
+        assert torch.allclose(wanted, found, atol=1e-4)
 
 
 def test_a_finished_run_is_evaluated_again_by_the_same_command(transitions, tmp_path, monkeypatch):
     from train import cql_run
 
-    played = []
-    monkeypatch.setattr(
-        cql_run, "task_returns", lambda policy, members, *rest: played.append(rest) or np.ones((members, 3, 1))
-    )
+    def returns(policy, members, *_):  # a number that tells policies apart
+        return np.full((members, 3, 1), float(policy.body.layers[0].weight.detach().double().abs().sum()))
+
+    monkeypatch.setattr(cql_run, "task_returns", returns)
     write_transitions(tmp_path / "states.h5", transitions)
     config = CQLConfig(
         **{**SMALL, "data": str(tmp_path / "states.h5"), "out": str(tmp_path / "run"), "rules": ("cds",)}
@@ -254,8 +255,9 @@ def test_a_finished_run_is_evaluated_again_by_the_same_command(transitions, tmp_
     (tmp_path / "run" / "returns.json").unlink()
     again = json.loads(cql_run.train(config).read_text())
     assert first == again
-    assert set(first["members"][0]["divergence"]) == set(first["members"][0]["cloned"]) == set(BODY.task_names)
-    assert played[0] == played[2]
+    member = first["members"][0]
+    assert set(member["divergence"]) == set(member["cloned"]) == set(BODY.task_names)
+    assert member["returns"]["jump"] != member["cloned"]["jump"]
 
 
 def test_without_mujoco_a_run_is_trained_and_says_so(transitions, tmp_path, monkeypatch, capsys):
@@ -295,6 +297,29 @@ def test_ctrl_c_keeps_the_update_under_way_and_the_run_goes_on_from_there(transi
         torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("stopped", "straight")
     )
     assert all(torch.equal(stopped["state_dict"][key], value) for key, value in straight["state_dict"].items())
+
+
+def test_the_q_of_every_task_is_that_of_the_observation_told_that_task(transitions):
+    module = module_of(transitions, rules=("hipi",))
+    batch = module.draw(torch.Generator().manual_seed(0))
+    found = module._q_of_tasks(batch)
+    for task in range(3):
+        told = module.told(batch.observation, torch.full_like(batch.task_index, task))
+        assert torch.allclose(found[..., task], module.q(told, batch.action[:, :, None]).amin(0)[..., 0], atol=1e-5)
+    assert not torch.allclose(found[..., 0], found[..., 1], atol=1e-3)
+
+
+def test_a_run_does_not_go_on_from_other_data(transitions, tmp_path, monkeypatch):
+    from train import cql_run
+
+    monkeypatch.setattr(cql_run, "task_returns", lambda policy, members, *_: np.zeros((members, 3, 1)))
+    config = CQLConfig(**{**SMALL, "data": str(tmp_path / "states.h5"), "out": str(tmp_path / "run")})
+    write_transitions(tmp_path / "states.h5", transitions)
+    cql_run.train(config)
+    other = {**transitions.columns, "observation": transitions.columns["observation"] * 2}
+    write_transitions(tmp_path / "states.h5", dataclasses.replace(transitions, columns=other))
+    with pytest.raises(CheckpointError, match=r"learned from other data than .*states\.h5 holds now"):
+        cql_run.train(config)
 
 
 def test_other_seeds_are_another_run(transitions):

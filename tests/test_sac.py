@@ -14,9 +14,10 @@ from torch import tensor
 from data.__main__ import main as data_main
 from data.transitions import read_transitions
 from models.checkpoint import CheckpointError, read_plain
+from models.losses import temperature_loss
 from models.state_policy import load_policies, mean_actions, sample_actions
 from sim.locomotion import BODIES
-from train.sac import SAC, SACConfig, learn, temperature_loss
+from train.sac import SAC, SACConfig, learn
 
 BODY = BODIES["walker2d"]
 
@@ -95,6 +96,8 @@ def test_a_training_that_goes_on_keeps_what_it_learned_and_what_it_learned_from(
     assert len(seen) == 20
     torch.testing.assert_close(seen[0], {name: saved[name] for name in seen[0]}, rtol=0, atol=0)
     assert not torch.equal(*(each["networks"]["q"]["body.layers.0.weight"] for each in seen[:2]))
+    reward = read_plain(tmp_path / "last.ckpt")["memory"]["reward"]
+    assert torch.equal(reward[:, :60], saved["memory"]["reward"])
     whole = read_transitions(tmp_path / "replay.h5").columns
     for name, column in first.columns.items():
         of_task = [values.reshape(2, -1, *values.shape[1:]) for values in (column, whole[name])]
@@ -103,6 +106,35 @@ def test_a_training_that_goes_on_keeps_what_it_learned_and_what_it_learned_from(
         learn(short)
     with pytest.raises(CheckpointError, match="other options: batch_size"):
         learn(dataclasses.replace(short, steps=90, batch_size=4))
+
+
+def test_a_training_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("mujoco")
+    config = SACConfig(
+        steps=70,
+        start_steps=40,
+        checkpoint_every=50,
+        batch_size=8,
+        hidden=(16, 16),
+        tasks=("jump",),
+        out=str(tmp_path),
+    )
+    update, updates = SAC.update, []
+
+    def killed(*given):
+        updates.append(update(*given))
+        if len(updates) == 15:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SAC, "update", killed)
+        with pytest.raises(KeyboardInterrupt):
+            learn(config)
+    memory = read_plain(tmp_path / "last.ckpt")["memory"]
+    assert all(len(column.untyped_storage()) == column.numel() * column.itemsize for column in memory.values())
+    assert memory["reward"].shape == (1, 50)
+    learn(config)
+    assert "going on from step 50" in capsys.readouterr().out
 
 
 def test_a_dataset_has_each_task_from_its_own_source(tmp_path, capsys):

@@ -25,12 +25,11 @@ from data.router import Router
 from data.sharing import RULES, Scores
 from data.transitions import StateBatch, StateSampler, Transitions
 from models.checkpoint import CheckpointError, load_weights
-from models.losses import conservative_gap, softmax_sample, weighted_mean
-from models.stacked import TanhGaussian, TwinQ, draw, of_raw
+from models.losses import conservative_gap, q_target, softmax_sample, temperature_loss, weighted_mean
+from models.stacked import TanhGaussian, TwinQ, draw, fold_normalisation
 from sim.options import choose
 from train.chance import seed_of
 from train.cql_config import CQLConfig
-from train.sac import q_target, temperature_loss
 
 FORMAT = 4  # of `CQL.checkpoint`
 
@@ -47,6 +46,11 @@ class CQL(lightning.LightningModule):
     def __init__(self, config: CQLConfig, transitions: Transitions) -> None:
         super().__init__()
         self.automatic_optimization = False
+        size = transitions.body.observation_size
+        mean, std = np.zeros(size, np.float32), np.ones(size, np.float32)
+        if config.normalise:
+            transitions, mean, std = transitions.normalised()
+        self.mean, self.std = torch.nn.Buffer(torch.from_numpy(mean)), torch.nn.Buffer(torch.from_numpy(std))
         self.config, self.transitions = config, transitions
         self.num_tasks = len(transitions.body.tasks)
         names = transitions.body.task_names
@@ -57,11 +61,7 @@ class CQL(lightning.LightningModule):
             k for k, name in enumerate(names) if (name in config.tasks if config.tasks else k in present)
         )
         members, action_size = len(config.members), transitions.body.action_size
-        self.state_size = transitions.body.observation_size + self.num_tasks
-        self.mean, self.std = (torch.nn.Buffer(torch.from_numpy(each)) for each in transitions.scale)
-        if not config.normalise:
-            self.mean.zero_()
-            self.std.fill_(1)
+        self.state_size = size + self.num_tasks
         self.policy = TanhGaussian(members, self.state_size, config.hidden, action_size)
         self.q = TwinQ(members, self.state_size, action_size, config.hidden)
         self.target = copy.deepcopy(self.q).requires_grad_(False)
@@ -77,7 +77,7 @@ class CQL(lightning.LightningModule):
         self.optimizer_states: list[dict[str, Any]] = []  # to go on from
 
     def setup(self, stage: str) -> None:
-        """The data go to the device of the module."""
+        """The data, normalised where that is asked for, go to the device of the module."""
         config, skills = self.config, self.transitions.body.task_names  # no two locomotion tasks are of one skill
         self.samplers = [
             StateSampler(
@@ -179,16 +179,12 @@ class CQL(lightning.LightningModule):
         return StateBatch(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     def told(self, observation: Tensor, task_index: Tensor) -> Tensor:
-        """[E, B, S + N]: the observation, normalised, and the one-hot vector of the task."""
-        one_hot = F.one_hot(task_index, self.num_tasks).to(observation.dtype)
-        return torch.cat([self._normal(observation), one_hot], -1)
+        """[E, B, S + N]: the observation and the one-hot vector of the task."""
+        return torch.cat([observation, F.one_hot(task_index, self.num_tasks).to(observation.dtype)], -1)
 
-    def _normal(self, observation: Tensor) -> Tensor:
-        return (observation - self.mean) / self.std
-
-    def acting(self, policy: TanhGaussian) -> TanhGaussian:
-        """Policies of what `told` gives, made ones of observations as they are and one-hot vectors, on the CPU."""
-        return of_raw(policy, self.mean, self.std).cpu()
+    def deployable(self, policy: TanhGaussian) -> TanhGaussian:
+        """A copy on the CPU for [E, B, S + N]: observations that are not normalised, and the task's one-hot vector."""
+        return fold_normalisation(policy, self.mean, self.std).cpu()
 
     @torch.no_grad()
     def _choose(self, batch: StateBatch, generator: torch.Generator) -> tuple[StateBatch, Tensor]:
@@ -246,11 +242,9 @@ class CQL(lightning.LightningModule):
     def _q_of_tasks(self, batch: StateBatch) -> Tensor:
         """Q of the data's actions for every task, [E, B, N]."""
         members, rows = batch.task_index.shape
-        every = torch.eye(self.num_tasks, device=self.device).expand(members, rows, -1, -1)
-        seen = self._normal(batch.observation)[:, :, None].expand(-1, -1, self.num_tasks, -1)
-        state = torch.cat([seen, every], -1).flatten(1, 2)
-        action = batch.action[:, :, None, None].expand(-1, -1, self.num_tasks, -1, -1).flatten(1, 2)
-        q = self.q.values(state, action).amin(0).view(members, rows, self.num_tasks)
+        observation, action = (x.repeat_interleave(self.num_tasks, 1) for x in (batch.observation, batch.action))
+        every = torch.arange(self.num_tasks, device=self.device).repeat(members, rows)
+        q = self.q.values(self.told(observation, every), action[:, :, None]).amin(0).view(members, rows, -1)
         trained = torch.tensor([k in self.tasks for k in range(self.num_tasks)], device=self.device)
         return q.masked_fill(~trained, -torch.inf)
 
@@ -304,6 +298,9 @@ class CQL(lightning.LightningModule):
         """Go on from it; its precision. CheckpointError where it is another run's."""
         if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
             raise CheckpointError(f"{path}: not a checkpoint of CQL on states, format {FORMAT}")
+        normalised_by = torch.stack([self.mean, self.std])
         load_weights(self, checkpoint["state_dict"], path)
+        if not torch.allclose(normalised_by, torch.stack([self.mean, self.std]), rtol=1e-3, atol=1e-3):
+            raise CheckpointError(f"{path}: learned from other data than {self.config.data} holds now")
         self.updates, self.optimizer_states = checkpoint["updates"], checkpoint["optimizers"]
         return str(checkpoint["precision"])

@@ -44,7 +44,9 @@ class CQLConfig:
     log_every: int = option(100, "updates between values for TensorBoard")
     checkpoint_every: int = option(10_000, "updates between checkpoints")
     precision: str = option("auto", "of the middle layers: 32-true, bf16-mixed, or auto: whichever is faster here")
-    behaviour_steps: int = option(3000, "that the behaviour policy is fitted by in the end, for the KL; 0: no KL")
+    behaviour_steps: int = option(
+        3000, "to fit the behaviour policy by in the end, for the KL and its returns; 0: neither"
+    )
     episodes: int = option(10, "of each task to evaluate a member by, in the end")
 
     def __post_init__(self) -> None:

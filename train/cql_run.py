@@ -19,20 +19,20 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
-from data.claim import hold
-from data.shards import occupied, sweep, write_whole
+from data.shards import write_whole
 from data.transitions import read_transitions
 from eval.walking import task_returns
-from models.checkpoint import LOCK, RUN_CONFIG, CheckpointError, read_plain
+from models.checkpoint import read_plain
 from models.stacked import TanhGaussian
 from sim.options import Parser, add_options, from_options
 from train.behaviour import clone_effective, divergence
 from train.cql import CQL
 from train.cql_config import CQLConfig
+from train.folder import LAST, claim_run, hold_run
 from train.precision import resolve_precision
 from train.process import prepare_process
 from train.routing import Routing
-from train.run import LAST, Progress, kept_options, quiet_lightning, values_of
+from train.run import Progress, quiet_lightning
 from train.saving import SaveAtEnd
 
 EVALUATION_SEED = 1  # of the episodes that every member of every run plays
@@ -58,10 +58,8 @@ def train(config: CQLConfig) -> Path:
     """Train, or go on, until `config.steps`; the path of the returns."""
     transitions = read_transitions(config.data)
     out = Path(config.out)
-    if not (out / RUN_CONFIG).is_file() and occupied(out, LOCK):
-        raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {RUN_CONFIG})")
-    with hold(out / LOCK, f"{out}: another training is at work in this folder"):
-        resume = _claim(out, config)
+    with hold_run(out):
+        resume = claim_run(out, config, FREE_TO_CHANGE)
         quiet_lightning()
         prepare_process()
         torch.manual_seed(config.seed)
@@ -94,14 +92,6 @@ def train(config: CQLConfig) -> Path:
         return _evaluate(config, module, out)
 
 
-def _claim(out: Path, config: CQLConfig) -> Path | None:
-    """The checkpoint to go on from, or None for a new run; refuses a run with other options."""
-    kept_options(out, config, FREE_TO_CHANGE)
-    sweep(out)
-    write_whole(out / RUN_CONFIG, values_of(config).encode())
-    return out / LAST if (out / LAST).is_file() else None
-
-
 class SaveEvery(Callback):
     """Writes the checkpoint every so many updates."""
 
@@ -130,12 +120,12 @@ def _evaluate(config: CQLConfig, module: CQL, out: Path) -> Path:
     tasks = tuple(body.task_names[k] for k in module.tasks)
     routing, found = module.routing(), {}
 
-    def played(policy: TanhGaussian) -> Any:
-        acting = module.acting(policy)
-        return task_returns(acting, len(config.members), body, tasks, config.episodes, EVALUATION_SEED).tolist()
+    def returns_of(policy: TanhGaussian) -> Any:
+        deployed = module.deployable(policy)
+        return task_returns(deployed, len(config.members), body, tasks, config.episodes, EVALUATION_SEED).tolist()
 
     try:
-        found["returns"] = played(module.policy)
+        found["returns"] = returns_of(module.policy)
     except ValueError as error:
         print(f"{out / LAST}: trained, not evaluated: {error}; the same command evaluates it where that is")
         return out / LAST
@@ -144,7 +134,7 @@ def _evaluate(config: CQLConfig, module: CQL, out: Path) -> Path:
         module.setup("evaluate")
         behaved = clone_effective(module, config.behaviour_steps)
         found["divergence"] = divergence(module, module.policy, behaved).tolist()
-        found["cloned"] = played(behaved)
+        found["cloned"] = returns_of(behaved)
     rows: list[dict[str, Any]] = []
     for k, (rule, seed) in enumerate(config.members):
         by_task = {name: dict(zip(tasks, values[k], strict=True)) for name, values in found.items()}

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import logging
 import os
 import signal
 import warnings
-from collections.abc import Container
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +18,17 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from data.batches import BatchStream, Sampler, SamplerConfig, can_decode_on_gpu
-from data.claim import hold
 from data.loader import Loader
 from data.replay import Replay
-from data.shards import DatasetError, occupied, read_json, sweep, write_whole
+from data.shards import DatasetError
 from data.sharing import RULES
-from models.checkpoint import LOCK, RUN_CONFIG, CheckpointError, acting_weights, load_weights, read_checkpoint
+from models.checkpoint import CheckpointError, acting_weights, load_weights, read_checkpoint
 from models.qnetwork import NetworkConfig
 from sim.options import changed
 from sim.tasks import TASK_NAMES, task_by_name
 from train.bc import Cloning
 from train.config import TrainConfig
+from train.folder import LAST, hold_run, kept_options, write_options
 from train.landscape import Landscape
 from train.pace import Pace
 from train.precision import resolve_precision
@@ -40,7 +37,6 @@ from train.routing import Routing
 from train.saving import SaveAtEnd
 
 LEARNERS = {"qtopt": QTOpt, "clone": Cloning}
-LAST = "last.ckpt"
 FREE_TO_CHANGE = (
     "steps",
     "workers",
@@ -65,10 +61,7 @@ def train(config: TrainConfig) -> Path:
         )
     config = _with_present_tasks(config, replay)
     out = Path(config.out)
-    if not (out / RUN_CONFIG).is_file() and occupied(out, LOCK):
-        raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {RUN_CONFIG})")
-    lock = hold(out / LOCK, f"{out}: another training is at work in this folder") if _leads() else nullcontext()
-    with lock:
+    with hold_run(out, _leads()):
         return _train(config, replay, out)
 
 
@@ -96,8 +89,7 @@ def _train(config: TrainConfig, replay: Replay, out: Path) -> Path:
         if config.precision == "auto":
             config = dataclasses.replace(config, precision=about.get("precision", "auto"))
     if _leads():
-        sweep(out)
-        write_whole(out / RUN_CONFIG, values_of(chosen).encode())
+        write_options(out, chosen)
     lightning.seed_everything(config.seed, verbose=False)
     module = LEARNERS[config.learner](config, replay)
     if resume is not None:
@@ -148,25 +140,6 @@ def _claim(out: Path, config: TrainConfig) -> Path | None:
             f"to train on, choose another --out with --start-from {last}"
         )
     return last if last.is_file() else None
-
-
-def kept_options(out: Path, config: Any, free: Container[str]) -> dict[str, Any]:
-    """The options of the run that trained in this folder, {} for none: options that never trained bind nobody.
-    CheckpointError where others than the `free` ones are not those of `config`."""
-    path = out / RUN_CONFIG
-    if not path.is_file() or not (out / LAST).is_file():
-        return {}
-    found, wanted = read_json(path), json.loads(values_of(config))
-    if len(found.keys() ^ wanted.keys()) > len(found.keys() & wanted.keys()):
-        raise CheckpointError(f"{out}: holds a run of another kind; choose another --out")
-    if differs := changed(found, wanted, free):
-        raise CheckpointError(f"{out}: already holds a run with other options: {differs}; choose another --out")
-    return found
-
-
-def values_of(config: Any) -> str:
-    """What `RUN_CONFIG` holds of a run."""
-    return json.dumps(dataclasses.asdict(config), indent=1)
 
 
 def _loader(config: TrainConfig, replay: Replay, first_step: int, trainer: lightning.Trainer) -> Loader:

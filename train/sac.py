@@ -2,7 +2,7 @@
 behaviour policies and replay buffers of the locomotion datasets. The tasks of a body are learned side by side, as one
 stacked computation; nothing passes between them.
 
-Order: losses, update, the loop, configuration. Shapes: `E` tasks, `B` transitions of each, `A` numbers of an action.
+Shapes: `E` tasks, `B` transitions of each.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from data.claim import hold
-from data.shards import occupied, sweep, write_whole
+from data.shards import write_whole
 from data.transitions import Transitions, record, write_transitions
-from models.checkpoint import LOCK, RUN_CONFIG, CheckpointError, load_weights, read_plain
+from models.checkpoint import CheckpointError, load_weights, read_plain
+from models.losses import q_target, temperature_loss
 from models.stacked import TanhGaussian, TwinQ
 from models.state_policy import pack_policies, sample_actions
 from sim.locomotion import Body, Step, Walk, body_by_name
 from sim.options import Parser, add_options, check_least, choose, from_options, option
 from train.chance import seed_of
+from train.folder import LAST, claim_run, hold_run
 from train.precision import PRECISIONS, resolve_precision
 from train.process import prepare_process
-from train.run import LAST, kept_options, values_of
 
 RETURNS = "returns.csv"
 FORMAT = 1  # of the checkpoint
+NETWORKS = ("policy", "q", "target")
 FREE_TO_CHANGE = ("out", "steps", "keep_every", "checkpoint_every", "precision")
 
 
@@ -53,7 +54,7 @@ class SACConfig:
     target_rate: float = option(5e-3, "of the running average that gives targets")
     hidden: tuple[int, ...] = option((256, 256), "units of the layers")
     keep_every: int = option(100_000, "steps between policies that are kept; the last is kept too")
-    checkpoint_every: int = option(50_000, "steps between checkpoints, from which the same command goes on")
+    checkpoint_every: int = option(10_000, "steps between checkpoints, from which the same command goes on")
     replay_steps: int = option(109_900, "which are kept as the replay buffer (CDS, table 3)")
     precision: str = option("auto", "of the middle layers: 32-true, bf16-mixed, or auto: whichever is faster here")
 
@@ -67,24 +68,7 @@ class SACConfig:
             raise ValueError(f"steps {self.steps}: after start_steps {self.start_steps} none is left to learn by")
 
 
-# ---------------------------------------------------------------- losses
-
-
-def q_target(reward: Tensor, done: Tensor, next_q: Tensor, next_entropy: Tensor, discount: float) -> Tensor:
-    """r + gamma (1 - d) (min_k Q_k(s', a') - alpha log pi(a' | s')), a' of the policy (eq. 2 and 3). All [E, B]; the
-    entropy term is `next_entropy`."""
-    return reward + discount * (1 - done) * (next_q + next_entropy)
-
-
-def temperature_loss(log_alpha: Tensor, log_density: Tensor, action_size: int) -> Tensor:
-    """Keeps the entropy at -A (arXiv:1812.05905, eq. 18): log_alpha [E], log-densities [E, B]."""
-    return -(log_alpha * (log_density.detach().mean(-1) - action_size)).sum()
-
-
 # ---------------------------------------------------------------- update
-
-
-NETWORKS = ("policy", "q", "target")
 
 
 class SAC:
@@ -127,7 +111,8 @@ class SAC:
         self.optimizers[which].step()
 
     def state(self) -> dict[str, Any]:
-        """What a training goes on from."""
+        """What a training goes on from: weights by network and name, log_alpha [E], and Adam's state of Q-functions
+        and of policies."""
         return {
             "networks": {name: getattr(self, name).state_dict() for name in NETWORKS},
             "log_alpha": self.log_alpha.detach(),
@@ -135,7 +120,7 @@ class SAC:
         }
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
-        """From what `state` gave; CheckpointError where it is of other sizes."""
+        """From what `state` gave; CheckpointError where its networks are others."""
         for name in NETWORKS:
             load_weights(getattr(self, name), state["networks"][name], path)
         self.log_alpha.data.copy_(state["log_alpha"])
@@ -161,9 +146,9 @@ class Memory:
         self.reward[member, self.filled] = self._body.tasks[task](step.motion)
 
     def state(self) -> dict[str, Tensor]:
-        """What was filled."""
+        """What was filled, each [E, filled, ...] by column, and the reward of each task's own steps."""
         columns = {**self.columns, "reward": self.reward}
-        return {name: torch.from_numpy(column[:, : self.filled]) for name, column in columns.items()}
+        return {name: torch.tensor(column[:, : self.filled]) for name, column in columns.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """From what `state` gave. The episodes that were under way end with it."""
@@ -190,19 +175,15 @@ def main(arguments: list[str]) -> None:
 def learn(config: SACConfig) -> Path:
     """Train the tasks, or go on from the last checkpoint, with a new episode of each. Writes `policy-STEPS.pt` every
     `keep_every` steps and at the end, `replay.h5` with the first `replay_steps` of each task, and in the end
-    `returns.csv`; the folder's path. CheckpointError for a folder of something else."""
+    `returns.csv`; the folder's path. CheckpointError for a folder of something else, of other options or of more steps;
+    DatasetError where another training is at work in it."""
     out = Path(config.out)
-    if not (out / RUN_CONFIG).is_file() and occupied(out, LOCK):
-        raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {RUN_CONFIG})")
-    with hold(out / LOCK, f"{out}: another training is at work in this folder"):
-        kept_options(out, config, FREE_TO_CHANGE)
-        sweep(out)
-        write_whole(out / RUN_CONFIG, values_of(config).encode())
-        _learn(config, out)
+    with hold_run(out):
+        _learn(config, out, claim_run(out, config, FREE_TO_CHANGE))
     return out
 
 
-def _learn(config: SACConfig, out: Path) -> None:
+def _learn(config: SACConfig, out: Path, resume: Path | None) -> None:
     body = body_by_name(config.body)
     replay_steps = min(config.replay_steps, config.steps)
     tasks = config.tasks or body.task_names
@@ -211,8 +192,8 @@ def _learn(config: SACConfig, out: Path) -> None:
     fast = resolve_precision(config.precision, on_gpu=False) == "bf16-mixed"
     sac, memory = SAC(config, body, len(tasks)), Memory(body, tasks, config.steps)
     returns: list[str] = []
-    if (out / LAST).is_file():
-        returns = _restore(out / LAST, sac, memory, config.steps)
+    if resume is not None:
+        returns = _restore(resume, sac, memory, config.steps)
     done = memory.filled
     generator = torch.Generator().manual_seed(seed_of(config.seed, done))
     rng = np.random.default_rng([config.seed, done])

@@ -1,0 +1,58 @@
+"""The folder of a training run: one training at a time, always with the same options."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from data.claim import hold
+from data.shards import occupied, read_json, sweep, write_whole
+from models.checkpoint import LOCK, RUN_CONFIG, CheckpointError
+from sim.options import changed
+
+LAST = "last.ckpt"
+
+
+@contextmanager
+def hold_run(out: Path, leads: bool = True) -> Iterator[None]:
+    """Keep other trainings out of the folder; of the processes of one training only the one that `leads` does.
+    CheckpointError where it holds something else, DatasetError where another training is at work."""
+    if not (out / RUN_CONFIG).is_file() and occupied(out, LOCK):
+        raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {RUN_CONFIG})")
+    with hold(out / LOCK, f"{out}: another training is at work in this folder") if leads else nullcontext():
+        yield
+
+
+def claim_run(out: Path, config: Any, free: Container[str]) -> Path | None:
+    """Write the options down, unless `kept_options` refuses them; the checkpoint to go on from, None for a new run."""
+    kept_options(out, config, free)
+    write_options(out, config)
+    return out / LAST if (out / LAST).is_file() else None
+
+
+def kept_options(out: Path, config: Any, free: Container[str]) -> dict[str, Any]:
+    """The options of the run that trained in this folder, {} for none: options that never trained bind nobody.
+    CheckpointError where others than the `free` ones are not those of `config`."""
+    path = out / RUN_CONFIG
+    if not path.is_file() or not (out / LAST).is_file():
+        return {}
+    found, wanted = read_json(path), json.loads(_text(config))
+    if len(found.keys() ^ wanted.keys()) > len(found.keys() & wanted.keys()):
+        raise CheckpointError(f"{out}: holds a run of another kind; choose another --out")
+    if differs := changed(found, wanted, free):
+        raise CheckpointError(f"{out}: already holds a run with other options: {differs}; choose another --out")
+    return found
+
+
+def write_options(out: Path, config: Any) -> None:
+    """The options of the run that trains here from now on; what an interrupted one left half written is removed."""
+    sweep(out)
+    write_whole(out / RUN_CONFIG, _text(config).encode())
+
+
+def _text(config: Any) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=1)
