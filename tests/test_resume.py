@@ -20,6 +20,7 @@ from eval.report import read_curves
 from models.checkpoint import CheckpointError, read_checkpoint
 from sim.options import from_options
 from train.config import PRESETS, TrainConfig
+from train.precision import resolve_precision
 from train.run import train
 
 ROOT = Path(__file__).parents[1]
@@ -148,6 +149,13 @@ def test_a_run_keeps_the_precision_it_began_with(tiny_training, tmp_path, monkey
         monkeypatch.setattr("train.precision._auto_precision", lambda on_gpu, found=found: found)
         about = read_checkpoint(train(TrainConfig(**{**options, "steps": steps})))["switchyard"]
         assert about["precision"] == "32-true"
+
+
+@pytest.mark.parametrize(("units", "precision"), [({"avx512_bf16": True}, "bf16-mixed"), ({"neon": True}, "32-true")])
+def test_precision_is_that_of_the_hardware(units, precision, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    assert resolve_precision("auto", on_gpu=False) == precision
+    assert resolve_precision("32-true", on_gpu=False) == "32-true"
 
 
 def test_options_that_never_trained_bind_nobody(tiny_training, tmp_path):

@@ -62,7 +62,7 @@ class TrainConfig:
     cem_iterations: int = option(2, "rounds")
     random_crop: bool = option(True, "cut training images at random, else at the centre as in evaluation")
     photometric: bool = option(False, "vary brightness, contrast, saturation and hue of training images")
-    precision: str = option("auto", "32-true, bf16-mixed, or auto: whichever multiplies matrices faster here")
+    precision: str = option("auto", "32-true, bf16-mixed, or auto: bfloat16 where the hardware has units for it")
     devices: int = option(1, "GPUs or CPU processes per machine")
     nodes: int = option(1, "machines")
     workers: int = option(1, "loader processes")

@@ -43,7 +43,7 @@ class CQLConfig:
     granularity: str = option("transition", "what is weighed: transition, episode")
     log_every: int = option(100, "updates between values for TensorBoard")
     checkpoint_every: int = option(10_000, "updates between checkpoints")
-    precision: str = option("auto", "of the middle layers: 32-true, bf16-mixed, or auto: whichever is faster here")
+    precision: str = option("auto", "of the middle layers: 32-true, bf16-mixed, or auto: what the hardware has")
     behaviour_steps: int = option(
         3000, "to fit the behaviour policy by in the end, for the KL and its returns; 0: neither"
     )

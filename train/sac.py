@@ -56,7 +56,7 @@ class SACConfig:
     keep_every: int = option(100_000, "steps between policies that are kept; the last is kept too")
     checkpoint_every: int = option(10_000, "steps between checkpoints, from which the same command goes on")
     replay_steps: int = option(109_900, "which are kept as the replay buffer (CDS, table 3)")
-    precision: str = option("auto", "of the middle layers: 32-true, bf16-mixed, or auto: whichever is faster here")
+    precision: str = option("auto", "of the middle layers: 32-true, bf16-mixed, or auto: what the hardware has")
 
     def __post_init__(self) -> None:
         for name in self.tasks:
