@@ -30,7 +30,7 @@ LONG = ("stability", "parity")
 def main() -> int:
     parser = Parser(prog="python -m bench", description=__doc__)
     usual = ",".join(name for name in BENCHMARKS if name not in LONG)
-    text = f"of {', '.join(BENCHMARKS)}; default: all but {' and '.join(LONG)}, which take half an hour and two hours"
+    text = f"of {', '.join(BENCHMARKS)}; default: all but {' and '.join(LONG)}, which take half an hour and an hour"
     parser.add_argument("--only", default=usual, metavar="NAME,...", help=text)
     parser.add_argument("--quick", action="store_true", help="tiny counts: shows that everything runs, not how fast")
     options = parser.parse_args()

@@ -2,7 +2,7 @@
 
 Imports nothing of Switchyard. "block N": N updates on numbers without meaning, answered with their seconds, and of
 those the seconds that drawing batches took. "learn DATA.npz UPDATES SEED OUT.npz": CQL on a dataset, by the
-rates that its file tells; the file that is written holds the policy's layers.
+rates that its file tells, with targets of drawn actions; the file that is written holds the policy's layers.
 """
 
 import json
@@ -71,6 +71,7 @@ def learn(data: str, updates: int, seed: int, out: str) -> dict[str, float]:
     dataset = d3rlpy.dataset.MDPDataset(**arrays)
     algo = learner(batch_size, policy_rate, target_rate)
     algo.build_with_dataset(dataset)
+    _bootstrap_from_samples(algo.impl)
     begin = time.perf_counter()
     for _ in range(updates):
         algo.update(dataset.sample_transition_batch(batch_size))
@@ -79,6 +80,17 @@ def learn(data: str, updates: int, seed: int, out: str) -> dict[str, float]:
     weights |= {f"bias{k}": layer.bias.detach().cpu().numpy() for k, layer in enumerate(layers)}
     np.savez(out, **weights)
     return {"seconds": time.perf_counter() - begin}
+
+
+def _bootstrap_from_samples(impl: Any) -> None:
+    """Targets without entropy, as d3rlpy's are, but of an action that the policy draws instead of its mean one."""
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def target(batch: Any) -> Any:
+        action = impl.inner_sample_action(batch.next_observations)
+        return impl._targ_q_func_forwarder.compute_target(batch.next_observations, action, reduction="min")
+
+    impl.compute_target = target
 
 
 def say(told: dict[str, Any]) -> None:
