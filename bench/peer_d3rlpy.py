@@ -19,12 +19,14 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 OBSERVATION, ACTION, STEPS, BATCH, UNITS = 20, 6, 146_000, 3 * 128, [256, 256, 256]
-SETTINGS = ("batch_size", "policy_rate", "target_rate")
-CONSERVATIVE_WEIGHT = 2.0  # CDS has half the squared Bellman error and 1.0 (app. C.1)
+SETTINGS = ("batch_size", "policy_rate", "target_rate", "conservative_weight")
 
 
-def learner(batch_size: int, policy_rate: float = 1e-4, target_rate: float = 5e-3) -> Any:
-    """CQL(H) with a fixed weight of the conservative term, as CDS uses it."""
+def learner(
+    batch_size: int, policy_rate: float = 1e-4, target_rate: float = 5e-3, conservative_weight: float = 1.0
+) -> Any:
+    """CQL(H) with a fixed weight of the conservative term beside half the squared Bellman error, as CDS has it
+    (app. C.1)."""
     nets = d3rlpy.models.VectorEncoderFactory(hidden_units=UNITS)
     config = d3rlpy.algos.CQLConfig(
         batch_size=batch_size,
@@ -32,7 +34,7 @@ def learner(batch_size: int, policy_rate: float = 1e-4, target_rate: float = 5e-
         critic_encoder_factory=nets,
         alpha_learning_rate=0.0,
         alpha_threshold=0.0,
-        conservative_weight=CONSERVATIVE_WEIGHT,
+        conservative_weight=2 * conservative_weight,  # d3rlpy's error is the whole square
         actor_learning_rate=policy_rate,
         temp_learning_rate=policy_rate,
         tau=target_rate,
@@ -67,14 +69,14 @@ def block(algo: Any, data: Any, updates: int) -> dict[str, float]:
 def learn(data: str, updates: int, seed: int, out: str) -> dict[str, float]:
     d3rlpy.seed(seed)
     arrays = dict(np.load(data))
-    batch_size, policy_rate, target_rate = (arrays.pop(name).item() for name in SETTINGS)
+    settings = {name: arrays.pop(name).item() for name in SETTINGS}
     dataset = d3rlpy.dataset.MDPDataset(**arrays)
-    algo = learner(batch_size, policy_rate, target_rate)
+    algo = learner(**settings)
     algo.build_with_dataset(dataset)
     _bootstrap_from_samples(algo.impl)
     begin = time.perf_counter()
     for _ in range(updates):
-        algo.update(dataset.sample_transition_batch(batch_size))
+        algo.update(dataset.sample_transition_batch(settings["batch_size"]))
     layers = [layer for layer in algo.impl.policy.modules() if isinstance(layer, torch.nn.Linear)]
     weights: dict[str, Any] = {f"weight{k}": layer.weight.detach().cpu().numpy() for k, layer in enumerate(layers)}
     weights |= {f"bias{k}": layer.bias.detach().cpu().numpy() for k, layer in enumerate(layers)}
