@@ -2,9 +2,9 @@
 
 Both learn from the same steps, normalised, with the same sizes, weights, rates and number of updates; then the mean
 actions of their policies play the same episodes. Each has some seeds; the intervals are Student's over them. Both
-bootstrap from an action that the policy draws at s', as CQL's authors do; d3rlpy by itself takes the mean action, by
-which Q diverges here (docs/results/sharing-walker2d.md). What differs: our critic's gradient is estimated by 2 of the
-30 sampled actions and our middle layers may be bfloat16, as by default.
+bootstrap from an action that the policy draws at s', as CQL's authors do; d3rlpy by itself takes the mean action, with
+which Q overestimates more (docs/results/sharing-walker2d.md). What differs: our critic's gradient is estimated by 2 of
+the 30 sampled actions and our middle layers may be bfloat16, as by default.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ from train.cql_run import EVALUATION_SEED, train
 
 DATA = Path("datasets/walker2d.h5")  # make collect-walker2d
 TASK, SEEDS, UPDATES, BATCH, EPISODES = "run-backward", (0, 1, 2), 5_000, 128, 10
-POLICY_RATE, TARGET_RATE = 3e-4, 0.02  # 3 and 4 times those of CDS: much is learned in few updates
-CONSERVATIVE_WEIGHT = 5.0  # CDS has 1.0, with which Q is twice the true return by then and its policy a matter of luck
+SETTINGS: dict[str, Any] = {
+    "policy_rate": 3e-4,  # 3 and 4 times those of CDS: much is learned in few updates
+    "target_rate": 0.02,
+    "conservative_weight": 5.0,  # CDS has 1.0, with which Q exceeds what can be earned and returns are a matter of luck
+}
 
 
 def run(quick: bool) -> list[Row]:
@@ -67,11 +70,9 @@ def _ours(data: Transitions, folder: Path, seeds: tuple[int, ...], updates: int,
         seeds=seeds,
         steps=updates,
         per_task=BATCH,
-        policy_rate=POLICY_RATE,
-        target_rate=TARGET_RATE,
-        conservative_weight=CONSERVATIVE_WEIGHT,
         behaviour_steps=0,
         episodes=episodes,
+        **SETTINGS,
     )
     return [float(np.mean(member["returns"][TASK])) for member in read_json(train(config))["members"]]
 
@@ -91,9 +92,7 @@ def _theirs(data: Transitions, folder: Path, seeds: tuple[int, ...], updates: in
         terminals=columns["fell"].astype(np.float32),
         timeouts=(columns["last"] & ~columns["fell"]).astype(np.float32),
         batch_size=BATCH,
-        policy_rate=POLICY_RATE,
-        target_rate=TARGET_RATE,
-        conservative_weight=CONSERVATIVE_WEIGHT,
+        **SETTINGS,
     )
     found = []
     for seed in seeds:

@@ -1,8 +1,8 @@
 """The peer's side of bench/lowdim.py and bench/parity.py: d3rlpy's CQL, run by an interpreter of its own.
 
 Imports nothing of Switchyard. "block N": N updates on numbers without meaning, answered with their seconds, and of
-those the seconds that drawing batches took. "learn DATA.npz UPDATES SEED OUT.npz": CQL on a dataset, by the
-rates that its file tells, with targets of drawn actions; the file that is written holds the policy's layers.
+those the seconds that drawing batches took. "learn DATA.npz UPDATES SEED OUT.npz": CQL on a dataset, with the
+settings that its file tells and targets of drawn actions; the file that is written holds the policy's layers.
 """
 
 import json
