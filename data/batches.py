@@ -74,9 +74,10 @@ class Batch:
         chosen = {f.name: getattr(self, f.name)[index] for f in fields(self) if not f.name.startswith("encoded")}
         return Batch(**chosen)
 
-    def rest(self) -> dict[str, NDArray[Any]]:
-        """All but the pictures."""
-        return {f.name: getattr(self, f.name).numpy() for f in fields(self) if f.name not in ("image", "next_image")}
+    def arrays(self, pictures: bool) -> dict[str, NDArray[Any]]:
+        """All fields, with or without the decoded pictures."""
+        names = (f.name for f in fields(self) if pictures or f.name not in ("image", "next_image"))
+        return {name: getattr(self, name).numpy() for name in names}
 
     def __len__(self) -> int:
         return len(self.task_index)
@@ -175,6 +176,12 @@ class Sampler:
             others = np.isin(source, [j for j in tasks if j != task and allowed[task, j]])
             both = [(_Pool(replay, member & told), _Pool(replay, member & ~told)) for member in (own, others)]
             self._pools.append((both[0], both[1]))
+
+    @property
+    def without_success(self) -> tuple[int, ...]:
+        """Tasks of which no transition that may be drawn comes from an episode that is told to succeed."""
+        won = [(own[0], others[0]) if self._config.shared else (own[0],) for own, others in self._pools]
+        return tuple(task for task, pools in zip(self._tasks, won, strict=True) if not any(pools))
 
     def draw(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(steps [B], target tasks [B]) of one batch, grouped by task. No episode comes twice, if there are enough."""

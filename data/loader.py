@@ -2,18 +2,22 @@
 
 New memory is dear: on a virtual machine the system took 35 to 50 ms to hand out the 47 MB of 60 frames of 512 px, whose
 decoding takes 77 ms. So workers decode into a few places that they share with the training, and have each back when
-the last tensor on it is gone. Where there is a GPU the pictures are copied into pinned memory, which PyTorch keeps.
+the last tensor on it is gone. The places are anonymous memory that forked workers inherit: nothing of it is in
+/dev/shm, of which a container has 64 MB. Where there is a GPU the pictures are copied into pinned memory, which PyTorch
+keeps; workers then send tensors, through /dev/shm if that has room for them.
 """
 
 from __future__ import annotations
 
-import functools
+import math
+import mmap
 import multiprocessing as mp
 import os
+import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,7 +26,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data.batches import Batch, BatchStream
+from sim.options import STOP_SIGNALS
 
+SHARED_MEMORY = "/dev/shm"
 PREFETCH = 2  # batches each worker is asked for ahead
 HELD = 2  # batches of the training: the one under way, and the next, which Lightning fetches before
 NOWHERE = -1
@@ -31,10 +37,11 @@ NOWHERE = -1
 class Loader:
     """An iterable over the stream's batches, in its order, whatever the number of workers; 0 loads in this process.
 
-    On a machine with a GPU the batches come in pinned memory. `start` is called in each worker with its number."""
+    On a machine with a GPU the batches come in pinned memory. An error of a file or of memory in a worker is raised
+    here as it is."""
 
-    def __init__(self, stream: BatchStream, workers: int, start: Callable[[int], None] | None = None) -> None:
-        self._stream, self._workers, self._start = stream, workers, start
+    def __init__(self, stream: BatchStream, workers: int) -> None:
+        self._stream, self._workers = stream, workers
         self.waited_s = 0.0  # for batches, in all
 
     def __iter__(self) -> Iterator[Batch]:
@@ -51,35 +58,61 @@ class Loader:
         if not self._workers:
             yield from (batch.pin_memory() if pin else batch for batch in self._stream)
             return
-        count = 0 if pin or not self._stream.sampler.decodes else self._workers * PREFETCH + HELD
-        places = Places(count, self._stream.sampler.pictures_shape)
+        shape, count = self._stream.sampler.pictures_shape, self._workers * PREFETCH + HELD
+        sends_tensors = pin and _has_room(count * math.prod(shape))
+        places = Places(0 if sends_tensors or not self._stream.sampler.decodes else count, shape)
         loader = DataLoader(
-            _Filling(self._stream, places),
+            _Filling(self._stream, places, sends_tensors),
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=self._workers,
             prefetch_factor=PREFETCH,
-            worker_init_fn=functools.partial(_begin, self._start),
-            pin_memory=pin,
+            worker_init_fn=_begin,
+            multiprocessing_context="fork",  # the places are inherited
+            pin_memory=sends_tensors,
         )
         for sent, place in loader:
-            yield sent if place == NOWHERE else places.take(sent, place)
+            if isinstance(sent, Exception):
+                raise sent
+            batch = sent if isinstance(sent, Batch) else places.take(sent, place)
+            yield batch.pin_memory() if pin and not sends_tensors else batch
 
 
-def _begin(start: Callable[[int], None] | None, worker: int) -> None:
-    """What a worker does first: see to it that it ends with its parent, then call `start`."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    if start is not None:
-        start(worker)
+def _has_room(size: int) -> bool:
+    """Whether so many bytes fit into what processes share files by."""
+    try:
+        free = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return False
+    return free.f_bavail * free.f_frsize > 2 * size
+
+
+def _begin(worker: int) -> None:
+    """What a worker does first: leave the signals that stop a training to the training, and end with it.
+
+    torch's own look at the parent does not end a worker whose next batch no longer fits into the pipe. The last worker
+    ends first: each holds open what those before it watch."""
+    for number in (signal.SIGINT, *STOP_SIGNALS):
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of this and of the threads that begin here
+    for wait in (_end_with_parent, _end_by_parent):
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """torch's own look at the parent does not end a worker whose next batch no longer fits into the pipe. The last
-    worker ends first: each holds open what those before it watch."""
     parent = mp.parent_process()
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+def _end_by_parent() -> None:
+    """SIGTERM ends a worker if it comes from its parent, which sends it before it waits for the end; a batch queue
+    sends it to all processes of a job."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _unchanged(sent: Any) -> Any:
@@ -90,21 +123,25 @@ class Places:
     """Shared memory for the pictures [P, H, W, 3] of `count` batches, and which of them are in use."""
 
     def __init__(self, count: int, shape: tuple[int, ...]) -> None:
-        self._pictures = torch.empty((count, *shape), dtype=torch.uint8).share_memory_()
-        self._in_use = torch.zeros(count, dtype=torch.uint8).share_memory_()
+        memory = mmap.mmap(-1, max(1, count * math.prod(shape)))
+        self._pictures = torch.frombuffer(memory, dtype=torch.uint8)[: count * math.prod(shape)].view(count, *shape)
+        self._in_use = mmap.mmap(-1, max(1, count))  # a byte each, 1 while it is
         self._claiming = mp.Lock()
 
     def claim(self) -> tuple[int, Tensor | None]:
         """A free place and its memory; nowhere where the training keeps more batches than usual."""
         with self._claiming:
-            for place in range(len(self._in_use)):
+            for place in range(len(self._pictures)):
                 if not self._in_use[place]:
                     self._in_use[place] = 1
                     return place, self._pictures[place]
         return NOWHERE, None
 
     def take(self, sent: dict[str, NDArray[Any]], place: int) -> Batch:
-        """The batch of these arrays and the pictures at the place, which is free again when no tensor is on them."""
+        """The batch of these arrays and the pictures at the place, if they are at one, which is free again when no
+        tensor is on them."""
+        if place == NOWHERE:
+            return Batch(**{name: torch.from_numpy(values) for name, values in sent.items()})
         array = self._pictures[place].numpy()  # `from_numpy` holds on to it as long as a tensor is on its memory
         pictures = torch.from_numpy(array).permute(0, 3, 1, 2)
         weakref.finalize(array, self._in_use.__setitem__, place, 0).atexit = False
@@ -113,18 +150,22 @@ class Places:
         return Batch(image=pictures[:half], next_image=pictures[half:], **rest)
 
 
-class _Filling(IterableDataset[tuple[Batch | dict[str, NDArray[Any]], int]]):
-    """In a worker: what batches hold beside the pictures at a place, and the place; or whole batches.
+class _Filling(IterableDataset[tuple[Batch | dict[str, NDArray[Any]] | Exception, int]]):
+    """In a worker: what batches hold beside the pictures at a place, and the place; whole batches where there is none;
+    or the error that ends it.
 
-    Small arrays go through the queue as bytes. As tensors each would be a file of shared memory of its own."""
+    Arrays go through the queue as bytes. As tensors each would be a file of shared memory of its own."""
 
-    def __init__(self, stream: BatchStream, places: Places) -> None:
-        self._stream, self._places = stream, places
+    def __init__(self, stream: BatchStream, places: Places, sends_tensors: bool) -> None:
+        self._stream, self._places, self._sends_tensors = stream, places, sends_tensors
 
-    def __iter__(self) -> Iterator[tuple[Batch | dict[str, NDArray[Any]], int]]:
+    def __iter__(self) -> Iterator[tuple[Batch | dict[str, NDArray[Any]] | Exception, int]]:
         info = get_worker_info()
         assert info is not None
-        for steps, targets in self._stream.draws(info.id, info.num_workers):
-            place, memory = self._places.claim()
-            batch = self._stream.sampler.load(steps, targets, memory)
-            yield (batch if memory is None else batch.rest()), place
+        try:
+            for steps, targets in self._stream.draws(info.id, info.num_workers):
+                place, memory = self._places.claim()
+                batch = self._stream.sampler.load(steps, targets, memory)
+                yield (batch if self._sends_tensors else batch.arrays(pictures=memory is None)), place
+        except (ValueError, OSError, MemoryError) as error:  # others come with their traceback, as torch sends them
+            yield error, NOWHERE

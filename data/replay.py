@@ -6,8 +6,10 @@ step s of episode e goes from frame s + e to frame s + e + 1.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from data import codec
 from data.manifest import read_manifest
-from data.shards import DatasetError, Frame, Shard, require, unpack_verdicts
+from data.shards import DatasetError, Frame, Row, Shard, require, unpack_verdicts
 
 OBJECTS_BYTES = 500  # of the Python objects around a cached frame's numbers
 
@@ -50,6 +52,12 @@ class Replay:
         self.num_steps = int(self.episode_length.sum())
         self._cache: dict[int, Frame] = {}
         self.cached_bytes = 0
+
+    @functools.cached_property
+    def episode_key(self) -> NDArray[np.int64]:
+        """[E] digests of what each episode is, wherever its shard lies: its frames and states (by their checksums), its
+        task, number and origin."""
+        return np.array([key for shard in self.shards for key in _keys(shard.row)], np.int64)
 
     @property
     def world(self) -> dict[str, Any]:
@@ -116,6 +124,13 @@ class Replay:
     def pictures(self, frames: NDArray[np.int64] | Sequence[int]) -> NDArray[np.uint8]:
         """uint8 [B, H, W, 3]."""
         return np.stack([codec.decode(frame.picture) for frame in self.read(frames)])
+
+
+def _keys(row: Row) -> Iterator[int]:
+    whole = f"{row.index_crc32} {row.frames} {row.origin}"
+    for episode in zip(row.task, row.number, row.first, row.length, strict=True):
+        digest = hashlib.blake2b(f"{whole} {episode}".encode(), digest_size=8).digest()
+        yield int.from_bytes(digest, "little", signed=True)
 
 
 def _joined(parts: Iterable[list[int]]) -> NDArray[np.int64]:

@@ -258,6 +258,16 @@ class Router(torch.nn.Module):
         return {"rule": self.rule.name, **{name: _plain(value.tolist()) for name, value in known.items()}}
 
 
+def move_scores(scores: Tensor, known: NDArray[np.int64], now: NDArray[np.int64]) -> Tensor:
+    """Scores [..., K] of the episodes with these keys [K], in their places among those there are now [E]; -inf, none
+    yet, of new ones."""
+    order = np.argsort(now)
+    place = order[np.searchsorted(now, known, sorter=order)]
+    moved = scores.new_full((*scores.shape[:-1], len(now)), -torch.inf)
+    moved[..., torch.from_numpy(place)] = scores
+    return moved
+
+
 def effective_steps(weights: list[list[float | None]], steps: list[int]) -> list[float]:
     """How many steps each task learns from, a shared one counted by its mean weight: sum_j w_ij |D_j|. [N]"""
     return [sum((w or 0.0) * n for w, n in zip(row, steps, strict=True)) for row in weights]

@@ -16,6 +16,8 @@ Shapes: `N` tasks, `B` transitions of a batch for each, `E` members trained side
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -71,6 +73,14 @@ class Transitions:
         return replace(self, columns={**self.columns, **columns}), mean, std
 
     @property
+    def digest(self) -> str:
+        """Of all that is in the columns, hexadecimal."""
+        found = hashlib.blake2b(self.body.name.encode(), digest_size=16)
+        for name, kind in COLUMNS.items():
+            found.update(np.ascontiguousarray(self.columns[name], kind).data)
+        return found.hexdigest()
+
+    @property
     def rewards(self) -> NDArray[np.float32]:
         """[D, N] of every task, whoever collected the step."""
         return self.body.rewards(Motion(*(self.columns[name] for name in ("velocity", "rise", "action"))))
@@ -110,8 +120,13 @@ def read_transitions(path: str | Path) -> Transitions:
         raise DatasetError(f"{path}: a folder, not a file of transitions")
     if not path.is_file():
         raise DatasetError(f"{path}: no such dataset; make collect-walker2d makes that of walker2d")
+    return parse_transitions(path, path.read_bytes())
+
+
+def parse_transitions(path: Path, content: bytes) -> Transitions:
+    """The transitions in the bytes of the file at `path`."""
     try:
-        with h5py.File(path) as file:
+        with h5py.File(io.BytesIO(content)) as file:
             schema, name = int(file.attrs["schema"]), str(file.attrs["body"])
             if schema != SCHEMA:
                 raise DatasetError(f"{path}: schema {schema}, this version reads {SCHEMA}")

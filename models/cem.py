@@ -107,5 +107,6 @@ def best_proposal(
 def _sample(p: Proposal, size: tuple[int, int], bound: Tensor, generator: torch.Generator | None) -> Tensor:
     noise = torch.randn(*size, 4, device=bound.device, generator=generator)
     motion = (p.mean[:, None] + p.std[:, None] * noise).clamp(-1, 1) * bound
-    command = torch.multinomial(p.command, size[1], replacement=True, generator=generator)
+    odds = p.command.nan_to_num(1.0)  # a network that has diverged is found by its Q, not here
+    command = torch.multinomial(odds, size[1], replacement=True, generator=generator)
     return torch.cat([motion, command[..., None].to(motion.dtype)], dim=-1)

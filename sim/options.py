@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import io
 import os
 import select
 import signal
 import sys
+import threading
 import types
 import typing
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 Config = TypeVar("Config")
+# What a terminal that closes, a batch queue and its requeueing (`#SBATCH --signal=USR1@90`) send before they kill.
+STOP_SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+MAX_SEED = 2**32 - 1  # of NumPy's legacy generators and of lightning.seed_everything
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C (SIGINT), or one of `STOP_SIGNALS`: whatever handles Ctrl-C handles them all."""
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.status = 128 + number
 
 
 def nearest(name: str, choices: Sequence[str]) -> str:
@@ -38,13 +52,18 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any], free: Container[str]
 
 
 def run_command(command: Callable[[], int | None]) -> int:
-    """Exit status of a command: an error of its input is one line and 2; a reader that has had enough is none."""
+    """Exit status of a command: an error of its input is one line and 2; a reader that has had enough is none; a signal
+    that stops it is 128 and its number."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal may lack a letter of a file's name
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        status = command() or 0
+        with stop_signals():
+            status = command() or 0
         sys.stdout.flush()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nstopped", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return stop_status(stop)
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads(sys.stdout.fileno()):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at the end
@@ -52,6 +71,32 @@ def run_command(command: Callable[[], int | None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return status
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[None]:
+    """Within, each of `STOP_SIGNALS` raises `Stopped`; those that a parent had ignored (nohup) stay ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, handler in before.items():
+        if handler is signal.SIG_DFL:
+            signal.signal(number, _raise_stopped)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _raise_stopped(number: int, frame: object) -> None:
+    raise Stopped(number)
+
+
+def stop_status(stop: KeyboardInterrupt) -> int:
+    """The exit status of a command that was stopped."""
+    return stop.status if isinstance(stop, Stopped) else Stopped().status
 
 
 def _nobody_reads(pipe: int) -> bool:
@@ -84,6 +129,15 @@ def check_least(config: object, least: int, *names: str) -> None:
         if not getattr(config, name) >= least:
             bound = "0 or more" if least == 0 else f"at least {least}"
             raise ValueError(f"{name} is {bound}, got {getattr(config, name)}")
+
+
+def check_seed(config: object, *names: str) -> None:
+    """ValueError for a seed that some generator would refuse; an option may hold several."""
+    for name in names:
+        value = getattr(config, name)
+        for seed in value if isinstance(value, tuple) else (value,):
+            if not 0 <= seed <= MAX_SEED:
+                raise ValueError(f"{name} is 0 or more and at most {MAX_SEED}, got {seed}")
 
 
 def check_part(config: object, *names: str) -> None:

@@ -90,7 +90,7 @@ def test_a_training_that_goes_on_keeps_what_it_learned_and_what_it_learned_from(
     assert (tmp_path / "policy-60.pt").read_bytes() == policy
 
     saved, seen, update = read_plain(tmp_path / "last.ckpt"), [], SAC.update
-    monkeypatch.setattr(SAC, "update", lambda *given: (seen.append(copy.deepcopy(given[0].state())), update(*given)))
+    monkeypatch.setattr(SAC, "update", lambda *given: (seen.append(copy.deepcopy(given[0].state())), update(*given))[1])
     learn(dataclasses.replace(short, steps=80))
     assert "going on from step 60" in capsys.readouterr().out
     assert len(seen) == 20
@@ -125,6 +125,7 @@ def test_a_training_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path, c
         updates.append(update(*given))
         if len(updates) == 15:
             raise KeyboardInterrupt
+        return updates[-1]
 
     with monkeypatch.context() as patch:
         patch.setattr(SAC, "update", killed)

@@ -20,7 +20,8 @@ class Cloning(QTOpt):
         if self.config.landmark_weight:
             telling, more = self.telling(batch, sight, corner)
             loss, info = loss + self.config.landmark_weight * telling, info | more
+        self.finite.add(self.global_step + 1, {"features": sight.features.flatten(1).sum(1)}, batch.task_index, info)
         if self.logs_now:
-            self.log_dict({f"train/{key}": value for key, value in {"loss": loss.detach(), **info}.items()})
+            self.log_values({"loss": loss.detach(), **info})
             self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss

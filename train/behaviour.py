@@ -14,6 +14,7 @@ from models.losses import weighted_mean
 from models.stacked import TanhGaussian, gaussian_kl
 from train.chance import seed_of
 from train.cql import CQL
+from train.finite import FiniteCheck
 
 RATE = 1e-3  # of Adam
 STATES = 2000  # of each task, at which policies are compared
@@ -27,6 +28,8 @@ def clone_effective(module: CQL, steps: int) -> TanhGaussian:
         len(module.config.members), module.state_size, module.config.hidden, module.transitions.body.action_size
     ).to(module.device)
     adam = torch.optim.Adam(policy.parameters(), lr=RATE, fused=True)
+    names = [f"{rule}-{seed}" for rule, seed in module.config.members]
+    finite, every = FiniteCheck(names, steps), torch.arange(len(names), device=module.device)
     for step in range(steps):
         for group in adam.param_groups:
             group["lr"] = RATE * (1 - step / steps)
@@ -34,10 +37,12 @@ def clone_effective(module: CQL, steps: int) -> TanhGaussian:
         batch = module.draw(generator)
         weight = module.weigh(batch, generator)
         density = policy.log_density(module.told(batch.observation, batch.task_index), batch.action)
-        loss = -weighted_mean(density, weight).sum()
+        losses = -weighted_mean(density, weight)
+        finite.add(step + 1, {"cloning loss": losses}, every)
         adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses.sum().backward()  # type: ignore[no-untyped-call]
         adam.step()
+    finite.check()
     return policy.requires_grad_(False)
 
 

@@ -9,7 +9,7 @@ from data.sharing import RULES
 from models.acting import ActingConfig
 from models.cem import CEMConfig
 from models.qnetwork import CONDITIONINGS, NetworkConfig
-from sim.options import check_least, check_part, choose, option
+from sim.options import check_least, check_part, check_seed, choose, option
 from sim.tasks import TASK_NAMES, check_tasks
 from sim.views import SMALL_PX
 from train.precision import PRECISIONS
@@ -103,7 +103,6 @@ class TrainConfig:
         check_least(
             self,
             0,
-            "seed",
             "unseen_actions",
             "workers",
             "cache_mib",
@@ -112,6 +111,7 @@ class TrainConfig:
             "learning_rate",
             "weight_decay",
         )
+        check_seed(self, "seed")
         check_part(self, "shared_part", "success_part", "nearby_share", "discount", "target_decay")
         if self.shared_part and RULES[self.rule].uses_q and self.per_task * self.devices * self.nodes < 2:
             raise ValueError(f"rule {self.rule} compares shared with own transitions: a batch needs two of each task")

@@ -30,6 +30,7 @@ from models.stacked import TanhGaussian, TwinQ, draw, fold_normalisation
 from sim.options import choose
 from train.chance import seed_of
 from train.cql_config import CQLConfig
+from train.finite import FiniteCheck, check_weights
 
 FORMAT = 4  # of `CQL.checkpoint`
 
@@ -46,6 +47,7 @@ class CQL(lightning.LightningModule):
     def __init__(self, config: CQLConfig, transitions: Transitions) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.data_digest = transitions.digest
         size = transitions.body.observation_size
         mean, std = np.zeros(size, np.float32), np.ones(size, np.float32)
         if config.normalise:
@@ -74,6 +76,8 @@ class CQL(lightning.LightningModule):
         self._routers = torch.nn.ModuleList(self.routers)  # for the checkpoint and the device
         self.samplers: list[StateSampler] = []
         self.updates = 0
+        self.finite = FiniteCheck([f"{rule}-{seed}" for rule, seed in config.members], config.log_every)
+        self._every_member = torch.nn.Buffer(torch.arange(members), persistent=False)
         self.optimizer_states: list[dict[str, Any]] = []  # to go on from
 
     def setup(self, stage: str) -> None:
@@ -144,9 +148,12 @@ class CQL(lightning.LightningModule):
         with torch.no_grad():
             torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), config.target_rate)
         self.updates += 1
-        self._renew()
         info = {"bellman": bellman.mean(0), "conservative": conservative.mean(0), "actor": actor}
         info |= {"q_data": q.amin(0).mean(-1), "q_policy": best.mean(-1), "alpha": alpha[:, 0]}
+        causes = {"target": backup.mean(-1), "weight": weight.mean(-1), "Q": info["q_data"], "alpha": info["alpha"]}
+        losses = {"Bellman loss": info["bellman"], "conservative loss": info["conservative"], "policy loss": actor}
+        self.finite.add(self.updates, causes | losses, self._every_member)
+        self._renew()
         return {key: value.detach() for key, value in info.items()}
 
     def _conservative(
@@ -285,9 +292,12 @@ class CQL(lightning.LightningModule):
         }
 
     def checkpoint(self) -> dict[str, Any]:
-        """All that a run goes on from: tensors and plain values."""
+        """All that a run goes on from: tensors and plain values. NotFiniteError where a weight is not finite."""
+        self.finite.check()
+        check_weights(self.updates, policy=self.policy, **{"Q-function": self.q, "target": self.target})
         return {
             "format": FORMAT,
+            "data": self.data_digest,
             "updates": self.updates,
             "precision": self.trainer.precision,
             "state_dict": self.state_dict(),
@@ -300,7 +310,8 @@ class CQL(lightning.LightningModule):
             raise CheckpointError(f"{path}: not a checkpoint of CQL on states, format {FORMAT}")
         normalised_by = torch.stack([self.mean, self.std])
         load_weights(self, checkpoint["state_dict"], path)
-        if not torch.allclose(normalised_by, torch.stack([self.mean, self.std]), rtol=1e-3, atol=1e-3):
+        same = torch.allclose(normalised_by, torch.stack([self.mean, self.std]), rtol=1e-3, atol=1e-3)
+        if not same or checkpoint.get("data", self.data_digest) != self.data_digest:
             raise CheckpointError(f"{path}: learned from other data than {self.config.data} holds now")
         self.updates, self.optimizer_states = checkpoint["updates"], checkpoint["optimizers"]
         return str(checkpoint["precision"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from data.router import TEMPERATURE_CLIPS, RouterConfig
 from data.sharing import RULES
-from sim.options import check_least, check_part, choose, option
+from sim.options import check_least, check_part, check_seed, choose, option
 from train.chance import seed_of
 from train.precision import PRECISIONS
 
@@ -73,8 +73,7 @@ class CQLConfig:
             "refresh_steps",
         )
         check_least(self, 0, "gradient_actions", "warm_steps", "behaviour_steps")
-        if min(self.seeds) < 0:
-            raise ValueError(f"seeds are 0 or more, got {self.seeds}")
+        check_seed(self, "seeds")
         check_part(self, "shared_part")
         num_shared = round(self.per_task * self.shared_part)
         for rule in self.rules:

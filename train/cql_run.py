@@ -7,7 +7,6 @@ pi_beta_eff) and the returns of pi_beta_eff, the clone of what the sharing rule 
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -28,16 +27,18 @@ from sim.options import Parser, add_options, from_options
 from train.behaviour import clone_effective, divergence
 from train.cql import CQL
 from train.cql_config import CQLConfig
-from train.folder import LAST, claim_run, hold_run
+from train.folder import LAST, LOG, claim_run, hold_run
+from train.launch import fit, join_launch
 from train.precision import resolve_precision
 from train.process import prepare_process
 from train.routing import Routing
 from train.run import Progress, quiet_lightning
-from train.saving import SaveAtEnd
+from train.saving import SaveAtEnd, write_tensors
 
 EVALUATION_SEED = 1  # of the episodes that every member of every run plays
 FREE_TO_CHANGE = (
     "out",
+    "data",  # bound by what it holds, not by where it lies
     "steps",
     "updates_per_step",
     "log_every",
@@ -75,7 +76,9 @@ def train(config: CQLConfig) -> Path:
             devices=1,
             max_epochs=1,
             precision=resolve_precision(precision),  # type: ignore[arg-type]
-            logger=TensorBoardLogger(out, name="", version="log"),
+            plugins=[join_launch(1, 1)[0]],
+            default_root_dir=out,
+            logger=TensorBoardLogger(out, name="", version=LOG, purge_step=module.updates + 1 if resume else None),
             log_every_n_steps=max(1, config.log_every // config.updates_per_step),
             callbacks=[
                 Progress(config.steps),
@@ -88,7 +91,8 @@ def train(config: CQLConfig) -> Path:
         )
         if module.updates < config.steps:
             left = range(-(-(config.steps - module.updates) // config.updates_per_step))
-            trainer.fit(module, DataLoader(list(left), batch_size=None))  # type: ignore[arg-type]
+            loader: Any = DataLoader(list(left), batch_size=None)  # type: ignore[arg-type]
+            fit(trainer, module, loader, out, "--critic-rate or --policy-rate")
         return _evaluate(config, module, out)
 
 
@@ -108,9 +112,7 @@ class SaveEvery(Callback):
 
 def save(trainer: lightning.Trainer, module: lightning.LightningModule, path: Path) -> None:
     """What `CQL.restore` reads, which is less than Lightning would write."""
-    buffer = io.BytesIO()
-    torch.save(module.checkpoint(), buffer)
-    write_whole(path, buffer.getvalue())
+    write_tensors(path, module.checkpoint())
 
 
 def _evaluate(config: CQLConfig, module: CQL, out: Path) -> Path:
@@ -139,10 +141,10 @@ def _evaluate(config: CQLConfig, module: CQL, out: Path) -> Path:
     for k, (rule, seed) in enumerate(config.members):
         by_task = {name: dict(zip(tasks, values[k], strict=True)) for name, values in found.items()}
         rows.append({"rule": rule, "seed": seed, "updates": module.updates, **by_task})
-    path = out / "returns.json"
-    write_whole(path, json.dumps({"members": rows, "routing": routing}, indent=1).encode())
     for row in rows:
         means = ", ".join(f"{task} {np.mean(values):.1f}" for task, values in row["returns"].items())
         print(f"{row['rule']}, seed {row['seed']}: {means}")
+    path = out / "returns.json"
+    write_whole(path, json.dumps({"members": rows, "routing": routing}, indent=1).encode())
     print(f"{path}: {module.updates} updates; beside the paper's: python -m eval.tables {path}")
     return path

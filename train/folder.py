@@ -9,12 +9,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from data.claim import hold
+from data.locks import hold
 from data.shards import occupied, read_json, sweep, write_whole
 from models.checkpoint import LOCK, RUN_CONFIG, CheckpointError
 from sim.options import changed
 
 LAST = "last.ckpt"
+LOG = "log"  # folder of TensorBoard's files
 
 
 @contextmanager

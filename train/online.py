@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data.claim import hold
 from data.collect import collect
+from data.locks import hold
 from data.manifest import merge
 from data.plan import CollectConfig
 from data.shards import occupied, read_json, successes, sweep, write_whole

@@ -19,7 +19,7 @@ from torch import Tensor
 from data.batches import Batch
 from data.processes import joint_share
 from data.replay import Replay
-from data.router import Router
+from data.router import Router, move_scores
 from data.sharing import Scores
 from models.acting import best_action, crop, crop_corner, in_crop
 from models.augment import photometric
@@ -42,6 +42,7 @@ from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES, TASKS
 from train.chance import seed_of
 from train.config import TrainConfig
+from train.finite import FiniteCheck, check_weights
 
 LAST_RATE = 0.02  # of the learning rate, where it falls
 SAME_COMMAND = 0.7  # part of the unseen actions near the data's that keep its command
@@ -74,6 +75,7 @@ class QTOpt(lightning.LightningModule):
         self.snapshot = copy.deepcopy(self.target) if self.router.rule.snapshot else None
         self._tasks = tuple(TASKS[name].index for name in config.tasks)
         self.history: dict[int, Any] = {}  # step -> mean weights by target and source
+        self.finite = FiniteCheck(TASK_NAMES, config.log_every)
 
     # ------------------------------------------------------------------ losses
 
@@ -101,12 +103,15 @@ class QTOpt(lightning.LightningModule):
         conservative, more = conservative_loss(logits[:, 1:], weight)
         loss = joint_share(weight) * (bellman + config.conservative_weight * conservative)
         info |= more | {"bellman": bellman.detach(), "conservative": conservative.detach()}
+        rows = {"target": target, "Q": logits.sum(1), "weight": weight}
+        losses = {"Bellman loss": bellman, "conservative loss": conservative}
         if config.prior:
             cloning, more = self.cloning(batch, features, weight * batch.success)
-            loss, info = loss + cloning, info | more
+            loss, info, losses["cloning loss"] = loss + cloning, info | more, cloning
         if sight is not None:
             telling, more = self.telling(batch, sight, corner)
-            loss, info = loss + config.landmark_weight * telling, info | more
+            loss, info, losses["landmark loss"] = loss + config.landmark_weight * telling, info | more, telling
+        self.finite.add(self.global_step + 1, rows, batch.task_index, losses)
         if self.logs_now:
             self._log(batch, logits.detach(), weight, {"loss": loss.detach(), **info, **self._judge(batch, image)})
         return loss
@@ -262,10 +267,15 @@ class QTOpt(lightning.LightningModule):
             values["data_rank"] = (logits[:, :1] > logits[:, 1:]).float().mean(1)[won & own].mean()
         if batch.is_shared.any():
             values["shared_weight"] = weight[batch.is_shared].mean()
-        self.log_dict({f"train/{key}": value for key, value in values.items()})
+        self.log_values(values)
         for shown, key in (("loss", "loss"), ("Q_won", "q_success"), ("Q_lost", "q_failure")):
             if key in values:
                 self.log(shown, values[key], prog_bar=True, logger=False)
+
+    def log_values(self, values: dict[str, Tensor]) -> None:
+        """To TensorBoard, by the number of steps that are done, as everything there."""
+        self.log_dict({f"train/{key}": value for key, value in values.items()})
+        self.log("step", float(self.global_step + 1))
 
     @property
     def done_steps(self) -> int:
@@ -284,11 +294,20 @@ class QTOpt(lightning.LightningModule):
         return {**about, "history": [[step, weights] for step, weights in sorted(self.history.items())]}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Scores of episodes go with them to their numbers in a dataset that has grown."""
         self.history = dict(checkpoint["switchyard"]["sharing"].get("history", []))
+        weights, key = checkpoint["state_dict"], "router.episode_score"
+        if self.replay and "episodes" in checkpoint and weights[key].shape[-1]:
+            weights[key] = move_scores(weights[key], checkpoint["episodes"].numpy(), self.replay.episode_key)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What `Policy.load` needs to act, and what another run needs to refuse a mismatch: plain values only."""
+        self.finite.check()
+        networks = {"network": self.network, "target": self.target, "lagged": self.lagged, "snapshot": self.snapshot}
+        check_weights(self.global_step, **networks)
         checkpoint["callbacks"] = {}  # nothing a run goes on from, but the path of its folder
+        if self.replay:
+            checkpoint["episodes"] = torch.from_numpy(self.replay.episode_key)
         checkpoint["switchyard"] = {
             "format": FORMAT,
             "network": dataclasses.asdict(self.config.network),

@@ -6,21 +6,20 @@ import dataclasses
 import datetime
 import logging
 import os
-import signal
 import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_only
 
 from data.batches import BatchStream, Sampler, SamplerConfig, can_decode_on_gpu
 from data.loader import Loader
 from data.replay import Replay
-from data.shards import DatasetError
 from data.sharing import RULES
 from models.checkpoint import CheckpointError, acting_weights, load_weights, read_checkpoint
 from models.qnetwork import NetworkConfig
@@ -28,16 +27,18 @@ from sim.options import changed
 from sim.tasks import TASK_NAMES, task_by_name
 from train.bc import Cloning
 from train.config import TrainConfig
-from train.folder import LAST, hold_run, kept_options, write_options
+from train.folder import LAST, LOG, hold_run, kept_options, write_options
 from train.landscape import Landscape
+from train.launch import EndTogether, fit, join_launch
 from train.pace import Pace
 from train.precision import resolve_precision
 from train.qtopt import QTOpt
 from train.routing import Routing
-from train.saving import SaveAtEnd
+from train.saving import SaveAtEnd, WholeFiles
 
 LEARNERS = {"qtopt": QTOpt, "clone": Cloning}
 FREE_TO_CHANGE = (
+    "data",  # bound by what it holds, not by where it lies
     "steps",
     "workers",
     "cache_mib",
@@ -61,51 +62,64 @@ def train(config: TrainConfig) -> Path:
         )
     config = _with_present_tasks(config, replay)
     out = Path(config.out)
-    with hold_run(out, _leads()):
-        return _train(config, replay, out)
+    environment, first = join_launch(config.devices, config.nodes)
+    with hold_run(out, first):
+        return _train(config, replay, out, environment, first)
 
 
-def _leads() -> bool:
-    """Whether this process is the first of its training, by what launchers say before there is a trainer."""
-    return rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) == "0"
-
-
-def _train(config: TrainConfig, replay: Replay, out: Path) -> Path:
+def _train(config: TrainConfig, replay: Replay, out: Path, environment: ClusterEnvironment, first: bool) -> Path:
+    """`first`: this is the first process of the training, which alone speaks and writes."""
     chosen, resume = config, _claim(out, config)
-    first_step = 0
+    checkpoint: dict[str, Any] = {}
+    done = 0
     if resume is not None:
         checkpoint = read_checkpoint(resume)
         about = checkpoint["switchyard"]
-        first_step = about["steps"]
+        done = about["steps"]
         if about["renderer"] != replay.renderer:
             raise CheckpointError(
                 f"{resume}: trained on {about['renderer']} images, {config.data} holds {replay.renderer}"
             )
-        if first_step >= config.steps:
-            print(f"{resume}: already trained for {first_step} steps")
+        if done >= config.steps:
+            print(f"{resume}: already trained for {done} steps")
             return resume
-        if _leads():
-            print(f"{out}: going on from step {first_step}")
+        said = [f"{out}: going on from step {done}", _compare_episodes(checkpoint, resume, replay)]
+        if first:
+            print("\n".join(line for line in said if line))
         if config.precision == "auto":
             config = dataclasses.replace(config, precision=about.get("precision", "auto"))
-    if _leads():
+    if first:
         write_options(out, chosen)
     lightning.seed_everything(config.seed, verbose=False)
     module = LEARNERS[config.learner](config, replay)
     if resume is not None:
+        module.on_load_checkpoint(checkpoint)
         load_weights(module, checkpoint["state_dict"], resume)  # Lightning would, but not say what is wrong
     elif config.start_from:
         _start_from(config.start_from, module, replay.renderer)
     quiet_lightning()
-    trainer = _trainer(config, out, replay)
-    loader = _loader(config, replay, first_step, trainer)
-    try:
-        trainer.fit(module, loader, ckpt_path=None if resume is None else str(resume), weights_only=True)
-    except DatasetError as error:  # from a loader process it comes with that process's traceback around it
-        raise DatasetError(str(error).strip().splitlines()[-1].split("DatasetError: ")[-1]) from None
-    if _leads():
+    trainer = _trainer(config, out, replay, done, environment)
+    fit(trainer, module, _loader(config, replay, done, trainer), out, "--learning-rate", resume)
+    if first:
         print(f"{out / LAST}: {config.steps} steps; to play it: python -m eval --checkpoint {out / LAST}")
     return out / LAST
+
+
+def _compare_episodes(checkpoint: dict[str, Any], path: Path, replay: Replay) -> str:
+    """What to say of a dataset that has changed since the checkpoint, '' for none; CheckpointError where episodes that
+    it learned from are gone. Earlier checkpoints do not tell theirs."""
+    if "episodes" not in checkpoint:
+        return ""
+    known, now = checkpoint["episodes"].numpy(), replay.episode_key
+    gone = int((~np.isin(known, now)).sum())
+    if gone:
+        raise CheckpointError(
+            f"{path}: learned from other data than {replay.folder} holds: {gone} of its {len(known)} episodes are not "
+            "there; choose another --out"
+        )
+    if len(now) > len(known):
+        return f"{replay.folder}: has grown from {len(known)} to {len(now)} episodes, all of which are learned from now"
+    return "" if np.array_equal(known, now) else f"{replay.folder}: lists its episodes in another order than before"
 
 
 def _start_from(path: str, module: QTOpt, renderer: str) -> None:
@@ -158,16 +172,16 @@ def _loader(config: TrainConfig, replay: Replay, first_step: int, trainer: light
         decode=not on_gpu,
     )
     sampler = Sampler(replay, tasks, RULES[config.rule], mix)
-    return Loader(BatchStream(sampler, config.seed, first_step, trainer.global_rank), config.workers, _leave_signals)
+    if config.prior and (without := ", ".join(TASK_NAMES[task] for task in sampler.without_success)):
+        if config.learner == "clone" and len(sampler.without_success) == len(tasks):
+            raise ValueError(f"{config.data}: holds no success of {without}: there is nothing to clone")
+        print(f"{config.data}: holds no success of {without} to clone")
+    return Loader(BatchStream(sampler, config.seed, first_step, trainer.global_rank), config.workers)
 
 
-def _leave_signals(worker: int) -> None:
-    """To the parent, that of a batch queue once: torch ends by it a process that hangs."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-
-
-def _trainer(config: TrainConfig, out: Path, replay: Replay) -> lightning.Trainer:
+def _trainer(
+    config: TrainConfig, out: Path, replay: Replay, done: int, environment: ClusterEnvironment
+) -> lightning.Trainer:
     return lightning.Trainer(
         accelerator="auto",
         devices=config.devices,
@@ -177,13 +191,16 @@ def _trainer(config: TrainConfig, out: Path, replay: Replay) -> lightning.Traine
         max_steps=config.steps,
         limit_train_batches=config.steps,
         use_distributed_sampler=False,
-        logger=TensorBoardLogger(out, name="", version="log"),
+        plugins=[environment, WholeFiles()],
+        default_root_dir=out,
+        logger=TensorBoardLogger(out, name="", version=LOG, purge_step=done + 1 if done else None),
         log_every_n_steps=config.log_every,
         callbacks=[
             Pace(config.log_every),
             ModelCheckpoint(
                 out, filename="last", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
             ),
+            EndTogether(),
             SaveAtEnd(out / LAST, config.log_every),
             Progress(config.steps, refresh_rate=min(10, config.log_every)),
             *([Landscape(replay, config), Routing(config.landscape_every)] if config.learner == "qtopt" else []),
@@ -228,6 +245,10 @@ class Progress(TQDMProgressBar):
         if self.is_enabled and (done % self.refresh_rate == 0 or done == self._total):
             self.train_progress_bar.n = done
             self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def on_exception(self, *arguments: Any) -> None:
+        if self._train_progress_bar is not None:
+            self.train_progress_bar.close()  # what is said next begins a line
 
     def get_metrics(self, *arguments: Any) -> dict[str, Any]:
         metrics = super().get_metrics(*arguments)

@@ -8,7 +8,6 @@ Shapes: `E` tasks, `B` transitions of each.
 from __future__ import annotations
 
 import copy
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,13 @@ from models.losses import q_target, temperature_loss
 from models.stacked import TanhGaussian, TwinQ
 from models.state_policy import pack_policies, sample_actions
 from sim.locomotion import Body, Step, Walk, body_by_name
-from sim.options import Parser, add_options, check_least, choose, from_options, option
+from sim.options import Parser, add_options, check_least, check_seed, choose, from_options, option
 from train.chance import seed_of
+from train.finite import FiniteCheck, check_weights
 from train.folder import LAST, claim_run, hold_run
 from train.precision import PRECISIONS, resolve_precision
 from train.process import prepare_process
+from train.saving import StopRequest, stopped_at, write_tensors
 
 RETURNS = "returns.csv"
 FORMAT = 1  # of the checkpoint
@@ -62,7 +63,7 @@ class SACConfig:
         for name in self.tasks:
             choose("task", name, body_by_name(self.body).task_names)
         choose("precision", self.precision, PRECISIONS)
-        check_least(self, 0, "seed")
+        check_seed(self, "seed")
         check_least(self, 1, "steps", "start_steps", "batch_size", "keep_every", "checkpoint_every", "replay_steps")
         if self.steps <= self.start_steps:
             raise ValueError(f"steps {self.steps}: after start_steps {self.start_steps} none is left to learn by")
@@ -85,8 +86,9 @@ class SAC:
             for weights in (self.q.parameters(), [*self.policy.parameters(), self.log_alpha])
         ]
 
-    def update(self, batch: dict[str, Tensor], generator: torch.Generator) -> None:
-        """One step of everything. `batch`: observation, action, reward, next_observation, done, each [E, B, ...]."""
+    def update(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """One step of everything; the losses [E]. `batch`: observation, action, reward, next_observation, done, each
+        [E, B, ...]."""
         state, alpha = batch["observation"], self.log_alpha.exp().detach()[:, None]
         with torch.no_grad():
             next_action, next_density = self.policy.sample(batch["next_observation"], 1, generator)
@@ -94,16 +96,18 @@ class SAC:
             entropy = -alpha * next_density[..., 0]
             target = q_target(batch["reward"], batch["done"], next_q, entropy, self.config.discount)
         q = self.q(state, batch["action"][:, :, None])[..., 0]
-        critic = (q - target).square().mean(-1).sum()
+        critic = (q - target).square().mean(-1).sum(0)
         action, density = self.policy.sample(state, 1, generator)
-        self._step(0, critic)
+        self._step(0, critic.sum())
         self.q.requires_grad_(False)
         best = self.q(state, action).amin(0)[..., 0]
         temperature = temperature_loss(self.log_alpha, density[..., 0], self.action_size)
-        self._step(1, (alpha * density[..., 0] - best).mean(-1).sum() + temperature)
+        actor = (alpha * density[..., 0] - best).mean(-1)
+        self._step(1, actor.sum() + temperature)
         self.q.requires_grad_(True)
         with torch.no_grad():
             torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), self.config.target_rate)
+        return {"target": target.mean(-1), "critic loss": critic, "policy loss": actor, "alpha": alpha[:, 0]}
 
     def _step(self, which: int, loss: Tensor) -> None:
         self.optimizers[which].zero_grad()
@@ -178,12 +182,12 @@ def learn(config: SACConfig) -> Path:
     `returns.csv`; the folder's path. CheckpointError for a folder of something else, of other options or of more steps;
     DatasetError where another training is at work in it."""
     out = Path(config.out)
-    with hold_run(out):
-        _learn(config, out, claim_run(out, config, FREE_TO_CHANGE))
+    with hold_run(out), StopRequest() as request:
+        _learn(config, out, claim_run(out, config, FREE_TO_CHANGE), request)
     return out
 
 
-def _learn(config: SACConfig, out: Path, resume: Path | None) -> None:
+def _learn(config: SACConfig, out: Path, resume: Path | None, request: StopRequest) -> None:
     body = body_by_name(config.body)
     replay_steps = min(config.replay_steps, config.steps)
     tasks = config.tasks or body.task_names
@@ -200,6 +204,7 @@ def _learn(config: SACConfig, out: Path, resume: Path | None) -> None:
     walks = [Walk(body) for _ in tasks]
     now = np.stack([walk.reset(seed_of(config.seed, done, k)) for k, walk in enumerate(walks)])
     total = np.zeros(len(walks))
+    finite, every = FiniteCheck(tasks, 1), torch.arange(len(tasks))
     for count in tqdm(range(done + 1, config.steps + 1), initial=done, total=config.steps, unit="step", smoothing=0.05):
         action = rng.uniform(-1, 1, (len(walks), body.action_size)).astype(np.float32)
         if count > config.start_steps:
@@ -215,21 +220,24 @@ def _learn(config: SACConfig, out: Path, resume: Path | None) -> None:
         memory.filled += 1
         if count > config.start_steps:
             with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-                sac.update(memory.sample(config.batch_size, rng), generator)
+                losses = sac.update(memory.sample(config.batch_size, rng), generator)
+            finite.add(count, losses, every)
         if count % config.keep_every == 0 or count == config.steps:
             about = {"hidden": list(config.hidden), "algorithm": "SAC", "steps": count, "seed": config.seed}
             write_whole(out / f"policy-{count}.pt", pack_policies(sac.policy, body, tasks, about))
         if count == replay_steps:
             write_transitions(out / "replay.h5", _replay(memory, body, tasks, config.seed))
-        if count % config.checkpoint_every == 0 or count == config.steps:
+        if count % config.checkpoint_every == 0 or count == config.steps or request.signal:
+            check_weights(count, **{name: getattr(sac, name) for name in NETWORKS})
             _save(out / LAST, sac, memory, returns)
+        if request.signal:
+            print(stopped_at(out / LAST, count))
+            raise SystemExit(128 + request.signal)
     write_whole(out / RETURNS, ("step,task,return\n" + "".join(returns)).encode())
 
 
 def _save(path: Path, sac: SAC, memory: Memory, returns: list[str]) -> None:
-    buffer = io.BytesIO()
-    torch.save({"sac": FORMAT, **sac.state(), "memory": memory.state(), "returns": returns}, buffer)
-    write_whole(path, buffer.getvalue())
+    write_tensors(path, {"sac": FORMAT, **sac.state(), "memory": memory.state(), "returns": returns})
 
 
 def _restore(path: Path, sac: SAC, memory: Memory, steps: int) -> list[str]:

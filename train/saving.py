@@ -1,7 +1,8 @@
-"""The last checkpoint of a training that ends, by itself or by a signal."""
+"""Checkpoints of a training: whole or absent, and one more when it ends, by itself or by a signal."""
 
 from __future__ import annotations
 
+import io
 import signal
 import threading
 from collections.abc import Callable
@@ -9,15 +10,62 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins import TorchCheckpointIO
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C; what batch queues send before they kill
+from data.shards import write_whole
+from sim.options import STOP_SIGNALS
+
+SIGNALS = (signal.SIGINT, *STOP_SIGNALS)
 Save = Callable[[lightning.Trainer, lightning.LightningModule, Path], None]
+
+
+def write_tensors(path: Path, content: Any) -> None:
+    """As torch.save writes it, beside its place first: Lightning takes the way through TMPDIR, from where a file is
+    copied, not renamed, if that is another file system."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_whole(path, buffer.getvalue())
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Lightning's checkpoints by `write_tensors`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write_tensors(Path(path), checkpoint)
 
 
 def save_whole(trainer: lightning.Trainer, module: lightning.LightningModule, path: Path) -> None:
     """As Lightning does."""
     trainer.save_checkpoint(path)
+
+
+class StopRequest:
+    """Remembers the first signal that asks a training to stop; a second one stops it at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._handlers: dict[int, Any] = {}
+
+    def listen(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup, say
+            self._handlers = {number: signal.signal(number, self._receive) for number in heard}
+
+    def _receive(self, number: int, *_: Any) -> None:
+        self.signal = number
+        self.restore()
+
+    def restore(self, *_: Any) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def __enter__(self) -> StopRequest:
+        self.listen()
+        return self
+
+    __exit__ = restore
 
 
 class SaveAtEnd(Callback):
@@ -28,36 +76,32 @@ class SaveAtEnd(Callback):
 
     def __init__(self, path: Path, agree_every: int, save: Save = save_whole) -> None:
         self._path, self._agree_every, self._save = path, agree_every, save
-        self._signal = 0
-        self._handlers: dict[int, Any] = {}
+        self._request = StopRequest()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._interrupt) for number in SIGNALS}
+        self._request.listen()
 
-    def _interrupt(self, number: int, *_: Any) -> None:
-        self._signal = number
-        self._restore()
-
-    def _restore(self, *_: Any) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    on_exception = _restore
+    def on_exception(self, *_: Any) -> None:
+        self._request.restore()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        request = self._request
         if trainer.world_size > 1:
             if trainer.global_step % self._agree_every:
                 return
-            if trainer.strategy.reduce_boolean_decision(bool(self._signal), all=False):
-                self._signal = self._signal or signal.SIGINT
-        trainer.should_stop = bool(self._signal)
+            if trainer.strategy.reduce_boolean_decision(bool(request.signal), all=False):
+                request.signal = request.signal or signal.SIGINT
+        trainer.should_stop = bool(request.signal)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._save(trainer, pl_module, self._path)
-        self._restore()
-        if self._signal:
+        self._request.restore()
+        if self._request.signal:
             if trainer.is_global_zero:
-                step = pl_module.done_steps
-                print(f"\nstopped: {self._path} holds step {step}; the same command goes on from there")
-            raise SystemExit(128 + self._signal)
+                print(stopped_at(self._path, pl_module.done_steps))
+            raise SystemExit(128 + self._request.signal)
+
+
+def stopped_at(path: Path, step: int) -> str:
+    """What a training that was stopped says."""
+    return f"\nstopped: {path} holds step {step}; the same command goes on from there"

@@ -1,0 +1,124 @@
+"""Training as one process or several: who launched them, which one this is, and how they end.
+
+A launcher's variables (SLURM_PROCID, LOCAL_RANK, ...) count only where it launched as many processes as this training
+has: a sweep under `srun`, one training a task, is many trainings of one process each.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    LSFEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning.pytorch.utilities import rank_zero_only
+
+from train.finite import NotFiniteError
+from train.folder import LAST, LOG
+
+LAUNCHERS: tuple[tuple[type[ClusterEnvironment], str], ...] = (  # and the variable that says how many they launched
+    (TorchElasticEnvironment, "WORLD_SIZE"),
+    (SLURMEnvironment, "SLURM_NTASKS"),
+    (LSFEnvironment, "JSM_NAMESPACE_SIZE"),
+)
+LOOK_EVERY_S = 0.2
+GRACE_S = 10.0  # for a failed process to end, after another noticed that it no longer answers
+
+
+def join_launch(devices: int, nodes: int) -> tuple[ClusterEnvironment, bool]:
+    """Lightning's description of the launch of a training of `devices` x `nodes` processes, and whether this process is
+    the first of them. Without a launcher, the first process of each machine starts the others there. Jobs are never
+    requeued from here."""
+    processes = devices * nodes
+    environment: ClusterEnvironment = LightningEnvironment()
+    for kind, variable in LAUNCHERS if processes > 1 else ():
+        if kind.detect() and os.environ[variable] == str(processes):
+            environment = SLURMEnvironment(auto_requeue=False) if kind is SLURMEnvironment else kind()
+            first = environment.global_rank() == 0
+            break
+    else:
+        if os.environ.get("WORLD_SIZE") != str(processes):  # not started by the first process of this training
+            os.environ.pop("LOCAL_RANK", None)
+        first = environment.local_rank() == 0 and (nodes == 1 or environment.node_rank() == 0)
+    rank_zero_only.rank = 0 if first else 1  # until there is a trainer; from its import on it is what a launcher says
+    return environment, first
+
+
+def fit(
+    trainer: lightning.Trainer,
+    module: lightning.LightningModule,
+    loader: Any,
+    out: Path,
+    rates: str,
+    resume: Path | None = None,
+) -> None:
+    """Train, from the checkpoint `resume` on where there is one. What a person can mend is an error of one line.
+    `rates`: the options to lower where training diverges."""
+    try:
+        trainer.fit(module, loader, ckpt_path=None if resume is None else str(resume), weights_only=True)
+    except NotFiniteError as error:
+        kept = f"{out / LAST} keeps an earlier one" if (out / LAST).is_file() else "nothing was saved"
+        raise NotFiniteError(f"{out}: {error}; {kept}; a lower {rates} may help") from error
+    except OSError as error:
+        if error.filename is None:  # of TensorBoard's writer
+            raise OSError(error.errno, error.strerror, str(out / LOG)) from error
+        raise
+    except RuntimeError as error:
+        if str(error).startswith("DataLoader worker"):
+            raise ValueError(f"a loader process died (out of memory?): fewer --workers need less; {error}") from error
+        raise
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # which Lightning turns into status 1 before the first step
+            raise end.__context__ from None
+        raise
+
+
+class EndTogether(Callback):
+    """The processes that the first one started end when it fails, and it ends when one of them fails: with its status,
+    after the one line that it printed."""
+
+    def __init__(self) -> None:
+        self._others: list[subprocess.Popen[Any]] = []
+        self._watching: threading.Thread | None = None
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._others = list(getattr(trainer.strategy.launcher, "procs", ()))
+        if self._others:
+            self._watching = threading.Thread(target=self._watch, daemon=True)
+            self._watching.start()
+
+    def _watch(self) -> None:
+        while self._others:
+            for status in (other.poll() for other in self._others):
+                if status:
+                    self._kill()
+                    sys.stdout.flush()
+                    os._exit(status if status > 0 else 128 - status)
+            time.sleep(LOOK_EVERY_S)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._others = []  # which may end before this process now
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        if self._watching and isinstance(exception, RuntimeError):  # as where another process does not answer
+            self._watching.join(GRACE_S)
+        self._kill()
+
+    def _kill(self) -> None:
+        for other in self._others:
+            other.kill()
+        self._others = []
