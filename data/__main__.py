@@ -1,7 +1,8 @@
-"""`python -m data collect | locomotion | info | check | view | merge | split | export`."""
+"""`python -m data collect | locomotion | info | check | view | merge | split | select | drop | export`."""
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from data.locomotion import LocomotionConfig, describe, make
 from data.manifest import merge, split
 from data.plan import CollectConfig
 from data.replay import Replay
+from data.select import CONDITIONS, select
 from data.transitions import read_transitions
 from data.view import OUTCOMES, view
 from sim.options import Parser, add_options, choose, from_options, run_command
@@ -55,6 +57,13 @@ def _parser() -> Parser:
     )
     splitting.add_argument("--share", type=float, default=0.9, help="of the episodes, for the first (default 0.9)")
     splitting.add_argument("--seed", type=int, default=0)
+    conditions = ", ".join(condition.example for condition in CONDITIONS.values())
+    for name, which in (("select", "for which all conditions hold"), ("drop", "but those for which all hold")):
+        selecting = command(name, f"a dataset of the episodes {which}, by a manifest (docs/data.md)", "folder", "out")
+        text = f"conditions, separated by commas: {conditions}"
+        selecting.add_argument("--where", required=name == "drop", metavar="CONDITIONS", help=text)
+        if name == "select":
+            selecting.add_argument("--per-task", type=int, help="at most so many episodes of each task, the first ones")
     exporting = command("export", "write a dataset in another layout", "folder", "out")
     exporting.add_argument("--format", required=True, help=f"of {', '.join(EXPORTS)}")
     return parser
@@ -106,6 +115,12 @@ def _split(folder: Path, first: Path, second: Path, share: float, seed: int) -> 
         print_info(Replay(out))
 
 
+def _select(folder: Path, out: Path, where: str | None, per_task: int | None = None, drop: bool = False) -> None:
+    count = select(folder, out, where, per_task=per_task, drop=drop)
+    print_info(selected := Replay(out))
+    print(f"{selected.num_episodes} of the {count} episodes of {folder}")
+
+
 def _export(folder: Path, out: Path, format: str) -> None:
     EXPORTS[choose("format", format, tuple(EXPORTS))](Replay(folder), out)
     print(f"{out}: {format}")
@@ -119,6 +134,8 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "view": _view,
     "merge": _merge,
     "split": _split,
+    "select": _select,
+    "drop": functools.partial(_select, drop=True),
     "export": _export,
 }
 

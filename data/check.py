@@ -18,7 +18,7 @@ from data.claim import read_options
 from data.manifest import Manifest, read_manifest, some_of
 from data.plan import CONFIG
 from data.progress import LINE_EVERY_S
-from data.shards import DatasetError, Row, Shard, read_listed, read_shard
+from data.shards import DatasetError, Row, Shard, read_listed, read_shard, shard_files
 from sim import actions
 from sim.parallel import run_jobs
 from sim.scenes import read_factors
@@ -81,7 +81,7 @@ def _unfinished(folder: Path, manifest: Manifest, about: dict[str, Any], episode
     if manifest.episodes < asked and not about["until"]:
         yield f"{folder}: {manifest.episodes} of the {asked} episodes that were asked for; collect goes on"
     names = {row.name for row in manifest.shards}
-    unlisted = sorted(path.name for path in folder.glob("*.h5") if path.name not in names)
+    unlisted = [path.name for path in shard_files(folder) if path.name not in names]
     if unlisted:
         yield f"{folder}: {len(unlisted)} shards are not listed yet, {unlisted[0]} for one; collect lists them"
     numbers = defaultdict[tuple[str, int], set[int]](set)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator
@@ -11,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data.locks import hold
 from data.manifest import MANIFEST, checksum, read_manifest
 from data.plan import CONFIG, CollectConfig, ShardJob, Source
-from data.shards import DatasetError, Row, occupied, read_json, read_shard, sweep, write_whole
+from data.shards import DatasetError, Row, occupied, read_json, read_shard, shard_files, sweep, write_whole
 from sim.options import changed
 from sim.tasks import TASKS
 
@@ -34,7 +34,7 @@ def claim(folder: Path, config: CollectConfig) -> Iterator[tuple[CollectConfig, 
     wanted["sources"] = [_fingerprint(source) for source in config.sources]
     with hold(folder / LOCK, f"{folder}: another collection is at work in this folder"):
         counts = [source.episodes for source in config.sources]
-        if path.is_file() and any(folder.glob("*.h5")):  # options without an episode bind nobody
+        if path.is_file() and shard_files(folder):  # options without an episode bind nobody
             found = read_options(folder)
             _check_same(folder, config, wanted, found, counts)
             asked = found["asked"] if counts == found["asked"][-1] else [*found["asked"], counts]
@@ -46,18 +46,6 @@ def claim(folder: Path, config: CollectConfig) -> Iterator[tuple[CollectConfig, 
         sweep(folder)
         write_whole(path, json.dumps({**about, "crc32": checksum(about)}, indent=1).encode())
         yield replace(config, renderer=about["renderer"]), about
-
-
-@contextlib.contextmanager
-def hold(lock: Path, refusal: str) -> Iterator[None]:
-    """Hold this file, whose folder is made if need be; ValueError with the `refusal` where another process does."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetError(refusal) from None
-        yield
 
 
 def _fingerprint(source: Source) -> dict[str, Any]:

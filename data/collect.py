@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from data import codec
-from data.claim import OF_A_SHARD, claim, finished, sha256
+from data.claim import OF_A_SHARD, claim, finished
 from data.manifest import Manifest, write_manifest
 from data.plan import TRAINED, CollectConfig, ShardJob, plan
 from data.progress import Progress
-from data.shards import DatasetError, Episode, Row, successes, write_shard
+from data.shards import Episode, Row, successes, write_shard
+from sim.options import stop_status
 from sim.parallel import run_jobs
 from sim.policies import COLLECTORS, Policy
 from sim.scenes import read_factors
@@ -57,7 +58,7 @@ def collect(config: CollectConfig) -> Manifest:
             if not isinstance(error, KeyboardInterrupt):
                 raise
             progress.say(f"stopped: {folder} keeps its finished shards; the same command goes on from there")
-            raise SystemExit(130) from None
+            raise SystemExit(stop_status(error)) from None
         finally:
             progress.close()
         for text in lanes.ended():
@@ -154,7 +155,8 @@ def commit() -> str:
     root = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
-        return subprocess.run(("git", *arguments), cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        found = subprocess.run(("git", *arguments), cwd=root, capture_output=True, check=True)
+        return found.stdout.decode(errors="replace").strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
@@ -228,7 +230,8 @@ class Collector:
         if source.checkpoint not in self._trained:
             load = pkgutil.resolve_name(TRAINED_POLICY)
             path = str(self._root / source.checkpoint)
-            if sha256(Path(path)) != self._sources[number]["checkpoint_sha256"]:
-                raise DatasetError(f"{path}: changed since this collection began")
-            self._trained[source.checkpoint] = load(path, frame_size(self._config.size), self._config.renderer)
+            made = load(
+                path, self._sources[number]["checkpoint_sha256"], frame_size(self._config.size), self._config.renderer
+            )
+            self._trained[source.checkpoint] = made
         return self._trained[source.checkpoint](source.noise), source.noise

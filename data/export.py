@@ -6,6 +6,7 @@ at which nothing is done, is not among them. Minari's observations have it.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data import codec
-from data.manifest import check_new
+from data.manifest import whole_folder
 from data.replay import Replay
 from data.shards import Frame
 from sim.actions import COMMANDS, MAX_TRANSLATION_M, MAX_YAW_RAD
@@ -28,8 +29,21 @@ from sim.tasks import TASK_NAMES
 ACTIONS_PER_S = 6  # nominal: the world moves 40 to 64 physics steps of 1/240 s an action
 FILE_BYTES = 100_000_000
 FILES_IN_CHUNK = 1000
+Export = Callable[[Replay, Path], None]
 
 
+def whole(write: Export) -> Export:
+    """The export whose folder appears whole or not at all."""
+
+    @functools.wraps(write)
+    def export(replay: Replay, out: Path) -> None:
+        with whole_folder(out) as making:
+            write(replay, making)
+
+    return export
+
+
+@whole
 def to_lerobot(replay: Replay, out: Path) -> None:
     """`LeRobotDataset("switchyard/pick-place", root=out)` reads it."""
     try:
@@ -38,8 +52,6 @@ def to_lerobot(replay: Replay, out: Path) -> None:
         import pyarrow.parquet as pq
     except ImportError:
         raise ValueError("LeRobot's layout is parquet: pip install -e '.[export]'") from None
-    check_new(out)
-    out.mkdir(parents=True, exist_ok=True)
     side = replay.frame_size
     features = {
         "observation.image": _feature("image", (side, side, 3), ["height", "width", "channel"]),
@@ -122,17 +134,16 @@ def to_lerobot(replay: Replay, out: Path) -> None:
         "video_path": None,
         "features": features,
     }
-    (out / "meta" / "stats.json").write_text(json.dumps(stats.finish(), indent=1))
-    (out / "meta" / "info.json").write_text(json.dumps(info, indent=1))
+    (out / "meta" / "stats.json").write_text(json.dumps(stats.finish(), indent=1), encoding="utf-8")
+    (out / "meta" / "info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
 
 
+@whole
 def to_minari(replay: Replay, out: Path) -> None:
     """`minari.MinariDataset(out / "data")` reads it; in Minari's own folder `minari.load_dataset` finds it by name."""
-    check_new(out)
-    out.mkdir(parents=True, exist_ok=True)
     data = out / "data"
     data.mkdir()
-    with h5py.File(data / "main_data.hdf5", "w", track_order=True) as file:
+    with h5py.File(data / "main_data.hdf5", "w", track_order=True, locking=False) as file:
         for episode, frames in _episodes(replay):
             task = int(replay.episode_task[episode])
             steps = len(frames) - 1
@@ -146,8 +157,8 @@ def to_minari(replay: Replay, out: Path) -> None:
             for number, frame in enumerate(frames):
                 pictures[number] = np.frombuffer(_file(frame), np.uint8)
             tables = {
-                "observations/gripper_closed": gripper[:, 0],
-                "observations/gripper_height": gripper[:, 1],
+                "observations/gripper_closed": gripper[:, :1],
+                "observations/gripper_height": gripper[:, 1:],
                 "actions/translation": action[:, :3],
                 "actions/yaw": action[:, 3],
                 "actions/command": action[:, 4].astype(np.int64),
@@ -162,8 +173,8 @@ def to_minari(replay: Replay, out: Path) -> None:
                 group.create_dataset(key, data=table)
     side, reach, turn = [replay.frame_size] * 2, MAX_TRANSLATION_M, MAX_YAW_RAD
     observation = {
-        "gripper_closed": _box("float32", [], 0.0, 1.0),
-        "gripper_height": _box("float32", [], -1.0, 2.0),
+        "gripper_closed": _box("float32", [1], 0.0, 1.0),
+        "gripper_height": _box("float32", [1], -1.0, 2.0),
         "image": _box("uint8", [*side, 3], 0, 255),
     }
     acting = {
@@ -182,10 +193,10 @@ def to_minari(replay: Replay, out: Path) -> None:
         "minari_version": "0.5.0",
         "description": f"ten lift and place tasks, {replay.renderer}, {', '.join(replay.randomise)} randomised",
     }
-    (data / "metadata.json").write_text(json.dumps(metadata))
+    (data / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
 
 
-EXPORTS: dict[str, Callable[[Replay, Path], None]] = {"lerobot": to_lerobot, "minari": to_minari}
+EXPORTS: dict[str, Export] = {"lerobot": to_lerobot, "minari": to_minari}
 
 
 def _episodes(replay: Replay) -> Iterator[tuple[int, list[Frame]]]:

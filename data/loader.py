@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data.batches import Batch, BatchStream
-from sim.options import STOP_SIGNALS
+from sim.options import leave_signals
 
 SHARED_MEMORY = "/dev/shm"
 PREFETCH = 2  # batches each worker is asked for ahead
@@ -92,9 +92,7 @@ def _begin(worker: int) -> None:
 
     torch's own look at the parent does not end a worker whose next batch no longer fits into the pipe. The last worker
     ends first: each holds open what those before it watch."""
-    for number in (signal.SIGINT, *STOP_SIGNALS):
-        if number != signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)
+    leave_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of this and of the threads that begin here
     for wait in (_end_with_parent, _end_by_parent):
         threading.Thread(target=wait, daemon=True).start()

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import pkgutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +20,9 @@ from tqdm import tqdm
 
 from data.claim import sha256
 from data.shards import DatasetError
-from data.transitions import Transitions, read_transitions, record, write_transitions
+from data.transitions import Transitions, parse_transitions, read_transitions, record, write_transitions
 from sim.locomotion import Body, Walk, body_by_name
-from sim.options import choose, option
+from sim.options import changed, choose, option
 
 POLICY = "eval.walking:behaviour"  # by name: evaluation is above data
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -29,7 +32,7 @@ Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 class LocomotionConfig:
     """Every option of `python -m data locomotion`."""
 
-    out: str = option("datasets/walker2d.h5", "the file")
+    out: str = option("datasets/walker2d.h5", "the file; one of the same sources is left as it is, another is refused")
     body: str = option("walker2d", "of sim/locomotion.py")
     sources: tuple[str, ...] = option(
         (
@@ -59,30 +62,72 @@ def read_source(text: str) -> tuple[str, Path, int]:
     return task, Path(file), int(steps)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A source that has been read, of `steps` steps of a task."""
+
+    task: str
+    steps: int
+    about: dict[str, Any]  # what the dataset says of it
+    columns: Callable[[], dict[str, NDArray[Any]]]
+
+
 def make(config: LocomotionConfig) -> Transitions:
-    """The dataset, which is written too."""
-    body, parts = body_by_name(config.body), []
-    about: dict[str, dict[str, Any]] = {}
-    for number, text in enumerate(config.sources):
-        task, file, steps = read_source(text)
-        if file.suffix == ".h5":
-            parts.append(_first_steps(file, body, task, steps))
-            about[task] = {"kind": "replay", "file": file.name}
-        else:
-            act, told = _load(file, task, [config.seed, number])
-            parts.append(act_out(body, task, act, steps, config.seed * 1000 + number))
-            about[task] = {"kind": "policy", "file": file.name, "seed": config.seed, **told}
-        about[task]["sha256"] = sha256(file)
+    """The dataset, which is written too, unless its file is there already. DatasetError where that was made of other
+    sources."""
+    body, out = body_by_name(config.body), Path(config.out)
+    opened = [_open(body, text, config.seed, number) for number, text in enumerate(config.sources)]
+    about = {source.task: source.about for source in opened}
+    if out.exists():
+        steps = {source.task: source.steps for source in opened}
+        found = _already_there(out, _content(body, about, [steps.get(name, 0) for name in body.task_names]))
+        print(f"{out}: already there, made of these sources", file=sys.stderr)
+        return found
+    parts = [source.columns() for source in opened]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     made = Transitions(body=body, columns=columns, about=about)
-    write_transitions(Path(config.out), made)
+    write_transitions(out, made)
     return made
 
 
-def _first_steps(file: Path, body: Body, task: str, steps: int) -> dict[str, NDArray[Any]]:
-    if not file.is_file():
-        raise DatasetError(f"{file}: no such replay; make collect-walker2d makes the one of its default")
-    found = read_transitions(file)
+def _already_there(out: Path, wanted: dict[str, Any]) -> Transitions:
+    try:
+        found = read_transitions(out)
+    except DatasetError as error:
+        raise DatasetError(f"{error}; choose another --out or delete it") from None
+    steps = np.bincount(found.columns["task"], minlength=len(found.body.tasks)).tolist()
+    if differs := changed(_content(found.body, found.about, steps), wanted):
+        raise DatasetError(f"{out}: already there, made of other sources: {differs}; choose another --out or delete it")
+    return found
+
+
+def _content(body: Body, about: dict[str, dict[str, Any]], steps: list[int]) -> dict[str, Any]:
+    """What a dataset holds, entry by entry; `steps` of each of the body's tasks."""
+    counts = {f"{task} steps": count for task, count in zip(body.task_names, steps, strict=True)}
+    entries = {f"{task} {key}": value for task, told in about.items() for key, value in told.items()}
+    return {"body": body.name, "order": list(about), **counts, **entries}
+
+
+def _open(body: Body, text: str, seed: int, number: int) -> Opened:
+    task, file, steps = read_source(text)
+    if file.suffix == ".h5":
+        if not file.is_file():
+            raise DatasetError(f"{file}: no such replay; make collect-walker2d makes the one of its default")
+        content = file.read_bytes()
+        part = _first_steps(file, content, body, task, steps)
+        about: dict[str, Any] = {"kind": "replay", "file": file.name, "sha256": hashlib.sha256(content).hexdigest()}
+        return Opened(task=task, steps=steps, about=about, columns=lambda: part)
+    before = sha256(file) if file.is_file() else None
+    act, told = _load(file, task, [seed, number])
+    if sha256(file) != before:
+        raise DatasetError(f"{file}: changed while it was read; try again when it is whole")
+    about = {"kind": "policy", "file": file.name, "seed": seed, **told, "sha256": before}
+    play = functools.partial(act_out, body, task, act, steps, seed * 1000 + number)
+    return Opened(task=task, steps=steps, about=about, columns=play)
+
+
+def _first_steps(file: Path, content: bytes, body: Body, task: str, steps: int) -> dict[str, NDArray[Any]]:
+    found = parse_transitions(file, content)
     mine = np.flatnonzero(found.columns["task"] == body.task_names.index(task))[:steps]
     if found.body is not body or len(mine) < steps:
         raise DatasetError(f"{file}: holds {len(mine)} steps of {body.name}'s task {task}, not {steps}")

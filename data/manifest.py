@@ -6,16 +6,18 @@ carries its own checksum, and those by which everything in the shards is checked
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.shards import (
     MADE_AGAIN,
@@ -26,6 +28,8 @@ from data.shards import (
     read_json,
     read_listed,
     require,
+    shard_files,
+    unpack_verdicts,
     write_whole,
 )
 from sim.state import SIM_VERSION
@@ -62,7 +66,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "steps": manifest.steps,
         **vars(manifest),
         "randomise": list(manifest.randomise),
-        "shards": [vars(row) for row in manifest.shards],
+        "shards": [vars(row) | {"name": _as_utf8(row.name)} for row in manifest.shards],
     }
     values["crc32"] = checksum(values)
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in values.items() if key != "shards"]
@@ -72,11 +76,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
+    if folder.is_file():
+        raise DatasetError(f"{folder}: a file; this works on datasets of episodes, which are folders")
     if not path.is_file():
-        there = next(folder.glob("*.h5"), None) if folder.is_dir() else None
         raise DatasetError(
             f"{folder}: shards without a {MANIFEST}; {MADE_AGAIN}"
-            if there
+            if shard_files(folder)
             else f"{folder}: no dataset here (no {MANIFEST}); make one with `python -m data collect`"
         )
     values = read_json(path)
@@ -94,10 +99,19 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         fields = {name: values[name] for name in (*SHARED, "randomise")}
-        shards = tuple(Row(**row) for row in values["shards"])
+        shards = tuple(Row(**row | {"name": _from_utf8(row["name"])}) for row in values["shards"])
         return Manifest(**{**fields, "randomise": tuple(fields["randomise"])}, shards=shards)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, UnicodeError) as error:
         raise DatasetError(f"{path}: not a manifest this version can read ({error!r})") from error
+
+
+def _as_utf8(name: str) -> str:
+    """A file's name as a manifest keeps it: its bytes as UTF-8, whatever the encoding of the locale."""
+    return os.fsencode(name).decode(errors="surrogateescape")
+
+
+def _from_utf8(name: str) -> str:
+    return os.fsdecode(name.encode(errors="surrogateescape"))
 
 
 def checksum(values: dict[str, Any]) -> int:
@@ -142,20 +156,37 @@ def merge(out: Path, folders: Sequence[Path], *, copy: bool = False, replace_man
 
 
 def _write_copy(out: Path, manifest: Manifest) -> Manifest:
-    """The dataset with its shards copied into `out`, each once and under a name of its own. Until all are there they
-    lie in a folder beside it, which the next attempt empties."""
+    """The dataset with its shards copied into `out`, each once and under a name of its own."""
+    rows = {row.name: row for row in manifest.shards}
+    names = {name: f"{number:06d}-{Path(name).name}" for number, name in enumerate(rows)}
+    copied = replace(manifest, shards=tuple(replace(row, name=names[row.name]) for row in manifest.shards))
+    with whole_folder(out) as making:
+        for name, own in names.items():
+            source = Path(os.path.normpath(out.resolve() / name))
+            write_whole(making / own, read_listed(source, rows[name]))
+        write_manifest(making, copied)
+    return copied
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when all is written. Until then it lies hidden beside it; what a process
+    that was killed has left there is removed by the next attempt. DatasetError where `out` is not new."""
+    check_new(out)
+    out = out.resolve()
+    if out.is_mount():
+        raise DatasetError(f"{out}: a mount point, which cannot be replaced as a whole; name a new folder in it")
     making = out.with_name(f".{out.name}.making")
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
-    rows = {row.name: row for row in manifest.shards}
-    names = {name: f"{number:06d}-{Path(name).name}" for number, name in enumerate(rows)}
-    for name, own in names.items():
-        source = Path(os.path.normpath(out.resolve() / name))
-        write_whole(making / own, read_listed(source, rows[name]))
-    copied = replace(manifest, shards=tuple(replace(row, name=names[row.name]) for row in manifest.shards))
-    write_manifest(making, copied)
-    os.replace(making, out)  # where there is a folder it is empty
-    return copied
+    try:
+        yield making
+        for junk in out.iterdir() if out.exists() else ():
+            os.replace(junk, making / junk.name)
+        os.replace(making, out)
+    except BaseException:
+        shutil.rmtree(making, ignore_errors=True)
+        raise
 
 
 def split(folder: Path, first: Path, second: Path, share: float, seed: int) -> tuple[Manifest, Manifest]:
@@ -169,27 +200,57 @@ def split(folder: Path, first: Path, second: Path, share: float, seed: int) -> t
     manifest = read_manifest(folder)
     require(folder / row.name for row in manifest.shards)
     rng = np.random.default_rng(seed)
-    shard = np.repeat(np.arange(len(manifest.shards)), [len(row.task) for row in manifest.shards])
-    task = np.array([task for row in manifest.shards for task in row.task], np.int64)
-    success = np.array([success for row in manifest.shards for success in row.success], np.int64)
-    won = success >> task & 1
-    in_first = np.zeros(len(task), np.bool_)
-    for kind in range(2 * len(TASK_NAMES)):
-        group = np.flatnonzero(2 * task + won == kind)
+    episodes = episodes_of(manifest)
+    kind = 2 * episodes.task + episodes.own_success
+    in_first = np.zeros(manifest.episodes, np.bool_)
+    for number in range(2 * len(TASK_NAMES)):
+        group = np.flatnonzero(kind == number)
         in_first[rng.permutation(group)[: int(share * len(group) + rng.random())]] = True  # on average
-    for out, chosen in ((first, in_first), (second, ~in_first)):
+    halves = ((first, in_first), (second, ~in_first))
+    for out, chosen in halves:
         check_new(out)
         if not chosen.any():
             raise DatasetError(f"{folder}: too few episodes for a share of {share:g}: nothing is left for {out}")
-    halves = []
-    for out, chosen in ((first, in_first), (second, ~in_first)):
-        wanted = [np.flatnonzero(chosen[shard == number]).tolist() for number in range(len(manifest.shards))]
-        halves.append(_select(out, folder, manifest, wanted))
-    return halves[0], halves[1]
+    one, other = (write_selection(out, folder, manifest, chosen) for out, chosen in halves)
+    return one, other
 
 
-def _select(out: Path, folder: Path, manifest: Manifest, wanted: Sequence[Sequence[int]]) -> Manifest:
-    """A dataset of some episodes of another: `wanted` numbers them within each of its shards."""
+@dataclass(frozen=True, kw_only=True)
+class Episodes:
+    """The episodes [E] that a manifest lists, in its order."""
+
+    policy: NDArray[np.str_]
+    task: NDArray[np.int64]
+    number: NDArray[np.int64]
+    length: NDArray[np.int64]  # steps
+    success: NDArray[np.bool_]  # [E, N], the verdict of each task's detector
+
+    @property
+    def own_success(self) -> NDArray[np.bool_]:
+        """[E], of the task that each episode was collected for."""
+        return self.success[np.arange(len(self.task)), self.task]
+
+
+def episodes_of(manifest: Manifest) -> Episodes:
+    rows = manifest.shards
+    counts = [len(row.task) for row in rows]
+    task, number, length, success = (
+        np.array([value for row in rows for value in getattr(row, key)], np.int64)
+        for key in ("task", "number", "length", "success")
+    )
+    return Episodes(
+        policy=np.repeat(np.array([row.policy for row in rows], np.str_), counts),
+        task=task,
+        number=number,
+        length=length,
+        success=unpack_verdicts(success),
+    )
+
+
+def write_selection(out: Path, folder: Path, manifest: Manifest, chosen: NDArray[np.bool_]) -> Manifest:
+    """A dataset in `out` of the `chosen` episodes [E] of the one in `folder`, which lists its shards where they lie."""
+    ends = np.cumsum([len(row.task) for row in manifest.shards])
+    wanted = [np.flatnonzero(part).tolist() for part in np.split(chosen, ends[:-1])]
     rows = [
         replace(some_of(row, numbers), name=os.path.relpath((folder / row.name).resolve(), out.resolve()))
         for row, numbers in zip(manifest.shards, wanted, strict=True)
@@ -209,6 +270,8 @@ def some_of(row: Row, numbers: Sequence[int]) -> Row:
 
 
 def check_new(out: Path) -> None:
-    """DatasetError where there is something in this folder."""
+    """DatasetError where there is something in this folder, or a file in its place."""
+    if out.is_file():
+        raise DatasetError(f"{out}: a file; name a new folder")
     if occupied(out):
         raise DatasetError(f"{out}: not empty; choose another folder")

@@ -13,7 +13,7 @@ from typing import Any
 
 from data import codec
 from sim.looks import SPLITS
-from sim.options import check_least, choose, option
+from sim.options import check_least, check_seed, choose, option
 from sim.parallel import BACKENDS
 from sim.policies import COLLECTORS
 from sim.scenes import FACTORS, read_factors
@@ -85,7 +85,7 @@ class CollectConfig:
         choose("codec", self.codec, codec.CODECS)
         choose("backend", self.backend, BACKENDS)
         read_factors(self.randomise)
-        check_least(self, 0, "seed")
+        check_seed(self, "seed")
         check_least(self, 1, "workers", "episodes_per_shard", "window")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality is 1 to 100, got {self.quality}")
@@ -102,7 +102,8 @@ class CollectConfig:
         if not self.mix:
             return (Source(**{name: getattr(self, name) for name in OF_A_SOURCE}),)
         try:
-            tables = tomllib.loads(Path(self.mix).read_text()).get("source")
+            with Path(self.mix).open("rb") as file:
+                tables = tomllib.load(file).get("source")
             if not isinstance(tables, list) or not tables:
                 raise ValueError("holds no [[source]] table")
             return tuple(_read_source(table) for table in tables)

@@ -22,6 +22,7 @@ HDF5 sees it.
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import json
 import os
@@ -47,6 +48,12 @@ VERSIONS = {"schema": SCHEMA_VERSION, "state_version": STATE_VERSION, "sim_versi
 ATTRIBUTES = {*VERSIONS, "tasks", "policy", "renderer", "size", "split", "randomise", "seed", "source"}
 ORIGIN = ("seed", "source", "policy", "noise", "checkpoint_sha256", "randomise", "split", "renderer", "size")
 MADE_AGAIN = "the `collect` command that made it makes it again"
+MOVED_ALONE = (
+    "this dataset lists shards of other folders relative to itself: move it together with them, or make it again with "
+    "`merge --copy`"
+)
+HOLDER = ".holder"  # how the files end by which data/locks.py holds a folder
+JUNK = (".DS_Store", "._*", ".directory", ".nfs*", ".snapshot", ".Trash-*", "desktop.ini", "lost+found", "Thumbs.db")
 TRAILER, MAGIC = struct.Struct("<4sI"), b"SYRD"
 ROW_BYTES = {"frame/action": 4 * ACTION_SIZE, "frame/state": 4 * STATE_SIZE, "frame/verdict": len(TASK_NAMES)}
 
@@ -119,22 +126,43 @@ def write_whole(path: Path, content: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def check_writable(folder: Path) -> None:
+    """Make the folder; OSError names it where no file can be written there, before hours of work for one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".probe.{os.getpid()}.tmp"
+    try:
+        temporary.write_bytes(b"x")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+    temporary.unlink()
+
+
 def sweep(folder: Path) -> None:
     """Remove what `write_whole` left when it was killed."""
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
+def is_junk(path: Path) -> bool:
+    """Whether a desktop, a file system or another computer left this file or folder."""
+    return any(fnmatch.fnmatchcase(path.name, pattern) for pattern in JUNK)
+
+
 def occupied(folder: Path, *ours: str) -> bool:
-    """Whether anything lies in the folder but files of these names and the temporary ones of `write_whole`."""
-    names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
-    return any(not name.endswith(".tmp") for name in names.difference(ours))
+    """Whether anything lies in the folder but files of these names, locks, junk, and what `write_whole` left."""
+    entries = folder.iterdir() if folder.exists() else ()
+    return any(not (e.name in ours or e.name.endswith((".tmp", HOLDER)) or is_junk(e)) for e in entries)
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """What may be shards in this folder, in the order of their names."""
+    return sorted(path for path in folder.glob("*.h5") if not is_junk(path))
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; a DatasetError names the file where there is none."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of JSON or of UTF-8
         raise DatasetError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(found, dict):
@@ -266,7 +294,12 @@ def require(paths: Iterable[Path]) -> None:
     present = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in {p.parent for p in wanted}}
     missing = [path for path in wanted if path.name not in present[path.parent]]
     if missing:
-        raise DatasetError(f"{missing[0]}: missing, {len(missing)} of {len(wanted)} shards are; {MADE_AGAIN}")
+        raise DatasetError(f"{missing[0]}: missing, {len(missing)} of {len(wanted)} shards are; {_remedy(missing[0])}")
+
+
+def _remedy(path: Path) -> str:
+    """What to do about a shard that is missing; one of another folder is listed as `FOLDER/../OTHER/NAME`."""
+    return MADE_AGAIN if path == Path(os.path.normpath(path)) else MOVED_ALONE
 
 
 def successes(row: Row, task_index: int) -> list[bool]:
@@ -296,7 +329,8 @@ class Shard:
         try:
             handle = os.open(self.path, os.O_RDONLY)
         except FileNotFoundError:
-            raise DatasetError(f"{self.path}: the manifest lists this shard but it is missing; {MADE_AGAIN}") from None
+            text = f"the manifest lists this shard but it is missing; {_remedy(self.path)}"
+            raise DatasetError(f"{self.path}: {text}") from None
         try:
             if self._index is None:
                 self._index = self._read_index(handle)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data import codec
 from data.replay import Replay
-from data.shards import write_whole
+from data.shards import check_writable, write_whole
 from sim.actions import BOUNDS, COMMANDS
 from sim.tasks import TASK_NAMES, TASKS
 
@@ -25,7 +25,8 @@ OUTCOMES = ("all", "success", "failure")
 def view(replay: Replay, out: Path, episodes: int, tasks: tuple[str, ...], outcome: str) -> int:
     """Write the page of at most so many episodes, the tasks and outcomes taking turns; returns how many it shows.
 
-    ValueError where there is none to show."""
+    ValueError where there is none to show, OSError where no page can be written."""
+    check_writable(out.parent)
     if not (chosen := choose_episodes(replay, episodes, tasks, outcome)):
         raise ValueError(f"{replay.folder}: no episode of outcome {outcome} among {', '.join(tasks)}")
     count, rate = replay.num_episodes, replay.own_success.mean()
@@ -39,7 +40,7 @@ def view(replay: Replay, out: Path, episodes: int, tasks: tuple[str, ...], outco
         "episodes": [_episode(replay, episode) for episode in chosen],
     }
     text = json.dumps(page).replace("</", "<\\/")  # nothing in it can end the script
-    write_whole(out, PAGE.read_text().replace("/*PAGE*/ null", text).encode())
+    write_whole(out, PAGE.read_text(encoding="utf-8").replace("/*PAGE*/ null", text).encode())
     return len(chosen)
 
 

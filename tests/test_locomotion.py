@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import hashlib
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 
+from data import locomotion
+from data.locomotion import LocomotionConfig, make
 from data.router import Routed
 from data.shards import DatasetError
 from data.transitions import COLUMNS, StateBatch, StateSampler, Transitions, read_transitions, write_transitions
@@ -117,6 +120,80 @@ def test_a_dataset_that_makes_no_sense_is_refused(transitions, tmp_path, column,
 def test_no_dataset_is_said_to_be_missing(tmp_path):
     with pytest.raises(DatasetError, match="no such dataset"):
         read_transitions(tmp_path / "none.h5")
+
+
+@pytest.fixture
+def config(transitions, tmp_path, monkeypatch):
+    """A dataset of a replay, and of a file of policies whose steps are those of the replay."""
+    write_transitions(tmp_path / "replay.h5", transitions)
+    (tmp_path / "policy.pt").write_bytes(b"policy")
+
+    def act_out(body, task, act, steps, seed):
+        first = 10 * body.task_names.index(task)
+        return {name: column[first : first + steps] for name, column in transitions.columns.items()}
+
+    monkeypatch.setattr(locomotion, "_load", lambda file, task, seed: (None, {"policy_steps": 7}))
+    monkeypatch.setattr(locomotion, "act_out", act_out)
+    sources = (f"run-forward={tmp_path}/replay.h5:5", f"jump={tmp_path}/policy.pt:10")
+    return LocomotionConfig(out=str(tmp_path / "set.h5"), sources=sources)
+
+
+def not_reached(*_):
+    raise AssertionError("simulated")
+
+
+def test_a_dataset_tells_what_it_is_made_of_and_is_not_made_twice(config, tmp_path, monkeypatch, capsys):
+    made = make(config)
+    replay, policy = (hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("replay.h5", "policy.pt"))
+    assert made.about == {
+        "run-forward": {"kind": "replay", "file": "replay.h5", "sha256": replay},
+        "jump": {"kind": "policy", "file": "policy.pt", "seed": 0, "policy_steps": 7, "sha256": policy},
+    }
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(locomotion, "act_out", not_reached)
+    written = (tmp_path / "set.h5").stat().st_mtime_ns
+    again = make(config)
+    assert (again.about, again.digest) == (made.about, made.digest)
+    assert f"{config.out}: already there, made of these sources" in capsys.readouterr().err
+    assert (tmp_path / "set.h5").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: replace(c, seed=1), r"other sources: jump seed 0 \(now 1\); choose another --out or delete it"),
+        (lambda c: replace(c, sources=(c.sources[0], c.sources[1][:-1])), r"jump steps 10 \(now 1\)"),
+        (lambda c: replace(c, sources=c.sources[::-1]), r"order \['run-forward', 'jump'\] \(now \['jump', 'run-"),
+        (lambda c: replace(c, sources=c.sources[:1]), r"jump kind 'policy' \(now None\)"),
+        (lambda c: replace(c, out=c.out.replace("set", "replay")), r"replay\.h5: already there, made of other sources"),
+        (lambda c: replace(c, out=c.sources[1].split("=")[1][:-3]), r"policy\.pt: not a dataset.*choose another --out"),
+    ],
+)
+def test_a_file_that_is_another_is_not_written_over(config, tmp_path, monkeypatch, change, message):
+    make(config)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(locomotion, "act_out", not_reached)
+    with pytest.raises(DatasetError, match=message):
+        make(change(config))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_source_that_has_changed_since_makes_another_dataset(config, tmp_path):
+    make(config)
+    (tmp_path / "policy.pt").write_bytes(b"another")
+    with pytest.raises(DatasetError, match="other sources: jump sha256"):
+        make(config)
+
+
+def test_a_source_that_changes_while_it_is_read_is_refused(config, tmp_path, monkeypatch):
+    def load(file, task, seed):
+        file.write_bytes(b"another")
+        return None, {}
+
+    monkeypatch.setattr(locomotion, "_load", load)
+    with pytest.raises(DatasetError, match=r"policy\.pt: changed while it was read"):
+        make(config)
+    assert not (tmp_path / "set.h5").exists()
 
 
 def test_a_batch_is_stratified_and_carries_the_reward_of_its_target(transitions):

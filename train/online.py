@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -26,8 +25,8 @@ from data.plan import CollectConfig
 from data.shards import occupied, read_json, successes, sweep, write_whole
 from eval.policy import CEMPolicy
 from eval.rollout import episode_jobs, rollout, wilson
-from models.checkpoint import CheckpointError
-from sim.options import Parser, add_options, changed, check_least, check_part, choose, from_options, option
+from models.checkpoint import CheckpointError, CheckpointFile
+from sim.options import MAX_SEED, Parser, add_options, changed, check_least, check_part, choose, from_options, option
 from sim.scenes import FACTORS, read_factors
 from sim.tasks import task_by_name
 from train.config import PRESETS
@@ -37,6 +36,7 @@ STATE = "online.json"
 LOCK = "online.lock"
 THRESHOLDS = {"lift": 0.4, "place": 0.8}
 EVALUATION_SEED = 1000  # apart from those of collection
+ROUND_SEEDS = 1000  # from one loop's seed to the next: each round's collection has one
 FREE_TO_CHANGE = ("out", "rounds", "threshold", "workers")
 
 
@@ -67,6 +67,11 @@ class OnlineConfig:
         check_least(self, 1, "rounds", "first_episodes", "episodes", "steps", "evaluations", "workers")
         check_part(self, "epsilon", "threshold")
         check_least(self, 0, "seed", "noise")
+        for name, most in (("seed", MAX_SEED // ROUND_SEEDS), ("rounds", ROUND_SEEDS)):
+            if getattr(self, name) > most:
+                raise ValueError(
+                    f"{name} is at most {most}, for each round has a seed of its own; got {getattr(self, name)}"
+                )
 
     @property
     def folder(self) -> Path:
@@ -100,8 +105,8 @@ def _learn(config: OnlineConfig, folder: Path) -> list[dict[str, Any]]:
     rounds = _claim(folder, config)
     while len(rounds) < config.rounds and not (rounds and rounds[-1]["success"] >= config.goal):
         rounds.append(_round(config, folder, len(rounds), rounds))
-        _write(folder, config, rounds)
         print_table(rounds)
+        _write(folder, config, rounds)
     return rounds
 
 
@@ -148,11 +153,12 @@ def _round(config: OnlineConfig, folder: Path, number: int, before: list[dict[st
         )
     )
     trained_s = time.perf_counter() - begin - collected_s
-    world = CEMPolicy.load(checkpoint).world
+    file = CheckpointFile.of(checkpoint)
+    world = CEMPolicy.load(file).world
     jobs = episode_jobs([config.task], config.evaluations, EVALUATION_SEED + number)
-    passed = sum(outcome.success for outcome in rollout("checkpoint", str(checkpoint), world, jobs, config.workers))
+    passed = sum(outcome.success for outcome in rollout("checkpoint", file, world, jobs, config.workers))
     (folder / "policies").mkdir(exist_ok=True)
-    shutil.copy(checkpoint, _policy(folder, number))  # training goes on; what collects the next round stays as it is
+    write_whole(_policy(folder, number), file.content)  # training goes on; what collects the next round stays as it is
     return {
         "collected": manifest.episodes,
         "collected_success": won / manifest.episodes,
@@ -185,7 +191,7 @@ def _collection(config: OnlineConfig, folder: Path, number: int) -> CollectConfi
         out=str(folder / f"round-{number:03d}"),
         tasks=(config.task,),
         size=PRESETS[config.preset].image_size,
-        seed=config.seed * 1000 + number,
+        seed=config.seed * ROUND_SEEDS + number,
         randomise=config.randomise,
         renderer=config.renderer,
         workers=config.workers,

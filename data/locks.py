@@ -1,0 +1,128 @@
+"""Locks: a folder belongs to one process at a time, also on file systems without `flock` (some Lustre and NFS mounts).
+
+There a lock is a file that is created exclusively and names its process: host, boot, PID namespace, process id, and
+the time at which the process started, which tells a reused id apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.shards import HOLDER, DatasetError
+
+NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+ENDED = ("Z", "X")  # states of a process that has ended
+HIDDEN = "hidden"  # a process of another user, where /proc is mounted with hidepid
+
+
+@contextlib.contextmanager
+def hold(lock: Path, refusal: str) -> Iterator[None]:
+    """Hold this file, whose folder is made if need be; DatasetError with the `refusal` where another process does."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("ab") as file, contextlib.ExitStack() as held:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatasetError(refusal) from None
+        except OSError as error:
+            if error.errno not in NO_FLOCK:
+                raise
+            held.enter_context(_hold_by_name(lock.with_name(lock.name + HOLDER), refusal))
+        yield
+
+
+@contextlib.contextmanager
+def _hold_by_name(holder: Path, refusal: str) -> Iterator[None]:
+    """Hold by creating this file, which is removed at the end.
+
+    A stale file is removed under a lock of its own, after a second look, so that no process removes the file of one
+    that was faster; then all that want the lock try to create it again."""
+    mine = _this_process()
+    while not _create(holder, mine):
+        if _is_stale(holder, refusal):
+            with _hold_by_name(holder.with_name(holder.name + HOLDER), refusal):
+                if _is_stale(holder, refusal):
+                    holder.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        if _read(holder) == mine:  # else it was deleted by hand, and another process may hold it
+            holder.unlink()
+
+
+def _create(path: Path, content: dict[str, Any]) -> bool:
+    """Make the file with its content in one step; False where there is one."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.write_text(json.dumps(content), encoding="utf-8")
+    try:
+        os.link(temporary, path)
+    except (FileExistsError, FileNotFoundError):  # the latter: the holder has swept the temporary file away
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _is_stale(holder: Path, refusal: str) -> bool:
+    """Whether the file is of a process of this host that has ended; False without a file.
+
+    DatasetError where the process runs, and where that cannot be known."""
+    if (found := _read(holder)) is None:
+        return False
+    here = _this_process()
+    differs = [key for key in ("host", "boot", "namespace") if found.get(key) != here[key]]
+    if "boot" in differs and "host" not in differs:
+        return True  # this host has been restarted since
+    start = HIDDEN if differs else _start_of(found["process"])
+    if start == HIDDEN:
+        who = f"process {found.get('process', '?')} on {found.get('host', 'an unknown host')}"
+        raise DatasetError(f"{refusal} ({who}; if it no longer runs, delete {holder})")
+    if start == found["start"]:
+        raise DatasetError(refusal)
+    return True
+
+
+def _read(holder: Path) -> dict[str, Any] | None:
+    """What the file says, {} for a file of another kind; None without a file."""
+    try:
+        found = json.loads(holder.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _this_process() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "boot": Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip(),
+        "namespace": os.readlink("/proc/self/ns/pid"),
+        "process": os.getpid(),
+        "start": _start_of(os.getpid()),
+    }
+
+
+def _start_of(process: int) -> str | None:
+    """When a process started, in clock ticks since boot; None if it has ended, HIDDEN if that cannot be read."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        try:
+            os.kill(process, 0)
+        except PermissionError:
+            return HIDDEN
+        except ProcessLookupError:
+            pass
+        return None
+    fields = stat.decode(errors="replace").rpartition(")")[2].split()  # from the third field on: a name may hold spaces
+    return None if fields[0] in ENDED else fields[22 - 3]
