@@ -265,9 +265,9 @@ def _training_mib(data: Path, out: Path, limit_mib: int, steps: int) -> tuple[fl
 def _proportional_mib(process: int) -> float:
     """Of this process and its children; pages they share count once."""
     total = 0
-    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8").split()
     for each in (process, *children):
-        for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines():
+        for line in Path(f"/proc/{each}/smaps_rollup").read_text(encoding="utf-8").splitlines():
             if line.startswith("Pss:"):
                 total += int(line.split()[1])
     return total / 1024

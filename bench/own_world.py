@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 os.sched_setaffinity(0, {int(sys.argv[2])})  # before the renderer starts its threads
-answers = os.fdopen(os.dup(1), "w")
+answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
 os.dup2(2, 1)  # what the libraries print must not mix with the answers
 
 import numpy as np  # noqa: E402
@@ -22,6 +22,12 @@ import sim.env  # noqa: E402
 from sim import actions  # noqa: E402
 from sim.env import PickPlaceEnv  # noqa: E402
 from sim.tasks import TASK_NAMES  # noqa: E402
+
+UNENDING = {  # a mask of the actions
+    "translation": None,
+    "yaw": None,
+    "command": (np.arange(len(actions.COMMANDS)) != actions.TERMINATE).astype(np.int8),
+}
 
 
 class RandomPlay:
@@ -51,12 +57,13 @@ class RandomPlay:
 
     def long_block(self, num_steps: int) -> dict[str, float]:
         """Without the terminate command, so that episodes last to their horizon."""
-        commands = np.arange(len(actions.COMMANDS)) != actions.TERMINATE
-        return self.block(num_steps, {"translation": None, "yaw": None, "command": commands.astype(np.int8)})
+        return self.block(num_steps, UNENDING)
 
     def split(self, num_steps: int) -> dict[str, float]:
         """Milliseconds per step of the parts of a step; the reset, of which there is one in several steps, whole."""
         spent_s = {"physics": 0.0, "pixels": 0.0, "detectors": 0.0}
+        self.env = PickPlaceEnv(image_size=self.env.world.camera.size, horizon=num_steps)  # in one episode
+        self.env.action_space.seed(0)
         world, module = self.env.world, vars(sim.env)
 
         def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,7 +82,7 @@ class RandomPlay:
         module["verdicts"] = timed("detectors", kept[2])
         begin = time.perf_counter()
         for _ in range(num_steps):
-            self.env.step(self.env.action_space.sample())
+            self.env.step(self.env.action_space.sample(UNENDING))
         spent_s["whole step"] = time.perf_counter() - begin
         world._settle, world.render, module["verdicts"] = kept  # type: ignore[method-assign]
         begin = time.perf_counter()

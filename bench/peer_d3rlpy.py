@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any
 
-answers = os.fdopen(os.dup(1), "w")
+answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
 os.dup2(2, 1)  # what the libraries print must not mix with the answers
 
 import d3rlpy  # type: ignore[import-not-found]  # noqa: E402

@@ -9,7 +9,7 @@ import sys
 import time
 
 os.sched_setaffinity(0, {int(sys.argv[2])})
-answers = os.fdopen(os.dup(1), "w")
+answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
 os.dup2(2, 1)  # what the libraries print must not mix with the answers
 
 from pybullet_envs.bullet.kuka_diverse_object_gym_env import KukaDiverseObjectEnv  # type: ignore[import-untyped]  # noqa: E402

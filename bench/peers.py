@@ -29,7 +29,7 @@ class Side:
         self._name = name
         self._log = RESULTS / f"{name}.log"
         RESULTS.mkdir(parents=True, exist_ok=True)
-        with self._log.open("w") as log:
+        with self._log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT
             )
@@ -44,8 +44,8 @@ class Side:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            last = (self._log.read_text().strip().splitlines() or ["nothing in its log"])[-1]
-            raise SideError(f"{self._name} ended: {last} (see {self._log})")
+            said = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise SideError(f"{self._name} ended: {(said or ['nothing in its log'])[-1]} (see {self._log})")
         return json.loads(line)
 
     def close(self) -> None:
@@ -56,7 +56,7 @@ def interpreter(name: str, packages: Sequence[str]) -> Path | None:
     """The python of a peer's own environment, made on first use; None where it cannot be made."""
     venv = RESULTS / name
     python, ready = venv / "bin" / "python", venv / ".ready"
-    if ready.is_file() and ready.read_text() == " ".join(packages):
+    if ready.is_file() and ready.read_text(encoding="utf-8") == " ".join(packages):
         return python
     print(f"making {venv} for the peer", flush=True)
     try:
@@ -68,5 +68,5 @@ def interpreter(name: str, packages: Sequence[str]) -> Path | None:
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"no peer: its virtual environment {venv} could not be made: {error}")
         return None
-    ready.write_text(" ".join(packages))
+    ready.write_text(" ".join(packages), encoding="utf-8")
     return python

@@ -52,7 +52,7 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.machine()
@@ -61,7 +61,7 @@ def _cpu_model() -> str:
 def write_json(rows: list[Row], about: dict[str, Any], path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     values = [asdict(row) | {"passed": row.passed} for row in rows]
-    path.write_text(json.dumps({"machine": about, "rows": values}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": about, "rows": values}, indent=1) + "\n", encoding="utf-8")
     return path
 
 

@@ -150,7 +150,7 @@ def _prepared(folder: Path, scenario: Scenario) -> Path:
     """A folder in which all but the last command ran."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    (folder / "mix.toml").write_text(MIX)
+    (folder / "mix.toml").write_text(MIX, encoding="utf-8")
     for command in scenario.commands[:-1]:
         _run(command, folder)
     return folder
@@ -203,7 +203,7 @@ def _workers(parent: int) -> list[int]:
 def _lives(process: int) -> bool:
     """And is not just waiting for its parent to take notice of its end."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
     return False
 
 

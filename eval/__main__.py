@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import sys
@@ -13,20 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data.claim import sha256
-from data.manifest import MANIFEST, read_manifest
+from data.replay import Replay
 from data.shards import read_json, write_whole
+from eval.played import Played
 from eval.policy import CEMPolicy
 from eval.report import write_report
 from eval.rollout import POLICIES, EpisodeOutcome, EvalResult, episode_jobs, rollout, summarise, wilson
-from models.checkpoint import RUN_CONFIG, CheckpointError
+from models.checkpoint import RUN_CONFIG, CheckpointError, CheckpointFile
 from sim.looks import SPLITS
-from sim.options import Parser, add_options, check_least, choose, from_options, option, run_command
+from sim.options import Parser, add_options, check_least, check_seed, choose, from_options, option, run_command
 from sim.scenes import FACTORS, read_factors
+from sim.state import SIM_VERSION
 from sim.tasks import SKILLS, TASKS, check_tasks
 from sim.views import RENDERERS
 
 FILMED_EPISODES = 2  # of each task, shown in the report
+UNBINDING = ("checkpoint", "data", "out", "workers", "reuse")  # options: files bind results by their content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,7 @@ class EvalConfig:
         if self.randomise != "auto":
             read_factors(self.randomise)
         check_least(self, 1, "episodes", "workers")
-        check_least(self, 0, "seed")
+        check_seed(self, "seed")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,8 +74,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def evaluate(config: EvalConfig) -> Path:
-    """Roll out every policy on every task, write eval.json and report.html, print the table; returns the report."""
-    policy = CEMPolicy.load(config.checkpoint, None if config.renderer == "auto" else config.renderer)
+    """Roll out every policy on every task, print the table, write eval.json and report.html; returns the report.
+
+    One that was stopped goes on after the episodes it played."""
+    file = CheckpointFile.of(config.checkpoint)
+    policy = CEMPolicy.load(file, None if config.renderer == "auto" else config.renderer)
     about, renderer = policy.about, policy.about["renderer"]
     tasks = config.tasks or tuple(about["trained_tasks"])
     untrained = [name for name in tasks if name not in about["trained_tasks"]]
@@ -84,17 +91,19 @@ def evaluate(config: EvalConfig) -> Path:
         folder /= name
     out = Path(config.out or (folder if config.split == "train" else folder / f"{config.split}-split"))
     out.mkdir(parents=True, exist_ok=True)
-    settings = {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key != "workers"}
-    settings["steps"], settings["checkpoint_sha256"] = about["steps"], sha256(Path(config.checkpoint))
+    settings = {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key not in UNBINDING}
+    settings["steps"], settings["checkpoint_sha256"] = about["steps"], file.sha256
+    data: list[EvalResult] = []
     if config.data:
-        read_manifest(Path(config.data))  # says what is wrong with it
-        settings["manifest_sha256"] = sha256(Path(config.data) / MANIFEST)
+        replay = Replay(config.data)
+        replay.require(about["network"]["image_size"], renderer)
+        settings["episodes_sha256"] = hashlib.sha256(replay.episode_key.tobytes()).hexdigest()
+        data = data_success(replay, tasks)
     if config.reuse and (found := _finished(out, settings)):
         print(f"{out / 'eval.json'} (already there)")
         print_table([EvalResult.from_json(row) for row in found["results"] + found["data"]])
         return out / "report.html"
-    data = data_success(config.data, tasks, about["network"]["image_size"], renderer) if config.data else []
-    from sim.camera import EGL_PACKAGES, resolve_renderer  # imports PyBullet, which greets on the terminal
+    from sim.camera import EGL_PACKAGES, resolve_renderer  # imports PyBullet
 
     if renderer == "egl" and resolve_renderer("auto") != renderer:
         raise CheckpointError(
@@ -102,12 +111,19 @@ def evaluate(config: EvalConfig) -> Path:
         )
     randomise = tuple(about["randomise"]) if config.randomise == "auto" else read_factors(config.randomise)
     world = {**policy.world, "randomise": randomise, "split": config.split}
+    common = {"checkpoint_sha256": file.sha256, "sim_version": SIM_VERSION, "seed": config.seed, "world": world}
+    played = Played(out, common)
     results: list[EvalResult] = []
     films: list[EpisodeOutcome] = []
-    for name in config.policies:
-        outcomes = _roll(config, name, tasks, world)
-        results += summarise(outcomes, name, config.checkpoint if name == "checkpoint" else None, config.seed)
-        films += [outcome for outcome in outcomes if outcome.film]
+    try:
+        for name in config.policies:
+            outcomes = _roll(config, name, file, tasks, world, played)
+            results += summarise(outcomes, name, config.checkpoint if name == "checkpoint" else None, config.seed)
+            films += [outcome for outcome in outcomes if outcome.film]
+    except KeyboardInterrupt:
+        _print_played(config, played)
+        raise
+    print_table(results + data)  # first: it may be that nothing can be written any more
     payload = {
         "settings": settings,
         "checkpoint": config.checkpoint,
@@ -123,8 +139,8 @@ def evaluate(config: EvalConfig) -> Path:
         "sharing": about["sharing"],
     }
     report = write_report(out, payload, films)
+    played.finish()
     write_whole(out / "eval.json", json.dumps(payload, indent=1).encode())  # last: it says that all is there
-    print_table(results + data)
     return report
 
 
@@ -137,25 +153,37 @@ def _finished(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     return found if found.get("settings") == settings else None
 
 
-def _roll(config: EvalConfig, policy: str, tasks: tuple[str, ...], world: dict[str, Any]) -> list[EpisodeOutcome]:
-    filmed = FILMED_EPISODES if policy == "checkpoint" else 0
-    jobs = episode_jobs(tasks, config.episodes, config.seed, filmed)
-    outcomes: list[EpisodeOutcome] = []
-    bar = tqdm(total=len(jobs), unit="episode", desc=f"evaluate {policy}", smoothing=0.1)
-    for outcome in rollout(policy, config.checkpoint, world, jobs, config.workers):
-        outcomes.append(outcome)
-        bar.update()
-        bar.set_postfix_str(f"success {np.mean([o.success for o in outcomes]):.0%}", refresh=False)
-    bar.close()
-    return sorted(outcomes, key=lambda outcome: (TASKS[outcome.task].index, outcome.number))
+def _roll(
+    config: EvalConfig, policy: str, file: CheckpointFile, tasks: tuple[str, ...], world: dict[str, Any], played: Played
+) -> list[EpisodeOutcome]:
+    """The policy's episodes, in order. Those that were played before are not played again, but for a film."""
+    acts = policy == "checkpoint"
+    jobs = episode_jobs(tasks, config.episodes, config.seed, FILMED_EPISODES if acts else 0)
+    keys = {(policy, job.task, job.number): job for job in jobs}
+    left = [job for key, job in keys.items() if job.filmed or key not in played.outcomes]
+    bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), unit="episode", desc=f"evaluate {policy}", smoothing=0.1)
+    with bar, contextlib.closing(rollout(policy, file if acts else "", world, left, config.workers)) as outcomes:
+        for outcome in outcomes:
+            played.add(policy, outcome)
+            bar.update()
+            won = [played.outcomes[key].success for key in keys if key in played.outcomes]
+            bar.set_postfix_str(f"success {np.mean(won):.0%}", refresh=False)
+    return sorted((played.outcomes[key] for key in keys), key=lambda o: (TASKS[o.task].index, o.number))
 
 
-def data_success(folder: str, tasks: tuple[str, ...], size: int, renderer: str) -> list[EvalResult]:
+def _print_played(config: EvalConfig, played: Played) -> None:
+    """The table of an evaluation that is stopped."""
+    results: list[EvalResult] = []
+    for name in config.policies:
+        mine = [outcome for (policy, *_), outcome in played.outcomes.items() if policy == name]
+        results += summarise(mine, name, config.checkpoint if name == "checkpoint" else None, config.seed)
+    if results:
+        print_table(results)
+        print(f"{len(played.outcomes)} episodes are kept: the same command goes on after them")
+
+
+def data_success(replay: Replay, tasks: tuple[str, ...]) -> list[EvalResult]:
     """The success of the episodes that were collected for each task, in the form of a policy's result."""
-    from data.replay import Replay
-
-    replay = Replay(folder)
-    replay.require(size, renderer)
     results = []
     for name in tasks:
         index = TASKS[name].index

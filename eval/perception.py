@@ -24,7 +24,7 @@ from models.checkpoint import CheckpointError
 from models.qnetwork import bounds
 from models.small_network import SmallQNetwork
 from sim.landmarks import OFFSET_UNIT_M, OWN_LANDMARK
-from sim.options import Parser, add_options, from_options, option, run_command
+from sim.options import Parser, add_options, check_least, check_seed, from_options, option, run_command
 from sim.tasks import TASK_NAMES
 
 WITHIN_M = 0.12  # of the gripper
@@ -39,6 +39,10 @@ class PerceptionConfig:
     data: str = field(metadata={"help": "dataset whose frames it sees"})
     batches: int = option(8, f"of {BATCH} steps of each task")
     seed: int = option(0, "of the steps")
+
+    def __post_init__(self) -> None:
+        check_least(self, 1, "batches")
+        check_seed(self, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,14 @@ from numpy.typing import NDArray
 
 from models.acting import ActingConfig, best_action, crop
 from models.cem import CEMConfig
-from models.checkpoint import CheckpointError, acting_weights, load_weights, read_checkpoint
+from models.checkpoint import (
+    CheckpointError,
+    CheckpointFile,
+    Source,
+    acting_weights,
+    load_policy,
+    read_checkpoint,
+)
 from models.networks import build_network
 from models.qnetwork import NetworkConfig, QNetwork
 from sim import policies
@@ -32,7 +38,7 @@ class CEMPolicy:
     about: dict[str, Any]
 
     @classmethod
-    def load(cls, path: str | Path, renderer: str | None = None, image_size: int | None = None) -> CEMPolicy:
+    def load(cls, path: Source, renderer: str | None = None, image_size: int | None = None) -> CEMPolicy:
         """Read a checkpoint; refuses one that was trained for another renderer or image size, naming both sides."""
         checkpoint = read_checkpoint(path)
         about = checkpoint["switchyard"]
@@ -44,7 +50,7 @@ class CEMPolicy:
         if image_size is not None and image_size != network_config.image_size:
             raise CheckpointError(f"{path}: trained at {network_config.image_size} px, asked to act at {image_size} px")
         network = build_network(network_config)
-        load_weights(network, acting_weights(checkpoint), path)
+        load_policy(network, acting_weights(checkpoint), path)
         acting = ActingConfig(**{**about["acting"], "cem": CEMConfig(**about["acting"]["cem"])})
         return cls(network.eval(), acting, about)
 
@@ -92,7 +98,7 @@ class Policy:
         self._batched, self._rng = batched, np.random.default_rng(seed)
 
     @classmethod
-    def load(cls, path: str | Path, seed: int = 0) -> Policy:
+    def load(cls, path: Source, seed: int = 0) -> Policy:
         """Read a checkpoint; CheckpointError names what is wrong with it. `seed`: of the search for actions."""
         return cls(CEMPolicy.load(path), seed)
 
@@ -101,16 +107,23 @@ class Policy:
         """The arguments of `PickPlaceEnv` for the world of its data."""
         return self._batched.world
 
-    def act(self, image: NDArray[np.uint8], gstatus: float, gheight: float, task: str) -> NDArray[np.float32]:
+    def act(
+        self,
+        image: NDArray[np.uint8],
+        gstatus: float | NDArray[np.float32],
+        gheight: float | NDArray[np.float32],
+        task: str,
+    ) -> NDArray[np.float32]:
         """The action float32 [5] (sim/actions.py): translation (m), yaw (rad), command.
 
         `image` uint8 [H, H, 3] of `world["image_size"]` px; `gstatus`: is the gripper closed, 0 or 1; `gheight`: its
-        height above the table, m. ValueError for an image of another size, or a task it was not trained for."""
+        height above the table, m; both are numbers or arrays of one. ValueError for an image of another size, or a
+        task it was not trained for."""
         index, trained = task_by_name(task).index, self._batched.about["trained_tasks"]
         if task not in trained:
             raise ValueError(f"this policy was never trained for {task}, but for {', '.join(trained)}")
         seen = np.asarray(image)[None]
-        closed, height = (np.array([value], np.float32) for value in (gstatus, gheight))
+        closed, height = (np.reshape(np.float32(value), 1) for value in (gstatus, gheight))
         observation = Observation(
             image=seen, gripper_closed=closed, gripper_height=height, state=np.zeros((1, 0), np.float32)
         )
@@ -132,9 +145,12 @@ class EpsilonGreedy:
         return np.where(explores[:, None], RandomPolicy().act(observation, task_index, rng), action)
 
 
-def exploring(checkpoint: str, frame_size: int, renderer: str) -> Callable[[float], EpsilonGreedy]:
-    """The policy of a checkpoint for a world of such frames, to be given its epsilon."""
+def exploring(path: str, sha256: str, frame_size: int, renderer: str) -> Callable[[float], EpsilonGreedy]:
+    """The policy of the checkpoint of this SHA-256 for a world of such frames, to be given its epsilon."""
     torch.set_num_threads(1)  # the collecting workers share the cores
+    checkpoint = CheckpointFile.of(path)
+    if checkpoint.sha256 != sha256:
+        raise CheckpointError(f"{path}: changed since this collection began")
     greedy = CEMPolicy.load(checkpoint, renderer)
     if greedy.frame_size != frame_size:
         raise CheckpointError(f"{checkpoint}: acts on frames of {greedy.frame_size} px, not of {frame_size} px")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from scipy.stats import binomtest
 from sim.parallel import run_jobs
 from sim.policies import CrudePolicy, Policy, RandomPolicy, ScriptedPolicy
 from sim.tasks import TASKS, task_by_name
+
+if TYPE_CHECKING:
+    from models.checkpoint import Source  # which imports torch: a worker of a scripted policy does without
 
 FILM_PX = 240  # pictures for people, apart from what the network sees
 
@@ -79,7 +82,7 @@ class EpisodeOutcome:
 PolicyMaker = Callable[[], Policy]  # called for each episode: some policies remember within one
 
 
-def _from_checkpoint(checkpoint: str) -> PolicyMaker:
+def _from_checkpoint(checkpoint: Source) -> PolicyMaker:
     import torch
 
     from eval.policy import CEMPolicy
@@ -89,7 +92,7 @@ def _from_checkpoint(checkpoint: str) -> PolicyMaker:
     return lambda: policy
 
 
-POLICIES: dict[str, Callable[[str], PolicyMaker]] = {  # from the checkpoint's path
+POLICIES: dict[str, Callable[[Any], PolicyMaker]] = {  # from the checkpoint
     "checkpoint": _from_checkpoint,
     "random": lambda checkpoint: RandomPolicy,
     "expert": lambda checkpoint: ScriptedPolicy,
@@ -107,8 +110,8 @@ def episode_jobs(tasks: Iterable[str], episodes: int, seed: int, filmed: int = 0
 
 
 def rollout(
-    policy: str, checkpoint: str, world: dict[str, Any], jobs: list[EpisodeJob], workers: int
-) -> Iterator[EpisodeOutcome]:
+    policy: str, checkpoint: Source, world: dict[str, Any], jobs: list[EpisodeJob], workers: int
+) -> Generator[EpisodeOutcome, None, None]:
     """Run the episodes in `workers` processes, each with a `PickPlaceEnv(**world)`, and yield each as it ends."""
     return run_jobs(Evaluator, (policy, checkpoint, world), jobs, workers)
 
@@ -116,7 +119,7 @@ def rollout(
 class Evaluator:
     """What a worker holds: one world and the policy. Called with a job, it plays the episode."""
 
-    def __init__(self, policy: str, checkpoint: str, world: dict[str, Any]) -> None:
+    def __init__(self, policy: str, checkpoint: Source, world: dict[str, Any]) -> None:
         from sim.env import PickPlaceEnv
 
         self._env = PickPlaceEnv(**world)

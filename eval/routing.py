@@ -21,7 +21,7 @@ from torch import Tensor
 from data import codec
 from data.replay import Replay
 from data.router import effective_steps
-from data.shards import write_whole
+from data.shards import check_writable, write_whole
 from data.sharing import RULES, RuleContext, Scores, q_value
 from eval import charts
 from eval.policy import CEMPolicy
@@ -30,7 +30,7 @@ from models.cem import sample_uniform
 from models.checkpoint import CheckpointError
 from models.qnetwork import bounds
 from models.scoring import q_of_policy, q_of_tasks
-from sim.options import Parser, add_options, check_least, from_options, option, run_command
+from sim.options import Parser, add_options, check_least, check_seed, from_options, option, run_command
 from sim.state import SceneState
 from sim.tasks import TASK_NAMES, TASKS, check_tasks
 
@@ -53,6 +53,7 @@ class RoutingConfig:
     def __post_init__(self) -> None:
         check_tasks((self.task,))
         check_least(self, 1, "episodes", "shown")
+        check_seed(self, "seed")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -133,10 +134,11 @@ def show(config: RoutingConfig) -> Path:
     others = np.flatnonzero(np.isin(replay.episode_task, trained))
     if not len(others):
         raise CheckpointError(f"{config.checkpoint}: was trained for {config.task} alone, which shares with none")
+    path = Path(config.out or Path(config.checkpoint).parent / f"routing-{config.task}.html")
+    check_writable(path.parent)
     rng = np.random.default_rng(config.seed)
     drawn = rng.choice(others, min(config.episodes, len(others)), replace=False)
     routed = sorted(weigh_episodes(policy, replay, drawn, target), key=lambda each: -each.weight)
-    path = Path(config.out or Path(config.checkpoint).parent / f"routing-{config.task}.html")
     won = np.array([bool(replay.success[each.episode, target]) for each in routed])
     weight, q = (np.array([getattr(each, name) for each in routed]) for name in ("weight", "q"))
     area = area_under_roc(q[won], q[~won])

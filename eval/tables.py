@@ -30,7 +30,8 @@ PAPER_VISION: dict[str, tuple[float, ...]] = {  # CDS, table 4: success in perce
     "all": (41.8, 60.1, 70.0, 72.5, 58.5, 57.7, 75.2, 70.8, 78.7, 79.2, 66.4),
     "none": (20.0, 49.7, 60.9, 68.4, 39.1, 49.1, 69.4, 80.3, 86.1, 85.0, 60.8),
 }
-SAME = ("steps", "manifest_sha256", "episodes", "seed", "randomise", "split", "renderer")  # of comparable evaluations
+# Of comparable evaluations; either of the two sums tells the dataset.
+SAME = ("steps", "episodes_sha256", "manifest_sha256", "episodes", "seed", "randomise", "split", "renderer")
 PAPER_RETURNS: dict[str, tuple[Cell, ...]] = {  # table 3, walker2d: by task and then the average
     "cds": ((1057.9, 121.6), (564.8, 47.7), (1418.2, 138.4), (1013.6, 71.5)),
     "cds-basic": ((968.6, 188.6), (594.5, 22.7), (1501.8, 115.1), (1021.6, 76.9)),
@@ -107,7 +108,7 @@ def _comparable(found: list[dict[str, Any]]) -> None:
         if each["settings"]["checkpoint_sha256"] in seen:
             raise ValueError(f"{name}: comes twice")
         seen.add(each["settings"]["checkpoint_sha256"])
-        first, mine = ({key: run["settings"][key] for key in SAME} for run in (found[0], each))
+        first, mine = ({key: run["settings"].get(key) for key in SAME} for run in (found[0], each))
         if differs := changed(first, mine):
             raise ValueError(f"{name}: not comparable with {found[0]['checkpoint']}: {differs}")
         config = each["sharing"].get("config", {})

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import io
 import pickle
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,25 +28,53 @@ class CheckpointError(ValueError):
     """A checkpoint is missing, damaged, or made for another world; the message names both sides."""
 
 
-def read_plain(path: str | Path) -> Any:
+@dataclass(frozen=True)
+class CheckpointFile:
+    """One reading of a file: what is loaded from it, here or in other processes, is what was hashed, even if a training
+    has replaced the file since."""
+
+    path: Path
+    content: bytes
+
+    @classmethod
+    def of(cls, source: str | Path | CheckpointFile) -> CheckpointFile:
+        """The reading itself, or that of the file at a path; CheckpointError where there is none."""
+        if isinstance(source, CheckpointFile):
+            return source
+        path = Path(source)
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such checkpoint")
+        return cls(path, path.read_bytes())
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+Source = str | Path | CheckpointFile
+
+
+def read_plain(source: Source) -> Any:
     """What a file of torch.save holds, on the CPU; CheckpointError where it is damaged or holds more than tensors and
     plain values."""
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
+    file = CheckpointFile.of(source)
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load checks no checksum
+        with zipfile.ZipFile(io.BytesIO(file.content)) as archive:  # torch.load checks no checksum
             damaged = archive.testzip()
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(io.BytesIO(file.content), map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one ({path.stat().st_size} bytes)") from error
+        raise CheckpointError(f"{file}: not a checkpoint, or a damaged one ({len(file.content)} bytes)") from error
     if damaged is not None:
-        raise CheckpointError(f"{path}: damaged checkpoint, the checksum of {damaged} does not match")
+        raise CheckpointError(f"{file}: damaged checkpoint, the checksum of {damaged} does not match")
     return checkpoint
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(source: Source) -> dict[str, Any]:
     """The whole checkpoint, on the CPU; `["switchyard"]` describes it (train/qtopt.py)."""
+    path = CheckpointFile.of(source)
     checkpoint = read_plain(path)
     about = checkpoint.get("switchyard") if isinstance(checkpoint, dict) else None
     if not isinstance(about, dict) or "tasks" not in about:
@@ -63,7 +95,15 @@ def acting_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     return {key.removeprefix(ACTING): value for key, value in weights.items() if key.startswith(ACTING)}
 
 
-def load_weights(module: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
+def load_policy(module: nn.Module, weights: dict[str, Tensor], path: Source) -> None:
+    """As `load_weights`; CheckpointError too where a weight is not finite."""
+    for key, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(f"{path}: its training diverged: weight {key} is NaN or infinite")
+    load_weights(module, weights, path)
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], path: Source) -> None:
     """Into the module, from the checkpoint at `path`; CheckpointError where they are those of another network."""
     try:
         module.load_state_dict(weights)

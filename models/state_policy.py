@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.checkpoint import CheckpointError, load_weights, read_plain
+from models.checkpoint import CheckpointError, Source, load_policy, read_plain
 from models.stacked import TanhGaussian
 from sim.locomotion import BODIES, Body
 
@@ -26,7 +25,7 @@ def pack_policies(policy: TanhGaussian, body: Body, tasks: tuple[str, ...], abou
     return buffer.getvalue()
 
 
-def load_policies(path: str | Path) -> tuple[TanhGaussian, Body, dict[str, Any]]:
+def load_policies(path: Source) -> tuple[TanhGaussian, Body, dict[str, Any]]:
     """The policies, their body, and what the file tells of them, as their `tasks`; CheckpointError for any other
     file."""
     found = read_plain(path)
@@ -37,7 +36,7 @@ def load_policies(path: str | Path) -> tuple[TanhGaussian, Body, dict[str, Any]]
     if body is None or not set(about["tasks"]) <= set(body.task_names):
         raise CheckpointError(f"{path}: made for {about['body']} with tasks {about['tasks']}, which this version lacks")
     policy = TanhGaussian(len(about["tasks"]), body.observation_size, tuple(about["hidden"]), body.action_size)
-    load_weights(policy, found["state_dict"], path)
+    load_policy(policy, found["state_dict"], path)
     return policy.requires_grad_(False), body, about
 
 

@@ -94,6 +94,14 @@ def _raise_stopped(number: int, frame: object) -> None:
     raise Stopped(number)
 
 
+def leave_signals() -> None:
+    """In a worker process: the signals that stop a command are the parent's to handle, but for SIGTERM, by which a
+    parent ends its workers."""
+    for number in (signal.SIGINT, *STOP_SIGNALS):
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def stop_status(stop: KeyboardInterrupt) -> int:
     """The exit status of a command that was stopped."""
     return stop.status if isinstance(stop, Stopped) else Stopped().status

@@ -6,7 +6,6 @@ import functools
 import itertools
 import multiprocessing as mp
 import os
-import signal
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -14,6 +13,8 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
+
+from sim.options import leave_signals
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -81,7 +82,7 @@ def _in_pools(start: Callable[[Connection], None], jobs: Iterator[Any], workers:
 
 
 def _start(scratch: str, make_worker: Callable[..., Any], arguments: tuple[Any, ...], parent: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    leave_signals()
     tempfile.tempdir = scratch  # what a worker leaves there goes with the iterator: it ends without cleaning up
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:

@@ -23,6 +23,7 @@ from sim.locomotion import BODIES
 from train.behaviour import clone_effective, divergence
 from train.cql import CQL
 from train.cql_config import CQLConfig
+from train.finite import NotFiniteError, check_weights
 
 BODY = BODIES["walker2d"]
 SMALL = {
@@ -320,6 +321,41 @@ def test_a_run_does_not_go_on_from_other_data(transitions, tmp_path, monkeypatch
     write_transitions(tmp_path / "states.h5", dataclasses.replace(transitions, columns=other))
     with pytest.raises(CheckpointError, match=r"learned from other data than .*states\.h5 holds now"):
         cql_run.train(config)
+
+
+def test_observations_that_are_not_normalised_bind_a_run_to_its_data_too(transitions, tmp_path, monkeypatch):
+    from train import cql_run
+
+    monkeypatch.setattr(cql_run, "task_returns", lambda policy, members, *_: np.zeros((members, 3, 1)))
+    options = {**SMALL, "normalise": False, "out": str(tmp_path / "run")}
+    write_transitions(tmp_path / "states.h5", transitions)
+    cql_run.train(CQLConfig(**options, data=str(tmp_path / "states.h5")))
+    (tmp_path / "states.h5").rename(tmp_path / "moved.h5")
+    cql_run.train(CQLConfig(**options, data=str(tmp_path / "moved.h5")))
+    other = {**transitions.columns, "rise": transitions.columns["rise"] + 1}
+    write_transitions(tmp_path / "moved.h5", dataclasses.replace(transitions, columns=other))
+    with pytest.raises(CheckpointError, match=r"learned from other data than .*moved\.h5 holds now"):
+        cql_run.train(CQLConfig(**options, data=str(tmp_path / "moved.h5")))
+
+
+def test_a_member_that_diverges_is_named(transitions):
+    module = module_of(transitions, rules=("none", "all"), seeds=(0, 5))
+    module.update()
+    next(module.q.parameters()).data[2] = torch.nan  # of the first Q-function of the third member
+    with pytest.raises(NotFiniteError, match=r"^step 2: Q of all-0 is NaN or infinite$"):
+        module.update()
+    with pytest.raises(NotFiniteError, match=r"step 2: weight .* of the Q-function is NaN or infinite"):
+        check_weights(2, **{"Q-function": module.q})
+
+
+def test_a_run_that_diverges_says_so_and_leaves_no_checkpoint_of_it(transitions, tmp_path):
+    from train import cql_run
+
+    write_transitions(tmp_path / "states.h5", transitions)
+    options = {**SMALL, "steps": 40, "critic_rate": 1e30, "data": str(tmp_path / "states.h5")}
+    with pytest.raises(NotFiniteError, match=r"step \d+: .* NaN or infinite; nothing was saved; a lower --critic-rate"):
+        cql_run.train(CQLConfig(**options, out=str(tmp_path / "run")))
+    assert not (tmp_path / "run" / "last.ckpt").exists()
 
 
 def test_other_seeds_are_another_run(transitions):

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from data.batches import Sampler
+from data.replay import Replay
 from eval.__main__ import EvalConfig, averages, data_success, evaluate
 from eval.export import main as export_main
 from eval.perception import PerceptionConfig, perceive
@@ -89,9 +90,7 @@ def test_the_datas_own_success_is_that_of_the_episodes_collected_for_the_task(tm
         make_episode("lift-banana", 1, ("lift-can",)),
         make_episode("lift-can", 1, ("lift-banana",)),
     ]
-    rows = data_success(
-        str(write_dataset(tmp_path / "set", [episodes])), ("lift-banana", "lift-can", "lift-milk"), 16, "tiny"
-    )
+    rows = data_success(Replay(write_dataset(tmp_path / "set", [episodes])), ("lift-banana", "lift-can", "lift-milk"))
     assert [(row.task, row.successes, row.episodes) for row in rows] == [("lift-banana", 1, 2), ("lift-can", 0, 1)]
 
 
@@ -235,7 +234,7 @@ def test_what_is_wrong_is_said_before_the_first_episode(tiny_checkpoint, tmp_pat
 def test_the_data_of_another_size_is_no_policys_data(tmp_path, make_episode, write_dataset):
     folder = write_dataset(tmp_path / "set", [[make_episode()]])
     with pytest.raises(ValueError, match="16 px, tiny: not the data of a policy of 64 px, egl"):
-        data_success(str(folder), ("lift-banana",), 64, "egl")
+        Replay(folder).require(64, "egl")
 
 
 @pytest.mark.parametrize(

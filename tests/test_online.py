@@ -7,7 +7,7 @@ import json
 import pytest
 
 from data.check import check
-from data.claim import hold
+from data.locks import hold
 from data.replay import Replay
 from data.shards import read_shard
 from models.checkpoint import CheckpointError

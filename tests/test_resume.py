@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,15 +14,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data import codec
-from data.claim import hold
+from data.collect import collect
+from data.locks import hold
+from data.plan import CollectConfig
+from data.replay import Replay
 from data.shards import DatasetError
 from eval.report import read_curves
 from models.checkpoint import CheckpointError, read_checkpoint
 from sim.options import from_options
 from train.config import PRESETS, TrainConfig
 from train.precision import resolve_precision
+from train.qtopt import QTOpt
 from train.run import train
 
 ROOT = Path(__file__).parents[1]
@@ -81,10 +88,13 @@ def command(options):
     ]
 
 
-def train_until_stopped(options, number):
+def train_until_stopped(options, number, cwd=ROOT, **variables):
     """Runs the training command and stops it by a signal after its first checkpoint; (last step saved, its output)."""
     last = Path(options["out"]) / "last.ckpt"
-    running = subprocess.Popen(command(options), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    running = subprocess.Popen(
+        command(options), cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     while not last.is_file() and running.poll() is None:
         time.sleep(0.02)
     running.send_signal(number)
@@ -115,10 +125,19 @@ def test_a_killed_run_goes_on_to_the_losses_and_the_weights_of_one_that_was_not(
     assert equal(read_checkpoint(whole)["optimizer_states"], read_checkpoint(killed)["optimizer_states"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_saves_where_it_is_and_goes_on(demo_training, tmp_path, number):
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+SLURM |= {"SLURM_JOB_NAME": "sweep", "SLURM_NODELIST": "node1"}
+
+
+@pytest.mark.parametrize(
+    ("number", "variables"),
+    [(signal.SIGINT, {}), (signal.SIGTERM, SLURM), (signal.SIGUSR1, SLURM), (signal.SIGHUP, {})],
+)
+def test_an_interrupted_run_saves_where_it_is_and_goes_on(demo_training, tmp_path, number, variables):
     options = {**demo_training, "steps": 5000, "learning_rate_decay": False, "out": str(tmp_path / "run")}
-    step, output = train_until_stopped(options, number)
+    (tmp_path / "working").mkdir()
+    step, output = train_until_stopped(options, number, tmp_path / "working", **variables)
+    assert not any((tmp_path / "working").iterdir())
     assert 5 <= step < 5000
     assert f"last.ckpt holds step {step}; the same command goes on from there" in output
     assert "Traceback" not in output
@@ -156,6 +175,64 @@ def test_precision_is_that_of_the_hardware(units, precision, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
     assert resolve_precision("auto", on_gpu=False) == precision
     assert resolve_precision("32-true", on_gpu=False) == "32-true"
+
+
+def test_a_run_is_bound_to_what_its_dataset_holds_and_not_to_where_it_lies(
+    run, tiny_dataset, tiny_training, tiny_collection, tmp_path
+):
+    folder = tmp_path / "moved"
+    shutil.copytree(tiny_dataset, folder)
+    for steps, data in ((5, f"{folder}/"), (6, str(folder))):
+        train(TrainConfig(out=str(run), **{**tiny_training, "data": data, "steps": steps}))
+    other = tmp_path / "other"
+    collect(CollectConfig(out=str(other), **{**tiny_collection, "seed": 4}))
+    with pytest.raises(
+        CheckpointError, match=rf"learned from other data than {other} holds: 6 of its 6 episodes are not"
+    ):
+        train(TrainConfig(out=str(run), **{**tiny_training, "data": str(other), "steps": 7}))
+
+
+@pytest.mark.parametrize("granularity", ["transition", "episode"])
+def test_a_dataset_that_has_grown_is_said_and_scores_of_episodes_stay_with_them(
+    tiny_training, tiny_dataset, tiny_collection, tmp_path, capsys, granularity
+):
+    folder = tmp_path / "growing"
+    shutil.copytree(tiny_dataset, folder)
+    options = {**tiny_training, "data": str(folder), "out": str(tmp_path / "run"), "granularity": granularity}
+    before = read_checkpoint(train(TrainConfig(**options)))
+    collect(CollectConfig(out=str(folder), **{**tiny_collection, "episodes": 10}))
+    capsys.readouterr()
+    module = QTOpt(TrainConfig(**{**options, "steps": 5}), Replay(folder))
+    module.on_load_checkpoint(before)
+    after = before["state_dict"]["router.episode_score"]
+    if granularity == "episode":
+        known = read_checkpoint(tmp_path / "run" / "last.ckpt")
+        assert after.shape[-1] == 10
+        scores = dict(
+            zip(known["episodes"].tolist(), known["state_dict"]["router.episode_score"].unbind(-1), strict=True)
+        )
+        for key, score in zip(Replay(folder).episode_key.tolist(), after.unbind(-1), strict=True):
+            assert torch.equal(score, scores.get(key, torch.full_like(score, -torch.inf)))
+        assert after.isfinite().any()
+    train(TrainConfig(**{**options, "steps": 5}))
+    assert f"{folder}: has grown from 6 to 10 episodes" in capsys.readouterr().out
+
+
+def test_tensorboard_shows_no_step_twice_after_a_kill(demo_training, tmp_path):
+    options = {
+        **demo_training,
+        "out": str(tmp_path / "run"),
+        "checkpoint_every": 20,
+        "rule": "cds",
+        "landscape_every": 10,
+    }
+    saved, _ = train_until_stopped(options, signal.SIGKILL)
+    train(from_options(TrainConfig, options, **vars(PRESETS["demo"])))
+    board = EventAccumulator(str(tmp_path / "run" / "log"), size_guidance={"images": 0})
+    board.Reload()
+    assert [event.step for event in board.Scalars("train/loss")] == list(range(1, 61))
+    assert [event.step for event in board.Images("routing/weights")] == list(range(10, 61, 10))
+    assert saved % 20 == 0
 
 
 def test_options_that_never_trained_bind_nobody(tiny_training, tmp_path):

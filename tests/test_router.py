@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from data.router import EPISODE_RATE, Router, RouterConfig, effective_steps
+from data.router import EPISODE_RATE, Router, RouterConfig, effective_steps, move_scores
 from data.sharing import RULES, Scores
 
 
@@ -289,3 +289,10 @@ def test_all_that_is_remembered_travels_with_the_state_dict():
 def test_options_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         RouterConfig(**wrong)
+
+
+def test_scores_move_with_their_episodes():
+    scores = torch.arange(6.0).view(1, 2, 3)
+    moved = move_scores(scores, np.array([7, -3, 9]), np.array([-3, 4, 9, 7]))
+    none = -torch.inf
+    assert moved.tolist() == [[[1.0, none, 2.0, 0.0], [4.0, none, 5.0, 3.0]]]

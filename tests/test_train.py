@@ -338,6 +338,22 @@ def test_the_clone_trains_alone_and_acts_by_its_mean_and_likeliest_command(tiny_
     assert np.array_equal(actions[0][:, 4], command.argmax(-1))
 
 
+@pytest.mark.parametrize(("won", "learner"), [((), "clone"), ((), "qtopt"), (("lift-banana",), "clone")])
+def test_a_clone_needs_a_success(tiny_training, tmp_path, make_episode, write_dataset, capsys, won, learner):
+    episodes = [make_episode(task, 2, won, number=n, side=48) for n, task in enumerate(tiny_training["tasks"])]
+    folder = write_dataset(tmp_path / "set", [episodes], side=48)
+    options = {**tiny_training, "data": str(folder), "learner": learner, "rule": "none", "out": str(tmp_path / "run")}
+    if learner == "clone" and not won:
+        with pytest.raises(
+            ValueError, match=f"{folder}: holds no success of lift-banana, place-bowl: .*nothing to clone"
+        ):
+            train(TrainConfig(**options))
+    else:
+        train(TrainConfig(**options))
+        without = "place-bowl" if won else "lift-banana, place-bowl"
+        assert f"{folder}: holds no success of {without} to clone" in capsys.readouterr().out
+
+
 def test_photometric_variation_is_that_of_its_seed_and_of_each_eighth_picture():
     image = torch.rand(1, 3, 8, 8).expand(16, -1, -1, -1)
     torch.manual_seed(5)

@@ -102,6 +102,9 @@ class SaveEvery(Callback):
     def __init__(self, path: Path, every: int) -> None:
         self._path, self._every, self._saved = path, every, 0
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._saved = pl_module.updates
+
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
     ) -> None:

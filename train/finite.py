@@ -15,14 +15,18 @@ class NotFiniteError(ValueError):
     """A loss, a target or a weight became NaN or infinite; the message says in which step, of which group."""
 
 
+def is_asynchronous(values: Tensor) -> bool:
+    """Whether looking at them would wait for a device."""
+    return values.device.type != "cpu"
+
+
 class FiniteCheck:
     """Sums of each step's terms by group. On a CPU they are looked at in each step; on a GPU, which is not waited for,
     every `every` steps, and by `check` before anything is saved."""
 
     def __init__(self, groups: Sequence[str], every: int) -> None:
         self._groups, self._every = tuple(groups), every
-        self._names: list[tuple[str, str]] = []  # (term, group or "") of each column
-        self._pending: list[tuple[int, Tensor]] = []
+        self._pending: list[tuple[int, tuple[str, ...], Tensor]] = []  # step, terms and their sums [terms, G]
 
     @torch.no_grad()
     def add(
@@ -30,29 +34,25 @@ class FiniteCheck:
     ) -> None:
         """`rows` [R] by term, the first causes first, `group` int64 [R] their groups; `scalars` [] of all groups.
         NotFiniteError where one is not finite, here or in a step before."""
-        values, whole = torch.stack([value.detach().float() for value in rows.values()]), dict(scalars or {})
-        sums = values.new_zeros(len(rows), len(self._groups)).index_add_(1, group, values).flatten()
-        if whole:
-            sums = torch.cat([sums, torch.stack([value.detach().float() for value in whole.values()])])
-        if not self._names:
-            self._names = [(term, name) for term in rows for name in self._groups] + [(term, "") for term in whole]
-        self._pending.append((step, sums))
-        if sums.device.type == "cpu" or len(self._pending) >= self._every:
+        values = torch.stack([value.detach().float() for value in rows.values()])
+        sums = values.new_zeros(len(rows), len(self._groups)).index_add_(1, group, values)
+        if scalars:
+            whole = torch.stack([value.detach().float() for value in scalars.values()])
+            sums = torch.cat([sums, whole[:, None].expand(-1, len(self._groups))])
+        self._pending.append((step, (*rows, *(scalars or ())), sums))
+        if not is_asynchronous(sums) or len(self._pending) >= self._every:
             self.check()
 
     def check(self) -> None:
         """NotFiniteError for the first step since the last call that was not finite."""
         pending, self._pending = self._pending, []
-        if not pending:
+        if not pending or torch.stack([sums.isfinite().all() for *_, sums in pending]).all():
             return
-        finite = torch.stack([sums for _, sums in pending]).isfinite().cpu()
-        for (step, _), row in zip(pending, finite, strict=True):
-            if not row.all():
-                bad = [self._names[k] for k in (~row).nonzero()[:, 0].tolist()]
-                term = bad[0][0]
-                groups = [name for each, name in bad if each == term and name]
-                of = f" of {', '.join(groups)}" if 0 < len(groups) < len(self._groups) else ""
-                raise NotFiniteError(f"step {step}: {term}{of} is NaN or infinite")
+        step, terms, bad = next((step, terms, bad) for step, terms, sums in pending if (bad := ~sums.isfinite()).any())
+        first = int(bad.any(1).nonzero()[0])
+        groups = [name for name, is_bad in zip(self._groups, bad[first].tolist(), strict=True) if is_bad]
+        of = f" of {', '.join(groups)}" if len(groups) < len(self._groups) else ""
+        raise NotFiniteError(f"step {step}: {terms[first]}{of} is NaN or infinite")
 
 
 def check_weights(step: int, **networks: nn.Module | None) -> None:

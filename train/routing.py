@@ -33,6 +33,9 @@ class Routing(Callback):
     def __init__(self, every: int) -> None:
         self._every, self._shown = every, 0
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._shown = pl_module.done_steps  # by the run that goes on here
+
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
     ) -> None:

@@ -233,11 +233,19 @@ class Progress(TQDMProgressBar):
         super().__init__(refresh_rate)
         self._total = total
 
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._count_from(pl_module.done_steps)
+
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any, *arguments: Any) -> None:
+        """Which is not called where a run goes on."""
         super().on_train_epoch_start(trainer, pl_module, *arguments)
+        self._count_from(pl_module.done_steps)
+
+    def _count_from(self, done: int) -> None:
         bar = self.train_progress_bar
         bar.reset(total=self._total)
-        bar.initial = bar.n = pl_module.done_steps
+        bar.initial = bar.n = done
         bar.set_description("train")
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *arguments: Any) -> None:

@@ -1,0 +1,106 @@
+"""The first value that is not finite ends a training, and reaches no checkpoint."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from eval.policy import CEMPolicy
+from models.checkpoint import CheckpointError, read_checkpoint, read_plain
+from models.state_policy import load_policies
+from train.config import TrainConfig
+from train.finite import FiniteCheck, NotFiniteError, check_weights
+from train.run import train
+from train.sac import SACConfig, learn
+
+NAN, INF = float("nan"), float("inf")
+MEMBERS = torch.arange(3)
+
+
+def test_the_first_step_its_first_term_and_all_groups_of_it_are_named():
+    finite = FiniteCheck(("a", "b", "c"), every=1)
+    finite.add(1, {"target": torch.ones(3), "loss": torch.zeros(3)}, MEMBERS)
+    with pytest.raises(NotFiniteError, match=r"^step 2: target of a, c is NaN or infinite$"):
+        finite.add(2, {"target": torch.tensor([NAN, 1.0, -INF]), "loss": torch.full((3,), NAN)}, MEMBERS)
+    with pytest.raises(NotFiniteError, match=r"^step 3: loss is NaN or infinite$"):
+        finite.add(3, {"target": torch.ones(3)}, MEMBERS, {"loss": torch.tensor(INF)})
+
+
+def test_rows_are_told_by_their_group():
+    finite = FiniteCheck(("a", "b", "c"), every=1)
+    with pytest.raises(NotFiniteError, match=r"step 7: Q of b is"):
+        finite.add(7, {"Q": torch.tensor([1.0, NAN, 2.0, 3.0])}, torch.tensor([0, 1, 1, 2]))
+
+
+def test_a_device_that_is_not_waited_for_is_asked_every_few_steps_and_before_a_save(monkeypatch):
+    finite = FiniteCheck(("a", "b", "c"), every=3)
+    bad = torch.tensor([1.0, NAN, 1.0])
+    monkeypatch.setattr("train.finite.is_asynchronous", lambda values: True)
+    finite.add(1, {"Q": torch.ones(3)}, MEMBERS)
+    finite.add(2, {"Q": bad}, MEMBERS)
+    with pytest.raises(NotFiniteError, match="step 2: Q of b"):
+        finite.add(3, {"Q": torch.ones(3)}, MEMBERS)
+    finite.add(4, {"Q": bad}, MEMBERS)
+    with pytest.raises(NotFiniteError, match="step 4: Q of b"):
+        finite.check()
+
+
+def test_a_weight_that_is_not_finite_is_named():
+    network = torch.nn.Linear(2, 1)
+    check_weights(3, network=network, lagged=None)
+    network.bias.data[0] = INF
+    with pytest.raises(NotFiniteError, match="step 3: weight bias of the network is NaN or infinite"):
+        check_weights(3, network=network)
+
+
+@pytest.mark.parametrize("learner", ["qtopt", "clone"])
+def test_a_training_on_pictures_that_diverges_stops_and_leaves_no_checkpoint_that_is_not_finite(
+    tiny_training, tmp_path, learner
+):
+    options = {**tiny_training, "learner": learner, "landmark_weight": 1.0, "rule": "none", "steps": 30}
+    out = tmp_path / "run"
+    train(TrainConfig(out=str(out), **{**options, "steps": 1}))
+    diverging = {**options, "learning_rate": 1e25}
+    with pytest.raises(
+        NotFiniteError, match=rf"{tmp_path}/wild: step \d+: .* is NaN or infinite; .*a lower --learning-rate"
+    ):
+        train(TrainConfig(out=str(tmp_path / "wild"), **diverging))
+    for last in tmp_path.glob("*/last.ckpt"):
+        weights = read_checkpoint(last)["state_dict"]
+        assert all(value.isfinite().all() for key, value in weights.items() if not key.startswith("router."))
+
+
+def test_a_target_of_one_task_that_is_not_finite_names_the_task(tiny_training, tmp_path, monkeypatch):
+    def target(module, batch, image, generator):
+        values = torch.zeros(len(batch))
+        values[(batch.task_index == 7) & (module.global_step == 2)] = NAN
+        return values
+
+    monkeypatch.setattr("train.qtopt.QTOpt._target", target)
+    with pytest.raises(NotFiniteError, match=r"step 3: target of place-bowl is NaN or infinite; \S+last.ckpt keeps"):
+        train(TrainConfig(out=str(tmp_path / "run"), **tiny_training))
+    assert read_checkpoint(tmp_path / "run" / "last.ckpt")["switchyard"]["steps"] == 2
+
+
+def test_a_policy_whose_training_diverged_is_refused(run, tmp_path):
+    checkpoint = read_checkpoint(run / "last.ckpt")
+    checkpoint["state_dict"]["target.focus"][0] = NAN
+    torch.save(checkpoint, run / "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: its training diverged: weight focus is NaN or infinite"):
+        CEMPolicy.load(run / "last.ckpt")
+    policies = read_plain("models/trained/walker2d-medium.pt")
+    next(iter(policies["state_dict"].values())).view(-1)[0] = INF
+    torch.save(policies, tmp_path / "policies.pt")
+    with pytest.raises(CheckpointError, match="its training diverged"):
+        load_policies(tmp_path / "policies.pt")
+
+
+def test_sac_that_diverges_stops_and_keeps_its_last_finite_checkpoint(tmp_path):
+    pytest.importorskip("mujoco")
+    options = {"steps": 60, "start_steps": 40, "checkpoint_every": 30, "batch_size": 8, "hidden": (16, 16)}
+    with pytest.raises(NotFiniteError, match=r"step \d+: .* is NaN or infinite"):
+        learn(SACConfig(out=str(tmp_path), tasks=("jump",), learning_rate=1e30, **options))
+    saved = read_plain(tmp_path / "last.ckpt")
+    assert saved["memory"]["reward"].shape[1] == 30
+    assert all(value.isfinite().all() for network in saved["networks"].values() for value in network.values())
+    assert not (tmp_path / "policy-60.pt").exists()
