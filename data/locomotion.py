@@ -22,7 +22,7 @@ from data.claim import sha256
 from data.shards import DatasetError
 from data.transitions import Transitions, parse_transitions, read_transitions, record, write_transitions
 from sim.locomotion import Body, Walk, body_by_name
-from sim.options import changed, choose, option
+from sim.options import changed, check_seed, choose, option
 
 POLICY = "eval.walking:behaviour"  # by name: evaluation is above data
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -45,6 +45,7 @@ class LocomotionConfig:
     seed: int = option(0, "of the policies' actions and of where they begin")
 
     def __post_init__(self) -> None:
+        check_seed(self, "seed")
         body = body_by_name(self.body)
         tasks = [read_source(text)[0] for text in self.sources]
         for task in tasks:

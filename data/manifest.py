@@ -32,6 +32,7 @@ from data.shards import (
     unpack_verdicts,
     write_whole,
 )
+from sim.options import check_is_seed
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES
 
@@ -193,6 +194,7 @@ def split(folder: Path, first: Path, second: Path, share: float, seed: int) -> t
     """Two datasets of one: `first` has a random `share` of the episodes of each task and outcome, `second` the others.
 
     Both list the shards of `folder` where they lie."""
+    check_is_seed("seed", seed)
     if not 0 < share < 1:
         raise ValueError(f"share is between 0 and 1, got {share}")
     if first.resolve() == second.resolve():

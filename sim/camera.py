@@ -6,14 +6,16 @@ The two shade differently, so the renderer's name travels with every dataset and
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
-import pybullet
 from numpy.typing import NDArray
 
+from sim.bullet import pybullet
 from sim.drawing import Body, Geometry
+from sim.forks import check_not_forked
 from sim.looks import Paint
 from sim.meshes import Mesh
 from sim.opengl import OpenGLError, OpenGLRenderer, open_context
@@ -41,7 +43,7 @@ class Camera:
 
     def open(self, client: int, folder: Path, meshes: dict[str, list[Mesh]], paints: list[Paint]) -> None:
         """Start drawing bodies of this client with these meshes and paints; TinyRenderer keeps files in the folder."""
-        self._client = client
+        self._client, self._process = client, os.getpid()
         self._draw: OpenGLRenderer | TinyRenderer
         self._draw = OpenGLRenderer(meshes, paints) if self.renderer == "egl" else TinyRenderer(client, folder)
 
@@ -61,7 +63,12 @@ class Camera:
     def close(self) -> None:
         self._draw.close()
 
+    def check_process(self) -> None:
+        """ValueError in a process that was forked since `open`."""
+        check_not_forked("this world", self._process)
+
     def _poses(self) -> list[NDArray[np.float64]]:
+        self.check_process()
         if self.renderer != "egl":
             return []
         poses = []

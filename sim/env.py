@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from traceback import walk_stack
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
 from sim import actions
@@ -25,7 +28,8 @@ EXTRAS = ("depth", "segmentation")
 class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
     """One task, or `task=None` for a new task each reset. Reward 1 when the episode ends in success, else 0.
 
-    An episode terminates by the terminate command and is truncated after the task's horizon. `info` holds
+    An episode terminates by the terminate command. It is truncated after `horizon` steps or by gymnasium's TimeLimit
+    (`max_episode_steps`), whichever comes first; where neither is given, after the task's horizon. `info` holds
     `task_index`, the privileged `state` [S] and the `verdicts` [N] of every task. `extras` adds `depth` (m) and
     `segmentation` (values of sim.drawing.SEGMENTS) to the observation.
     """
@@ -50,15 +54,18 @@ class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
         self._split = choose("split", split, SPLITS)
         self._task_name = None if task is None else task_by_name(task).name
         self._horizon = horizon
+        if render_mode is not None:
+            choose("render mode", render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode
         self._steps = -1  # since the reset
+        self._over = False
         self.world = World(image_size, renderer)
         self._extras = tuple(choose("extra observation", name, EXTRAS) for name in extras)
         side = (image_size, image_size)
         observed: dict[str, spaces.Space[Any]] = {
             "image": spaces.Box(0, 255, (*side, 3), np.uint8),
-            "gripper_closed": spaces.Box(0.0, 1.0, (), np.float32),
-            "gripper_height": spaces.Box(-1.0, 2.0, (), np.float32),
+            "gripper_closed": spaces.Box(0.0, 1.0, (1,), np.float32),
+            "gripper_height": spaces.Box(-1.0, 2.0, (1,), np.float32),
         }
         possible: dict[str, spaces.Space[Any]] = {
             "depth": spaces.Box(0.0, CameraSpec().far_m, side, np.float32),
@@ -85,20 +92,23 @@ class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
             name = TASK_NAMES[int(self.np_random.integers(len(TASK_NAMES)))]
         self.task = task_by_name(name)
         self.world.reset(draw_scene(self.task, self.np_random, self._factors, self._split))
-        self._steps = 0
+        self._steps, self._over = 0, False
         return self._observe()
 
     def step(self, action: dict[str, Any]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         self._check_is_reset()
+        if self._over:
+            raise gymnasium.error.ResetNeeded("the episode has ended: call reset")
         translation, yaw = np.asarray(action["translation"], np.float32), np.asarray(action["yaw"], np.float32)
         if translation.shape != (3,) or yaw.size != 1:
             raise ValueError(f"translation has 3 numbers and yaw one, got {action['translation']} and {action['yaw']}")
         self.world.step(np.array([*translation, yaw.item(), action["command"]], np.float32))
         self._steps += 1
         terminated = int(action["command"]) == actions.TERMINATE
-        truncated = not terminated and self._steps >= (self._horizon or self.task.horizon)
+        truncated = not terminated and self._time_is_up()
+        self._over = terminated or truncated
         observation, info = self._observe()
-        reward = float(info["verdicts"][self.task.index]) if terminated or truncated else 0.0
+        reward = float(info["verdicts"][self.task.index]) if self._over else 0.0
         return observation, reward, terminated, truncated, info
 
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
@@ -113,12 +123,21 @@ class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
         if self._steps < 0:
             raise gymnasium.error.ResetNeeded("call reset first")
 
+    def _time_is_up(self) -> bool:
+        """Whether this step is the last one. TimeLimit ends an episode without telling the environment, which has to
+        pay the reward: so it is looked for among the callers of `step`."""
+        steps_left = [] if self._horizon is None else [self._horizon - self._steps]
+        for frame, _ in walk_stack(sys._getframe()):
+            if frame.f_code is TimeLimit.step.__code__ and (limit := frame.f_locals["self"]).unwrapped is self:
+                steps_left.append(limit._max_episode_steps - limit._elapsed_steps - 1)
+        return min(steps_left, default=self.task.horizon - self._steps) <= 0
+
     def _observe(self) -> tuple[dict[str, Any], dict[str, Any]]:
         state = self.world.snapshot()
         observation = {
             "image": self.world.render(),
-            "gripper_closed": np.array(state["gripper_closed"], np.float32),
-            "gripper_height": np.array(state["gripper_position"][2], np.float32),
+            "gripper_closed": np.array([state["gripper_closed"]], np.float32),
+            "gripper_height": state["gripper_position"][2:].astype(np.float32),
         }
         if self._extras:
             geometry = self.world.geometry()
@@ -131,8 +150,8 @@ def as_batch(observation: dict[str, Any], info: dict[str, Any]) -> Observation:
     """One environment's observation as a batch of one, for a `Policy`."""
     return Observation(
         image=observation["image"][None],
-        gripper_closed=observation["gripper_closed"][None],
-        gripper_height=observation["gripper_height"][None],
+        gripper_closed=observation["gripper_closed"],
+        gripper_height=observation["gripper_height"],
         state=info["state"][None],
     )
 

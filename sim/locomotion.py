@@ -6,6 +6,8 @@ Shapes: `T` steps, `S` numbers of an observation, `A` of an action in [-1, 1], `
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -105,12 +107,15 @@ class Walk:
         missing = f"{body.name} needs MuJoCo: pip install -e '.[lowdim]'"
         try:
             import gymnasium
+            import mujoco
         except ImportError:
             raise ValueError(missing) from None
         try:
             self._env: Any = gymnasium.make(body.env, max_episode_steps=HORIZON)
         except (ImportError, gymnasium.error.DependencyNotInstalled):
             raise ValueError(missing) from None
+
+        mujoco.set_mju_user_warning(_warn)  # MuJoCo's own writes MUJOCO_LOG.TXT into the working folder
 
     def reset(self, seed: int | None = None) -> NDArray[np.float32]:
         """The first observation [S]; without a seed, of the next episode in the row."""
@@ -124,3 +129,9 @@ class Walk:
 
     def close(self) -> None:
         self._env.close()
+
+
+@functools.cache
+def _warn(message: str | bytes) -> None:
+    """Once in a process."""
+    print(f"MuJoCo: {message.decode() if isinstance(message, bytes) else message}", file=sys.stderr)

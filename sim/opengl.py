@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from sim.bodies import MAX_PARTS
 from sim.drawing import TABLE, Body, Geometry, segment_of
+from sim.forks import check_not_forked
 from sim.looks import SPLITS, TABLES, Paint, texture
 from sim.meshes import Mesh
 from sim.scenes import Scene
@@ -88,13 +90,20 @@ class OpenGLError(ValueError):
 
 
 def open_context() -> Any:
-    """An EGL context, or `OpenGLError`."""
+    """An EGL context, or `OpenGLError`; a plain ValueError in a forked process, where it would wait for ever."""
+    check_not_forked("EGL", _first_process())
     _load_triton()
     try:
         settings: dict[str, Any] = {"backend": "egl", "libgl": "libGL.so.1", "libegl": "libEGL.so.1"}
         return moderngl.create_context(require=330, standalone=True, **settings)
     except Exception as error:  # moderngl raises bare Exceptions
         raise OpenGLError(f"EGL does not start: {error}") from error
+
+
+@functools.cache
+def _first_process() -> int:
+    """The process that opened the first context: one forked from it inherits the answer."""
+    return os.getpid()
 
 
 @functools.cache

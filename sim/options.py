@@ -144,8 +144,13 @@ def check_seed(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         for seed in value if isinstance(value, tuple) else (value,):
-            if not 0 <= seed <= MAX_SEED:
-                raise ValueError(f"{name} is 0 or more and at most {MAX_SEED}, got {seed}")
+            check_is_seed(name, seed)
+
+
+def check_is_seed(name: str, seed: int) -> None:
+    """ValueError for a number that is none."""
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"{name} is 0 or more and at most {MAX_SEED}, got {seed}")
 
 
 def check_part(config: object, *names: str) -> None:

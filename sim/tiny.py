@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pybullet
 from numpy.typing import NDArray
 
+from sim.bullet import pybullet
 from sim.drawing import TABLE, Body, Geometry, segment_of
 from sim.looks import TABLES, texture
 from sim.scenes import Scene

@@ -27,7 +27,8 @@ def write_body(spec: BodySpec, folder: Path, visible: bool) -> Path:
         f'<robot name="{spec.name}"><link name="body"><inertial><mass value="{spec.mass_kg}"/>'
         '<inertia ixx="1" iyy="1" izz="1" ixy="0" ixz="0" iyz="0"/></inertial>'  # sim/world.py sets it
         + "".join(shapes)
-        + "</link></robot>"
+        + "</link></robot>",
+        encoding="utf-8",
     )
     return path
 
@@ -36,7 +37,7 @@ def write_panda(folder: Path, visible: bool) -> Path:
     """PyBullet's Panda, colliding as the corners of its convex hulls, which load faster than its meshes. If `visible`
     it is drawn with its collision meshes: 4 thousand triangles instead of 100."""
     source = Path(pybullet_data.getDataPath()) / "franka_panda"
-    text = (source / "panda.urdf").read_text().replace("package://meshes", str(source / "meshes"))
+    text = (source / "panda.urdf").read_text(encoding="utf-8").replace("package://meshes", str(source / "meshes"))
     for name in [f"link{number}" for number in range(8)] + ["hand"]:
         text = text.replace(f"meshes/visual/{name}.obj", f"meshes/collision/{name}.obj")
 
@@ -49,14 +50,14 @@ def write_panda(folder: Path, visible: bool) -> Path:
     if not visible:
         text = re.sub(r"<visual>.*?</visual>", "", text, flags=re.DOTALL)
     path = folder / ("panda-visible.urdf" if visible else "panda.urdf")
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
 def read_obj(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The vertices [V, 3] and the triangles [F, 3] of an OBJ file."""
     vertices, faces = [], []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         kind, *values = line.split() or [""]
         if kind == "v":
             vertices.append([float(v) for v in values[:3]])
@@ -83,7 +84,7 @@ def _write_hull(points: NDArray[np.float64], path: Path) -> Path:
     lines = ["v {:.6f} {:.6f} {:.6f}".format(*points[corner]) for corner in hull.vertices]
     number = {int(corner): k + 1 for k, corner in enumerate(hull.vertices)}
     lines += ["f {} {} {}".format(*(number[int(corner)] for corner in face)) for face in hull.simplices]
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
@@ -93,5 +94,5 @@ def _write_obj(mesh: Mesh, path: Path) -> Path:
     lines += [f"vt {u:.5f} {v:.5f}" for u, v in mesh.uv]
     corners = [f"{k}/{k}/{k}" for k in range(1, len(mesh.vertices) + 1)]
     lines += ["f " + " ".join(corners[k : k + 3]) for k in range(0, len(corners), 3)]
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path

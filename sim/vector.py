@@ -15,12 +15,17 @@ from sim.tasks import task_by_name
 
 
 def make_vector(
-    num_envs: int = 1, task: str | Sequence[str | None] | None = None, autoreset: str = "NextStep", **world: Any
+    num_envs: int = 1,
+    task: str | Sequence[str | None] | None = None,
+    autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+    max_episode_steps: int | None = None,
+    **world: Any,
 ) -> AsyncVectorEnv:
     """`num_envs` environments `PickPlaceEnv(task, **world)`, each in a process of its own; several tasks take turns.
 
-    `autoreset` is one of gymnasium's modes: NextStep, SameStep or Disabled. Observations are copies of the shared
-    memory, so that a final observation is never overwritten (gymnasium #1132). Also what `gymnasium.make_vec` makes.
+    `autoreset_mode` is one of gymnasium's or its name: NextStep, SameStep or Disabled. `max_episode_steps` is
+    gymnasium's too: the smaller of it and `horizon` counts, -1 is none. Observations are copies of the shared memory,
+    so that a final observation is never overwritten (gymnasium #1132). Also what `gymnasium.make_vec` makes.
     """
     tasks = [task] if task is None or isinstance(task, str) else list(task)
     if not tasks or num_envs < 1:
@@ -28,7 +33,11 @@ def make_vector(
     for name in tasks:
         if name is not None:
             task_by_name(name)
+    if isinstance(autoreset_mode, str):
+        choose("autoreset mode", autoreset_mode, [mode.value for mode in AutoresetMode])
+    if max_episode_steps not in (None, -1):
+        horizon = world.get("horizon")
+        world["horizon"] = max_episode_steps if horizon is None else min(horizon, max_episode_steps)
     world["renderer"] = resolve_renderer(world.get("renderer", "auto"))  # once for all of them
     makers = [partial(PickPlaceEnv, tasks[number % len(tasks)], **world) for number in range(num_envs)]
-    mode = AutoresetMode(choose("autoreset mode", autoreset, [mode.value for mode in AutoresetMode]))
-    return AsyncVectorEnv(makers, shared_memory=True, copy=True, context="spawn", autoreset_mode=mode)
+    return AsyncVectorEnv(makers, shared_memory=True, copy=True, context="spawn", autoreset_mode=autoreset_mode)

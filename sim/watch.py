@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sim.actions import COMMANDS
 from sim.looks import SPLITS
-from sim.options import check_least, choose, option
+from sim.options import check_least, check_seed, choose, option
 from sim.policies import CrudePolicy, Policy, RandomPolicy, ScriptedPolicy
 from sim.scenes import FACTORS
 from sim.tasks import TASK_NAMES
@@ -48,7 +48,7 @@ class WatchConfig:
         if self.out:
             choose("file format", Path(self.out).suffix.lower(), FORMATS)
         _check_size(self.size)
-        check_least(self, 0, "seed")
+        check_seed(self, "seed")
         check_least(self, 1, "episodes")
 
 
@@ -60,25 +60,27 @@ def watch(config: WatchConfig) -> Path:
 
     frames_per_s: int = PickPlaceEnv.metadata["render_fps"]
     env = PickPlaceEnv(config.task, config.size, config.renderer, randomise=config.randomise, split=config.split)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for seed in range(config.seed, config.seed + config.episodes):
-        policy, rng = WATCHED[config.policy](), np.random.default_rng(seed)
-        observation, info = env.reset(seed=seed)
-        frames.append(_captioned(observation["image"], f"{config.task}, {config.policy}, seed {seed}", "begins", info))
-        done, step = False, 0
-        while not done:
-            action = policy.act(as_batch(observation, info), np.array([env.task.index]), rng)[0]
-            observation, reward, terminated, truncated, info = env.step(as_action(action))
-            done = terminated or truncated
-            doing = COMMANDS[int(action[4])] if action[4] else "moves"
-            doing = f"ends: {'success' if reward else 'failure'}" if done else doing
-            step += 1
-            frames.append(_captioned(observation["image"], f"{config.task}, step {step}", doing, info))
-        frames += [frames[-1]] * frames_per_s
-    env.close()
+    making = _hidden(path)
+    with env:
+        for seed in range(config.seed, config.seed + config.episodes):
+            policy, rng = WATCHED[config.policy](), np.random.default_rng(seed)
+            observation, info = env.reset(seed=seed)
+            title = f"{config.task}, {config.policy}, seed {seed}"
+            frames.append(_captioned(observation["image"], title, "begins", info))
+            done, step = False, 0
+            while not done:
+                action = policy.act(as_batch(observation, info), np.array([env.task.index]), rng)[0]
+                observation, reward, terminated, truncated, info = env.step(as_action(action))
+                done = terminated or truncated
+                doing = COMMANDS[int(action[4])] if action[4] else "moves"
+                doing = f"ends: {'success' if reward else 'failure'}" if done else doing
+                step += 1
+                frames.append(_captioned(observation["image"], f"{config.task}, step {step}", doing, info))
+            frames += [frames[-1]] * frames_per_s
     pause_ms = 1000 // frames_per_s
     saved = _one_palette(frames) if path.suffix.lower() == ".gif" else frames
-    saved[0].save(path, save_all=True, append_images=saved[1:], duration=pause_ms, loop=0)
+    saved[0].save(making, save_all=True, append_images=saved[1:], duration=pause_ms, loop=0)
+    os.replace(making, path)
     if config.window and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         _show(frames, pause_ms)
     return path
@@ -98,7 +100,7 @@ class SheetConfig:
         choose("file format", Path(self.out).suffix.lower(), SHEET_FORMATS)
         _check_size(self.size)
         check_least(self, 1, "rows")
-        check_least(self, 0, "seed")
+        check_seed(self, "seed")
 
 
 def sheet(config: SheetConfig) -> Path:
@@ -115,18 +117,28 @@ def sheet(config: SheetConfig) -> Path:
     draw, font = ImageDraw.Draw(whole), ImageFont.load_default(size=14)
     env = PickPlaceEnv(None, config.size, config.renderer, randomise=config.randomise, split=config.split)
     path = Path(config.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for index, name in enumerate(TASK_NAMES):
-        for row in range(config.rows):
-            seed = config.seed + row * len(TASK_NAMES) + index
-            observation, _ = env.reset(seed=seed, options={"task": name})
-            left = index % side_by_side * config.size
-            top = (index // side_by_side * config.rows + row) * (config.size + caption_px)
-            whole.paste(Image.fromarray(observation["image"]), (left, top))
-            draw.text((left + 4, top + config.size + 2), f"{name}, seed {seed}", fill=(220, 220, 220), font=font)
-    env.close()
-    whole.save(path)
+    making = _hidden(path)
+    with env:
+        for index, name in enumerate(TASK_NAMES):
+            for row in range(config.rows):
+                seed = config.seed + row * len(TASK_NAMES) + index
+                observation, _ = env.reset(seed=seed, options={"task": name})
+                left = index % side_by_side * config.size
+                top = (index // side_by_side * config.rows + row) * (config.size + caption_px)
+                whole.paste(Image.fromarray(observation["image"]), (left, top))
+                draw.text((left + 4, top + config.size + 2), f"{name}, seed {seed}", fill=(220, 220, 220), font=font)
+    whole.save(making)
+    os.replace(making, path)
     return path
+
+
+def _hidden(path: Path) -> Path:
+    """A file beside this one to write and rename; OSError, before anything is drawn, where none can be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    making = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    making.touch()
+    making.unlink()
+    return making
 
 
 def _captioned(picture: NDArray[np.uint8], title: str, doing: str, info: dict[str, object]) -> Image.Image:

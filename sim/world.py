@@ -5,8 +5,12 @@ After `reset` everything happens by physics: fingers hold by friction, no constr
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
+import shutil
 import tempfile
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,11 +18,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pybullet
 from numpy.typing import NDArray
 
 from sim import actions
 from sim.bodies import BodySpec
+from sim.bullet import pybullet
 from sim.camera import Camera
 from sim.drawing import TABLE, Body, Geometry
 from sim.looks import TABLE_TEXTURE_M, Paint
@@ -73,10 +77,13 @@ class World:
     def _open(self) -> None:
         """Start PyBullet and the renderer: not before the first reset, because neither survives a fork."""
         visible = self.camera.renderer == "tiny"  # or a ValueError
+        opened = contextlib.ExitStack()
+        self._release = weakref.finalize(self, _release, os.getpid(), opened)
         self._client = pybullet.connect(pybullet.DIRECT)
+        opened.callback(pybullet.disconnect, self._client)
         assert pybullet.isNumpyEnabled(), "PyBullet was built without numpy: rendering would be very slow"
-        self._scratch = tempfile.TemporaryDirectory(prefix="switchyard-")
-        folder = Path(self._scratch.name)
+        folder = Path(tempfile.mkdtemp(prefix="switchyard-"))
+        opened.callback(shutil.rmtree, folder, ignore_errors=True)
         specs: list[BodySpec] = [*OBJECTS.values(), *FIXTURES.values()]
         shown = write_panda(folder, visible=True)
         self._panda_urdf = shown if visible else write_panda(folder, visible=False)
@@ -88,20 +95,25 @@ class World:
         looks = [look for spec in specs for look in (*spec.looks.train, *spec.looks.test)]
         paints = [ROBOT_PAINT, FINGER_PAINT, *(paint for look in looks for paint in look)]
         self.camera.open(self._client, folder, meshes, paints)
+        opened.callback(self.camera.close)
 
     def close(self) -> None:
+        """Release what `reset` opened, as the end of the object does."""
         if self._client >= 0:
-            self.camera.close()
-            pybullet.disconnect(self._client)
+            self._release()
             self._client = -1
-            self._scratch.cleanup()
 
     # ------------------------------------------------------------------ reset
 
     def reset(self, scene: Scene) -> None:
         """Build a scene and let it come to rest."""
         if self._client < 0:
-            self._open()
+            try:
+                self._open()
+            except BaseException:
+                self.close()
+                raise
+        self.camera.check_process()
         self._objects: dict[int, int] = {}  # index in OBJECT_NAMES -> PyBullet body
         self._fixtures: dict[int, int] = {}
         self._load_table_and_robot()
@@ -231,6 +243,7 @@ class World:
         """Move by the action's translation and yaw, then open or close the gripper if it is asked to.
 
         A delayed world carries out the action before this one. Raises ValueError for what is not an action."""
+        self.camera.check_process()
         action = actions.clip(action)
         share, spread_m, spread_rad = ACTUATION_NOISE
         noise = self.scene.actuation_noise * self._rng.normal(size=(4, 2))
@@ -386,6 +399,12 @@ class World:
         """How high the lowest point of an object lies above its centre (m): a negative number."""
         down = pybullet.getMatrixFromQuaternion(turn)[6:]
         return float((self._hulls[item.index] @ down).min()) * item.scale
+
+
+def _release(process: int, opened: contextlib.ExitStack) -> None:
+    """A forked process leaves a world to the one that opened it."""
+    if os.getpid() == process:
+        opened.close()
 
 
 @functools.cache

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ import data.__main__
 import eval.__main__
 import sim.__main__
 import train.__main__
+from sim.options import run_command
 
 ROOT = Path(__file__).parents[1]
 MAIN = {
@@ -182,6 +185,58 @@ def test_a_damaged_dataset_is_one_line_on_the_terminal(typed, tmp_path):
     assert status == 2
     assert err.startswith("error: ")
     assert "manifest.json" in err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train --preset demo --data nowhere --out nowhere --seed",
+        "train qtopt-online --task lift-can --out nowhere --seed",
+        "train sac --out nowhere --seed",
+        "train cql --data nowhere --out nowhere --seeds 0,",
+        "data collect --out nowhere --seed",
+        "data locomotion --out nowhere --seed",
+        "data split nowhere nowhere/a nowhere/b --seed",
+        "eval --checkpoint nowhere.ckpt --out nowhere --seed",
+        "sim watch --window no --out nowhere/film.gif --seed",
+        "sim sheet --out nowhere/sheet.png --seed",
+    ],
+)
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes_is_refused_before_anything_is_made(typed, line, seed):
+    status, _, err = typed(f"{line}{'' if line.endswith(',') else ' '}{seed}")
+    assert status == 2
+    assert "seed" in err
+    assert str(seed) in err
+    assert not Path("nowhere").exists()
+
+
+def test_a_terminal_that_lacks_a_letter_is_told_all_the_same(tmp_path):
+    """Of a folder's name, under a locale of ASCII alone."""
+    folder = tmp_path / "d\u00e4ta"
+    folder.mkdir()
+    ascii_only = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    done = subprocess.run(
+        [sys.executable, "-m", "data", "info", folder], cwd=ROOT, env={**os.environ, **ascii_only}, capture_output=True
+    )
+    assert done.returncode == 2
+    assert b"no dataset here" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_ends_a_command_with_its_status(number, capsys):
+    assert run_command(lambda: signal.raise_signal(number)) == 128 + number
+    assert capsys.readouterr().err == "\nstopped\n"
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+
+def test_a_signal_that_the_parent_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert run_command(lambda: signal.raise_signal(signal.SIGHUP)) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_learning_from_disk_loads_no_simulator():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,12 +23,14 @@ from eval.__main__ import EvalConfig, averages, data_success, evaluate
 from eval.export import main as export_main
 from eval.perception import PerceptionConfig, perceive
 from eval.perception import main as perception_main
+from eval.played import PLAYED
 from eval.policy import CEMPolicy, EpsilonGreedy, Policy
 from eval.rollout import EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise, wilson
 from models.checkpoint import CheckpointError, read_checkpoint
 from models.small_network import Sight, SmallQNetwork
 from sim.actions import BOUNDS
 from sim.landmarks import OFFSET_UNIT_M
+from sim.options import Stopped
 from sim.scenes import FACTORS
 from sim.state import STATE_SIZE
 from sim.tasks import TASKS
@@ -170,6 +176,96 @@ def test_a_finished_evaluation_may_be_reused_only_with_the_same_options(evaluati
     torch.save(other, tmp_path / "run" / "last.ckpt")
     evaluate(EvalConfig(**reusing))
     assert "already there" not in capsys.readouterr().out
+
+
+def test_what_is_played_named_and_hashed_is_one_reading_of_the_file(evaluation, tmp_path, monkeypatch):
+    """A training replaces its last checkpoint while it is evaluated."""
+    run, options = evaluation
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "last.ckpt"
+    played, real = [], rollout
+
+    def replacing(policy, checkpoint, *given):
+        path.write_bytes(b"of another step")
+        played.append(checkpoint)
+        return real(policy, checkpoint, *given)
+
+    monkeypatch.setattr("eval.__main__.rollout", replacing)
+    evaluate(EvalConfig(**{**options, "checkpoint": str(path), "policies": ("checkpoint",)}))
+    found = json.loads((tmp_path / "run" / "eval.json").read_text())
+    before = (run / "last.ckpt").read_bytes()
+    assert found["settings"]["checkpoint_sha256"] == hashlib.sha256(before).hexdigest()
+    assert [file.content for file in played] == [before]
+    assert outcomes_of(tmp_path / "run") == [row for row in outcomes_of(run) if row[1] == "checkpoint"]
+
+
+def test_an_evaluation_that_is_stopped_goes_on_after_what_it_played(evaluation, tmp_path, monkeypatch, capsys):
+    _, options = evaluation
+    options = {**options, "out": str(tmp_path), "episodes": 4, "policies": ("checkpoint", "random")}
+    real = rollout
+
+    def stopped(policy, checkpoint, world, jobs, workers):
+        for number, outcome in enumerate(real(policy, checkpoint, world, jobs, workers)):
+            if number == 3 and policy == "random":
+                raise Stopped(signal.SIGTERM)
+            yield outcome
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eval.__main__.rollout", stopped)
+        with pytest.raises(Stopped):
+            evaluate(EvalConfig(**options))
+    out = capsys.readouterr().out
+    assert "11 episodes are kept: the same command goes on after them" in out
+    assert re.search(r"average of all +random +[\d.]+% +[\d.]+% - [\d.]+% +3\b", out)
+    assert not (tmp_path / "eval.json").exists()
+    with (tmp_path / f".{PLAYED}").open("a") as file:
+        file.write('{"policy": "random", "task": "lift-ban')  # a kill cut this line short
+
+    asked = []
+
+    def counting(policy, checkpoint, world, jobs, workers):
+        asked.append((policy, [(job.task, job.number, job.filmed) for job in jobs]))
+        return real(policy, checkpoint, world, jobs, workers)
+
+    monkeypatch.setattr("eval.__main__.rollout", counting)
+    evaluate(EvalConfig(**options))
+    assert asked[0] == ("checkpoint", [(task, number, True) for number in (0, 1) for task in TASKS_USED])  # films
+    assert asked[1][0] == "random"
+    assert len(asked[1][1]) == 5
+    resumed = outcomes_of(tmp_path)
+    evaluate(EvalConfig(**{**options, "out": str(tmp_path / "whole")}))
+    assert outcomes_of(tmp_path / "whole") == resumed
+    assert len((tmp_path / PLAYED).read_text().splitlines()) > 16
+    asked.clear()
+    evaluate(EvalConfig(**options))  # a finished one is played anew
+    assert [len(jobs) for _, jobs in asked] == [8, 8]
+
+
+def test_results_that_cannot_be_written_are_found_before_the_first_episode(evaluation, tmp_path, monkeypatch):
+    _, options = evaluation
+    monkeypatch.setattr("eval.__main__.rollout", lambda *_: pytest.fail("an episode was played"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=str(tmp_path / "file")):
+        evaluate(EvalConfig(**{**options, "out": str(tmp_path / "file")}))
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("eval.played.write_whole", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/out/"):
+        evaluate(EvalConfig(**{**options, "out": str(tmp_path / "out")}))
+
+
+def test_the_table_is_printed_though_nothing_can_be_written_any_more(evaluation, tmp_path, monkeypatch, capsys):
+    _, options = evaluation
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("eval.report.write_whole", full)
+    with pytest.raises(OSError, match=r"report\.html"):
+        evaluate(EvalConfig(**{**options, "out": str(tmp_path), "policies": ("expert",)}))
+    assert re.search(r"average of all +expert +[\d.]+%", capsys.readouterr().out)
 
 
 def test_acting_with_another_renderer_than_the_trained_one_is_refused_naming_both(tiny_checkpoint, tmp_path):

@@ -23,7 +23,7 @@ from data.replay import Replay
 from data.shards import DatasetError, occupied, shard_files
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("data", "models", "train", "eval", "bench")
+PACKAGES = ("sim", "data", "models", "train", "eval", "bench")
 JUNK = (".DS_Store", "._shard-00000.h5", ".directory", ".nfs0001", ".Trash-1000", "desktop.ini", "Thumbs.db")
 
 

@@ -69,6 +69,17 @@ def test_every_body_is_as_its_record_says(name):
     walk.close()
 
 
+def test_mujoco_warns_on_the_terminal_and_leaves_no_file_in_the_working_folder(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("mujoco")
+    monkeypatch.chdir(tmp_path)
+    walk = Walk(BODIES["walker2d"])
+    walk.reset(0)
+    for _ in range(2):
+        walk.step(np.full(6, np.nan, np.float32))
+    assert capsys.readouterr().err.count("MuJoCo: ") == 1
+    assert not any(tmp_path.iterdir())
+
+
 def test_unknown_bodies_are_refused():
     with pytest.raises(ValueError, match="Did you mean 'walker2d'"):
         body_by_name("walker2")

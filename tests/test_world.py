@@ -253,10 +253,60 @@ def test_another_horizon_may_be_asked_for():
     env.close()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        ({"max_episode_steps": 4}, 4),
+        ({"max_episode_steps": 4, "horizon": 9}, 4),
+        ({"max_episode_steps": 9, "horizon": 4}, 4),
+        ({"max_episode_steps": 27}, 27),  # longer than the task's horizon
+        ({"max_episode_steps": -1}, 25),
+    ],
+)
+def test_gymnasiums_time_limit_and_the_horizon_end_an_episode_at_the_smaller_one(arguments, steps):
+    env = gymnasium.make("switchyard/PickPlace-v0", task="lift-can", image_size=48, renderer="tiny", **arguments)
+    env.reset(seed=0)
+    assert [env.step(as_action(STILL))[3] for _ in range(steps)] == [False] * (steps - 1) + [True]
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(as_action(STILL))
+    env.close()
+
+
+def test_success_at_gymnasiums_time_limit_is_rewarded(env):
+    def play(env, seed):
+        rng, policy, task = np.random.default_rng(seed), ScriptedPolicy(0.0), TASKS["lift-can"].index
+        observation, info = env.reset(seed=seed, options={"task": "lift-can"})
+        done = False
+        while not done:
+            action = policy.act(as_batch(observation, info), np.array([task]), rng)[0]
+            observation, reward, terminated, truncated, info = env.step(as_action(action))
+            done = terminated or truncated
+            yield bool(info["verdicts"][task]), reward, truncated
+
+    solved = {seed: [verdict for verdict, *_ in play(env, seed)] for seed in (1, 2, 3)}
+    seed = next(seed for seed, verdicts in solved.items() if any(verdicts[:-1]))
+    steps = solved[seed].index(True) + 1
+    limited = gymnasium.wrappers.TimeLimit(env, steps)
+    assert list(play(limited, seed)) == [(False, 0.0, False)] * (steps - 1) + [(True, 1.0, True)]
+
+
 def test_the_terminate_command_terminates(env):
     env.reset(seed=0, options={"task": "lift-can"})
     _, reward, terminated, truncated, _ = env.step({"translation": np.zeros(3), "yaw": 0.0, "command": 3})
     assert (reward, terminated, truncated) == (0.0, True, False)
+    assert env.render().shape == (64, 64, 3)
+    with pytest.raises(gymnasium.error.ResetNeeded, match="the episode has ended: call reset"):
+        env.step(as_action(STILL))
+
+
+def test_the_grippers_readings_are_vectors_of_one_as_libraries_expect(env):
+    observation, info = env.reset(seed=0, options={"task": "place-bowl"})
+    assert env.observation_space.contains(observation)
+    batch, state = as_batch(observation, info), SceneState(info["state"])
+    for name, value in (("gripper_closed", 1.0), ("gripper_height", state["gripper_position"][2])):
+        assert observation[name].shape == batch[name].shape == (1,)
+        assert batch[name].dtype == np.float32
+        assert batch[name][0] == value
 
 
 def test_without_a_task_each_reset_draws_one():
@@ -379,3 +429,5 @@ def test_what_needs_a_reset_says_so():
         env.step(env.action_space.sample())
     with pytest.raises(ValueError, match="horizon is at least 1, got 0"):
         PickPlaceEnv(horizon=0)
+    with pytest.raises(ValueError, match=r"unknown render mode 'rgb_aray'.*Did you mean 'rgb_array'"):
+        PickPlaceEnv(render_mode="rgb_aray")
