@@ -16,6 +16,7 @@ from pathlib import Path
 
 import h5py
 
+from bench.commands import HANGS_S
 from data.check import check
 from data.collect import collect
 from data.manifest import MANIFEST
@@ -23,7 +24,6 @@ from data.plan import CONFIG, CollectConfig
 from data.replay import Replay
 from data.shards import MAGIC, TRAILER, DatasetError
 
-HANGS_S = 300  # longer than anything here takes
 REFUSED, UNCHANGED = "refused by name", "read unchanged"
 
 

@@ -1,4 +1,5 @@
-"""`make torture`: kills at random moments, random damage, a full disk, two collections at once. Half an hour.
+"""`make torture`: kills at random moments, random damage, a full disk, two collections at once; and of trainings, what
+clusters and containers do to them (bench/torture_training.py). Half an hour.
 
 What must hold: after any kill the manifest opens, a check finds nothing, and the same command ends with exactly the
 asked episodes, byte for byte those of an undisturbed run. After any damage a dataset is refused by the name of the
@@ -18,17 +19,18 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.damage import HANGS_S, REFUSED, UNCHANGED, files_of, mutations
+from bench import torture_training
+from bench.commands import HANGS_S, UNTRIED, Ended, ended_by, lives, run, send, start, workers_of
+from bench.damage import REFUSED, UNCHANGED, files_of, mutations
 from data.check import check
 from data.manifest import MANIFEST
 from data.shards import DatasetError
 from sim.options import Parser
 
-ROOT = Path(__file__).parents[1]
 KILLS, MUTATIONS = 30, 2000
 COLLECT = (sys.executable, "-m", "data", "collect", "--out", "set", "--size", "48", "--renderer", "tiny")
 SMALL = (*COLLECT, "--episodes-per-shard", "2", "--workers", "2")
@@ -76,6 +78,8 @@ def main() -> int:
         wrong += _tell("a full disk", Counter([_tmpfs(work)]), (KEPT, UNTRIED))
         wrong += _tell("two collections in one folder", Counter([_two(work)]), (CLEAR,))
         wrong += _tell("a folder that is read-only", Counter([_read_only(work)]), (CLEAR, UNTRIED))
+        for what, happened, fine in torture_training.trials(work, options.kills, rng):
+            wrong += _tell(what, Counter(happened), fine)
     print("\n".join(wrong) or "all held")
     return 1 if wrong else 0
 
@@ -83,30 +87,11 @@ def main() -> int:
 RESUMED, LATE = "resumed to the same bytes", "had ended already"
 KEPT = "clear error, finished shards kept, and the same command goes on"
 CLEAR = "clear error, nothing changed"
-UNTRIED = "not tried: not allowed here"
 
 
 def _tell(what: str, outcomes: Counter[str], fine: tuple[str, ...]) -> list[str]:
     print(f"{what}: " + ", ".join(f"{count} {text}" for text, count in sorted(outcomes.items())), flush=True)
     return [f"WRONG: {what}: {text}" for text in outcomes if text not in fine]
-
-
-def _start(command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
-    )
-
-
-def _ended(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=HANGS_S)
-
-
-def _run(command: Sequence[str], folder: Path) -> None:
-    done = _ended(command, folder)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
 
 
 # ---------------------------------------------------------------------- kills
@@ -137,7 +122,7 @@ def _kills(work: Path, count: int, rng: random.Random) -> list[str]:
         times = len(range(position, count, len(SCENARIOS)))
         whole = _prepared(work / "whole", scenario)
         begin = time.monotonic()
-        _run(scenario.commands[-1], whole)
+        run(scenario.commands[-1], whole)
         took_s = time.monotonic() - begin
         content = files_of(whole)
         outcomes = Counter(_kill(work / "killed", scenario, content, took_s, rng) for _ in range(times))
@@ -152,34 +137,34 @@ def _prepared(folder: Path, scenario: Scenario) -> Path:
     folder.mkdir()
     (folder / "mix.toml").write_text(MIX, encoding="utf-8")
     for command in scenario.commands[:-1]:
-        _run(command, folder)
+        run(command, folder)
     return folder
 
 
 def _kill(folder: Path, scenario: Scenario, content: dict[str, bytes], took_s: float, rng: random.Random) -> str:
     """Kill the parent or one of its workers, look, go on, compare."""
     _prepared(folder, scenario)
-    running = _start(scenario.commands[-1], folder)
+    running = start(scenario.commands[-1], folder)
     try:
         time.sleep(rng.uniform(0.0, took_s))
         if running.poll() is not None:
             return LATE
-        workers = _workers(running.pid)
+        workers = workers_of(running.pid)
         target = rng.choice([running.pid, *workers])
-        _send(target, signal.SIGKILL)
+        send(target, signal.SIGKILL)
         if target == running.pid:
             running.wait()
         elif running.wait(HANGS_S) and scenario.name != "qtopt-online":  # its training's loader may not lose a worker
             return f"a killed worker ended it with {running.returncode}"
         end = time.monotonic() + 10
-        while any(_lives(pid) for pid in workers):
+        while any(lives(pid) for pid in workers):
             if time.monotonic() > end:
                 return "workers went on without their parent"
             time.sleep(0.02)
         for manifest in folder.rglob(MANIFEST):
             if found := check(manifest.parent).wrong:
                 return f"check found {found[0]}"
-        _run(scenario.commands[-1], folder)
+        run(scenario.commands[-1], folder)
         if different := _different(files_of(folder), content):
             return f"other bytes than undisturbed: {different}"
         return RESUMED
@@ -194,24 +179,6 @@ def _different(one: dict[str, bytes], other: dict[str, bytes]) -> str:
     return ", ".join(sorted(name for name in {*one, *other} if one.get(name) != other.get(name)))
 
 
-def _workers(parent: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True).stdout
-    ours = [line for line in listed.splitlines() if "python" in line and "resource_tracker" not in line]
-    return [int(line.split()[0]) for line in ours]
-
-
-def _lives(process: int) -> bool:
-    """And is not just waiting for its parent to take notice of its end."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
-    return False
-
-
-def _send(process: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it had ended
-        os.kill(process, number)
-
-
 # ---------------------------------------------------------------------- refusals of the system
 
 
@@ -222,9 +189,9 @@ def _full_disk(work: Path) -> str:
     """No file may grow beyond 200 kB: no shard of twenty fits."""
     folder = work / "limited"
     folder.mkdir()
-    _run((*ONE, "--episodes", "20"), folder)
+    run((*ONE, "--episodes", "20"), folder)
     line = f"ulimit -f 200; trap '' XFSZ; exec {' '.join([*ONE, '--episodes', '100'])}"
-    return _goes_on(folder, files_of(folder), _ended(["bash", "-c", line], folder))
+    return _goes_on(folder, files_of(folder), ended_by(["bash", "-c", line], folder))
 
 
 def _tmpfs(work: Path) -> str:
@@ -234,24 +201,24 @@ def _tmpfs(work: Path) -> str:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "none", folder], capture_output=True).returncode:
         return UNTRIED
     try:
-        _run((*ONE, "--episodes", "20"), folder)
+        run((*ONE, "--episodes", "20"), folder)
         content = files_of(folder)
-        ended = _ended((*ONE, "--episodes", "100"), folder)
+        ended = ended_by((*ONE, "--episodes", "100"), folder)
         subprocess.run(["mount", "-o", "remount,size=100m", folder], check=True)
         return _goes_on(folder, content, ended)
     finally:
         subprocess.run(["umount", folder], check=True)
 
 
-def _goes_on(folder: Path, before: dict[str, bytes], ended: subprocess.CompletedProcess[str]) -> str:
+def _goes_on(folder: Path, before: dict[str, bytes], ended: Ended) -> str:
     """Whether a collection that could not write said so, kept what there was, and is ended by the same command."""
-    said = [text for text in ended.stderr.splitlines() if text.startswith("error: ")]
+    said = ended.errors
     if ended.returncode != 2 or len(said) != 1 or "set" not in said[0] or "Traceback" in ended.stderr:
         return f"said {ended.stderr[-300:]}"
     shards = {name: data for name, data in before.items() if name.endswith(".h5")}
     if not shards.items() <= files_of(folder).items() or check(folder / "set").wrong:
         return "lost a shard"
-    _run((*ONE, "--episodes", "100"), folder)
+    run((*ONE, "--episodes", "100"), folder)
     report = check(folder / "set")
     return KEPT if not report.wrong and not report.unfinished else f"did not go on: {report}"
 
@@ -260,11 +227,11 @@ def _two(work: Path) -> str:
     folder = work / "two"
     folder.mkdir()
     command = (*SMALL, "--episodes", "30")
-    first = _start(command, folder)
+    first = start(command, folder)
     end = time.monotonic() + HANGS_S
     while not (folder / "set" / "collect.json").exists() and time.monotonic() < end:
         time.sleep(0.05)
-    second = _ended(command, folder)
+    second = ended_by(command, folder)
     clear = second.returncode == 2 and "another collection is at work in this folder" in second.stderr
     report = check(folder / "set") if first.wait(HANGS_S) == 0 else None
     whole = report is not None and not report.wrong and not report.unfinished
@@ -275,7 +242,7 @@ def _read_only(work: Path) -> str:
     """The superuser may write anywhere, unless it gives that right away."""
     folder = work / "read-only"
     folder.mkdir()
-    _run((*ONE, "--episodes", "20"), folder)
+    run((*ONE, "--episodes", "20"), folder)
     content = files_of(folder)
     command: tuple[str, ...] = (*ONE, "--episodes", "60")
     if os.geteuid() == 0:
@@ -285,8 +252,8 @@ def _read_only(work: Path) -> str:
     for path in (folder / "set", *(folder / "set").iterdir()):
         path.chmod(path.stat().st_mode & 0o555 | 0o444)
     with _writable_again(folder / "set"):
-        ended = _ended(command, folder)
-    said = [text for text in ended.stderr.splitlines() if text.startswith("error: ")]
+        ended = ended_by(command, folder)
+    said = ended.errors
     clear = ended.returncode == 2 and len(said) == 1 and "set" in said[0] and "Traceback" not in ended.stderr
     return CLEAR if clear and files_of(folder) == content else f"said {ended.stderr[-300:]}"
 

@@ -6,15 +6,17 @@ import functools
 import itertools
 import multiprocessing as mp
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from sim.options import leave_signals
+from sim.options import STOP_SIGNALS, leave_signals
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -48,6 +50,7 @@ def _local(
 
 def _in_pools(start: Callable[[Connection], None], jobs: Iterator[Any], workers: int) -> Generator[Any, None, None]:
     context = mp.get_context("spawn")
+    _start_tracker()
     unfinished: dict[int, Any] = {}
     numbers = itertools.count()
     deaths = 0
@@ -79,6 +82,16 @@ def _in_pools(start: Callable[[Connection], None], jobs: Iterator[Any], workers:
             # else the rest of a result that a worker's end cut short would be waited for
             pool._result_queue._writer.close()  # type: ignore[attr-defined]
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start_tracker() -> None:
+    """multiprocessing's helper process, deaf to the signals that stop a command: else it dies of what a batch queue
+    sends to all processes of a job, and says so at length."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start(scratch: str, make_worker: Callable[..., Any], arguments: tuple[Any, ...], parent: Connection) -> None:

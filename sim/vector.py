@@ -19,6 +19,7 @@ def make_vector(
     task: str | Sequence[str | None] | None = None,
     autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
     max_episode_steps: int | None = None,
+    autoreset: str | AutoresetMode | None = None,
     **world: Any,
 ) -> AsyncVectorEnv:
     """`num_envs` environments `PickPlaceEnv(task, **world)`, each in a process of its own; several tasks take turns.
@@ -26,7 +27,9 @@ def make_vector(
     `autoreset_mode` is one of gymnasium's or its name: NextStep, SameStep or Disabled. `max_episode_steps` is
     gymnasium's too: the smaller of it and `horizon` counts, -1 is none. Observations are copies of the shared memory,
     so that a final observation is never overwritten (gymnasium #1132). Also what `gymnasium.make_vec` makes.
+    `autoreset` is another name of `autoreset_mode`.
     """
+    autoreset_mode = autoreset or autoreset_mode
     tasks = [task] if task is None or isinstance(task, str) else list(task)
     if not tasks or num_envs < 1:
         raise ValueError(f"name at least one task and one environment, got {tasks} and {num_envs}")
