@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import statistics
 import sys
 import time
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.manifest import check_new
+from data.manifest import whole_folder
 from data.shards import write_whole
 from eval.policy import CEMPolicy
 from models.cem import sample_uniform
@@ -122,37 +121,36 @@ def slim(config: ExportConfig) -> None:
 
 @torch.no_grad()
 def export(config: ExportConfig) -> None:
-    """Write the programs, read them back, and compare them with the network: ValueError where they differ."""
+    """Write the programs, read them back, and compare them with the network: ValueError where they differ. The folder
+    appears when all is well."""
     policy, out = CEMPolicy.load(config.checkpoint), Path(config.out)
-    check_new(out)
-    out.mkdir(parents=True, exist_ok=True)
     parts: dict[str, _Part] = {"trunk": Trunk(policy.network), "head": Head(policy.network)}
     if policy.network.config.prior:
         parts["prior"] = Prior(policy.network)
     programs = {}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="torch")  # of how it shares what is the same in two places
-        for name, part in parts.items():
-            inputs = _inputs(policy, name, torch.Generator().manual_seed(0))
-            torch.export.save(torch.export.export(part.eval(), inputs), out / f"{name}.pt2")
-            programs[name] = torch.export.load(out / f"{name}.pt2").module()
-    worst, times_s = _compare(policy, parts, programs)
-    if not worst <= TOLERANCE:
-        shutil.rmtree(out)
-        raise ValueError(f"{out}: the programs differ from the network by {worst:.2g}, more than {TOLERANCE:g}")
-    about = {
-        "checkpoint": policy.about,
-        "image_size": policy.network.config.image_size,
-        "frame_size": policy.frame_size,
-        "candidates": policy.acting.cem.samples,
-        "acting": asdict(policy.acting),
-        "tasks": list(TASK_NAMES),
-        "commands": list(COMMANDS),
-        "inputs": INPUTS,
-        "choice": CHOICES[policy.acting.by],
-        "bounds": BOUNDS.tolist(),
-    }
-    write_whole(out / "about.json", json.dumps(about, indent=1).encode())
+    with whole_folder(out) as making:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="torch")  # of how it shares what is the same in two places
+            for name, part in parts.items():
+                inputs = _inputs(policy, name, torch.Generator().manual_seed(0))
+                torch.export.save(torch.export.export(part.eval(), inputs), making / f"{name}.pt2")
+                programs[name] = torch.export.load(making / f"{name}.pt2").module()
+        worst, times_s = _compare(policy, parts, programs)
+        if not worst <= TOLERANCE:
+            raise ValueError(f"{out}: the programs differ from the network by {worst:.2g}, more than {TOLERANCE:g}")
+        about = {
+            "checkpoint": policy.about,
+            "image_size": policy.network.config.image_size,
+            "frame_size": policy.frame_size,
+            "candidates": policy.acting.cem.samples,
+            "acting": asdict(policy.acting),
+            "tasks": list(TASK_NAMES),
+            "commands": list(COMMANDS),
+            "inputs": INPUTS,
+            "choice": CHOICES[policy.acting.by],
+            "bounds": BOUNDS.tolist(),
+        }
+        write_whole(making / "about.json", json.dumps(about, indent=1).encode())
     print(f"{out}: {', '.join(f'{name}.pt2' for name in parts)}; at most {worst:.1e} from the network")
     for name, each in times_s.items():
         print(f"{name:<16}{1000 * statistics.median(each):>8.1f} ms")
