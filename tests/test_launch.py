@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -132,6 +133,28 @@ def test_an_error_of_a_loader_ends_every_process_with_one_line(damaged, tiny_tra
     assert "Traceback" not in output
 
 
+FAILING = """
+import json, os, sys
+from train.config import TrainConfig
+from train.run import train
+if os.environ.get("LOCAL_RANK") == "1":
+    sys.exit("error: the second process cannot begin")
+if __name__ == "__main__":
+    train(TrainConfig(**json.loads(sys.argv[1])))
+"""
+
+
+def test_a_process_that_fails_before_it_joins_the_others_ends_the_training(tiny_training, tmp_path):
+    (tmp_path / "script.py").write_text(FAILING)
+    options = json.dumps({**tiny_training, "devices": 2, "out": str(tmp_path / "run")})
+    line = [sys.executable, tmp_path / "script.py", options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 1  # of the second process
+    assert "error: the second process cannot begin" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_loader_process_that_is_killed_ends_the_training_with_one_line(tiny_training, tmp_path):
     options = {**tiny_training, "workers": 1, "steps": 5000, "learning_rate_decay": False, "out": tmp_path / "run"}
     running = subprocess.Popen(command(options), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -142,30 +165,6 @@ def test_a_loader_process_that_is_killed_ends_the_training_with_one_line(tiny_tr
     assert running.returncode == 2, output
     assert "error: a loader process died" in output
     assert "Traceback" not in output
-
-
-def test_a_signal_to_all_processes_of_a_job_lets_the_training_save(tiny_training, tmp_path):
-    """As batch queues send it; twice, since a worker may not die of the second one either."""
-    options = {**tiny_training, "workers": 2, "steps": 5000, "learning_rate_decay": False, "out": tmp_path / "run"}
-    running = subprocess.Popen(
-        command(options),
-        cwd=ROOT,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert wait_until((tmp_path / "run" / "last.ckpt").is_file, 60)
-    workers = [int(child) for child in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()]
-    assert len(workers) == 2
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
-        for worker in workers:
-            os.kill(worker, number)
-    os.killpg(running.pid, signal.SIGTERM)
-    output = running.communicate(timeout=60)[0]
-    assert running.returncode == 128 + signal.SIGTERM, output
-    assert "the same command goes on from there" in output
-    assert read_checkpoint(tmp_path / "run" / "last.ckpt")["switchyard"]["steps"] >= 1
 
 
 def test_checkpoints_do_not_pass_through_the_temporary_folder(tiny_training, tmp_path, monkeypatch):

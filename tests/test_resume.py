@@ -93,11 +93,20 @@ def train_until_stopped(options, number, cwd=ROOT, **variables):
     last = Path(options["out"]) / "last.ckpt"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     running = subprocess.Popen(
-        command(options), cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(options),
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     while not last.is_file() and running.poll() is None:
         time.sleep(0.02)
-    running.send_signal(number)
+    if options["workers"]:
+        os.killpg(running.pid, number)  # to all processes of the job, as batch queues do
+    else:
+        running.send_signal(number)
     output = running.communicate(timeout=60)[0]
     assert running.returncode == (-number if number == signal.SIGKILL else 128 + number), output
     assert last.is_file(), output
@@ -130,11 +139,11 @@ SLURM |= {"SLURM_JOB_NAME": "sweep", "SLURM_NODELIST": "node1"}
 
 
 @pytest.mark.parametrize(
-    ("number", "variables"),
-    [(signal.SIGINT, {}), (signal.SIGTERM, SLURM), (signal.SIGUSR1, SLURM), (signal.SIGHUP, {})],
+    ("number", "workers", "variables"), [(signal.SIGINT, 0, {}), (signal.SIGTERM, 2, SLURM), (signal.SIGUSR1, 1, SLURM)]
 )
-def test_an_interrupted_run_saves_where_it_is_and_goes_on(demo_training, tmp_path, number, variables):
+def test_an_interrupted_run_saves_where_it_is_and_goes_on(demo_training, tmp_path, number, workers, variables):
     options = {**demo_training, "steps": 5000, "learning_rate_decay": False, "out": str(tmp_path / "run")}
+    options["workers"] = workers
     (tmp_path / "working").mkdir()
     step, output = train_until_stopped(options, number, tmp_path / "working", **variables)
     assert not any((tmp_path / "working").iterdir())

@@ -34,7 +34,7 @@ LAUNCHERS: tuple[tuple[type[ClusterEnvironment], str], ...] = (  # and the varia
     (LSFEnvironment, "JSM_NAMESPACE_SIZE"),
 )
 LOOK_EVERY_S = 0.2
-GRACE_S = 10.0  # for a failed process to end, after another noticed that it no longer answers
+GRACE_S = 10.0  # for a failed process to end, after this one noticed that it no longer answers
 
 
 def join_launch(devices: int, nodes: int) -> tuple[ClusterEnvironment, bool]:
@@ -66,6 +66,7 @@ def fit(
 ) -> None:
     """Train, from the checkpoint `resume` on where there is one. What a person can mend is an error of one line.
     `rates`: the options to lower where training diverges."""
+    trainer.callbacks.insert(0, EndTogether(trainer))  # type: ignore[attr-defined]
     try:
         trainer.fit(module, loader, ckpt_path=None if resume is None else str(resume), weights_only=True)
     except NotFiniteError as error:
@@ -86,39 +87,38 @@ def fit(
 
 
 class EndTogether(Callback):
-    """The processes that the first one started end when it fails, and it ends when one of them fails: with its status,
-    after the one line that it printed."""
+    """The processes that the first one starts end when it fails, and it ends when one of them fails: with its status,
+    after the one line that it printed. Watches from now on, for one may fail before it joins the others."""
 
-    def __init__(self) -> None:
-        self._others: list[subprocess.Popen[Any]] = []
-        self._watching: threading.Thread | None = None
+    def __init__(self, trainer: lightning.Trainer) -> None:
+        self._launcher, self._over = trainer.strategy.launcher, False
+        self._watching = threading.Thread(target=self._watch, daemon=True)
+        self._watching.start()
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._others = list(getattr(trainer.strategy.launcher, "procs", ()))
-        if self._others:
-            self._watching = threading.Thread(target=self._watch, daemon=True)
-            self._watching.start()
+    @property
+    def _others(self) -> list[subprocess.Popen[Any]]:
+        return list(getattr(self._launcher, "procs", ()))
 
     def _watch(self) -> None:
-        while self._others:
-            for status in (other.poll() for other in self._others):
-                if status:
-                    self._kill()
-                    sys.stdout.flush()
-                    os._exit(status if status > 0 else 128 - status)
+        while self._launcher is not None and not self._over:
+            if status := next(filter(None, (other.poll() for other in self._others)), 0):
+                self._kill()
+                sys.stdout.flush()
+                os._exit(status if status > 0 else 128 - status)
             time.sleep(LOOK_EVERY_S)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._others = []  # which may end before this process now
+        self._over = True  # the others may end before this process now
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        if self._watching and isinstance(exception, RuntimeError):  # as where another process does not answer
-            self._watching.join(GRACE_S)
-        self._kill()
+        if isinstance(exception, RuntimeError):  # as where another process does not answer
+            self._watching.join(GRACE_S if self._others else 0)
+        if not self._over:
+            self._kill()
 
     def _kill(self) -> None:
+        self._over = True
         for other in self._others:
             other.kill()
-        self._others = []

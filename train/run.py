@@ -29,7 +29,7 @@ from train.bc import Cloning
 from train.config import TrainConfig
 from train.folder import LAST, LOG, hold_run, kept_options, write_options
 from train.landscape import Landscape
-from train.launch import EndTogether, fit, join_launch
+from train.launch import fit, join_launch
 from train.pace import Pace
 from train.precision import resolve_precision
 from train.qtopt import QTOpt
@@ -60,9 +60,9 @@ def train(config: TrainConfig) -> Path:
         raise CheckpointError(
             f"{config.data}: frames for {replay.size} px, but the network sees {config.image_size} px"
         )
-    config = _with_present_tasks(config, replay)
-    out = Path(config.out)
     environment, first = join_launch(config.devices, config.nodes)
+    config = _with_present_tasks(config, replay, first)
+    out = Path(config.out)
     with hold_run(out, first):
         return _train(config, replay, out, environment, first)
 
@@ -80,10 +80,10 @@ def _train(config: TrainConfig, replay: Replay, out: Path, environment: ClusterE
             raise CheckpointError(
                 f"{resume}: trained on {about['renderer']} images, {config.data} holds {replay.renderer}"
             )
+        said = [f"{out}: going on from step {done}", _compare_episodes(checkpoint, resume, replay)]
         if done >= config.steps:
             print(f"{resume}: already trained for {done} steps")
             return resume
-        said = [f"{out}: going on from step {done}", _compare_episodes(checkpoint, resume, replay)]
         if first:
             print("\n".join(line for line in said if line))
         if config.precision == "auto":
@@ -136,12 +136,13 @@ def _start_from(path: str, module: QTOpt, renderer: str) -> None:
             load_weights(network, weights, path)
 
 
-def _with_present_tasks(config: TrainConfig, replay: Replay) -> TrainConfig:
+def _with_present_tasks(config: TrainConfig, replay: Replay, first: bool) -> TrainConfig:
     """Without a choice of tasks, those that the dataset holds; a task that was asked for by name is never dropped."""
     present = tuple(name for name in TASK_NAMES if (replay.episode_task == task_by_name(name).index).any())
     if config.tasks != TASK_NAMES or present == TASK_NAMES:
         return config
-    print(f"{config.data}: holds episodes of {len(present)} tasks, training those: {', '.join(present)}")
+    if first:
+        print(f"{config.data}: holds episodes of {len(present)} tasks, training those: {', '.join(present)}")
     return dataclasses.replace(config, tasks=present)
 
 
@@ -175,7 +176,8 @@ def _loader(config: TrainConfig, replay: Replay, first_step: int, trainer: light
     if config.prior and (without := ", ".join(TASK_NAMES[task] for task in sampler.without_success)):
         if config.learner == "clone" and len(sampler.without_success) == len(tasks):
             raise ValueError(f"{config.data}: holds no success of {without}: there is nothing to clone")
-        print(f"{config.data}: holds no success of {without} to clone")
+        if trainer.is_global_zero:
+            print(f"{config.data}: holds no success of {without} to clone")
     return Loader(BatchStream(sampler, config.seed, first_step, trainer.global_rank), config.workers)
 
 
@@ -200,7 +202,6 @@ def _trainer(
             ModelCheckpoint(
                 out, filename="last", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
             ),
-            EndTogether(),
             SaveAtEnd(out / LAST, config.log_every),
             Progress(config.steps, refresh_rate=min(10, config.log_every)),
             *([Landscape(replay, config), Routing(config.landscape_every)] if config.learner == "qtopt" else []),
