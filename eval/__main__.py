@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from data.locks import hold
 from data.replay import Replay
 from data.shards import read_json, write_whole
 from eval.played import Played
@@ -29,6 +30,7 @@ from sim.state import SIM_VERSION
 from sim.tasks import SKILLS, TASKS, check_tasks
 from sim.views import RENDERERS
 
+LOCK = "eval.lock"  # held while episodes are played
 FILMED_EPISODES = 2  # of each task, shown in the report
 UNBINDING = ("checkpoint", "data", "out", "workers", "reuse")  # options: files bind results by their content
 
@@ -112,7 +114,34 @@ def evaluate(config: EvalConfig) -> Path:
     randomise = tuple(about["randomise"]) if config.randomise == "auto" else read_factors(config.randomise)
     world = {**policy.world, "randomise": randomise, "split": config.split}
     common = {"checkpoint_sha256": file.sha256, "sim_version": SIM_VERSION, "seed": config.seed, "world": world}
-    played = Played(out, common)
+    with hold(out / LOCK, f"{out}: another evaluation is at work in this folder"):
+        played = Played(out, common)
+        results, films = _play(config, file, tasks, world, played)
+        print_table(results + data)  # first: it may be that nothing can be written any more
+        payload = {
+            "settings": settings,
+            "checkpoint": config.checkpoint,
+            "steps": about["steps"],
+            "renderer": renderer,
+            "randomise": randomise,
+            "split": config.split,
+            "trained_split": about["split"],
+            "image_size": about["network"]["image_size"],
+            "results": [result.to_json() for result in results],
+            "data": [result.to_json() for result in data],
+            "averages": averages(results + data),
+            "sharing": about["sharing"],
+        }
+        report = write_report(out, payload, films)
+        played.finish()
+        write_whole(out / "eval.json", json.dumps(payload, indent=1).encode())  # last: it says that all is there
+    return report
+
+
+def _play(
+    config: EvalConfig, file: CheckpointFile, tasks: tuple[str, ...], world: dict[str, Any], played: Played
+) -> tuple[list[EvalResult], list[EpisodeOutcome]]:
+    """The results of every policy, and the episodes with a film. Stopped, it prints the table of what was played."""
     results: list[EvalResult] = []
     films: list[EpisodeOutcome] = []
     try:
@@ -123,25 +152,7 @@ def evaluate(config: EvalConfig) -> Path:
     except KeyboardInterrupt:
         _print_played(config, played)
         raise
-    print_table(results + data)  # first: it may be that nothing can be written any more
-    payload = {
-        "settings": settings,
-        "checkpoint": config.checkpoint,
-        "steps": about["steps"],
-        "renderer": renderer,
-        "randomise": randomise,
-        "split": config.split,
-        "trained_split": about["split"],
-        "image_size": about["network"]["image_size"],
-        "results": [result.to_json() for result in results],
-        "data": [result.to_json() for result in data],
-        "averages": averages(results + data),
-        "sharing": about["sharing"],
-    }
-    report = write_report(out, payload, films)
-    played.finish()
-    write_whole(out / "eval.json", json.dumps(payload, indent=1).encode())  # last: it says that all is there
-    return report
+    return results, films
 
 
 def _finished(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

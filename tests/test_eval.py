@@ -18,7 +18,9 @@ import pytest
 import torch
 
 from data.batches import Sampler
+from data.locks import hold
 from data.replay import Replay
+from data.shards import DatasetError
 from eval.__main__ import EvalConfig, averages, data_success, evaluate
 from eval.export import main as export_main
 from eval.perception import PerceptionConfig, perceive
@@ -254,6 +256,12 @@ def test_results_that_cannot_be_written_are_found_before_the_first_episode(evalu
     monkeypatch.setattr("eval.played.write_whole", full)
     with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/out/"):
         evaluate(EvalConfig(**{**options, "out": str(tmp_path / "out")}))
+
+
+def test_two_evaluations_do_not_share_a_folder(evaluation, tmp_path):
+    _, options = evaluation
+    with hold(tmp_path / "eval.lock", ""), pytest.raises(DatasetError, match="another evaluation is at work"):
+        evaluate(EvalConfig(**{**options, "out": str(tmp_path)}))
 
 
 def test_the_table_is_printed_though_nothing_can_be_written_any_more(evaluation, tmp_path, monkeypatch, capsys):
