@@ -124,7 +124,10 @@ class Places:
         memory = mmap.mmap(-1, max(1, count * math.prod(shape)))
         self._pictures = torch.frombuffer(memory, dtype=torch.uint8)[: count * math.prod(shape)].view(count, *shape)
         self._in_use = mmap.mmap(-1, max(1, count))  # a byte each, 1 while it is
-        self._claiming = mp.Lock()
+        try:
+            self._claiming = mp.Lock()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, SHARED_MEMORY) from error
 
     def claim(self) -> tuple[int, Tensor | None]:
         """A free place and its memory; nowhere where the training keeps more batches than usual."""

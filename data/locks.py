@@ -1,7 +1,7 @@
 """Locks: a folder belongs to one process at a time, also on file systems without `flock` (some Lustre and NFS mounts).
 
-There a lock is a file that is created exclusively and names its process: host, boot, PID namespace, process id, and
-the time at which the process started, which tells a reused id apart.
+There a lock is a file that is created exclusively and names its process: host, machine, boot, PID namespace, process
+id, and the time at which the process started, which tells a reused id apart.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from data.shards import HOLDER, DatasetError
 
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 ENDED = ("Z", "X")  # states of a process that has ended
+MACHINE_ID = Path("/etc/machine-id")  # hosts of one name are told apart by it
 HIDDEN = "hidden"  # a process of another user, where /proc is mounted with hidepid
 
 
@@ -67,6 +68,12 @@ def _create(path: Path, content: dict[str, Any]) -> bool:
         os.link(temporary, path)
     except (FileExistsError, FileNotFoundError):  # the latter: the holder has swept the temporary file away
         return False
+    except OSError:  # no links on this file system either (FUSE, SMB): two steps, the first of which is exclusive
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                json.dump(content, file)
+        except FileExistsError:
+            return False
     finally:
         temporary.unlink(missing_ok=True)
     return True
@@ -79,8 +86,8 @@ def _is_stale(holder: Path, refusal: str) -> bool:
     if (found := _read(holder)) is None:
         return False
     here = _this_process()
-    differs = [key for key in ("host", "boot", "namespace") if found.get(key) != here[key]]
-    if "boot" in differs and "host" not in differs:
+    differs = [key for key in ("host", "machine", "boot", "namespace") if found.get(key) != here[key]]
+    if "boot" in differs and not {"host", "machine"} & set(differs):
         return True  # this host has been restarted since
     start = HIDDEN if differs else _start_of(found["process"])
     if start == HIDDEN:
@@ -105,6 +112,7 @@ def _read(holder: Path) -> dict[str, Any] | None:
 def _this_process() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
+        "machine": MACHINE_ID.read_text(encoding="utf-8").strip() if MACHINE_ID.is_file() else "",
         "boot": Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip(),
         "namespace": os.readlink("/proc/self/ns/pid"),
         "process": os.getpid(),

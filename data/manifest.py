@@ -7,6 +7,7 @@ carries its own checksum, and those by which everything in the shards is checked
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.locks import hold
 from data.shards import (
     MADE_AGAIN,
     SCHEMA_VERSION,
@@ -178,16 +180,25 @@ def whole_folder(out: Path) -> Iterator[Path]:
     if out.is_mount():
         raise DatasetError(f"{out}: a mount point, which cannot be replaced as a whole; name a new folder in it")
     making = out.with_name(f".{out.name}.making")
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
-    try:
-        yield making
-        for junk in out.iterdir() if out.exists() else ():
-            os.replace(junk, making / junk.name)
-        os.replace(making, out)
-    except BaseException:
+    lock = making.with_suffix(".lock")
+    with hold(lock, f"{out}: another command is writing it"):
         shutil.rmtree(making, ignore_errors=True)
-        raise
+        making.mkdir()
+        try:
+            yield making
+            for junk in out.iterdir() if out.exists() else ():
+                os.replace(junk, making / junk.name)
+            os.replace(making, out)
+        except OSError as error:
+            shutil.rmtree(making, ignore_errors=True)
+            if error.filename is None:  # HDF5's takes several lines
+                raise OSError(error.errno or errno.EIO, str(error).splitlines()[0], str(out)) from error
+            raise
+        except BaseException:
+            shutil.rmtree(making, ignore_errors=True)
+            raise
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def split(folder: Path, first: Path, second: Path, share: float, seed: int) -> tuple[Manifest, Manifest]:

@@ -22,6 +22,7 @@ HDF5 sees it.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import io
 import json
@@ -126,14 +127,16 @@ def write_whole(path: Path, content: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def check_writable(folder: Path) -> None:
-    """Make the folder; OSError names it where no file can be written there, before hours of work for one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".probe.{os.getpid()}.tmp"
+def check_writable(path: Path) -> None:
+    """Make the folder of a file to be; OSError where it cannot be written there, before hours of work for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(b"x")
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(folder)) from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
     temporary.unlink()
 
 
@@ -335,6 +338,8 @@ class Shard:
             if self._index is None:
                 self._index = self._read_index(handle)
             return [self._read_frame(handle, number, *self._index) for number in numbers]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         finally:
             os.close(handle)
 

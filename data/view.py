@@ -26,7 +26,7 @@ def view(replay: Replay, out: Path, episodes: int, tasks: tuple[str, ...], outco
     """Write the page of at most so many episodes, the tasks and outcomes taking turns; returns how many it shows.
 
     ValueError where there is none to show, OSError where no page can be written."""
-    check_writable(out.parent)
+    check_writable(out)
     if not (chosen := choose_episodes(replay, episodes, tasks, outcome)):
         raise ValueError(f"{replay.folder}: no episode of outcome {outcome} among {', '.join(tasks)}")
     count, rate = replay.num_episodes, replay.own_success.mean()

@@ -99,7 +99,7 @@ def evaluate(config: EvalConfig) -> Path:
     if config.data:
         replay = Replay(config.data)
         replay.require(about["network"]["image_size"], renderer)
-        settings["episodes_sha256"] = hashlib.sha256(replay.episode_key.tobytes()).hexdigest()
+        settings["episodes_sha256"] = hashlib.sha256(np.sort(replay.episode_key).tobytes()).hexdigest()
         data = data_success(replay, tasks)
     if config.reuse and (found := _finished(out, settings)):
         print(f"{out / 'eval.json'} (already there)")
@@ -173,12 +173,13 @@ def _roll(
     keys = {(policy, job.task, job.number): job for job in jobs}
     left = [job for key, job in keys.items() if job.filmed or key not in played.outcomes]
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), unit="episode", desc=f"evaluate {policy}", smoothing=0.1)
+    done = {key: played.outcomes[key].success for key in keys.keys() & played.outcomes.keys()}
     with bar, contextlib.closing(rollout(policy, file if acts else "", world, left, config.workers)) as outcomes:
         for outcome in outcomes:
             played.add(policy, outcome)
+            done[policy, outcome.task, outcome.number] = outcome.success
             bar.update()
-            won = [played.outcomes[key].success for key in keys if key in played.outcomes]
-            bar.set_postfix_str(f"success {np.mean(won):.0%}", refresh=False)
+            bar.set_postfix_str(f"success {sum(done.values()) / len(done):.0%}", refresh=False)
     return sorted((played.outcomes[key] for key in keys), key=lambda o: (TASKS[o.task].index, o.number))
 
 

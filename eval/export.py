@@ -29,7 +29,7 @@ from data.manifest import whole_folder
 from data.shards import write_whole
 from eval.policy import CEMPolicy
 from models.cem import sample_uniform
-from models.checkpoint import ACTING, read_checkpoint
+from models.checkpoint import ACTING, CheckpointFile, read_checkpoint, to_bytes
 from models.qnetwork import QNetwork, bounds
 from models.small_network import SmallQNetwork
 from sim.actions import BOUNDS, COMMANDS
@@ -108,14 +108,14 @@ def main(arguments: list[str] | None = None) -> int:
 def slim(config: ExportConfig) -> None:
     """Write the checkpoint with the averaged weights alone, which are those that act. ValueError for a file that is
     there."""
-    checkpoint, out = read_checkpoint(config.checkpoint), Path(config.out)
+    file, out = CheckpointFile.of(config.checkpoint), Path(config.out)
+    CEMPolicy.load(file)  # says what is wrong with it
+    checkpoint = read_checkpoint(file)
     if out.exists():
         raise ValueError(f"{out}: is there already; choose another --out")
     weights = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith(ACTING)}
-    content = io.BytesIO()
-    torch.save({"state_dict": weights, "switchyard": checkpoint["switchyard"]}, content)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, content.getvalue())
+    write_whole(out, to_bytes({"state_dict": weights, "switchyard": checkpoint["switchyard"]}))
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
@@ -133,7 +133,9 @@ def export(config: ExportConfig) -> None:
             warnings.filterwarnings("ignore", module="torch")  # of how it shares what is the same in two places
             for name, part in parts.items():
                 inputs = _inputs(policy, name, torch.Generator().manual_seed(0))
-                torch.export.save(torch.export.export(part.eval(), inputs), making / f"{name}.pt2")
+                content = io.BytesIO()  # on a full disk torch would end the process
+                torch.export.save(torch.export.export(part.eval(), inputs), content)
+                write_whole(making / f"{name}.pt2", content.getvalue())
                 programs[name] = torch.export.load(making / f"{name}.pt2").module()
         worst, times_s = _compare(policy, parts, programs)
         if not worst <= TOLERANCE:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import zlib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ STORED = tuple(field.name for field in fields(EpisodeOutcome) if field.name != "
 
 class Played:
     """The file `episodes.jsonl` of a folder: a line of what all its episodes have in common, then one an episode. Until
-    `finish` it has a hidden name. An episode depends on its number and on what is common alone, so that an evaluation
-    of more episodes or tasks goes on from one of fewer that was stopped."""
+    `finish` it has a hidden name, of its own for all that is common. An episode depends on its number and on that
+    alone, so that an evaluation of more episodes or tasks goes on from one of fewer that was stopped."""
 
     def __init__(self, folder: Path, common: dict[str, Any]) -> None:
         """OSError where the folder cannot be written into."""
-        self._path, self._making = folder / PLAYED, folder / f".{PLAYED}"
         head = json.dumps(common, sort_keys=True)
+        self._path, self._making = folder / PLAYED, folder / f".{zlib.crc32(head.encode()):08x}.{PLAYED}"
         self.outcomes = _read(self._making, head)
         lines = [head, *(json.dumps({"policy": policy, **_stored(o)}) for (policy, *_), o in self.outcomes.items())]
         write_whole(self._making, "".join(f"{line}\n" for line in lines).encode())

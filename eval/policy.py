@@ -18,7 +18,7 @@ from models.checkpoint import (
     CheckpointFile,
     Source,
     acting_weights,
-    load_policy,
+    load_finite,
     read_checkpoint,
 )
 from models.networks import build_network
@@ -50,7 +50,7 @@ class CEMPolicy:
         if image_size is not None and image_size != network_config.image_size:
             raise CheckpointError(f"{path}: trained at {network_config.image_size} px, asked to act at {image_size} px")
         network = build_network(network_config)
-        load_policy(network, acting_weights(checkpoint), path)
+        load_finite(network, acting_weights(checkpoint), path)
         acting = ActingConfig(**{**about["acting"], "cem": CEMConfig(**about["acting"]["cem"])})
         return cls(network.eval(), acting, about)
 

@@ -135,7 +135,7 @@ def show(config: RoutingConfig) -> Path:
     if not len(others):
         raise CheckpointError(f"{config.checkpoint}: was trained for {config.task} alone, which shares with none")
     path = Path(config.out or Path(config.checkpoint).parent / f"routing-{config.task}.html")
-    check_writable(path.parent)
+    check_writable(path)
     rng = np.random.default_rng(config.seed)
     drawn = rng.choice(others, min(config.episodes, len(others)), replace=False)
     routed = sorted(weigh_episodes(policy, replay, drawn, target), key=lambda each: -each.weight)

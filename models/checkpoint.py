@@ -24,6 +24,13 @@ RUN_CONFIG = "config.json"  # beside the checkpoints of a run
 LOCK = "train.lock"  # held while a run trains
 
 
+def to_bytes(content: Any) -> bytes:
+    """What torch.save writes into a file."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged, or made for another world; the message names both sides."""
 
@@ -95,12 +102,21 @@ def acting_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     return {key.removeprefix(ACTING): value for key, value in weights.items() if key.startswith(ACTING)}
 
 
-def load_policy(module: nn.Module, weights: dict[str, Tensor], path: Source) -> None:
+def load_finite(module: nn.Module, weights: dict[str, Tensor], path: Source) -> None:
     """As `load_weights`; CheckpointError too where a weight is not finite."""
-    for key, value in weights.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise CheckpointError(f"{path}: its training diverged: weight {key} is NaN or infinite")
     load_weights(module, weights, path)
+    check_finite(module, path)
+
+
+def check_finite(module: nn.Module, path: Source) -> None:
+    """CheckpointError where a weight that was loaded from there is not finite."""
+    if key := first_not_finite(module):
+        raise CheckpointError(f"{path}: its training diverged: weight {key} is NaN or infinite")
+
+
+def first_not_finite(module: nn.Module) -> str:
+    """The name of a parameter or buffer that holds NaN or infinity; '' for none."""
+    return next((key for key, value in module.state_dict().items() if not value.isfinite().all()), "")
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], path: Source) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.checkpoint import CheckpointError, Source, load_policy, read_plain
+from models.checkpoint import CheckpointError, Source, load_finite, read_plain, to_bytes
 from models.stacked import TanhGaussian
 from sim.locomotion import BODIES, Body
 
@@ -20,9 +19,7 @@ def pack_policies(policy: TanhGaussian, body: Body, tasks: tuple[str, ...], abou
     """The content of a file that `load_policies` reads, of a member for each of the tasks; `about` tells the `hidden`
     units of the layers."""
     told = {"format": FORMAT, "body": body.name, "tasks": list(tasks), **about}
-    buffer = io.BytesIO()
-    torch.save({"switchyard_policies": told, "state_dict": policy.state_dict()}, buffer)
-    return buffer.getvalue()
+    return to_bytes({"switchyard_policies": told, "state_dict": policy.state_dict()})
 
 
 def load_policies(path: Source) -> tuple[TanhGaussian, Body, dict[str, Any]]:
@@ -36,7 +33,7 @@ def load_policies(path: Source) -> tuple[TanhGaussian, Body, dict[str, Any]]:
     if body is None or not set(about["tasks"]) <= set(body.task_names):
         raise CheckpointError(f"{path}: made for {about['body']} with tasks {about['tasks']}, which this version lacks")
     policy = TanhGaussian(len(about["tasks"]), body.observation_size, tuple(about["hidden"]), body.action_size)
-    load_policy(policy, found["state_dict"], path)
+    load_finite(policy, found["state_dict"], path)
     return policy.requires_grad_(False), body, about
 
 

@@ -20,15 +20,16 @@ from typing import Any, NoReturn, TypeVar
 Config = TypeVar("Config")
 # What a terminal that closes, a batch queue and its requeueing (`#SBATCH --signal=USR1@90`) send before they kill.
 STOP_SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+PACKAGES = ("sim", "data", "models", "train", "eval", "bench")
 MAX_SEED = 2**32 - 1  # of NumPy's legacy generators and of lightning.seed_everything
 
 
 class Stopped(KeyboardInterrupt):
     """Ctrl-C (SIGINT), or one of `STOP_SIGNALS`: whatever handles Ctrl-C handles them all."""
 
-    def __init__(self, number: int = signal.SIGINT) -> None:
+    def __init__(self, number: int) -> None:
         super().__init__()
-        self.status = 128 + number
+        self.number = number
 
 
 def nearest(name: str, choices: Sequence[str]) -> str:
@@ -54,7 +55,8 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any], free: Container[str]
 def run_command(command: Callable[[], int | None]) -> int:
     """Exit status of a command: an error of its input is one line and 2; a reader that has had enough is none; a signal
     that stops it is 128 and its number."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal may lack a letter of a file's name
+    _begin_in_utf8()
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that are no letter
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -71,6 +73,16 @@ def run_command(command: Callable[[], int | None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return status
+
+
+def _begin_in_utf8() -> None:
+    """Under a locale of another encoding, begin again in Python's UTF-8 mode (PEP 540): libraries name files in UTF-8
+    whatever the locale. The terminal keeps its encoding; a letter that it lacks is escaped."""
+    main = sys.modules["__main__"].__spec__
+    if sys.getfilesystemencoding() == "utf-8" or main is None or main.name.partition(".")[0] not in PACKAGES:
+        return
+    told = {"PYTHONUTF8": "1", "PYTHONIOENCODING": f"{sys.stdout.encoding}:backslashreplace"}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **told})
 
 
 @contextlib.contextmanager
@@ -104,7 +116,7 @@ def leave_signals() -> None:
 
 def stop_status(stop: KeyboardInterrupt) -> int:
     """The exit status of a command that was stopped."""
-    return stop.status if isinstance(stop, Stopped) else Stopped().status
+    return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
 
 
 def _nobody_reads(pipe: int) -> bool:
@@ -148,7 +160,7 @@ def check_seed(config: object, *names: str) -> None:
 
 
 def check_is_seed(name: str, seed: int) -> None:
-    """ValueError for a number that is none."""
+    """ValueError for a seed outside 0 to MAX_SEED."""
     if not 0 <= seed <= MAX_SEED:
         raise ValueError(f"{name} is 0 or more and at most {MAX_SEED}, got {seed}")
 

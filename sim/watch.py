@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +62,7 @@ def watch(config: WatchConfig) -> Path:
 
     frames_per_s: int = PickPlaceEnv.metadata["render_fps"]
     env = PickPlaceEnv(config.task, config.size, config.renderer, randomise=config.randomise, split=config.split)
-    making = _hidden(path)
+    _check_writable(path)
     with env:
         for seed in range(config.seed, config.seed + config.episodes):
             policy, rng = WATCHED[config.policy](), np.random.default_rng(seed)
@@ -79,8 +81,8 @@ def watch(config: WatchConfig) -> Path:
             frames += [frames[-1]] * frames_per_s
     pause_ms = 1000 // frames_per_s
     saved = _one_palette(frames) if path.suffix.lower() == ".gif" else frames
-    saved[0].save(making, save_all=True, append_images=saved[1:], duration=pause_ms, loop=0)
-    os.replace(making, path)
+    film = _encoded(saved[0], path, save_all=True, append_images=saved[1:], duration=pause_ms, loop=0)
+    _write(path, film)
     if config.window and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         _show(frames, pause_ms)
     return path
@@ -117,7 +119,7 @@ def sheet(config: SheetConfig) -> Path:
     draw, font = ImageDraw.Draw(whole), ImageFont.load_default(size=14)
     env = PickPlaceEnv(None, config.size, config.renderer, randomise=config.randomise, split=config.split)
     path = Path(config.out)
-    making = _hidden(path)
+    _check_writable(path)
     with env:
         for index, name in enumerate(TASK_NAMES):
             for row in range(config.rows):
@@ -127,18 +129,38 @@ def sheet(config: SheetConfig) -> Path:
                 top = (index // side_by_side * config.rows + row) * (config.size + caption_px)
                 whole.paste(Image.fromarray(observation["image"]), (left, top))
                 draw.text((left + 4, top + config.size + 2), f"{name}, seed {seed}", fill=(220, 220, 220), font=font)
-    whole.save(making)
-    os.replace(making, path)
+    _write(path, _encoded(whole, path))
     return path
 
 
-def _hidden(path: Path) -> Path:
-    """A file beside this one to write and rename; OSError, before anything is drawn, where none can be written."""
+def _check_writable(path: Path) -> None:
+    """Make the folder of a picture to be; OSError, before anything is drawn, where it cannot be written there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    making = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    making.touch()
-    making.unlink()
-    return making
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    _write(path, b"", keep=False)
+
+
+def _write(path: Path, content: bytes, keep: bool = True) -> None:
+    """The file with this content or no file; or just try, and keep nothing."""
+    making = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        making.write_bytes(content)
+        if keep:
+            os.replace(making, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        making.unlink(missing_ok=True)
+
+
+def _encoded(picture: Image.Image, path: Path, **options: Any) -> bytes:
+    """A picture as the file format that the path's suffix says."""
+    from PIL import Image
+
+    content = io.BytesIO()
+    picture.save(content, Image.registered_extensions()[path.suffix.lower()], **options)
+    return content.getvalue()
 
 
 def _captioned(picture: NDArray[np.uint8], title: str, doing: str, info: dict[str, object]) -> Image.Image:

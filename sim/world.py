@@ -110,6 +110,9 @@ class World:
         if self._client < 0:
             try:
                 self._open()
+            except OSError as error:
+                self.close()
+                raise OSError(error.errno, error.strerror, error.filename or tempfile.gettempdir()) from error
             except BaseException:
                 self.close()
                 raise

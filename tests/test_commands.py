@@ -211,6 +211,29 @@ def test_a_seed_that_no_generator_takes_is_refused_before_anything_is_made(typed
     assert not Path("nowhere").exists()
 
 
+@pytest.mark.parametrize(
+    "line", ["sim watch --window no --size 48 --renderer tiny --out {}", "sim sheet --size 48 --out {}"]
+)
+def test_a_folder_in_the_place_of_a_picture_is_said_before_anything_is_drawn(typed, tmp_path, monkeypatch, line):
+    monkeypatch.setattr("sim.env.PickPlaceEnv.reset", lambda *_, **__: pytest.fail("an episode began"))
+    (tmp_path / "x.png").mkdir()
+    status, _, err = typed(line.format(tmp_path / "x.png"))
+    assert status == 2
+    assert f"Is a directory: '{tmp_path}/x.png'" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_a_training_runs_under_a_locale_of_ascii_alone(tiny_training, tmp_path):
+    values = {**tiny_training, "tasks": ",".join(tiny_training["tasks"]), "steps": 1, "out": tmp_path / "r\u00fch"}
+    options = [text for key, value in values.items() for text in (f"--{key}", str(value))]
+    ascii_only = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    line = [sys.executable, "-m", "train", "--preset", "demo", *options]
+    done = subprocess.run(line, cwd=ROOT, env={**os.environ, **ascii_only}, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"1 steps" in done.stdout
+    assert (tmp_path / "r\u00fch" / "last.ckpt").is_file()
+
+
 def test_a_terminal_that_lacks_a_letter_is_told_all_the_same(tmp_path):
     """Of a folder's name, under a locale of ASCII alone."""
     folder = tmp_path / "d\u00e4ta"

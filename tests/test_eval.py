@@ -220,7 +220,8 @@ def test_an_evaluation_that_is_stopped_goes_on_after_what_it_played(evaluation, 
     assert "11 episodes are kept: the same command goes on after them" in out
     assert re.search(r"average of all +random +[\d.]+% +[\d.]+% - [\d.]+% +3\b", out)
     assert not (tmp_path / "eval.json").exists()
-    with (tmp_path / f".{PLAYED}").open("a") as file:
+    (hidden,) = tmp_path.glob(f".*.{PLAYED}")
+    with hidden.open("a") as file:
         file.write('{"policy": "random", "task": "lift-ban')  # a kill cut this line short
 
     asked = []

@@ -281,6 +281,15 @@ def opens_text(call):
     return name in ("read_text", "write_text")
 
 
+def test_two_commands_do_not_make_one_folder(tmp_path):
+    with whole_folder(tmp_path / "out") as making:
+        (making / "file").write_text("first", encoding="utf-8")
+        with pytest.raises(DatasetError, match="another command is writing it"), whole_folder(tmp_path / "out"):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "file").read_text(encoding="utf-8") == "first"
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_text_is_read_and_written_in_utf8(package):
     for path in (ROOT / package).rglob("*.py"):

@@ -60,11 +60,14 @@ def launched(monkeypatch):
         ({"LOCAL_RANK": "1"}, 1, 1, LightningEnvironment, True),
         ({"LOCAL_RANK": "1"}, 2, 1, LightningEnvironment, True),
         ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, 2, 1, LightningEnvironment, False),
-        ({"NODE_RANK": "1"}, 2, 1, LightningEnvironment, True),
+        ({"LOCAL_RANK": "1", "WORLD_SIZE": "1"}, 1, 1, LightningEnvironment, True),
+        ({"NODE_RANK": "1", "GROUP_RANK": "1"}, 2, 1, LightningEnvironment, True),
         ({"NODE_RANK": "1"}, 2, 2, LightningEnvironment, False),
         (slurm(2, 1), 1, 1, LightningEnvironment, True),
         (slurm(2, 1), 2, 1, SLURMEnvironment, False),
         (slurm(2, 0), 2, 1, SLURMEnvironment, True),
+        ({k: v for k, v in slurm(2, 0).items() if "PER_NODE" not in k}, 2, 1, SLURMEnvironment, True),
+        ({"TORCHELASTIC_RUN_ID": "1"}, 2, 1, LightningEnvironment, True),
         (slurm(4, 3), 2, 1, LightningEnvironment, True),
         (elastic(2, 1), 1, 1, LightningEnvironment, True),
         (elastic(2, 1), 2, 1, TorchElasticEnvironment, False),
@@ -81,6 +84,7 @@ def test_a_launchers_variables_count_where_it_launched_this_training(launched, v
         assert not environment.auto_requeue
     if kind is LightningEnvironment and first:
         assert not environment.creates_processes_externally
+        assert environment.local_rank() == environment.node_rank() == 0
 
 
 def test_the_second_training_of_a_sweep_is_a_whole_training(launched, tiny_checkpoint, tiny_training, tmp_path):

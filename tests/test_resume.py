@@ -19,12 +19,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data import codec
 from data.collect import collect
 from data.locks import hold
+from data.manifest import merge
 from data.plan import CollectConfig
 from data.replay import Replay
 from data.shards import DatasetError
 from eval.report import read_curves
 from models.checkpoint import CheckpointError, read_checkpoint
 from sim.options import from_options
+from sim.tasks import TASK_NAMES
 from train.config import PRESETS, TrainConfig
 from train.precision import resolve_precision
 from train.qtopt import QTOpt
@@ -225,6 +227,29 @@ def test_a_dataset_that_has_grown_is_said_and_scores_of_episodes_stay_with_them(
         assert after.isfinite().any()
     train(TrainConfig(**{**options, "steps": 5}))
     assert f"{folder}: has grown from 6 to 10 episodes" in capsys.readouterr().out
+
+
+def test_a_task_that_is_new_in_a_grown_dataset_is_said_and_left_alone(
+    tiny_training, tiny_dataset, tiny_collection, tmp_path, capsys
+):
+    other = tmp_path / "other"
+    collect(CollectConfig(out=str(other), **{**tiny_collection, "tasks": ("lift-can",), "episodes": 2}))
+    merge(tmp_path / "all", [tiny_dataset])
+    options = {**tiny_training, "tasks": TASK_NAMES, "batch_size": 10, "data": str(tmp_path / "all"), "steps": 1}
+    train(TrainConfig(out=str(tmp_path / "run"), **options))
+    merge(tmp_path / "all", [tiny_dataset, other], replace_manifest=True)
+    capsys.readouterr()
+    path = train(TrainConfig(out=str(tmp_path / "run"), **{**options, "steps": 2}))
+    assert f"holds lift-can too, which the run in {tmp_path / 'run'} does not learn" in capsys.readouterr().out
+    assert read_checkpoint(path)["switchyard"]["trained_tasks"] == list(tiny_training["tasks"])
+
+
+def test_a_run_whose_last_checkpoint_is_not_finite_does_not_go_on(run, tiny_training):
+    checkpoint = read_checkpoint(run / "last.ckpt")
+    checkpoint["state_dict"]["network.focus"][0] = torch.nan
+    torch.save(checkpoint, run / "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: its training diverged: weight focus is NaN"):
+        train(TrainConfig(out=str(run), **{**tiny_training, "steps": 6}))
 
 
 def test_tensorboard_shows_no_step_twice_after_a_kill(demo_training, tmp_path):

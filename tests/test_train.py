@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import signal
 import types
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from data.shards import DatasetError
 from data.sharing import RULES
 from eval.policy import CEMPolicy
 from eval.report import read_curves
+from eval.rollout import EpisodeOutcome
 from models.acting import crop, crop_corner, in_crop
 from models.augment import photometric
 from models.checkpoint import read_checkpoint
@@ -135,6 +137,30 @@ def test_an_evaluation_while_training_plays_in_the_simulator(tiny_training, tmp_
     found = json.loads((tmp_path / "run" / "validation.json").read_text())
     assert found.keys() == {"1"}
     assert set(found["1"].values()) <= {0.0, 1.0}
+
+
+def test_an_evaluation_while_training_does_not_keep_a_stop_waiting(tiny_training, tmp_path, monkeypatch):
+    """A batch queue kills a minute and a half after it asks to stop."""
+    played = []
+
+    def episodes(policy, checkpoint, world, jobs, workers):
+        for job in jobs:
+            signal.raise_signal(signal.SIGUSR1)
+            played.append(job)
+            yield EpisodeOutcome(task=job.task, number=job.number, success=True, steps=1, wall_time_s=0.0, film=())
+
+    monkeypatch.setattr("train.validation.rollout", episodes)
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as end:
+            train(TrainConfig(out=str(tmp_path), **{**tiny_training, "steps": 90}, evaluate_every=2))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert end.value.code == 128 + signal.SIGUSR1
+    assert len(played) == 1
+    assert not (tmp_path / "validation.json").exists()
+    assert read_checkpoint(tmp_path / "last.ckpt")["switchyard"]["steps"] == 3
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_a_step_has_one_gradient_on_any_number_of_threads(tiny_training):

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from data.router import Router
 from data.sharing import RULES, Scores
 from data.transitions import StateBatch, StateSampler, Transitions
-from models.checkpoint import CheckpointError, load_weights
+from models.checkpoint import CheckpointError, check_finite, load_weights
 from models.losses import conservative_gap, q_target, softmax_sample, temperature_loss, weighted_mean
 from models.stacked import TanhGaussian, TwinQ, draw, fold_normalisation
 from sim.options import choose
@@ -310,6 +310,8 @@ class CQL(lightning.LightningModule):
             raise CheckpointError(f"{path}: not a checkpoint of CQL on states, format {FORMAT}")
         normalised_by = torch.stack([self.mean, self.std])
         load_weights(self, checkpoint["state_dict"], path)
+        for network in (self.policy, self.q, self.target):
+            check_finite(network, path)
         same = torch.allclose(normalised_by, torch.stack([self.mean, self.std]), rtol=1e-3, atol=1e-3)
         if not same or checkpoint.get("data", self.data_digest) != self.data_digest:
             raise CheckpointError(f"{path}: learned from other data than {self.config.data} holds now")

@@ -27,6 +27,7 @@ from sim.options import Parser, add_options, from_options
 from train.behaviour import clone_effective, divergence
 from train.cql import CQL
 from train.cql_config import CQLConfig
+from train.finite import NotFiniteError
 from train.folder import LAST, LOG, claim_run, hold_run
 from train.launch import fit, join_launch
 from train.precision import resolve_precision
@@ -123,7 +124,7 @@ def _evaluate(config: CQLConfig, module: CQL, out: Path) -> Path:
     returns of pi_beta_eff."""
     body = module.transitions.body
     tasks = tuple(body.task_names[k] for k in module.tasks)
-    routing, found = module.routing(), {}
+    found: dict[str, Any] = {}
 
     def returns_of(policy: TanhGaussian) -> Any:
         deployed = module.deployable(policy)
@@ -134,20 +135,29 @@ def _evaluate(config: CQLConfig, module: CQL, out: Path) -> Path:
     except ValueError as error:
         print(f"{out / LAST}: trained, not evaluated: {error}; the same command evaluates it where that is")
         return out / LAST
+    for k, (rule, seed) in enumerate(config.members):
+        means = ", ".join(f"{task} {np.mean(each):.1f}" for task, each in zip(tasks, found["returns"][k], strict=True))
+        print(f"{rule}, seed {seed}: {means}")
+    path = out / "returns.json"
     if config.behaviour_steps:
         module.to("cuda" if torch.cuda.is_available() else "cpu")  # where Lightning had it
         module.setup("evaluate")
-        behaved = clone_effective(module, config.behaviour_steps)
+        try:
+            behaved = clone_effective(module, config.behaviour_steps)
+        except NotFiniteError as error:
+            _write(path, config, module, tasks, found)
+            raise NotFiniteError(f"{out}: the clone of the effective data: {error}; {path} has the returns") from error
         found["divergence"] = divergence(module, module.policy, behaved).tolist()
         found["cloned"] = returns_of(behaved)
+    _write(path, config, module, tasks, found)
+    print(f"{path}: {module.updates} updates; beside the paper's: python -m eval.tables {path}")
+    return path
+
+
+def _write(path: Path, config: CQLConfig, module: CQL, tasks: tuple[str, ...], found: dict[str, Any]) -> None:
+    """Of what was `found`, by name: [member][task]."""
     rows: list[dict[str, Any]] = []
     for k, (rule, seed) in enumerate(config.members):
         by_task = {name: dict(zip(tasks, values[k], strict=True)) for name, values in found.items()}
         rows.append({"rule": rule, "seed": seed, "updates": module.updates, **by_task})
-    for row in rows:
-        means = ", ".join(f"{task} {np.mean(values):.1f}" for task, values in row["returns"].items())
-        print(f"{row['rule']}, seed {row['seed']}: {means}")
-    path = out / "returns.json"
-    write_whole(path, json.dumps({"members": rows, "routing": routing}, indent=1).encode())
-    print(f"{path}: {module.updates} updates; beside the paper's: python -m eval.tables {path}")
-    return path
+    write_whole(path, json.dumps({"members": rows, "routing": module.routing()}, indent=1).encode())

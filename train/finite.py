@@ -6,9 +6,13 @@ Shapes: `R` rows, each of one of `G` groups: tasks, or members that are trained 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from models.checkpoint import first_not_finite
+from train.folder import LAST
 
 
 class NotFiniteError(ValueError):
@@ -58,6 +62,11 @@ class FiniteCheck:
 def check_weights(step: int, **networks: nn.Module | None) -> None:
     """NotFiniteError where a weight of these networks is not finite after this step."""
     for name, network in networks.items():
-        for key, weight in network.named_parameters() if network is not None else ():
-            if not weight.isfinite().all():
-                raise NotFiniteError(f"step {step}: weight {key} of the {name} is NaN or infinite")
+        if network is not None and (key := first_not_finite(network)):
+            raise NotFiniteError(f"step {step}: weight {key} of the {name} is NaN or infinite")
+
+
+def diverged(error: NotFiniteError, out: Path, rates: str) -> NotFiniteError:
+    """The error with what the run in `out` keeps, and the options `rates` to lower."""
+    kept = f"{out / LAST} keeps an earlier state" if (out / LAST).is_file() else "nothing was saved"
+    return NotFiniteError(f"{out}: {error}; {kept}; a lower {rates} may help")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from lightning.pytorch.plugins.environments import (
 )
 from lightning.pytorch.utilities import rank_zero_only
 
-from train.finite import NotFiniteError
-from train.folder import LAST, LOG
+from train.finite import NotFiniteError, diverged
+from train.folder import LOG
 
 LAUNCHERS: tuple[tuple[type[ClusterEnvironment], str], ...] = (  # and the variable that says how many they launched
     (TorchElasticEnvironment, "WORLD_SIZE"),
@@ -44,16 +45,24 @@ def join_launch(devices: int, nodes: int) -> tuple[ClusterEnvironment, bool]:
     processes = devices * nodes
     environment: ClusterEnvironment = LightningEnvironment()
     for kind, variable in LAUNCHERS if processes > 1 else ():
-        if kind.detect() and os.environ[variable] == str(processes):
-            environment = SLURMEnvironment(auto_requeue=False) if kind is SLURMEnvironment else kind()
+        if kind.detect() and os.environ.get(variable) == str(processes):
+            environment = _under_slurm(devices) if kind is SLURMEnvironment else kind()
             first = environment.global_rank() == 0
             break
     else:
-        if os.environ.get("WORLD_SIZE") != str(processes):  # not started by the first process of this training
-            os.environ.pop("LOCAL_RANK", None)
-        first = environment.local_rank() == 0 and (nodes == 1 or environment.node_rank() == 0)
+        if processes == 1 or os.environ.get("WORLD_SIZE") != str(processes):  # else the first process started this one
+            for variable in ("LOCAL_RANK", *(("NODE_RANK", "GROUP_RANK") if nodes == 1 else ())):
+                os.environ.pop(variable, None)
+        first = environment.local_rank() == environment.node_rank() == 0
     rank_zero_only.rank = 0 if first else 1  # until there is a trainer; from its import on it is what a launcher says
     return environment, first
+
+
+def _under_slurm(devices: int) -> SLURMEnvironment:
+    if "SLURM_STEP_NUM_TASKS" not in os.environ and os.environ["SLURM_PROCID"] == "0":  # a batch script without srun
+        print(f"waiting for the {os.environ['SLURM_NTASKS']} tasks of SLURM, which srun starts", file=sys.stderr)
+    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(devices))  # which Lightning asks for
+    return SLURMEnvironment(auto_requeue=False)
 
 
 def fit(
@@ -70,10 +79,10 @@ def fit(
     try:
         trainer.fit(module, loader, ckpt_path=None if resume is None else str(resume), weights_only=True)
     except NotFiniteError as error:
-        kept = f"{out / LAST} keeps an earlier one" if (out / LAST).is_file() else "nothing was saved"
-        raise NotFiniteError(f"{out}: {error}; {kept}; a lower {rates} may help") from error
+        raise diverged(error, out, rates) from error
     except OSError as error:
-        if error.filename is None:  # of TensorBoard's writer
+        places = [place.filename for place in traceback.extract_tb(error.__traceback__)]
+        if error.filename is None and any("tensorboard" in place for place in places):
             raise OSError(error.errno, error.strerror, str(out / LOG)) from error
         raise
     except RuntimeError as error:

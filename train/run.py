@@ -20,8 +20,17 @@ from lightning.pytorch.strategies import DDPStrategy
 from data.batches import BatchStream, Sampler, SamplerConfig, can_decode_on_gpu
 from data.loader import Loader
 from data.replay import Replay
+from data.shards import read_json
 from data.sharing import RULES
-from models.checkpoint import CheckpointError, acting_weights, load_weights, read_checkpoint
+from models.checkpoint import (
+    RUN_CONFIG,
+    CheckpointError,
+    acting_weights,
+    check_finite,
+    load_finite,
+    load_weights,
+    read_checkpoint,
+)
 from models.qnetwork import NetworkConfig
 from sim.options import changed
 from sim.tasks import TASK_NAMES, task_by_name
@@ -61,8 +70,8 @@ def train(config: TrainConfig) -> Path:
             f"{config.data}: frames for {replay.size} px, but the network sees {config.image_size} px"
         )
     environment, first = join_launch(config.devices, config.nodes)
-    config = _with_present_tasks(config, replay, first)
     out = Path(config.out)
+    config = _with_present_tasks(config, replay, out, first)
     with hold_run(out, first):
         return _train(config, replay, out, environment, first)
 
@@ -95,6 +104,8 @@ def _train(config: TrainConfig, replay: Replay, out: Path, environment: ClusterE
     if resume is not None:
         module.on_load_checkpoint(checkpoint)
         load_weights(module, checkpoint["state_dict"], resume)  # Lightning would, but not say what is wrong
+        for network in (module.network, module.target):
+            check_finite(network, resume)
     elif config.start_from:
         _start_from(config.start_from, module, replay.renderer)
     quiet_lightning()
@@ -133,17 +144,24 @@ def _start_from(path: str, module: QTOpt, renderer: str) -> None:
     weights = acting_weights(checkpoint)
     for network in (module.network, module.target, module.lagged):
         if network is not None:
-            load_weights(network, weights, path)
+            load_finite(network, weights, path)
 
 
-def _with_present_tasks(config: TrainConfig, replay: Replay, first: bool) -> TrainConfig:
-    """Without a choice of tasks, those that the dataset holds; a task that was asked for by name is never dropped."""
+def _with_present_tasks(config: TrainConfig, replay: Replay, out: Path, first: bool) -> TrainConfig:
+    """Without a choice of tasks, those that the run in `out` learns, else those that the dataset holds; a task that was
+    asked for by name is never dropped."""
     present = tuple(name for name in TASK_NAMES if (replay.episode_task == task_by_name(name).index).any())
-    if config.tasks != TASK_NAMES or present == TASK_NAMES:
+    goes_on = (out / RUN_CONFIG).is_file() and (out / LAST).is_file()
+    learned = tuple(read_json(out / RUN_CONFIG).get("tasks", ())) if goes_on else ()
+    if config.tasks != TASK_NAMES:
         return config
-    if first:
-        print(f"{config.data}: holds episodes of {len(present)} tasks, training those: {', '.join(present)}")
-    return dataclasses.replace(config, tasks=present)
+    tasks, said = present, f"holds episodes of {len(present)} tasks, training those: {', '.join(present)}"
+    if learned and set(learned) < set(present):
+        new = ", ".join(name for name in present if name not in learned)
+        tasks, said = learned, f"holds {new} too, which the run in {out} does not learn"
+    if first and tasks != TASK_NAMES:
+        print(f"{config.data}: {said}")
+    return dataclasses.replace(config, tasks=tasks)
 
 
 def _claim(out: Path, config: TrainConfig) -> Path | None:

@@ -20,14 +20,14 @@ from tqdm import tqdm
 
 from data.shards import write_whole
 from data.transitions import Transitions, record, write_transitions
-from models.checkpoint import CheckpointError, load_weights, read_plain
+from models.checkpoint import CheckpointError, load_finite, read_plain
 from models.losses import q_target, temperature_loss
 from models.stacked import TanhGaussian, TwinQ
 from models.state_policy import pack_policies, sample_actions
 from sim.locomotion import Body, Step, Walk, body_by_name
 from sim.options import Parser, add_options, check_least, check_seed, choose, from_options, option
 from train.chance import seed_of
-from train.finite import FiniteCheck, check_weights
+from train.finite import FiniteCheck, NotFiniteError, check_weights, diverged
 from train.folder import LAST, claim_run, hold_run
 from train.precision import PRECISIONS, resolve_precision
 from train.process import prepare_process
@@ -126,7 +126,7 @@ class SAC:
     def restore(self, state: dict[str, Any], path: Path) -> None:
         """From what `state` gave; CheckpointError where its networks are others."""
         for name in NETWORKS:
-            load_weights(getattr(self, name), state["networks"][name], path)
+            load_finite(getattr(self, name), state["networks"][name], path)
         self.log_alpha.data.copy_(state["log_alpha"])
         for optimizer, found in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(found)
@@ -183,7 +183,10 @@ def learn(config: SACConfig) -> Path:
     DatasetError where another training is at work in it."""
     out = Path(config.out)
     with hold_run(out), StopRequest() as request:
-        _learn(config, out, claim_run(out, config, FREE_TO_CHANGE), request)
+        try:
+            _learn(config, out, claim_run(out, config, FREE_TO_CHANGE), request)
+        except NotFiniteError as error:
+            raise diverged(error, out, "--learning-rate") from error
     return out
 
 
@@ -222,17 +225,19 @@ def _learn(config: SACConfig, out: Path, resume: Path | None, request: StopReque
             with torch.autocast("cpu", torch.bfloat16, enabled=fast):
                 losses = sac.update(memory.sample(config.batch_size, rng), generator)
             finite.add(count, losses, every)
+        saves = count % config.checkpoint_every == 0 or count == config.steps or request.number
+        if saves or count % config.keep_every == 0:
+            check_weights(count, **{name: getattr(sac, name) for name in NETWORKS})
         if count % config.keep_every == 0 or count == config.steps:
             about = {"hidden": list(config.hidden), "algorithm": "SAC", "steps": count, "seed": config.seed}
             write_whole(out / f"policy-{count}.pt", pack_policies(sac.policy, body, tasks, about))
         if count == replay_steps:
             write_transitions(out / "replay.h5", _replay(memory, body, tasks, config.seed))
-        if count % config.checkpoint_every == 0 or count == config.steps or request.signal:
-            check_weights(count, **{name: getattr(sac, name) for name in NETWORKS})
+        if saves:
             _save(out / LAST, sac, memory, returns)
-        if request.signal:
+        if request.number:
             print(stopped_at(out / LAST, count))
-            raise SystemExit(128 + request.signal)
+            raise SystemExit(128 + request.number)
     write_whole(out / RETURNS, ("step,task,return\n" + "".join(returns)).encode())
 
 

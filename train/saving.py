@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import signal
 import threading
 from collections.abc import Callable
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from data.shards import write_whole
+from models.checkpoint import to_bytes
 from sim.options import STOP_SIGNALS
 
 SIGNALS = (signal.SIGINT, *STOP_SIGNALS)
@@ -24,9 +23,7 @@ Save = Callable[[lightning.Trainer, lightning.LightningModule, Path], None]
 def write_tensors(path: Path, content: Any) -> None:
     """As torch.save writes it, beside its place first: Lightning takes the way through TMPDIR, from where a file is
     copied, not renamed, if that is another file system."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_whole(path, buffer.getvalue())
+    write_whole(path, to_bytes(content))
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -45,7 +42,7 @@ class StopRequest:
     """Remembers the first signal that asks a training to stop; a second one stops it at once."""
 
     def __init__(self) -> None:
-        self.signal = 0
+        self.number = 0
         self._handlers: dict[int, Any] = {}
 
     def listen(self) -> None:
@@ -54,7 +51,7 @@ class StopRequest:
             self._handlers = {number: signal.signal(number, self._receive) for number in heard}
 
     def _receive(self, number: int, *_: Any) -> None:
-        self.signal = number
+        self.number = number
         self.restore()
 
     def restore(self, *_: Any) -> None:
@@ -76,30 +73,30 @@ class SaveAtEnd(Callback):
 
     def __init__(self, path: Path, agree_every: int, save: Save = save_whole) -> None:
         self._path, self._agree_every, self._save = path, agree_every, save
-        self._request = StopRequest()
+        self.request = StopRequest()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._request.listen()
+        self.request.listen()
 
     def on_exception(self, *_: Any) -> None:
-        self._request.restore()
+        self.request.restore()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        request = self._request
+        request = self.request
         if trainer.world_size > 1:
             if trainer.global_step % self._agree_every:
                 return
-            if trainer.strategy.reduce_boolean_decision(bool(request.signal), all=False):
-                request.signal = request.signal or signal.SIGINT
-        trainer.should_stop = bool(request.signal)
+            if trainer.strategy.reduce_boolean_decision(bool(request.number), all=False):
+                request.number = request.number or signal.SIGINT
+        trainer.should_stop = bool(request.number)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._save(trainer, pl_module, self._path)
-        self._request.restore()
-        if self._request.signal:
+        self.request.restore()
+        if self.request.number:
             if trainer.is_global_zero:
                 print(stopped_at(self._path, pl_module.done_steps))
-            raise SystemExit(128 + self._request.signal)
+            raise SystemExit(128 + self.request.number)
 
 
 def stopped_at(path: Path, step: int) -> str:
