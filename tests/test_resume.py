@@ -235,7 +235,7 @@ def test_a_task_that_is_new_in_a_grown_dataset_is_said_and_left_alone(
     other = tmp_path / "other"
     collect(CollectConfig(out=str(other), **{**tiny_collection, "tasks": ("lift-can",), "episodes": 2}))
     merge(tmp_path / "all", [tiny_dataset])
-    options = {**tiny_training, "tasks": TASK_NAMES, "batch_size": 10, "data": str(tmp_path / "all"), "steps": 1}
+    options = {**tiny_training, "tasks": TASK_NAMES, "batch_size": 20, "data": str(tmp_path / "all"), "steps": 1}
     train(TrainConfig(out=str(tmp_path / "run"), **options))
     merge(tmp_path / "all", [tiny_dataset, other], replace_manifest=True)
     capsys.readouterr()
