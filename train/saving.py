@@ -47,7 +47,8 @@ class StopRequest:
 
     def listen(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup, say
+            ignored = [number for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_IGN]  # nohup, say
+            heard = (number for number in SIGNALS if number not in ignored)
             self._handlers = {number: signal.signal(number, self._receive) for number in heard}
 
     def _receive(self, number: int, *_: Any) -> None:
