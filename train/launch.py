@@ -24,6 +24,7 @@ from lightning.pytorch.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
+from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities import rank_zero_only
 
 from train.finite import NotFiniteError, diverged
@@ -97,9 +98,12 @@ def fit(
 
 class EndTogether(Callback):
     """The processes that the first one starts end when it fails, and it ends when one of them fails: with its status,
-    after the one line that it printed. Watches from now on, for one may fail before it joins the others."""
+    after the one line that it printed. Watches from now on, for one may fail before it joins the others.
+
+    Lightning would look every five seconds, and kill the first process."""
 
     def __init__(self, trainer: lightning.Trainer) -> None:
+        subprocess_script._launch_process_observer = lambda processes: None  # type: ignore[assignment]
         self._launcher, self._over = trainer.strategy.launcher, False
         self._watching = threading.Thread(target=self._watch, daemon=True)
         self._watching.start()
