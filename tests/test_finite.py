@@ -18,22 +18,22 @@ MEMBERS = torch.arange(3)
 
 
 def test_the_first_step_its_first_term_and_all_groups_of_it_are_named():
-    finite = FiniteCheck(("a", "b", "c"), every=1)
+    finite = FiniteCheck("tasks", ("a", "b", "c"), every=1)
     finite.add(1, {"target": torch.ones(3), "loss": torch.zeros(3)}, MEMBERS)
     with pytest.raises(NotFiniteError, match=r"^step 2: target of a, c is NaN or infinite$"):
         finite.add(2, {"target": torch.tensor([NAN, 1.0, -INF]), "loss": torch.full((3,), NAN)}, MEMBERS)
-    with pytest.raises(NotFiniteError, match=r"^step 3: loss is NaN or infinite$"):
+    with pytest.raises(NotFiniteError, match=r"^step 3: loss of all tasks is NaN or infinite$"):
         finite.add(3, {"target": torch.ones(3)}, MEMBERS, {"loss": torch.tensor(INF)})
 
 
 def test_rows_are_told_by_their_group():
-    finite = FiniteCheck(("a", "b", "c"), every=1)
+    finite = FiniteCheck("tasks", ("a", "b", "c"), every=1)
     with pytest.raises(NotFiniteError, match=r"step 7: Q of b is"):
         finite.add(7, {"Q": torch.tensor([1.0, NAN, 2.0, 3.0])}, torch.tensor([0, 1, 1, 2]))
 
 
 def test_a_device_that_is_not_waited_for_is_asked_every_few_steps_and_before_a_save(monkeypatch):
-    finite = FiniteCheck(("a", "b", "c"), every=3)
+    finite = FiniteCheck("tasks", ("a", "b", "c"), every=3)
     bad = torch.tensor([1.0, NAN, 1.0])
     monkeypatch.setattr("train.finite.is_asynchronous", lambda values: True)
     finite.add(1, {"Q": torch.ones(3)}, MEMBERS)

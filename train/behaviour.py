@@ -29,7 +29,7 @@ def clone_effective(module: CQL, steps: int) -> TanhGaussian:
     ).to(module.device)
     adam = torch.optim.Adam(policy.parameters(), lr=RATE, fused=True)
     names = [f"{rule}-{seed}" for rule, seed in module.config.members]
-    finite, every = FiniteCheck(names, steps), torch.arange(len(names), device=module.device)
+    finite, every = FiniteCheck("members", names, steps), torch.arange(len(names), device=module.device)
     for step in range(steps):
         for group in adam.param_groups:
             group["lr"] = RATE * (1 - step / steps)

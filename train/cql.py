@@ -76,7 +76,7 @@ class CQL(lightning.LightningModule):
         self._routers = torch.nn.ModuleList(self.routers)  # for the checkpoint and the device
         self.samplers: list[StateSampler] = []
         self.updates = 0
-        self.finite = FiniteCheck([f"{rule}-{seed}" for rule, seed in config.members], config.log_every)
+        self.finite = FiniteCheck("members", [f"{rule}-{seed}" for rule, seed in config.members], config.log_every)
         self._every_member = torch.nn.Buffer(torch.arange(members), persistent=False)
         self.optimizer_states: list[dict[str, Any]] = []  # to go on from
 

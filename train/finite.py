@@ -28,8 +28,9 @@ class FiniteCheck:
     """Sums of each step's terms by group. On a CPU they are looked at in each step; on a GPU, which is not waited for,
     every `every` steps, and by `check` before anything is saved."""
 
-    def __init__(self, groups: Sequence[str], every: int) -> None:
-        self._groups, self._every = tuple(groups), every
+    def __init__(self, kind: str, groups: Sequence[str], every: int) -> None:
+        """`kind` of the groups: tasks or members."""
+        self._kind, self._groups, self._every = kind, tuple(groups), every
         self._pending: list[tuple[int, tuple[str, ...], Tensor]] = []  # step, terms and their sums [terms, G]
 
     @torch.no_grad()
@@ -55,8 +56,8 @@ class FiniteCheck:
         step, terms, bad = next((step, terms, bad) for step, terms, sums in pending if (bad := ~sums.isfinite()).any())
         first = int(bad.any(1).nonzero()[0])
         groups = [name for name, is_bad in zip(self._groups, bad[first].tolist(), strict=True) if is_bad]
-        of = f" of {', '.join(groups)}" if len(groups) < len(self._groups) else ""
-        raise NotFiniteError(f"step {step}: {terms[first]}{of} is NaN or infinite")
+        which = f"all {self._kind}" if len(groups) == len(self._groups) > 1 else ", ".join(groups)
+        raise NotFiniteError(f"step {step}: {terms[first]} of {which} is NaN or infinite")
 
 
 def check_weights(step: int, **networks: nn.Module | None) -> None:

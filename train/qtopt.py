@@ -75,7 +75,7 @@ class QTOpt(lightning.LightningModule):
         self.snapshot = copy.deepcopy(self.target) if self.router.rule.snapshot else None
         self._tasks = tuple(TASKS[name].index for name in config.tasks)
         self.history: dict[int, Any] = {}  # step -> mean weights by target and source
-        self.finite = FiniteCheck(TASK_NAMES, config.log_every)
+        self.finite = FiniteCheck("tasks", TASK_NAMES, config.log_every)
 
     # ------------------------------------------------------------------ losses
 
