@@ -141,7 +141,8 @@ def evaluate(config: EvalConfig) -> Path:
 def _play(
     config: EvalConfig, file: CheckpointFile, tasks: tuple[str, ...], world: dict[str, Any], played: Played
 ) -> tuple[list[EvalResult], list[EpisodeOutcome]]:
-    """The results of every policy, and the episodes with a film. Stopped, it prints the table of what was played."""
+    """The results of every policy, and the episodes with a film. Stopped or failed, it prints the table of what was
+    played."""
     results: list[EvalResult] = []
     films: list[EpisodeOutcome] = []
     try:
@@ -149,7 +150,7 @@ def _play(
             outcomes = _roll(config, name, file, tasks, world, played)
             results += summarise(outcomes, name, config.checkpoint if name == "checkpoint" else None, config.seed)
             films += [outcome for outcome in outcomes if outcome.film]
-    except KeyboardInterrupt:
+    except BaseException:
         _print_played(config, played)
         raise
     return results, films
@@ -184,7 +185,7 @@ def _roll(
 
 
 def _print_played(config: EvalConfig, played: Played) -> None:
-    """The table of an evaluation that is stopped."""
+    """The table of an evaluation that does not end."""
     results: list[EvalResult] = []
     for name in config.policies:
         mine = [outcome for (policy, *_), outcome in played.outcomes.items() if policy == name]
