@@ -7,6 +7,7 @@ stays; nothing is written outside --out; and the same command ends with the weig
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import random
 import shutil
@@ -114,69 +115,65 @@ def _pointer(folder: Path) -> str:
 # ---------------------------------------------------------------------- disks
 
 
-def _mounted(folder: Path, size: str) -> bool:
-    """Whether a small file system could be mounted on this folder."""
+@contextlib.contextmanager
+def _mounted(folder: Path, size: str) -> Iterator[bool]:
+    """A small file system on this folder; False where that is not allowed."""
     folder.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
-    return subprocess.run(command, capture_output=True).returncode == 0
-
-
-def _unmount(folder: Path) -> None:
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    mounted = subprocess.run(command, capture_output=True).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def _other_tmp(folder: Path, rng: random.Random) -> str:
     tmp = folder / "tmp"
-    if not _mounted(tmp, "200m"):
-        return UNTRIED
-    try:
+    with _mounted(tmp, "200m") as mounted:
+        if not mounted:
+            return UNTRIED
         running = start((*TRAIN, *SHORT, "--steps", "5000", "--checkpoint-every", "1"), folder, TMPDIR=str(tmp))
         _wait_for(folder / "run" / "last.ckpt", running)
         time.sleep(rng.uniform(0.0, 2.0))
         kill_group(running)
         running.wait()
-        steps = _saved(folder)
-        run((*TRAIN, *SHORT, "--steps", str(steps + 3), "--checkpoint-every", "1"), folder, TMPDIR=str(tmp))
-        return HELD if _saved(folder) == steps + 3 else "did not go on"
-    finally:
-        _unmount(tmp)
+        return _goes_on(folder, "--checkpoint-every", "1", TMPDIR=str(tmp))
 
 
 def _full_tmp(folder: Path) -> str:
     tmp = folder / "tmp"
-    if not _mounted(tmp, "64k"):
-        return UNTRIED
-    try:
+    with _mounted(tmp, "64k") as mounted:
+        if not mounted:
+            return UNTRIED
         run((*TRAIN, *SHORT, "--steps", "6"), folder, TMPDIR=str(tmp))
         return HELD if _saved(folder) == 6 else "nothing was saved"
-    finally:
-        _unmount(tmp)
 
 
 def _full_disk(folder: Path) -> str:
     out = folder / "run"
-    if not _mounted(out, "20m"):
-        return UNTRIED
-    try:
+    with _mounted(out, "20m") as mounted:
+        if not mounted:
+            return UNTRIED
         running = start((*TRAIN, *SHORT, "--steps", "5000"), folder, subprocess.PIPE)
         _wait_for(out / "last.ckpt", running)
-        with (out / "lost+found").open("wb") as other:
-            try:
-                while True:
-                    other.write(bytes(100_000))
-                    other.flush()
-            except OSError:
-                pass
+        with contextlib.suppress(OSError), (out / "lost+found").open("wb") as other:
+            while True:
+                other.write(bytes(100_000))
+                other.flush()
         outcome = _ends_with_one_line(end_of(running), "run", "No space left on device")
         if outcome != HELD:
             return outcome
-        steps = _saved(folder)
         (out / "lost+found").unlink(missing_ok=True)
         subprocess.run(["mount", "-o", "remount,size=100m", str(out)], check=True)
-        run((*TRAIN, *SHORT, "--steps", str(steps + 3)), folder)
-        return HELD if _saved(folder) == steps + 3 else "did not go on"
-    finally:
-        _unmount(out)
+        return _goes_on(folder)
+
+
+def _goes_on(folder: Path, *more: str, **variables: str) -> str:
+    """Whether the same command goes on from the last checkpoint."""
+    steps = _saved(folder)
+    run((*TRAIN, *SHORT, "--steps", str(steps + 3), *more), folder, **variables)
+    return HELD if _saved(folder) == steps + 3 else "did not go on"
 
 
 # ---------------------------------------------------------------------- clusters
@@ -243,9 +240,7 @@ def _no_flock(folder: Path) -> str:
         return outcome
     kill_group(running)
     running.wait()
-    steps = _saved(folder)
-    run((*TRAIN, *SHORT, "--steps", str(steps + 3)), folder, **without)  # the lock of the killed one is stale
-    return HELD if _saved(folder) == steps + 3 else "did not go on"
+    return _goes_on(folder, **without)  # the lock of the killed one is stale
 
 
 def _saved(folder: Path) -> int:

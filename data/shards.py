@@ -22,7 +22,6 @@ HDF5 sees it.
 
 from __future__ import annotations
 
-import errno
 import fnmatch
 import io
 import json
@@ -39,6 +38,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.actions import ACTION_SIZE
+from sim.files import check_writable as check_writable
+from sim.files import write_whole as write_whole
 from sim.state import SIM_VERSION, STATE_SIZE, STATE_VERSION
 from sim.tasks import TASK_NAMES
 
@@ -111,33 +112,6 @@ class Frame:
     action: NDArray[np.float32]  # [5]
     state: NDArray[np.float32]  # [S]
     verdict: NDArray[np.bool_]  # [N]
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """The file with this content, or no file: written under a temporary name, flushed, renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def check_writable(path: Path) -> None:
-    """Make the folder of a file to be; OSError where it cannot be written there, before hours of work for it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(b"x")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    temporary.unlink()
 
 
 def sweep(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import sys
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.actions import COMMANDS
+from sim.files import check_writable, write_whole
 from sim.looks import SPLITS
 from sim.options import check_least, check_seed, choose, option
 from sim.policies import CrudePolicy, Policy, RandomPolicy, ScriptedPolicy
@@ -62,7 +62,7 @@ def watch(config: WatchConfig) -> Path:
 
     frames_per_s: int = PickPlaceEnv.metadata["render_fps"]
     env = PickPlaceEnv(config.task, config.size, config.renderer, randomise=config.randomise, split=config.split)
-    _check_writable(path)
+    check_writable(path)
     with env:
         for seed in range(config.seed, config.seed + config.episodes):
             policy, rng = WATCHED[config.policy](), np.random.default_rng(seed)
@@ -82,7 +82,7 @@ def watch(config: WatchConfig) -> Path:
     pause_ms = 1000 // frames_per_s
     saved = _one_palette(frames) if path.suffix.lower() == ".gif" else frames
     film = _encoded(saved[0], path, save_all=True, append_images=saved[1:], duration=pause_ms, loop=0)
-    _write(path, film)
+    write_whole(path, film)
     if config.window and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         _show(frames, pause_ms)
     return path
@@ -119,7 +119,7 @@ def sheet(config: SheetConfig) -> Path:
     draw, font = ImageDraw.Draw(whole), ImageFont.load_default(size=14)
     env = PickPlaceEnv(None, config.size, config.renderer, randomise=config.randomise, split=config.split)
     path = Path(config.out)
-    _check_writable(path)
+    check_writable(path)
     with env:
         for index, name in enumerate(TASK_NAMES):
             for row in range(config.rows):
@@ -129,29 +129,8 @@ def sheet(config: SheetConfig) -> Path:
                 top = (index // side_by_side * config.rows + row) * (config.size + caption_px)
                 whole.paste(Image.fromarray(observation["image"]), (left, top))
                 draw.text((left + 4, top + config.size + 2), f"{name}, seed {seed}", fill=(220, 220, 220), font=font)
-    _write(path, _encoded(whole, path))
+    write_whole(path, _encoded(whole, path))
     return path
-
-
-def _check_writable(path: Path) -> None:
-    """Make the folder of a picture to be; OSError, before anything is drawn, where it cannot be written there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    _write(path, b"", keep=False)
-
-
-def _write(path: Path, content: bytes, keep: bool = True) -> None:
-    """The file with this content or no file; or just try, and keep nothing."""
-    making = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        making.write_bytes(content)
-        if keep:
-            os.replace(making, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        making.unlink(missing_ok=True)
 
 
 def _encoded(picture: Image.Image, path: Path, **options: Any) -> bytes:

@@ -14,16 +14,15 @@ from train.run import train
 from train.sac import SACConfig, learn
 
 NAN, INF = float("nan"), float("inf")
-MEMBERS = torch.arange(3)
 
 
 def test_the_first_step_its_first_term_and_all_groups_of_it_are_named():
     finite = FiniteCheck("tasks", ("a", "b", "c"), every=1)
-    finite.add(1, {"target": torch.ones(3), "loss": torch.zeros(3)}, MEMBERS)
+    finite.add(1, {"target": torch.ones(3), "loss": torch.zeros(3)})
     with pytest.raises(NotFiniteError, match=r"^step 2: target of a, c is NaN or infinite$"):
-        finite.add(2, {"target": torch.tensor([NAN, 1.0, -INF]), "loss": torch.full((3,), NAN)}, MEMBERS)
+        finite.add(2, {"target": torch.tensor([NAN, 1.0, -INF]), "loss": torch.full((3,), NAN)})
     with pytest.raises(NotFiniteError, match=r"^step 3: loss of all tasks is NaN or infinite$"):
-        finite.add(3, {"target": torch.ones(3)}, MEMBERS, {"loss": torch.tensor(INF)})
+        finite.add(3, {"target": torch.ones(3)}, scalars={"loss": torch.tensor(INF)})
 
 
 def test_rows_are_told_by_their_group():
@@ -36,11 +35,11 @@ def test_a_device_that_is_not_waited_for_is_asked_every_few_steps_and_before_a_s
     finite = FiniteCheck("tasks", ("a", "b", "c"), every=3)
     bad = torch.tensor([1.0, NAN, 1.0])
     monkeypatch.setattr("train.finite.is_asynchronous", lambda values: True)
-    finite.add(1, {"Q": torch.ones(3)}, MEMBERS)
-    finite.add(2, {"Q": bad}, MEMBERS)
+    finite.add(1, {"Q": torch.ones(3)})
+    finite.add(2, {"Q": bad})
     with pytest.raises(NotFiniteError, match="step 2: Q of b"):
-        finite.add(3, {"Q": torch.ones(3)}, MEMBERS)
-    finite.add(4, {"Q": bad}, MEMBERS)
+        finite.add(3, {"Q": torch.ones(3)})
+    finite.add(4, {"Q": bad})
     with pytest.raises(NotFiniteError, match="step 4: Q of b"):
         finite.check()
 

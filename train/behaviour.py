@@ -28,8 +28,7 @@ def clone_effective(module: CQL, steps: int) -> TanhGaussian:
         len(module.config.members), module.state_size, module.config.hidden, module.transitions.body.action_size
     ).to(module.device)
     adam = torch.optim.Adam(policy.parameters(), lr=RATE, fused=True)
-    names = [f"{rule}-{seed}" for rule, seed in module.config.members]
-    finite, every = FiniteCheck("members", names, steps), torch.arange(len(names), device=module.device)
+    finite = FiniteCheck("members", module.config.member_names, steps)
     for step in range(steps):
         for group in adam.param_groups:
             group["lr"] = RATE * (1 - step / steps)
@@ -38,7 +37,7 @@ def clone_effective(module: CQL, steps: int) -> TanhGaussian:
         weight = module.weigh(batch, generator)
         density = policy.log_density(module.told(batch.observation, batch.task_index), batch.action)
         losses = -weighted_mean(density, weight)
-        finite.add(step + 1, {"cloning loss": losses}, every)
+        finite.add(step + 1, {"cloning loss": losses})
         adam.zero_grad()
         losses.sum().backward()  # type: ignore[no-untyped-call]
         adam.step()

@@ -76,8 +76,7 @@ class CQL(lightning.LightningModule):
         self._routers = torch.nn.ModuleList(self.routers)  # for the checkpoint and the device
         self.samplers: list[StateSampler] = []
         self.updates = 0
-        self.finite = FiniteCheck("members", [f"{rule}-{seed}" for rule, seed in config.members], config.log_every)
-        self._every_member = torch.nn.Buffer(torch.arange(members), persistent=False)
+        self.finite = FiniteCheck("members", config.member_names, config.log_every)
         self.optimizer_states: list[dict[str, Any]] = []  # to go on from
 
     def setup(self, stage: str) -> None:
@@ -101,8 +100,8 @@ class CQL(lightning.LightningModule):
         """`updates_per_step` updates, or as many as are left."""
         for _ in range(min(self.config.updates_per_step, self.config.steps - self.updates)):
             info = self.update()
-        for k, (rule, seed) in enumerate(self.config.members):
-            self.log_dict({f"{rule}-{seed}/{key}": value[k] for key, value in info.items()})
+        for k, name in enumerate(self.config.member_names):
+            self.log_dict({f"{name}/{key}": value[k] for key, value in info.items()})
         self.log("step", float(self.updates))  # Lightning counts two, one of each optimiser
 
     def update(self) -> dict[str, Tensor]:
@@ -152,7 +151,7 @@ class CQL(lightning.LightningModule):
         info |= {"q_data": q.amin(0).mean(-1), "q_policy": best.mean(-1), "alpha": alpha[:, 0]}
         causes = {"target": backup.mean(-1), "weight": weight.mean(-1), "Q": info["q_data"], "alpha": info["alpha"]}
         losses = {"Bellman loss": info["bellman"], "conservative loss": info["conservative"], "policy loss": actor}
-        self.finite.add(self.updates, causes | losses, self._every_member)
+        self.finite.add(self.updates, causes | losses)
         self._renew()
         return {key: value.detach() for key, value in info.items()}
 
@@ -287,8 +286,8 @@ class CQL(lightning.LightningModule):
         own = np.bincount(self.transitions.columns["task"], minlength=self.num_tasks)
         steps = np.stack([np.tile(own, (self.num_tasks, 1)), np.zeros((self.num_tasks, self.num_tasks), np.int64)])
         return {
-            f"{rule}-{seed}": {**self.routers[k // seeds].report(steps, k % seeds), "tasks": tasks}
-            for k, (rule, seed) in enumerate(self.config.members)
+            name: {**self.routers[k // seeds].report(steps, k % seeds), "tasks": tasks}
+            for k, name in enumerate(self.config.member_names)
         }
 
     def checkpoint(self) -> dict[str, Any]:

@@ -89,6 +89,10 @@ class CQLConfig:
         return tuple((rule, seed) for rule in self.rules for seed in self.seeds)
 
     @property
+    def member_names(self) -> tuple[str, ...]:
+        return tuple(f"{rule}-{seed}" for rule, seed in self.members)
+
+    @property
     def seed(self) -> int:
         """Of the run's chance, in which all members share: another set of seeds is another run."""
         return seed_of(*self.seeds)

@@ -35,12 +35,17 @@ class FiniteCheck:
 
     @torch.no_grad()
     def add(
-        self, step: int, rows: Mapping[str, Tensor], group: Tensor, scalars: Mapping[str, Tensor] | None = None
+        self,
+        step: int,
+        rows: Mapping[str, Tensor],
+        group: Tensor | None = None,
+        scalars: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """`rows` [R] by term, the first causes first, `group` int64 [R] their groups; `scalars` [] of all groups.
-        NotFiniteError where one is not finite, here or in a step before."""
-        values = torch.stack([value.detach().float() for value in rows.values()])
-        sums = values.new_zeros(len(rows), len(self._groups)).index_add_(1, group, values)
+        """`rows` [R] by term, the first causes first; `group` int64 [R] of each row, else row g is of group g;
+        `scalars` [] of all groups. NotFiniteError where one is not finite, here or in a step before."""
+        sums = torch.stack([value.detach().float() for value in rows.values()])
+        if group is not None:
+            sums = sums.new_zeros(len(rows), len(self._groups)).index_add_(1, group, sums)
         if scalars:
             whole = torch.stack([value.detach().float() for value in scalars.values()])
             sums = torch.cat([sums, whole[:, None].expand(-1, len(self._groups))])

@@ -38,15 +38,20 @@ def claim_run(out: Path, config: Any, free: Container[str]) -> Path | None:
 def kept_options(out: Path, config: Any, free: Container[str]) -> dict[str, Any]:
     """The options of the run that trained in this folder, {} for none: options that never trained bind nobody.
     CheckpointError where others than the `free` ones are not those of `config`."""
-    path = out / RUN_CONFIG
-    if not path.is_file() or not (out / LAST).is_file():
+    if not (found := trained_options(out)):
         return {}
-    found, wanted = read_json(path), json.loads(_text(config))
+    wanted = json.loads(_text(config))
     if len(found.keys() ^ wanted.keys()) > len(found.keys() & wanted.keys()):
         raise CheckpointError(f"{out}: holds a run of another kind; choose another --out")
     if differs := changed(found, wanted, free):
         raise CheckpointError(f"{out}: already holds a run with other options: {differs}; choose another --out")
     return found
+
+
+def trained_options(out: Path) -> dict[str, Any]:
+    """The options of the run that trained in this folder, {} for none."""
+    path = out / RUN_CONFIG
+    return read_json(path) if path.is_file() and (out / LAST).is_file() else {}
 
 
 def write_options(out: Path, config: Any) -> None:

@@ -20,10 +20,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from data.batches import BatchStream, Sampler, SamplerConfig, can_decode_on_gpu
 from data.loader import Loader
 from data.replay import Replay
-from data.shards import read_json
 from data.sharing import RULES
 from models.checkpoint import (
-    RUN_CONFIG,
     CheckpointError,
     acting_weights,
     check_finite,
@@ -36,7 +34,7 @@ from sim.options import changed
 from sim.tasks import TASK_NAMES, task_by_name
 from train.bc import Cloning
 from train.config import TrainConfig
-from train.folder import LAST, LOG, hold_run, kept_options, write_options
+from train.folder import LAST, LOG, hold_run, kept_options, trained_options, write_options
 from train.landscape import Landscape
 from train.launch import fit, join_launch
 from train.pace import Pace
@@ -150,11 +148,10 @@ def _start_from(path: str, module: QTOpt, renderer: str) -> None:
 def _with_present_tasks(config: TrainConfig, replay: Replay, out: Path, first: bool) -> TrainConfig:
     """Without a choice of tasks, those that the run in `out` learns, else those that the dataset holds; a task that was
     asked for by name is never dropped."""
-    present = tuple(name for name in TASK_NAMES if (replay.episode_task == task_by_name(name).index).any())
-    goes_on = (out / RUN_CONFIG).is_file() and (out / LAST).is_file()
-    learned = tuple(read_json(out / RUN_CONFIG).get("tasks", ())) if goes_on else ()
     if config.tasks != TASK_NAMES:
         return config
+    present = tuple(name for name in TASK_NAMES if (replay.episode_task == task_by_name(name).index).any())
+    learned = tuple(trained_options(out).get("tasks", ()))
     tasks, said = present, f"holds episodes of {len(present)} tasks, training those: {', '.join(present)}"
     if learned and set(learned) < set(present):
         new = ", ".join(name for name in present if name not in learned)

@@ -207,7 +207,7 @@ def _learn(config: SACConfig, out: Path, resume: Path | None, request: StopReque
     walks = [Walk(body) for _ in tasks]
     now = np.stack([walk.reset(seed_of(config.seed, done, k)) for k, walk in enumerate(walks)])
     total = np.zeros(len(walks))
-    finite, every = FiniteCheck("tasks", tasks, 1), torch.arange(len(tasks))
+    finite = FiniteCheck("tasks", tasks, 1)
     for count in tqdm(range(done + 1, config.steps + 1), initial=done, total=config.steps, unit="step", smoothing=0.05):
         action = rng.uniform(-1, 1, (len(walks), body.action_size)).astype(np.float32)
         if count > config.start_steps:
@@ -224,7 +224,7 @@ def _learn(config: SACConfig, out: Path, resume: Path | None, request: StopReque
         if count > config.start_steps:
             with torch.autocast("cpu", torch.bfloat16, enabled=fast):
                 losses = sac.update(memory.sample(config.batch_size, rng), generator)
-            finite.add(count, losses, every)
+            finite.add(count, losses)
         saves = count % config.checkpoint_every == 0 or count == config.steps or request.number
         if saves or count % config.keep_every == 0:
             check_weights(count, **{name: getattr(sac, name) for name in NETWORKS})
