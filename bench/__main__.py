@@ -7,7 +7,7 @@ import os
 import sys
 
 from bench.report import RESULTS, Row, machine, print_table, write_json
-from sim.options import Parser, choose
+from sim.options import Parser, check_choice
 
 # name -> module. A module has `run(quick: bool) -> list[Row]`; it is imported only when it runs, because the worker
 # processes of a benchmark import this file again and should not pay for torch.
@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="tiny counts: shows that everything runs, not how fast")
     options = parser.parse_args()
     try:
-        names = [choose("benchmark", name, tuple(BENCHMARKS)) for name in options.only.split(",") if name]
+        names = [check_choice("benchmark", name, tuple(BENCHMARKS)) for name in options.only.split(",") if name]
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

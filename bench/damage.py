@@ -22,7 +22,8 @@ from data.collect import collect
 from data.manifest import MANIFEST
 from data.plan import CONFIG, CollectConfig
 from data.replay import Replay
-from data.shards import MAGIC, TRAILER, DatasetError
+from data.shards import MAGIC, TRAILER
+from sim.files import DatasetError
 
 REFUSED, UNCHANGED = "refused by name", "read unchanged"
 

@@ -19,7 +19,7 @@ from sim.locomotion import BODIES
 from train.cql import CQL
 from train.cql_config import CQLConfig
 from train.precision import resolve_precision
-from train.process import prepare_process
+from train.process_settings import prepare_process
 
 STEPS = 146_000  # of walker2d's row in CDS (table 3)
 

@@ -19,11 +19,11 @@ import torch
 
 from bench.lowdim import start_peer
 from bench.report import Row
-from data.shards import read_json
 from data.transitions import Transitions, read_transitions, write_transitions
+from eval.returns import task_returns
 from eval.tables import t_interval
-from eval.walking import task_returns
 from models.stacked import TanhGaussian, fold_normalisation
+from sim.files import read_json
 from train.cql_config import CQLConfig
 from train.cql_run import EVALUATION_SEED, train
 

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from data.shards import write_whole
+from sim.files import write_atomic
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -63,7 +63,7 @@ def _cpu_model() -> str:
 def write_json(rows: list[Row], about: dict[str, Any], path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     values = [asdict(row) | {"passed": row.passed} for row in rows]
-    write_whole(path, (json.dumps({"machine": about, "rows": values}, indent=1) + "\n").encode())
+    write_atomic(path, (json.dumps({"machine": about, "rows": values}, indent=1) + "\n").encode())
     return path
 
 

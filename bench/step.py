@@ -27,9 +27,9 @@ from models.qtopt_network import QTOptNetwork
 from sim.landmarks import LANDMARK_SIZE, LANDMARKS, POINTS
 from sim.tasks import TASK_NAMES
 from sim.views import frame_size
-from train.config import TrainConfig
-from train.pace import ceiling_flops_per_s
+from train.callbacks.throughput import ceiling_flops_per_s
 from train.qtopt import Chance, QTOpt
+from train.qtopt_config import QTOptConfig
 
 NUM_THREADS = 2
 JPEG_QUALITY = 95
@@ -41,7 +41,7 @@ class Case:
     """A training configuration, its precision (32-true or bf16-mixed), how often the step is timed after one that
     warms up (0: that one is timed), and how the step is done, one of `WAYS`."""
 
-    config: TrainConfig
+    config: QTOptConfig
     precision: str
     num_steps: int = 0
     way: str = "ours"
@@ -104,7 +104,7 @@ class Step(TimedRouting, QTOpt):
 class UsualOrder(Step):
     """Pictures and maps channel by channel, PyTorch's usual order in memory."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: QTOptConfig) -> None:
         super().__init__(config)
         self.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
@@ -116,7 +116,7 @@ class UsualOrder(Step):
 class Compiled(Step):
     """Trunks compiled by torch.compile."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: QTOptConfig) -> None:
         super().__init__(config)
         for network in (self.network, self.target, self.lagged):
             if network is not None:
@@ -142,7 +142,7 @@ class PlainNetwork(QTOptNetwork):
 class Plain(UsualOrder):
     """The straightforward step of QT-Opt's network."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: QTOptConfig) -> None:
         super().__init__(config)
         for name in ("network", "target", "lagged"):
             plain = PlainNetwork(config.network)
@@ -195,7 +195,7 @@ def measure(case: Case) -> Measurement:
 
 
 @torch.no_grad()
-def acting(config: TrainConfig, precision: str, trials: int) -> tuple[float, float, float]:
+def acting(config: QTOptConfig, precision: str, trials: int) -> tuple[float, float, float]:
     """Seconds of: an action for one picture; the trunk once, alone; as many candidates once, alone."""
     device = _start()
     network = Step(config).target.to(device)
@@ -242,7 +242,7 @@ def wait() -> None:
 _on_gpu = functools.cache(torch.cuda.is_available)  # which looks for the driver each time
 
 
-def synthetic_batch(config: TrainConfig, generator: torch.Generator, encoded: bool = False) -> Batch:
+def synthetic_batch(config: QTOptConfig, generator: torch.Generator, encoded: bool = False) -> Batch:
     """Random transitions as the loader makes them: grouped by task, a part shared, half of the own ones successful.
 
     `encoded`: the pictures are JPEG files of blocks, as a loader passes them on that leaves decoding to `Batch.to`."""

@@ -28,7 +28,7 @@ from bench.commands import HANGS_S, UNTRIED, Ended, ended_by, lives, run, send, 
 from bench.damage import REFUSED, UNCHANGED, files_of, mutations
 from data.check import check
 from data.manifest import MANIFEST
-from data.shards import DatasetError
+from sim.files import DatasetError
 from sim.options import Parser
 
 KILLS, MUTATIONS = 30, 2000

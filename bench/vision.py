@@ -18,8 +18,8 @@ import torch
 from bench.report import Row
 from bench.step import Case, Measurement, acting, measure
 from sim.tasks import TASK_NAMES
-from train.config import PRESETS, TrainConfig
 from train.precision import resolve_precision
+from train.qtopt_config import PRESETS, QTOptConfig
 
 LEAST_SHARE = {"472": 0.35, "64": 0.45}
 LEAST_TIMES_PLAIN = {"cpu": 3.0, "cuda": 4.0}
@@ -41,7 +41,7 @@ def run(quick: bool) -> list[Row]:
     ]
 
 
-def _large(states: int) -> TrainConfig:
+def _large(states: int) -> QTOptConfig:
     """Two of each task, one of them shared."""
     return replace(PRESETS["vision-472"], batch_size=states, tasks=TASK_NAMES[: min(states // 2, 8)])
 

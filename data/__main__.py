@@ -13,12 +13,12 @@ from data.collect import collect
 from data.export import EXPORTS
 from data.locomotion import LocomotionConfig, describe, make
 from data.manifest import merge, split
-from data.plan import CollectConfig
+from data.plan import TRAINED, CollectConfig
 from data.replay import Replay
 from data.select import CONDITIONS, select
 from data.transitions import read_transitions
 from data.view import OUTCOMES, view
-from sim.options import Parser, add_options, choose, from_options, run_command
+from sim.options import Parser, add_options, check_choice, from_options, run_command
 from sim.tasks import TASK_NAMES, check_tasks
 
 WORKERS = len(os.sched_getaffinity(0))
@@ -71,13 +71,20 @@ def _parser() -> Parser:
 
 def _collect(**options: object) -> None:
     config = from_options(CollectConfig, options)
-    collect(config)
+    if any(source.policy == TRAINED for source in config.sources):
+        from eval.policy import exploring  # with torch, which scripted policies do without
+
+        collect(config, exploring)
+    else:
+        collect(config)
     print_info(Replay(config.out))
 
 
 def _locomotion(**options: object) -> None:
+    from eval.returns import behaviour
+
     config = from_options(LocomotionConfig, options)
-    made = make(config)
+    made = make(config, behaviour)
     print(f"{config.out}: {describe(made)}")
 
 
@@ -98,7 +105,7 @@ def _check(folder: Path, workers: int) -> int:
 
 def _view(folder: Path, out: Path | None, episodes: int, tasks: tuple[str, ...], outcome: str) -> None:
     check_tasks(tasks)
-    choose("outcome", outcome, OUTCOMES)
+    check_choice("outcome", outcome, OUTCOMES)
     page = out or folder / "view.html"
     shown = view(Replay(folder), page, episodes, tasks, outcome)
     print(f"{page}: {shown} episodes, {page.stat().st_size / 1e6:.1f} MB")
@@ -122,7 +129,7 @@ def _select(folder: Path, out: Path, where: str | None, per_task: int | None = N
 
 
 def _export(folder: Path, out: Path, format: str) -> None:
-    EXPORTS[choose("format", format, tuple(EXPORTS))](Replay(folder), out)
+    EXPORTS[check_choice("format", format, tuple(EXPORTS))](Replay(folder), out)
     print(f"{out}: {format}")
 
 

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from data import codec
 from data.replay import Replay
-from data.shards import DatasetError, Frame
+from data.shards import Frame
 from data.sharing import SharingRule
+from sim.files import DatasetError
 from sim.landmarks import landmarks
 from sim.state import SceneState
 from sim.tasks import SKILLS, TASK_NAMES

@@ -18,8 +18,9 @@ from data.claim import read_options
 from data.manifest import Manifest, read_manifest, some_of
 from data.plan import CONFIG
 from data.progress import LINE_EVERY_S
-from data.shards import DatasetError, Row, Shard, read_listed, read_shard, shard_files
+from data.shards import Row, Shard, read_listed, read_shard, shard_files
 from sim import actions
+from sim.files import DatasetError
 from sim.parallel import run_jobs
 from sim.scenes import read_factors
 from sim.state import SceneState

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.locks import hold
+from data.locks import lock_file
 from data.manifest import MANIFEST, checksum, read_manifest
 from data.plan import CONFIG, CollectConfig, ShardJob, Source
-from data.shards import DatasetError, Row, occupied, read_json, read_shard, shard_files, sweep, write_whole
+from data.shards import Row, read_shard, shard_files
+from sim.files import DatasetError, is_nonempty, read_json, remove_temporaries, sha256, write_atomic
 from sim.options import changed
 from sim.tasks import TASKS
 
@@ -26,13 +26,13 @@ OF_A_SHARD = ("renderer", "size", "seed", "randomise", "split", "codec", "qualit
 def claim(folder: Path, config: CollectConfig) -> Iterator[tuple[CollectConfig, dict[str, Any]]]:
     """Hold the folder for this collection alone, refuse one that holds something else -> what binds the dataset."""
     path = folder / CONFIG
-    if not path.is_file() and occupied(folder, LOCK):
+    if not path.is_file() and is_nonempty(folder, LOCK):
         ours = (folder / MANIFEST).is_file()
         what = "a merged or split dataset: collect elsewhere and merge" if ours else "not a Switchyard dataset"
         raise DatasetError(f"{folder}: not empty and {what} (it has no {CONFIG})")
     wanted: dict[str, Any] = {key: getattr(config, key) for key in BINDING}
     wanted["sources"] = [_fingerprint(source) for source in config.sources]
-    with hold(folder / LOCK, f"{folder}: another collection is at work in this folder"):
+    with lock_file(folder / LOCK, f"{folder}: another collection is at work in this folder"):
         counts = [source.episodes for source in config.sources]
         if path.is_file() and shard_files(folder):  # options without an episode bind nobody
             found = read_options(folder)
@@ -43,8 +43,8 @@ def claim(folder: Path, config: CollectConfig) -> Iterator[tuple[CollectConfig, 
             from sim.camera import resolve_renderer
 
             about = {**wanted, "renderer": resolve_renderer(config.renderer), "asked": [counts]}
-        sweep(folder)
-        write_whole(path, json.dumps({**about, "crc32": checksum(about)}, indent=1).encode())
+        remove_temporaries(folder)
+        write_atomic(path, json.dumps({**about, "crc32": checksum(about)}, indent=1).encode())
         yield replace(config, renderer=about["renderer"]), about
 
 
@@ -56,10 +56,6 @@ def _fingerprint(source: Source) -> dict[str, Any]:
             raise DatasetError(f"{source.checkpoint}: no such checkpoint")
         known["checkpoint_sha256"] = sha256(Path(source.checkpoint))
     return known
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_options(folder: Path) -> dict[str, Any]:

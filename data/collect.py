@@ -8,7 +8,6 @@ was interrupted is simply made again.
 from __future__ import annotations
 
 import contextlib
-import pkgutil
 import subprocess
 import time
 from collections import defaultdict, deque
@@ -31,13 +30,15 @@ from sim.scenes import read_factors
 from sim.tasks import TASKS
 from sim.views import frame_size
 
-# By name: evaluation is above data, and who collects with a scripted policy needs neither it nor torch.
-TRAINED_POLICY = "eval.policy:exploring"
+# Of a checkpoint: (path, sha256, frame_size, renderer) -> its policy for each epsilon. Given away from above, because
+# evaluation is above data; eval.policy.exploring is one.
+LoadPolicy = Callable[[str, str, int, str], Callable[[float], Policy]]
 MANIFEST_EVERY_S = 5.0
 
 
-def collect(config: CollectConfig) -> Manifest:
-    """Collect until the dataset holds exactly what was asked for; returns the manifest."""
+def collect(config: CollectConfig, load_policy: LoadPolicy | None = None) -> Manifest:
+    """Collect until the dataset holds exactly what was asked for; returns the manifest. `load_policy`, a function that
+    can be pickled, is needed where a source is a trained policy."""
     folder = Path(config.out)
     with claim(folder, config) as (config, about):
         jobs = plan(config, about["asked"])
@@ -50,7 +51,7 @@ def collect(config: CollectConfig) -> Manifest:
             for job, row in list(finished(folder, jobs, about)):  # a shard that is refused leaves the manifest as it is
                 lanes.add(job, row)
                 progress.count(job, row)
-            _fill(folder, config, about, lanes, progress)
+            _fill(folder, config, about, lanes, progress, load_policy)
         except BaseException as error:
             if lanes.rows:
                 with contextlib.suppress(OSError):  # what stopped it may be that nothing can be written
@@ -120,14 +121,21 @@ class Lanes:
         ]
 
 
-def _fill(folder: Path, config: CollectConfig, about: dict[str, Any], lanes: Lanes, progress: Progress) -> None:
+def _fill(
+    folder: Path,
+    config: CollectConfig,
+    about: dict[str, Any],
+    lanes: Lanes,
+    progress: Progress,
+    load_policy: LoadPolicy | None,
+) -> None:
     """Make the shards that are missing."""
     if next(lanes.missing(), None) is None:
         progress.say(f"{folder}: all {sum(len(row.task) for row in lanes.listed())} episodes are there")
         return
     attributes = {key: about[key] for key in OF_A_SHARD}
     written = time.monotonic()
-    worker = (folder.resolve(), config, attributes | {"commit": commit()}, about["sources"], Path.cwd())
+    worker = (folder.resolve(), config, attributes | {"commit": commit()}, about["sources"], Path.cwd(), load_policy)
     with contextlib.closing(run_jobs(Collector, worker, lanes.missing(), config.workers, config.backend)) as results:
         for job, row, seconds in results:
             lanes.add(job, row)
@@ -172,12 +180,18 @@ class Collector:
     """
 
     def __init__(
-        self, folder: Path, config: CollectConfig, attributes: dict[str, Any], sources: list[dict[str, Any]], root: Path
+        self,
+        folder: Path,
+        config: CollectConfig,
+        attributes: dict[str, Any],
+        sources: list[dict[str, Any]],
+        root: Path,
+        load_policy: LoadPolicy | None = None,
     ) -> None:
         from sim.env import PickPlaceEnv
 
         self._folder, self._config, self._attributes, self._sources = folder, config, attributes, sources
-        self._root = root
+        self._root, self._load_policy = root, load_policy
         self._env = PickPlaceEnv(
             image_size=frame_size(config.size), renderer=config.renderer, randomise=config.randomise, split=config.split
         )
@@ -228,10 +242,8 @@ class Collector:
             noise = source.noise * (1 - kind.noise_spread * (1 - rng.random()))
             return kind(noise), noise
         if source.checkpoint not in self._trained:
-            load = pkgutil.resolve_name(TRAINED_POLICY)
-            path = str(self._root / source.checkpoint)
-            made = load(
-                path, self._sources[number]["checkpoint_sha256"], frame_size(self._config.size), self._config.renderer
-            )
+            assert self._load_policy is not None, "a trained policy needs load_policy"
+            path, sha256 = str(self._root / source.checkpoint), self._sources[number]["checkpoint_sha256"]
+            made = self._load_policy(path, sha256, frame_size(self._config.size), self._config.renderer)
             self._trained[source.checkpoint] = made
         return self._trained[source.checkpoint](source.noise), source.noise

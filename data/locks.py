@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.shards import HOLDER, DatasetError
+from sim.files import HOLDER, DatasetError
 
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 ENDED = ("Z", "X")  # states of a process that has ended
@@ -26,7 +26,7 @@ HIDDEN = "hidden"  # a process of another user, where /proc is mounted with hide
 
 
 @contextlib.contextmanager
-def hold(lock: Path, refusal: str) -> Iterator[None]:
+def lock_file(lock: Path, refusal: str) -> Iterator[None]:
     """Hold this file, whose folder is made if need be; DatasetError with the `refusal` where another process does."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("ab") as file, contextlib.ExitStack() as held:
@@ -37,12 +37,12 @@ def hold(lock: Path, refusal: str) -> Iterator[None]:
         except OSError as error:
             if error.errno not in NO_FLOCK:
                 raise
-            held.enter_context(_hold_by_name(lock.with_name(lock.name + HOLDER), refusal))
+            held.enter_context(_lock_by_name(lock.with_name(lock.name + HOLDER), refusal))
         yield
 
 
 @contextlib.contextmanager
-def _hold_by_name(holder: Path, refusal: str) -> Iterator[None]:
+def _lock_by_name(holder: Path, refusal: str) -> Iterator[None]:
     """Hold by creating this file, which is removed at the end.
 
     A stale file is removed under a lock of its own, after a second look, so that no process removes the file of one
@@ -50,7 +50,7 @@ def _hold_by_name(holder: Path, refusal: str) -> Iterator[None]:
     mine = _this_process()
     while not _create(holder, mine):
         if _is_stale(holder, refusal):
-            with _hold_by_name(holder.with_name(holder.name + HOLDER), refusal):
+            with _lock_by_name(holder.with_name(holder.name + HOLDER), refusal):
                 if _is_stale(holder, refusal):
                     holder.unlink(missing_ok=True)
     try:

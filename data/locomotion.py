@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import pkgutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data.claim import sha256
-from data.shards import DatasetError
 from data.transitions import Transitions, parse_transitions, read_transitions, record, write_transitions
+from sim.files import DatasetError, sha256
 from sim.locomotion import Body, Walk, body_by_name
-from sim.options import changed, check_seed, choose, option
+from sim.options import changed, check_choice, check_seed, option
 
-POLICY = "eval.walking:behaviour"  # by name: evaluation is above data
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+# (file, task, seed) -> the task's policy in a file of policies, and what the file tells of it; given from above, as
+# evaluation is above data; eval.returns.behaviour is one.
+LoadPolicy = Callable[[Path, str, list[int]], tuple[Act, dict[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class LocomotionConfig:
         body = body_by_name(self.body)
         tasks = [read_source(text)[0] for text in self.sources]
         for task in tasks:
-            choose("task", task, body.task_names)
+            check_choice("task", task, body.task_names)
             if tasks.count(task) > 1:
                 raise ValueError(f"task {task} has two sources")
 
@@ -73,11 +73,11 @@ class Opened:
     columns: Callable[[], dict[str, NDArray[Any]]]
 
 
-def make(config: LocomotionConfig) -> Transitions:
+def make(config: LocomotionConfig, load_policy: LoadPolicy) -> Transitions:
     """The dataset, which is written too, unless its file is there already. DatasetError where that was made of other
     sources."""
     body, out = body_by_name(config.body), Path(config.out)
-    opened = [_open(body, text, config.seed, number) for number, text in enumerate(config.sources)]
+    opened = [_open(body, text, config.seed, number, load_policy) for number, text in enumerate(config.sources)]
     about = {source.task: source.about for source in opened}
     if out.exists():
         steps = {source.task: source.steps for source in opened}
@@ -109,7 +109,7 @@ def _content(body: Body, about: dict[str, dict[str, Any]], steps: list[int]) -> 
     return {"body": body.name, "order": list(about), **counts, **entries}
 
 
-def _open(body: Body, text: str, seed: int, number: int) -> Opened:
+def _open(body: Body, text: str, seed: int, number: int, load_policy: LoadPolicy) -> Opened:
     task, file, steps = read_source(text)
     if file.suffix == ".h5":
         if not file.is_file():
@@ -119,7 +119,7 @@ def _open(body: Body, text: str, seed: int, number: int) -> Opened:
         about: dict[str, Any] = {"kind": "replay", "file": file.name, "sha256": hashlib.sha256(content).hexdigest()}
         return Opened(task=task, steps=steps, about=about, columns=lambda: part)
     before = sha256(file) if file.is_file() else None
-    act, told = _load(file, task, [seed, number])
+    act, told = load_policy(file, task, [seed, number])
     if sha256(file) != before:
         raise DatasetError(f"{file}: changed while it was read; try again when it is whole")
     about = {"kind": "policy", "file": file.name, "seed": seed, **told, "sha256": before}
@@ -135,11 +135,6 @@ def _first_steps(file: Path, content: bytes, body: Body, task: str, steps: int) 
     part = {name: column[mine] for name, column in found.columns.items()}
     part["last"][-1] = True
     return part
-
-
-def _load(file: Path, task: str, seed: list[int]) -> tuple[Act, dict[str, Any]]:
-    loaded: tuple[Act, dict[str, Any]] = pkgutil.resolve_name(POLICY)(file, task, seed)
-    return loaded
 
 
 def act_out(body: Body, task: str, act: Act, steps: int, seed: int) -> dict[str, NDArray[Any]]:

@@ -20,20 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.locks import hold
-from data.shards import (
-    MADE_AGAIN,
-    SCHEMA_VERSION,
-    DatasetError,
-    Row,
-    occupied,
-    read_json,
-    read_listed,
-    require,
-    shard_files,
-    unpack_verdicts,
-    write_whole,
-)
+from data.locks import lock_file
+from data.shards import MADE_AGAIN, SCHEMA_VERSION, Row, read_listed, require, shard_files, unpack_verdicts
+from sim.files import DatasetError, is_nonempty, read_json, write_atomic
 from sim.options import check_is_seed
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES
@@ -74,7 +63,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     values["crc32"] = checksum(values)
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in values.items() if key != "shards"]
     shards = ",\n".join(json.dumps(row) for row in values["shards"])  # one a line: a person may read it, and `diff`
-    write_whole(folder / MANIFEST, ("{" + ",\n".join(lines) + f',\n"shards": [\n{shards}\n]}}\n').encode())
+    write_atomic(folder / MANIFEST, ("{" + ",\n".join(lines) + f',\n"shards": [\n{shards}\n]}}\n').encode())
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -166,7 +155,7 @@ def _write_copy(out: Path, manifest: Manifest) -> Manifest:
     with whole_folder(out) as making:
         for name, own in names.items():
             source = Path(os.path.normpath(out.resolve() / name))
-            write_whole(making / own, read_listed(source, rows[name]))
+            write_atomic(making / own, read_listed(source, rows[name]))
         write_manifest(making, copied)
     return copied
 
@@ -181,7 +170,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
         raise DatasetError(f"{out}: a mount point, which cannot be replaced as a whole; name a new folder in it")
     making = out.with_name(f".{out.name}.making")
     lock = making.with_suffix(".lock")
-    with hold(lock, f"{out}: another command is writing it"):
+    with lock_file(lock, f"{out}: another command is writing it"):
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir()
         try:
@@ -286,5 +275,5 @@ def check_new(out: Path) -> None:
     """DatasetError where there is something in this folder, or a file in its place."""
     if out.is_file():
         raise DatasetError(f"{out}: a file; name a new folder")
-    if occupied(out):
+    if is_nonempty(out):
         raise DatasetError(f"{out}: not empty; choose another folder")

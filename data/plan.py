@@ -13,7 +13,7 @@ from typing import Any
 
 from data import codec
 from sim.looks import SPLITS
-from sim.options import check_least, check_seed, choose, option
+from sim.options import check_choice, check_least, check_seed, option
 from sim.parallel import BACKENDS
 from sim.policies import COLLECTORS
 from sim.scenes import FACTORS, read_factors
@@ -37,7 +37,7 @@ class Source:
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
-        choose("policy", self.policy, POLICIES)
+        check_choice("policy", self.policy, POLICIES)
         if not self.noise >= 0 or (self.policy == TRAINED and self.noise > 1):
             raise ValueError(f"noise is 0 or more, and at most 1 for a checkpoint, got {self.noise}")
         check_least(self, 1, "episodes")
@@ -80,10 +80,10 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         check_size(self.size)
-        choose("renderer", self.renderer, RENDERERS)
-        choose("split", self.split, SPLITS)
-        choose("codec", self.codec, codec.CODECS)
-        choose("backend", self.backend, BACKENDS)
+        check_choice("renderer", self.renderer, RENDERERS)
+        check_choice("split", self.split, SPLITS)
+        check_choice("codec", self.codec, codec.CODECS)
+        check_choice("backend", self.backend, BACKENDS)
         read_factors(self.randomise)
         check_seed(self, "seed")
         check_least(self, 1, "workers", "episodes_per_shard", "window")
@@ -115,7 +115,7 @@ def _read_source(table: dict[str, Any]) -> Source:
     fields: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(CollectConfig)}
     values = {name: fields[name] for name in OF_A_SOURCE if name != "episodes"} | table
     for name in values:
-        choose("entry of a source", name, OF_A_SOURCE)
+        check_choice("entry of a source", name, OF_A_SOURCE)
     tasks, episodes = values["tasks"], values.get("episodes")
     if not isinstance(tasks, (list, tuple)):
         raise ValueError(f"tasks is a list of names, got {tasks!r}")

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from data import codec
 from data.manifest import read_manifest
-from data.shards import DatasetError, Frame, Row, Shard, require, unpack_verdicts
+from data.shards import Frame, Row, Shard, require, unpack_verdicts
+from sim.files import DatasetError
 
 OBJECTS_BYTES = 500  # of the Python objects around a cached frame's numbers
 

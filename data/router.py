@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.processes import gather, mine
+from data.distributed import gather, mine
 from data.sharing import RULES, RuleContext, Scores
-from sim.options import check_least, check_part, choose
+from sim.options import check_choice, check_least, check_part
 
 GRANULARITIES = ("transition", "episode")
 REPORT_DECAY = 0.999  # per step, of the sums behind the report
@@ -53,8 +53,8 @@ class RouterConfig:
     granularity: str = "transition"
 
     def __post_init__(self) -> None:
-        choose("sharing rule", self.rule, tuple(RULES))
-        choose("granularity", self.granularity, GRANULARITIES)
+        check_choice("sharing rule", self.rule, tuple(RULES))
+        check_choice("granularity", self.granularity, GRANULARITIES)
         if not 0 <= self.percentile <= 100:
             raise ValueError(f"the percentile is 0 to 100 percent from the top, got {self.percentile}")
         check_part(self, "own_part")
@@ -63,7 +63,7 @@ class RouterConfig:
             raise ValueError("tau_low is above 0 and at most tau_high")
 
 
-class Routed(Protocol):
+class RoutableBatch(Protocol):
     """What the router asks of a batch, each [..., B]."""
 
     task_index: Tensor  # int64, i
@@ -95,7 +95,9 @@ class Router(torch.nn.Module):
         self.register_buffer("sums", torch.zeros(2, 2, members, num_tasks, num_tasks))
 
     @torch.no_grad()
-    def weigh(self, batch: Routed, scores: Scores | None = None, generator: torch.Generator | None = None) -> Tensor:
+    def weigh(
+        self, batch: RoutableBatch, scores: Scores | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Weights [..., B]: the rule's of shared transitions, and with the chance `own_part` of a task's own ones; else
         1. A task whose own transitions were never seen takes no shared ones where the rule compares.
 
@@ -104,7 +106,7 @@ class Router(torch.nn.Module):
         with torch.autocast(self.tau.device.type, enabled=False):
             return self._weigh(batch, scores, generator)
 
-    def _weigh(self, batch: Routed, scores: Scores | None, generator: torch.Generator | None) -> Tensor:
+    def _weigh(self, batch: RoutableBatch, scores: Scores | None, generator: torch.Generator | None) -> Tensor:
         lead = batch.task_index.dim() > 1
         told = batch.task_index, batch.source_task_index, batch.success
         target, source, success = (self._all(rows, lead) for rows in told)
@@ -130,7 +132,9 @@ class Router(torch.nn.Module):
         return weight if lead else weight[0]
 
     @torch.no_grad()
-    def choose(self, batch: Routed, weight: Tensor, offered: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def resample(
+        self, batch: RoutableBatch, weight: Tensor, offered: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """One of every `offered` shared transitions of each target, as often as its weight [..., B] says, and all own
         ones: their rows [..., C], and the weights [..., C] they count with, for a shared one the mean of its target's.
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from data.manifest import Episodes, check_new, episodes_of, read_manifest, write_selection
 from data.plan import POLICIES
-from data.shards import DatasetError, require
-from sim.options import choose
+from data.shards import require
+from sim.files import DatasetError
+from sim.options import check_choice
 from sim.tasks import SKILLS, TASK_NAMES, TASKS
 
 Mask = NDArray[np.bool_]  # [E], one entry an episode
@@ -35,7 +36,7 @@ def _name(kind: str, example: str, choices: tuple[str, ...], holds: Callable[[Ep
     return Condition(
         example=example,
         signs=("=",),
-        holds=lambda episodes, _, text: holds(episodes, choose(kind, text, choices)),
+        holds=lambda episodes, _, text: holds(episodes, check_choice(kind, text, choices)),
     )
 
 
@@ -102,7 +103,7 @@ def _any(episodes: Episodes, text: str) -> Mask:
         parts = re.split(r"(<=|>=|<|>|=)", alternative, maxsplit=1)
         first, value = parts[0].strip(), parts[-1].strip()
         if len(parts) > 1 or not sign or first in CONDITIONS:
-            name, sign = choose("condition", first, tuple(CONDITIONS)), "".join(parts[1:2])
+            name, sign = check_choice("condition", first, tuple(CONDITIONS)), "".join(parts[1:2])
         if sign not in CONDITIONS[name].signs:
             raise ValueError(f"{alternative.strip()!r}: write it as in {CONDITIONS[name].example}")
         masks.append(CONDITIONS[name].holds(episodes, sign, value))

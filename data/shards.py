@@ -22,7 +22,6 @@ HDF5 sees it.
 
 from __future__ import annotations
 
-import fnmatch
 import io
 import json
 import os
@@ -38,8 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.actions import ACTION_SIZE
-from sim.files import check_writable as check_writable
-from sim.files import write_whole as write_whole
+from sim.files import DatasetError, is_junk, write_atomic
 from sim.state import SIM_VERSION, STATE_SIZE, STATE_VERSION
 from sim.tasks import TASK_NAMES
 
@@ -54,14 +52,8 @@ MOVED_ALONE = (
     "this dataset lists shards of other folders relative to itself: move it together with them, or make it again with "
     "`merge --copy`"
 )
-HOLDER = ".holder"  # how the files end by which data/locks.py holds a folder
-JUNK = (".DS_Store", "._*", ".directory", ".nfs*", ".snapshot", ".Trash-*", "desktop.ini", "lost+found", "Thumbs.db")
 TRAILER, MAGIC = struct.Struct("<4sI"), b"SYRD"
 ROW_BYTES = {"frame/action": 4 * ACTION_SIZE, "frame/state": 4 * STATE_SIZE, "frame/verdict": len(TASK_NAMES)}
-
-
-class DatasetError(ValueError):
-    """A file of a dataset is missing, damaged or foreign; the message names it and says what is wrong with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,37 +106,9 @@ class Frame:
     verdict: NDArray[np.bool_]  # [N]
 
 
-def sweep(folder: Path) -> None:
-    """Remove what `write_whole` left when it was killed."""
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
-
-
-def is_junk(path: Path) -> bool:
-    """Whether a desktop, a file system or another computer left this file or folder."""
-    return any(fnmatch.fnmatchcase(path.name, pattern) for pattern in JUNK)
-
-
-def occupied(folder: Path, *ours: str) -> bool:
-    """Whether anything lies in the folder but files of these names, locks, junk, and what `write_whole` left."""
-    entries = folder.iterdir() if folder.exists() else ()
-    return any(not (e.name in ours or e.name.endswith((".tmp", HOLDER)) or is_junk(e)) for e in entries)
-
-
 def shard_files(folder: Path) -> list[Path]:
     """What may be shards in this folder, in the order of their names."""
     return sorted(path for path in folder.glob("*.h5") if not is_junk(path))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; a DatasetError names the file where there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON or of UTF-8
-        raise DatasetError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise DatasetError(f"{path}: holds a {type(found).__name__} where a JSON object is expected")
-    return found
 
 
 def write_shard(path: Path, episodes: Sequence[Episode], attributes: Mapping[str, Any]) -> Row:
@@ -169,7 +133,7 @@ def write_shard(path: Path, episodes: Sequence[Episode], attributes: Mapping[str
     tables["frame/offset"] = np.cumsum([0, *(len(picture) for picture in pictures)], dtype=np.int64)
     tables["frame/crc32"] = np.array(sums, np.uint32)
     content = hdf5_image(path.name, tables, {**VERSIONS, "tasks": json.dumps(TASK_NAMES), **attributes})
-    write_whole(path, content + TRAILER.pack(MAGIC, zlib.crc32(content)))
+    write_atomic(path, content + TRAILER.pack(MAGIC, zlib.crc32(content)))
     return read_shard(path)[0]
 
 

@@ -29,7 +29,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.shards import DatasetError, hdf5_image, write_whole
+from data.shards import hdf5_image
+from sim.files import DatasetError, write_atomic
 from sim.locomotion import BODIES, Body, Motion, Step
 
 SCHEMA = 1
@@ -110,7 +111,7 @@ def write_transitions(path: Path, transitions: Transitions) -> None:
     }
     body, about = transitions.body, json.dumps(transitions.about)
     attributes = {"schema": SCHEMA, "body": body.name, "tasks": json.dumps(body.task_names), "about": about}
-    write_whole(path, hdf5_image(path.name, tables, attributes, fletcher32=True, chunks=True))
+    write_atomic(path, hdf5_image(path.name, tables, attributes, fletcher32=True, chunks=True))
 
 
 def read_transitions(path: str | Path) -> Transitions:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from data import codec
 from data.replay import Replay
-from data.shards import check_writable, write_whole
 from sim.actions import BOUNDS, COMMANDS
+from sim.files import check_writable, write_atomic
 from sim.tasks import TASK_NAMES, TASKS
 
 PAGE = Path(__file__).with_name("view.html")
@@ -40,7 +40,7 @@ def view(replay: Replay, out: Path, episodes: int, tasks: tuple[str, ...], outco
         "episodes": [_episode(replay, episode) for episode in chosen],
     }
     text = json.dumps(page).replace("</", "<\\/")  # nothing in it can end the script
-    write_whole(out, PAGE.read_text(encoding="utf-8").replace("/*PAGE*/ null", text).encode())
+    write_atomic(out, PAGE.read_text(encoding="utf-8").replace("/*PAGE*/ null", text).encode())
     return len(chosen)
 
 

@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data.locks import hold
+from data.locks import lock_file
 from data.replay import Replay
-from data.shards import read_json, write_whole
 from eval.played import Played
 from eval.policy import CEMPolicy
 from eval.report import write_report
 from eval.rollout import POLICIES, EpisodeOutcome, EvalResult, episode_jobs, rollout, summarise, wilson
 from models.checkpoint import RUN_CONFIG, CheckpointError, CheckpointFile
+from sim.files import read_json, write_atomic
 from sim.looks import SPLITS
-from sim.options import Parser, add_options, check_least, check_seed, choose, from_options, option, run_command
+from sim.options import Parser, add_options, check_choice, check_least, check_seed, from_options, option, run_command
 from sim.scenes import FACTORS, read_factors
 from sim.state import SIM_VERSION
 from sim.tasks import SKILLS, TASKS, check_tasks
@@ -59,9 +59,9 @@ class EvalConfig:
         if self.tasks:
             check_tasks(self.tasks)
         for name in self.policies:
-            choose("policy", name, tuple(POLICIES))
-        choose("renderer", self.renderer, RENDERERS)
-        choose("split", self.split, SPLITS)
+            check_choice("policy", name, tuple(POLICIES))
+        check_choice("renderer", self.renderer, RENDERERS)
+        check_choice("split", self.split, SPLITS)
         if self.randomise != "auto":
             read_factors(self.randomise)
         check_least(self, 1, "episodes", "workers")
@@ -114,7 +114,7 @@ def evaluate(config: EvalConfig) -> Path:
     randomise = tuple(about["randomise"]) if config.randomise == "auto" else read_factors(config.randomise)
     world = {**policy.world, "randomise": randomise, "split": config.split}
     common = {"checkpoint_sha256": file.sha256, "sim_version": SIM_VERSION, "seed": config.seed, "world": world}
-    with hold(out / LOCK, f"{out}: another evaluation is at work in this folder"):
+    with lock_file(out / LOCK, f"{out}: another evaluation is at work in this folder"):
         played = Played(out, common)
         results, films = _play(config, file, tasks, world, played)
         print_table(results + data)  # first: it may be that nothing can be written any more
@@ -134,7 +134,7 @@ def evaluate(config: EvalConfig) -> Path:
         }
         report = write_report(out, payload, films)
         played.finish()
-        write_whole(out / "eval.json", json.dumps(payload, indent=1).encode())  # last: it says that all is there
+        write_atomic(out / "eval.json", json.dumps(payload, indent=1).encode())  # last: it says that all is there
     return report
 
 

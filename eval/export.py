@@ -26,14 +26,14 @@ import torch
 from torch import Tensor, nn
 
 from data.manifest import whole_folder
-from data.shards import write_whole
 from eval.policy import CEMPolicy
 from models.cem import sample_uniform
 from models.checkpoint import ACTING, CheckpointFile, read_checkpoint, to_bytes
 from models.qnetwork import QNetwork, bounds
 from models.small_network import SmallQNetwork
 from sim.actions import BOUNDS, COMMANDS
-from sim.options import Parser, add_options, choose, from_options, option, run_command
+from sim.files import write_atomic
+from sim.options import Parser, add_options, check_choice, from_options, option, run_command
 from sim.tasks import TASK_NAMES
 
 FORMATS = ("programs", "checkpoint")
@@ -50,7 +50,7 @@ class ExportConfig:
     format: str = option("programs", f"of {', '.join(FORMATS)}")
 
     def __post_init__(self) -> None:
-        choose("format", self.format, FORMATS)
+        check_choice("format", self.format, FORMATS)
 
 
 class _Part(nn.Module):
@@ -115,7 +115,7 @@ def slim(config: ExportConfig) -> None:
         raise ValueError(f"{out}: is there already; choose another --out")
     weights = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith(ACTING)}
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, to_bytes({"state_dict": weights, "switchyard": checkpoint["switchyard"]}))
+    write_atomic(out, to_bytes({"state_dict": weights, "switchyard": checkpoint["switchyard"]}))
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
@@ -135,7 +135,7 @@ def export(config: ExportConfig) -> None:
                 inputs = _inputs(policy, name, torch.Generator().manual_seed(0))
                 content = io.BytesIO()  # on a full disk torch would end the process
                 torch.export.save(torch.export.export(part.eval(), inputs), content)
-                write_whole(making / f"{name}.pt2", content.getvalue())
+                write_atomic(making / f"{name}.pt2", content.getvalue())
                 programs[name] = torch.export.load(making / f"{name}.pt2").module()
         worst, times_s = _compare(policy, parts, programs)
         if not worst <= TOLERANCE:
@@ -152,7 +152,7 @@ def export(config: ExportConfig) -> None:
             "choice": CHOICES[policy.acting.by],
             "bounds": BOUNDS.tolist(),
         }
-        write_whole(making / "about.json", json.dumps(about, indent=1).encode())
+        write_atomic(making / "about.json", json.dumps(about, indent=1).encode())
     print(f"{out}: {', '.join(f'{name}.pt2' for name in parts)}; at most {worst:.1e} from the network")
     for name, each in times_s.items():
         print(f"{name:<16}{1000 * statistics.median(each):>8.1f} ms")

@@ -10,8 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from data.shards import write_whole
 from eval.rollout import EpisodeOutcome
+from sim.files import write_atomic
 
 PLAYED = "episodes.jsonl"
 STORED = tuple(field.name for field in fields(EpisodeOutcome) if field.name != "film")
@@ -28,7 +28,7 @@ class Played:
         self._path, self._making = folder / PLAYED, folder / f".{zlib.crc32(head.encode()):08x}.{PLAYED}"
         self.outcomes = _read(self._making, head)
         lines = [head, *(json.dumps({"policy": policy, **_stored(o)}) for (policy, *_), o in self.outcomes.items())]
-        write_whole(self._making, "".join(f"{line}\n" for line in lines).encode())
+        write_atomic(self._making, "".join(f"{line}\n" for line in lines).encode())
         self._file = self._making.open("a", encoding="utf-8")
 
     def add(self, policy: str, outcome: EpisodeOutcome) -> None:

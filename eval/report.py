@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.shards import write_whole
 from eval import charts
 from eval.rollout import EpisodeOutcome
 from eval.routing import routing_section
+from sim.files import write_atomic
 from sim.tasks import TASK_NAMES, TASKS
 
 COLOURS = {"checkpoint": "#2166ac", "random": "#b2182b", "expert": "#1b7837", "crude": "#762a83", "data": "#878787"}
@@ -61,7 +61,7 @@ def write_report(out: Path, payload: dict[str, Any], films: list[EpisodeOutcome]
         "<div class=films>" + "".join(_film(outcome) for outcome in films) + "</div>",
     ]
     path = out / "report.html"
-    write_whole(path, charts.page("Switchyard report", parts))
+    write_atomic(path, charts.page("Switchyard report", parts))
     return path
 
 

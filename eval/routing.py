@@ -21,7 +21,6 @@ from torch import Tensor
 from data import codec
 from data.replay import Replay
 from data.router import effective_steps
-from data.shards import check_writable, write_whole
 from data.sharing import RULES, RuleContext, Scores, q_value
 from eval import charts
 from eval.policy import CEMPolicy
@@ -30,6 +29,7 @@ from models.cem import sample_uniform
 from models.checkpoint import CheckpointError
 from models.qnetwork import bounds
 from models.scoring import q_of_policy, q_of_tasks
+from sim.files import check_writable, write_atomic
 from sim.options import Parser, add_options, check_least, check_seed, from_options, option, run_command
 from sim.state import SceneState
 from sim.tasks import TASK_NAMES, TASKS, check_tasks
@@ -152,7 +152,7 @@ def show(config: RoutingConfig) -> Path:
     for title, ends in (("Most shared", routed[:shown]), ("Least shared", routed[-shown:][::-1])):
         films = "".join(_film(replay, each, target) for each in ends)
         parts.append(f"<h2>{title}</h2><div class=films>{films}</div>")
-    write_whole(path, charts.page(f"Switchyard: {config.task}", parts))
+    write_atomic(path, charts.page(f"Switchyard: {config.task}", parts))
     return path
 
 

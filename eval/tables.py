@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from data.shards import read_json
 from eval.rollout import wilson
+from sim.files import read_json
 from sim.locomotion import BODIES
 from sim.options import Parser, changed, run_command
 from sim.tasks import TASK_NAMES

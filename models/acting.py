@@ -10,7 +10,7 @@ from torch import Tensor
 from models.cem import CEMConfig, Proposal, best_proposal, maximise
 from models.qnetwork import QNetwork, bounds
 from models.small_network import SmallQNetwork
-from sim.options import choose
+from sim.options import check_choice
 
 WAYS = ("cem", "proposals", "clone")
 
@@ -30,7 +30,7 @@ class ActingConfig:
     prior_loyalty: float = 1.0
 
     def __post_init__(self) -> None:
-        choose("way of acting", self.by, WAYS)
+        check_choice("way of acting", self.by, WAYS)
 
 
 def crop_corner(image: Tensor, size: int, generator: torch.Generator | None = None) -> Tensor:

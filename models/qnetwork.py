@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sim.actions import BOUNDS, MAX_TRANSLATION_M, TERMINATE
-from sim.options import choose
+from sim.options import check_choice
 from sim.views import check_size
 
 HEIGHT_SCALE_M = 0.2  # the gripper's height enters the network in units of this
@@ -32,7 +32,7 @@ class NetworkConfig:
     prior: bool = False  # a behaviour-cloning head on the features (off in the paper)
 
     def __post_init__(self) -> None:
-        choose("conditioning", self.conditioning, CONDITIONINGS)
+        check_choice("conditioning", self.conditioning, CONDITIONINGS)
         check_size(self.image_size)
 
 

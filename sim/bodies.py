@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sim.looks import Looks
 from sim.meshes import Mesh, Point
-from sim.options import choose
+from sim.options import check_choice
 from sim.rotations import euler_quaternion, rotate
 
 
@@ -30,7 +30,7 @@ class Collider:
 
     def __post_init__(self) -> None:
         numbers = {"box": 3, "cylinder": 2, "capsule": 2, "hull": 0}
-        if len(self.size) != numbers[choose("kind of collider", self.kind, tuple(numbers))]:
+        if len(self.size) != numbers[check_choice("kind of collider", self.kind, tuple(numbers))]:
             raise ValueError(f"a {self.kind} has {numbers[self.kind]} sizes, got {self.size}")
         if (self.kind == "hull") != (self.points is not None) or not all(size > 0 for size in self.size):
             raise ValueError(f"a {self.kind} of sizes {self.size}: a hull has points, all others sizes above 0")

@@ -19,7 +19,7 @@ from sim.forks import check_not_forked
 from sim.looks import Paint
 from sim.meshes import Mesh
 from sim.opengl import OpenGLError, OpenGLRenderer, open_context
-from sim.options import choose
+from sim.options import check_choice
 from sim.scenes import Scene
 from sim.tiny import TinyRenderer
 from sim.views import RENDERERS, SMALL_PX
@@ -34,7 +34,7 @@ class Camera:
         if size < SMALL_PX[0]:
             raise ValueError(f"the image size is at least {SMALL_PX[0]} px, got {size}")
         self.size = size
-        self._asked = choose("renderer", renderer, RENDERERS)
+        self._asked = check_choice("renderer", renderer, RENDERERS)
 
     @functools.cached_property
     def renderer(self) -> str:
@@ -90,7 +90,7 @@ class Camera:
 
 def resolve_renderer(renderer: str) -> str:
     """Which renderer this means on this machine; ValueError for EGL where there is none."""
-    if choose("renderer", renderer, RENDERERS) == "tiny":
+    if check_choice("renderer", renderer, RENDERERS) == "tiny":
         return "tiny"
     reason = _why_no_egl()
     if not reason:

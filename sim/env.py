@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sim import actions
 from sim.drawing import SEGMENTS
 from sim.looks import SPLITS
-from sim.options import choose
+from sim.options import check_choice
 from sim.policies import Observation
 from sim.scenes import draw_scene, read_factors
 from sim.tasks import TASK_NAMES, task_by_name, verdicts
@@ -51,16 +51,16 @@ class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
             raise ValueError(f"horizon is at least 1, got {horizon}")
         extras = (extras,) if isinstance(extras, str) else extras
         self._factors = read_factors(randomise)
-        self._split = choose("split", split, SPLITS)
+        self._split = check_choice("split", split, SPLITS)
         self._task_name = None if task is None else task_by_name(task).name
         self._horizon = horizon
         if render_mode is not None:
-            choose("render mode", render_mode, self.metadata["render_modes"])
+            check_choice("render mode", render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode
         self._steps = -1  # since the reset
         self._over = False
         self.world = World(image_size, renderer)
-        self._extras = tuple(choose("extra observation", name, EXTRAS) for name in extras)
+        self._extras = tuple(check_choice("extra observation", name, EXTRAS) for name in extras)
         side = (image_size, image_size)
         observed: dict[str, spaces.Space[Any]] = {
             "image": spaces.Box(0, 255, (*side, 3), np.uint8),
@@ -86,7 +86,7 @@ class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)
         for key in options or {}:
-            choose("option of reset", key, ("task",))
+            check_choice("option of reset", key, ("task",))
         name = (options or {}).get("task", self._task_name)
         if name is None:
             name = TASK_NAMES[int(self.np_random.integers(len(TASK_NAMES)))]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.options import choose
+from sim.options import check_choice
 
 HORIZON = 1000  # steps of an episode that does not end before
 
@@ -86,7 +86,7 @@ BODIES: dict[str, Body] = {
 
 def body_by_name(name: str) -> Body:
     """ValueError with the nearest name for one that does not exist."""
-    choose("body", name, tuple(BODIES))
+    check_choice("body", name, tuple(BODIES))
     return BODIES[name]
 
 

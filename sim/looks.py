@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.options import choose
+from sim.options import check_choice
 
 Colour = tuple[float, float, float]
 SPLITS = ("train", "test")
@@ -28,7 +28,7 @@ class Paint:
 
     def __post_init__(self) -> None:
         if not self.pattern.isupper():
-            choose("pattern", self.pattern, tuple(PATTERNS))
+            check_choice("pattern", self.pattern, tuple(PATTERNS))
 
 
 Look = tuple[Paint, ...]  # one paint for each part of the body

@@ -39,7 +39,7 @@ def nearest(name: str, choices: Sequence[str]) -> str:
     return f"choose from {', '.join(choices)}." + (f" Did you mean {bare[near[0]]!r}?" if near else "")
 
 
-def choose(kind: str, name: str, choices: Sequence[str]) -> str:
+def check_choice(kind: str, name: str, choices: Sequence[str]) -> str:
     """`name` if it is one of `choices`, else a ValueError that lists them with the nearest match."""
     if name not in choices:
         raise ValueError(f"unknown {kind} {name!r}: {nearest(name, choices)}")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sim.bodies import BodySpec, Footprint, ObjectSpec, stands
 from sim.looks import SPLITS, TABLES
 from sim.objects import FIXTURES, OBJECTS
-from sim.options import choose
+from sim.options import check_choice
 from sim.rotations import euler_quaternion, multiply, rotate
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES
 from sim.tasks import TaskSpec
@@ -48,7 +48,7 @@ def read_factors(text: str | Iterable[str]) -> tuple[str, ...]:
     words = [word.strip() for word in (text.split(",") if isinstance(text, str) else text)]
     on = set(FACTORS) if words and words[0].startswith("-") else set[str]()
     for word in words:
-        name = choose("factor", word.removeprefix("-"), ("all", "none", *FACTORS))
+        name = check_choice("factor", word.removeprefix("-"), ("all", "none", *FACTORS))
         if name == "all":
             on = set(FACTORS)
         elif word.startswith("-"):
@@ -107,7 +107,7 @@ def draw_scene(
     split: str = "train",
 ) -> Scene:
     """A new scene for the task. Lift: its object among others; place: any object held, all three fixtures."""
-    choose("split", split, SPLITS)
+    check_choice("split", split, SPLITS)
     on = set(read_factors(factors))
     seeds = rng.integers(2**63, size=len(FACTORS) + 1)
     draws = {name: np.random.default_rng(seed) for name, seed in zip(("layout", *FACTORS), seeds, strict=True)}

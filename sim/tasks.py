@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.objects import FIXTURES
-from sim.options import choose
+from sim.options import check_choice
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES, SceneState
 
 LIFT_HEIGHT_M = 0.06  # the lowest point of a lifted object is at least this high
@@ -91,7 +91,7 @@ SKILLS: tuple[str, ...] = tuple(spec.skill for spec in TASKS.values())
 
 
 def task_by_name(name: str) -> TaskSpec:
-    return TASKS[choose("task", name, TASK_NAMES)]
+    return TASKS[check_choice("task", name, TASK_NAMES)]
 
 
 def check_tasks(names: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from sim.camera import resolve_renderer
 from sim.env import PickPlaceEnv
-from sim.options import choose
+from sim.options import check_choice
 from sim.tasks import task_by_name
 
 
@@ -37,7 +37,7 @@ def make_vector(
         if name is not None:
             task_by_name(name)
     if isinstance(autoreset_mode, str):
-        choose("autoreset mode", autoreset_mode, [mode.value for mode in AutoresetMode])
+        check_choice("autoreset mode", autoreset_mode, [mode.value for mode in AutoresetMode])
     if max_episode_steps not in (None, -1):
         horizon = world.get("horizon")
         world["horizon"] = max_episode_steps if horizon is None else min(horizon, max_episode_steps)

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.actions import COMMANDS
-from sim.files import check_writable, write_whole
+from sim.files import check_writable, write_atomic
 from sim.looks import SPLITS
-from sim.options import check_least, check_seed, choose, option
+from sim.options import check_choice, check_least, check_seed, option
 from sim.policies import CrudePolicy, Policy, RandomPolicy, ScriptedPolicy
 from sim.scenes import FACTORS
 from sim.tasks import TASK_NAMES
@@ -46,9 +46,9 @@ class WatchConfig:
     window: bool = option(True, "show it too, where there is a display")
 
     def __post_init__(self) -> None:
-        choose("policy", self.policy, tuple(WATCHED))
+        check_choice("policy", self.policy, tuple(WATCHED))
         if self.out:
-            choose("file format", Path(self.out).suffix.lower(), FORMATS)
+            check_choice("file format", Path(self.out).suffix.lower(), FORMATS)
         _check_size(self.size)
         check_seed(self, "seed")
         check_least(self, 1, "episodes")
@@ -82,7 +82,7 @@ def watch(config: WatchConfig) -> Path:
     pause_ms = 1000 // frames_per_s
     saved = _one_palette(frames) if path.suffix.lower() == ".gif" else frames
     film = _encoded(saved[0], path, save_all=True, append_images=saved[1:], duration=pause_ms, loop=0)
-    write_whole(path, film)
+    write_atomic(path, film)
     if config.window and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         _show(frames, pause_ms)
     return path
@@ -99,7 +99,7 @@ class SheetConfig:
     renderer: str = option("auto", f"of {', '.join(RENDERERS)}")
 
     def __post_init__(self) -> None:
-        choose("file format", Path(self.out).suffix.lower(), SHEET_FORMATS)
+        check_choice("file format", Path(self.out).suffix.lower(), SHEET_FORMATS)
         _check_size(self.size)
         check_least(self, 1, "rows")
         check_seed(self, "seed")
@@ -129,7 +129,7 @@ def sheet(config: SheetConfig) -> Path:
                 top = (index // side_by_side * config.rows + row) * (config.size + caption_px)
                 whole.paste(Image.fromarray(observation["image"]), (left, top))
                 draw.text((left + 4, top + config.size + 2), f"{name}, seed {seed}", fill=(220, 220, 220), font=font)
-    write_whole(path, _encoded(whole, path))
+    write_atomic(path, _encoded(whole, path))
     return path
 
 

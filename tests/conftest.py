@@ -158,10 +158,10 @@ def tiny_training(tiny_dataset):
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory, tiny_training):
     """The checkpoint of four straight steps. Read it or copy it, never change it."""
-    from train.config import TrainConfig
-    from train.run import train
+    from train.qtopt_config import QTOptConfig
+    from train.qtopt_run import train
 
-    return train(TrainConfig(out=str(tmp_path_factory.mktemp("runs") / "tiny"), **tiny_training))
+    return train(QTOptConfig(out=str(tmp_path_factory.mktemp("runs") / "tiny"), **tiny_training))
 
 
 @pytest.fixture

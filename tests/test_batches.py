@@ -15,8 +15,8 @@ from data import codec
 from data.batches import BatchStream, Sampler, SamplerConfig
 from data.loader import HELD, PREFETCH, Loader, Places
 from data.replay import Replay
-from data.shards import DatasetError
 from data.sharing import RULES
+from sim.files import DatasetError
 from sim.landmarks import landmarks
 from sim.state import SceneState
 from sim.tasks import TASKS

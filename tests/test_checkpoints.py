@@ -10,8 +10,8 @@ from models.checkpoint import CheckpointError, read_checkpoint
 from sim.scenes import FACTORS
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES, TASKS
-from train.config import TrainConfig
-from train.run import train
+from train.qtopt_config import QTOptConfig
+from train.qtopt_run import train
 
 
 def edited(path, change):
@@ -43,7 +43,7 @@ def test_a_truncated_checkpoint_is_refused_by_name(run, tiny_training, keep):
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(CheckpointError, match=r"last\.ckpt: not a checkpoint, or a damaged one"):
-        train(TrainConfig(out=str(run), **{**tiny_training, "steps": 6}))
+        train(QTOptConfig(out=str(run), **{**tiny_training, "steps": 6}))
     with pytest.raises(CheckpointError, match=r"last\.ckpt"):
         CEMPolicy.load(path)
 
@@ -53,7 +53,7 @@ def test_a_checkpoint_of_other_layers_is_refused_by_name(run, tiny_training):
     checkpoint["state_dict"] = {key.replace("focus", "view"): v for key, v in checkpoint["state_dict"].items()}
     torch.save(checkpoint, run / "last.ckpt")
     with pytest.raises(CheckpointError, match=r"last\.ckpt: its weights do not fit this version's network"):
-        train(TrainConfig(out=str(run), **{**tiny_training, "steps": 6}))
+        train(QTOptConfig(out=str(run), **{**tiny_training, "steps": 6}))
 
 
 def test_a_checkpoint_with_a_damaged_weight_is_refused_by_name(run):
@@ -70,7 +70,7 @@ def test_a_checkpoint_with_a_damaged_weight_is_refused_by_name(run):
 def test_another_programs_checkpoint_is_refused_by_name(run, tiny_training, stranger):
     torch.save(stranger, run / "last.ckpt")
     with pytest.raises(CheckpointError, match=r"last\.ckpt: a checkpoint, but not of a policy that sees pictures"):
-        train(TrainConfig(out=str(run), **{**tiny_training, "steps": 6}))
+        train(QTOptConfig(out=str(run), **{**tiny_training, "steps": 6}))
 
 
 class Trap:
@@ -104,7 +104,7 @@ def test_a_checkpoint_of_another_world_is_refused(run):
 def test_a_checkpoint_of_another_renderer_is_refused_naming_both(run, tiny_training):
     edited(run / "last.ckpt", lambda about: about.update(renderer="egl"))
     with pytest.raises(CheckpointError, match=r"trained on egl images, .* holds tiny"):
-        train(TrainConfig(out=str(run), **{**tiny_training, "steps": 6}))
+        train(QTOptConfig(out=str(run), **{**tiny_training, "steps": 6}))
     with pytest.raises(CheckpointError, match="renderer egl, asked to act on tiny"):
         CEMPolicy.load(run / "last.ckpt", renderer="tiny")
 
@@ -112,7 +112,7 @@ def test_a_checkpoint_of_another_renderer_is_refused_naming_both(run, tiny_train
 def test_a_checkpoint_of_another_task_list_is_refused_naming_both(run, tiny_training):
     edited(run / "last.ckpt", lambda about: about.update(tasks=[*TASK_NAMES[1:], "lift-hammer"]))
     with pytest.raises(CheckpointError, match=r"lift-hammer.*this version has .*lift-banana"):
-        train(TrainConfig(out=str(run), **{**tiny_training, "steps": 6}))
+        train(QTOptConfig(out=str(run), **{**tiny_training, "steps": 6}))
     with pytest.raises(CheckpointError, match="lift-hammer"):
         CEMPolicy.load(run / "last.ckpt")
 

@@ -17,7 +17,8 @@ from data.collect import collect
 from data.manifest import merge, read_manifest, write_manifest
 from data.plan import CollectConfig
 from data.replay import Replay
-from data.shards import DatasetError, read_shard
+from data.shards import read_shard
+from sim.files import DatasetError
 from sim.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]

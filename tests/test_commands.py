@@ -270,7 +270,7 @@ def test_a_signal_that_the_parent_ignores_stays_ignored():
 def test_learning_from_disk_loads_no_simulator():
     """A machine that only trains has neither PyBullet nor MuJoCo nor gymnasium."""
     code = (
-        "import sys; import data.replay, train.qtopt, train.run, train.__main__; "
+        "import sys; import data.replay, train.qtopt, train.qtopt_run, train.__main__; "
         "simulator = ('pybullet', 'pybullet_data', 'mujoco', 'gymnasium', 'moderngl', 'trimesh'); "
         "print([name for name in simulator if name in sys.modules])"
     )

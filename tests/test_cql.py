@@ -20,9 +20,9 @@ from data.transitions import COLUMNS, Transitions, write_transitions
 from models.checkpoint import CheckpointError
 from models.losses import conservative_gap, q_target, softmax_sample
 from sim.locomotion import BODIES
-from train.behaviour import clone_effective, divergence
 from train.cql import CQL
 from train.cql_config import CQLConfig
+from train.divergence import clone_effective, divergence
 from train.finite import NotFiniteError, check_weights
 
 BODY = BODIES["walker2d"]

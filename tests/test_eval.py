@@ -18,9 +18,8 @@ import pytest
 import torch
 
 from data.batches import Sampler
-from data.locks import hold
+from data.locks import lock_file
 from data.replay import Replay
-from data.shards import DatasetError
 from eval.__main__ import EvalConfig, averages, data_success, evaluate
 from eval.export import main as export_main
 from eval.perception import PerceptionConfig, perceive
@@ -31,6 +30,7 @@ from eval.rollout import EpisodeJob, EpisodeOutcome, EvalResult, rollout, summar
 from models.checkpoint import CheckpointError, read_checkpoint
 from models.small_network import Sight, SmallQNetwork
 from sim.actions import BOUNDS
+from sim.files import DatasetError
 from sim.landmarks import OFFSET_UNIT_M
 from sim.options import Stopped
 from sim.scenes import FACTORS
@@ -254,14 +254,14 @@ def test_results_that_cannot_be_written_are_found_before_the_first_episode(evalu
     def full(path, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr("eval.played.write_whole", full)
+    monkeypatch.setattr("eval.played.write_atomic", full)
     with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/out/"):
         evaluate(EvalConfig(**{**options, "out": str(tmp_path / "out")}))
 
 
 def test_two_evaluations_do_not_share_a_folder(evaluation, tmp_path):
     _, options = evaluation
-    with hold(tmp_path / "eval.lock", ""), pytest.raises(DatasetError, match="another evaluation is at work"):
+    with lock_file(tmp_path / "eval.lock", ""), pytest.raises(DatasetError, match="another evaluation is at work"):
         evaluate(EvalConfig(**{**options, "out": str(tmp_path)}))
 
 
@@ -271,7 +271,7 @@ def test_the_table_is_printed_though_nothing_can_be_written_any_more(evaluation,
     def full(path, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr("eval.report.write_whole", full)
+    monkeypatch.setattr("eval.report.write_atomic", full)
     with pytest.raises(OSError, match=r"report\.html"):
         evaluate(EvalConfig(**{**options, "out": str(tmp_path), "policies": ("expert",)}))
     assert re.search(r"average of all +expert +[\d.]+%", capsys.readouterr().out)

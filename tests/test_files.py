@@ -17,10 +17,11 @@ import pytest
 from data import export, locks
 from data.check import check
 from data.export import EXPORTS
-from data.locks import hold
+from data.locks import lock_file
 from data.manifest import check_new, merge, split, whole_folder
 from data.replay import Replay
-from data.shards import DatasetError, occupied, shard_files
+from data.shards import shard_files
+from sim.files import DatasetError, is_nonempty
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("sim", "data", "models", "train", "eval", "bench")
@@ -59,18 +60,18 @@ GONE = {"start": "1"}  # a process of this id that started at another time
 
 
 def test_a_lock_names_its_process_and_is_gone_at_the_end(lock):
-    with hold(lock, "busy"):
+    with lock_file(lock, "busy"):
         assert json.loads(holder_of(lock).read_bytes())["process"] == os.getpid()
-        assert not occupied(lock.parent, "x.lock")
-    with pytest.raises(ZeroDivisionError), hold(lock, "busy"):
+        assert not is_nonempty(lock.parent, "x.lock")
+    with pytest.raises(ZeroDivisionError), lock_file(lock, "busy"):
         raise ZeroDivisionError
     assert [path.name for path in lock.parent.iterdir()] == ["x.lock"]
 
 
 def test_a_lock_that_is_held_is_refused_and_left(lock):
-    with hold(lock, "busy"):
+    with lock_file(lock, "busy"):
         before = holder_of(lock).read_bytes()
-        with pytest.raises(DatasetError, match=r"^busy$"), hold(lock, "busy"):
+        with pytest.raises(DatasetError, match=r"^busy$"), lock_file(lock, "busy"):
             pass
         assert holder_of(lock).read_bytes() == before
         assert {path.name for path in lock.parent.iterdir()} == {"x.lock", "x.lock.holder"}
@@ -79,7 +80,7 @@ def test_a_lock_that_is_held_is_refused_and_left(lock):
 @pytest.mark.parametrize("changes", [GONE, {"boot": "an earlier one"}, {"process": 2**22 + 1}])
 def test_the_lock_of_a_process_that_is_gone_is_taken_over(lock, changes):
     left_by(lock, **changes)
-    with hold(lock, "busy"):
+    with lock_file(lock, "busy"):
         assert json.loads(holder_of(lock).read_bytes()) == locks._this_process()
     assert [path.name for path in lock.parent.iterdir()] == ["x.lock"]
 
@@ -89,7 +90,7 @@ def test_the_lock_of_a_process_that_ended_unnoticed_by_its_parent_is_taken_over(
     child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
     left_by(lock, **json.loads(child.stdout.read()))
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    with hold(lock, "busy"):
+    with lock_file(lock, "busy"):
         pass
     child.communicate()
 
@@ -99,7 +100,7 @@ def test_a_lock_of_another_host_or_container_is_refused_with_what_to_delete(lock
     left_by(lock, process=123, **changes)
     where = changes.get("host", locks._this_process()["host"])
     message = rf"^busy \(process 123 on {where}; if it no longer runs, delete {holder_of(lock)}\)$"
-    with pytest.raises(DatasetError, match=message), hold(lock, "busy"):
+    with pytest.raises(DatasetError, match=message), lock_file(lock, "busy"):
         pass
     assert holder_of(lock).exists()
 
@@ -110,7 +111,7 @@ def test_a_process_that_may_not_be_seen_counts_as_running(lock, monkeypatch):
 
     left_by(lock, process=2**22 + 1)
     monkeypatch.setattr(os, "kill", refuse)
-    with pytest.raises(DatasetError, match="if it no longer runs, delete"), hold(lock, "busy"):
+    with pytest.raises(DatasetError, match="if it no longer runs, delete"), lock_file(lock, "busy"):
         pass
 
 
@@ -119,14 +120,14 @@ def test_a_lock_of_unknown_content_is_refused_with_what_to_delete(lock, content)
     left_by(lock)
     holder_of(lock).write_bytes(content)
     with pytest.raises(DatasetError, match=f"an unknown host; if it no longer runs, delete {holder_of(lock)}"):
-        hold(lock, "busy").__enter__()
+        lock_file(lock, "busy").__enter__()
 
 
 @pytest.mark.parametrize("ended", [False, True])
 def test_of_two_that_find_a_stale_lock_one_takes_it(lock, monkeypatch, ended):
     """The other takes it, and perhaps ends, between this one's first look and its second."""
     left_by(lock, **GONE)
-    looks, other, is_stale = [], hold(lock, "busy"), locks._is_stale
+    looks, other, is_stale = [], lock_file(lock, "busy"), locks._is_stale
 
     def look(*arguments):
         looks.append(stale := is_stale(*arguments))
@@ -138,11 +139,11 @@ def test_of_two_that_find_a_stale_lock_one_takes_it(lock, monkeypatch, ended):
 
     monkeypatch.setattr(locks, "_is_stale", look)
     if ended:
-        with hold(lock, "busy"):
+        with lock_file(lock, "busy"):
             assert holder_of(lock).exists()
     else:
         with pytest.raises(DatasetError, match=r"^busy$"):
-            hold(lock, "busy").__enter__()
+            lock_file(lock, "busy").__enter__()
         assert holder_of(lock).exists()
         other.__exit__(None, None, None)
     assert [path.name for path in lock.parent.iterdir()] == ["x.lock"]
@@ -150,12 +151,12 @@ def test_of_two_that_find_a_stale_lock_one_takes_it(lock, monkeypatch, ended):
 
 def test_while_one_takes_a_stale_lock_over_the_other_is_refused(lock):
     left_by(lock, **GONE)
-    with hold(holder_of(lock), "busy"), pytest.raises(DatasetError, match=r"^busy$"), hold(lock, "busy"):
+    with lock_file(holder_of(lock), "busy"), pytest.raises(DatasetError, match=r"^busy$"), lock_file(lock, "busy"):
         pass
 
 
 def test_a_lock_that_was_deleted_by_hand_is_not_taken_from_its_next_holder(lock):
-    with hold(lock, "busy"):
+    with lock_file(lock, "busy"):
         left_by(lock, process=123)
     assert json.loads(holder_of(lock).read_bytes())["process"] == 123
 
@@ -165,7 +166,7 @@ def test_another_error_of_flock_is_an_error(tmp_path, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(OSError, match="Input/output"), hold(tmp_path / "x.lock", "busy"):
+    with pytest.raises(OSError, match="Input/output"), lock_file(tmp_path / "x.lock", "busy"):
         pass
 
 
@@ -184,7 +185,7 @@ def littered(tmp_path):
 
 def test_junk_is_no_content(littered):
     check_new(littered)
-    assert not occupied(littered)
+    assert not is_nonempty(littered)
     assert shard_files(littered) == []
     with pytest.raises(DatasetError, match="no dataset here"):
         Replay(littered)

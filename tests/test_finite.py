@@ -8,9 +8,9 @@ import torch
 from eval.policy import CEMPolicy
 from models.checkpoint import CheckpointError, read_checkpoint, read_plain
 from models.state_policy import load_policies
-from train.config import TrainConfig
 from train.finite import FiniteCheck, NotFiniteError, check_weights
-from train.run import train
+from train.qtopt_config import QTOptConfig
+from train.qtopt_run import train
 from train.sac import SACConfig, learn
 
 NAN, INF = float("nan"), float("inf")
@@ -57,7 +57,7 @@ def test_a_training_on_pictures_that_diverges_keeps_its_last_finite_checkpoint(t
     options = {**tiny_training, "learner": learner, "landmark_weight": 1.0, "rule": "none", "steps": 30}
     message = rf"{tmp_path}: step \d+: .* is NaN or infinite; {tmp_path}/last.ckpt keeps .*a lower --learning-rate"
     with pytest.raises(NotFiniteError, match=message):
-        train(TrainConfig(out=str(tmp_path), **{**options, "learning_rate": 1e25}))
+        train(QTOptConfig(out=str(tmp_path), **{**options, "learning_rate": 1e25}))
     weights = read_checkpoint(tmp_path / "last.ckpt")["state_dict"]
     assert all(value.isfinite().all() for key, value in weights.items() if not key.startswith("router."))
 
@@ -70,7 +70,7 @@ def test_a_target_of_one_task_that_is_not_finite_names_the_task(tiny_training, t
 
     monkeypatch.setattr("train.qtopt.QTOpt._target", target)
     with pytest.raises(NotFiniteError, match=r"step 3: target of place-bowl is NaN or infinite; \S+last.ckpt keeps"):
-        train(TrainConfig(out=str(tmp_path / "run"), **tiny_training))
+        train(QTOptConfig(out=str(tmp_path / "run"), **tiny_training))
     assert read_checkpoint(tmp_path / "run" / "last.ckpt")["switchyard"]["steps"] == 2
 
 

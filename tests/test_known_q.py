@@ -10,7 +10,7 @@ import torch
 from bench.step import Step, synthetic_batch
 from models.acting import crop
 from sim.actions import CLOSE, OPEN, TERMINATE
-from train.config import PRESETS
+from train.qtopt_config import PRESETS
 
 # Three places in a row. Open goes on by one, close back, terminate at the last place succeeds; motion does nothing.
 PLACES, COMMANDS, COPIES, DISCOUNT = 3, 4, 3, 0.8

@@ -18,9 +18,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from data.replay import Replay
 from models.checkpoint import read_checkpoint
 from tests.test_interruptions import group_has_ended, wait_until
-from train.config import TrainConfig
 from train.launch import join_launch
-from train.run import train
+from train.qtopt_config import QTOptConfig
+from train.qtopt_run import train
 
 ROOT = Path(__file__).parents[1]
 VARIABLES = ("SLURM_", "TORCHELASTIC_", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "RANK", "MASTER_")
@@ -90,7 +90,7 @@ def test_a_launchers_variables_count_where_it_launched_this_training(launched, v
 def test_the_second_training_of_a_sweep_is_a_whole_training(launched, tiny_checkpoint, tiny_training, tmp_path):
     launched(slurm(2, 1) | {"LOCAL_RANK": "1"}, 1, 1)
     rank_zero_only.rank = 1  # as lightning has it after its import under such variables
-    path = train(TrainConfig(out=str(tmp_path / "run"), **tiny_training))
+    path = train(QTOptConfig(out=str(tmp_path / "run"), **tiny_training))
     assert path.read_bytes() == tiny_checkpoint.read_bytes()
     assert {"config.json", "last.ckpt", "log", "train.lock"} <= {entry.name for entry in path.parent.iterdir()}
 
@@ -139,12 +139,12 @@ def test_an_error_of_a_loader_ends_every_process_with_one_line(damaged, tiny_tra
 
 FAILING = """
 import json, os, sys
-from train.config import TrainConfig
-from train.run import train
+from train.qtopt_config import QTOptConfig
+from train.qtopt_run import train
 if os.environ.get("LOCAL_RANK") == "1":
     sys.exit("error: the second process cannot begin")
 if __name__ == "__main__":
-    train(TrainConfig(**json.loads(sys.argv[1])))
+    train(QTOptConfig(**json.loads(sys.argv[1])))
 """
 
 
@@ -173,5 +173,5 @@ def test_a_loader_process_that_is_killed_ends_the_training_with_one_line(tiny_tr
 
 def test_checkpoints_do_not_pass_through_the_temporary_folder(tiny_training, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
-    path = train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "steps": 1}))
+    path = train(QTOptConfig(out=str(tmp_path / "run"), **{**tiny_training, "steps": 1}))
     assert read_checkpoint(path)["switchyard"]["steps"] == 1

@@ -11,9 +11,9 @@ import torch
 
 from data import locomotion
 from data.locomotion import LocomotionConfig, make
-from data.router import Routed
-from data.shards import DatasetError
+from data.router import RoutableBatch
 from data.transitions import COLUMNS, StateBatch, StateSampler, Transitions, read_transitions, write_transitions
+from sim.files import DatasetError
 from sim.locomotion import BODIES, HORIZON, Motion, Walk, body_by_name
 
 BODY = BODIES["walker2d"]
@@ -143,10 +143,13 @@ def config(transitions, tmp_path, monkeypatch):
         first = 10 * body.task_names.index(task)
         return {name: column[first : first + steps] for name, column in transitions.columns.items()}
 
-    monkeypatch.setattr(locomotion, "_load", lambda file, task, seed: (None, {"policy_steps": 7}))
     monkeypatch.setattr(locomotion, "act_out", act_out)
     sources = (f"run-forward={tmp_path}/replay.h5:5", f"jump={tmp_path}/policy.pt:10")
     return LocomotionConfig(out=str(tmp_path / "set.h5"), sources=sources)
+
+
+def load(file, task, seed):
+    return None, {"policy_steps": 7}
 
 
 def not_reached(*_):
@@ -154,7 +157,7 @@ def not_reached(*_):
 
 
 def test_a_dataset_tells_what_it_is_made_of_and_is_not_made_twice(config, tmp_path, monkeypatch, capsys):
-    made = make(config)
+    made = make(config, load)
     replay, policy = (hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("replay.h5", "policy.pt"))
     assert made.about == {
         "run-forward": {"kind": "replay", "file": "replay.h5", "sha256": replay},
@@ -163,7 +166,7 @@ def test_a_dataset_tells_what_it_is_made_of_and_is_not_made_twice(config, tmp_pa
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(locomotion, "act_out", not_reached)
     written = (tmp_path / "set.h5").stat().st_mtime_ns
-    again = make(config)
+    again = make(config, load)
     assert (again.about, again.digest) == (made.about, made.digest)
     assert f"{config.out}: already there, made of these sources" in capsys.readouterr().err
     assert (tmp_path / "set.h5").stat().st_mtime_ns == written
@@ -181,29 +184,28 @@ def test_a_dataset_tells_what_it_is_made_of_and_is_not_made_twice(config, tmp_pa
     ],
 )
 def test_a_file_that_is_another_is_not_written_over(config, tmp_path, monkeypatch, change, message):
-    make(config)
+    make(config, load)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setattr(locomotion, "act_out", not_reached)
     with pytest.raises(DatasetError, match=message):
-        make(change(config))
+        make(change(config), load)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_source_that_has_changed_since_makes_another_dataset(config, tmp_path):
-    make(config)
+    make(config, load)
     (tmp_path / "policy.pt").write_bytes(b"another")
     with pytest.raises(DatasetError, match="other sources: jump sha256"):
-        make(config)
+        make(config, load)
 
 
 def test_a_source_that_changes_while_it_is_read_is_refused(config, tmp_path, monkeypatch):
-    def load(file, task, seed):
+    def changing(file, task, seed):
         file.write_bytes(b"another")
         return None, {}
 
-    monkeypatch.setattr(locomotion, "_load", load)
     with pytest.raises(DatasetError, match=r"policy\.pt: changed while it was read"):
-        make(config)
+        make(config, changing)
     assert not (tmp_path / "set.h5").exists()
 
 
@@ -242,7 +244,7 @@ def test_tasks_that_are_not_trained_are_neither_targets_nor_sources(transitions)
 
 
 def test_a_state_batch_is_what_the_router_asks_for():
-    assert set(Routed.__annotations__) <= {field.name for field in fields(StateBatch)}
+    assert set(RoutableBatch.__annotations__) <= {field.name for field in fields(StateBatch)}
 
 
 def test_a_task_without_data_is_named(transitions):

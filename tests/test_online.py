@@ -7,14 +7,14 @@ import json
 import pytest
 
 from data.check import check
-from data.locks import hold
+from data.locks import lock_file
 from data.replay import Replay
 from data.shards import read_shard
 from models.checkpoint import CheckpointError
 from sim.tasks import TASKS
-from train import config, online
-from train.config import TrainConfig
-from train.online import OnlineConfig, learn
+from train import qtopt_config, qtopt_online
+from train.qtopt_config import QTOptConfig
+from train.qtopt_online import OnlineConfig, learn
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def options(tiny_training):
     """Options of two rounds of seconds; `out` is left to choose."""
     tiny = {**tiny_training, "tasks": ("lift-banana",), "rule": "none", "shared_part": 0.0}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(config.PRESETS, "tiny", TrainConfig(**tiny))
+        patch.setitem(qtopt_config.PRESETS, "tiny", QTOptConfig(**tiny))
         yield {
             "task": "lift-banana",
             "preset": "tiny",
@@ -68,7 +68,7 @@ def test_two_rounds_fill_a_buffer_and_going_on_changes_nothing(options, straight
 def test_a_loop_that_was_stopped_within_a_round_goes_on_as_if_it_had_not(
     options, straight, tmp_path, monkeypatch, stage
 ):
-    real, calls = getattr(online, stage), []
+    real, calls = getattr(qtopt_online, stage), []
 
     def stopping(*arguments):
         calls.append(arguments)
@@ -76,7 +76,7 @@ def test_a_loop_that_was_stopped_within_a_round_goes_on_as_if_it_had_not(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(online, stage, stopping)
+    monkeypatch.setattr(qtopt_online, stage, stopping)
     with pytest.raises(KeyboardInterrupt):
         learn(OnlineConfig(out=str(tmp_path), **options))
     assert_same(straight, tmp_path, learn(OnlineConfig(out=str(tmp_path), **options)))
@@ -85,7 +85,7 @@ def test_a_loop_that_was_stopped_within_a_round_goes_on_as_if_it_had_not(
 def test_two_loops_do_not_share_a_folder(options, tmp_path):
     folder = tmp_path / "loop"
     with (
-        hold(folder / "online.lock", "no"),
+        lock_file(folder / "online.lock", "no"),
         pytest.raises(ValueError, match="another loop is at work in this folder"),
     ):
         learn(OnlineConfig(out=str(folder), **options))
@@ -100,7 +100,7 @@ def test_later_rounds_are_collected_by_the_policy_of_the_round_before(straight):
 
 
 def test_a_success_that_passes_the_threshold_ends_the_loop(options, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(online, "THRESHOLDS", {"lift": 0.0})
+    monkeypatch.setattr(qtopt_online, "THRESHOLDS", {"lift": 0.0})
     rounds = learn(OnlineConfig(out=str(tmp_path / "loop"), **{**options, "threshold": 0.0}))
     assert len(rounds) == 1
     assert "passes 0%; its replay buffer is" in capsys.readouterr().out

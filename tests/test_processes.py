@@ -19,7 +19,7 @@ from data.replay import Replay
 from data.sharing import RULES
 from models.checkpoint import read_checkpoint
 from sim.tasks import TASK_NAMES, TASKS
-from train.config import PRESETS
+from train.qtopt_config import PRESETS
 
 ROOT = Path(__file__).parents[1]
 SMALL = replace(PRESETS["demo"], image_size=48, batch_size=12, tasks=TASK_NAMES[:3], random_crop=False)

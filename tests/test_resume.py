@@ -18,19 +18,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data import codec
 from data.collect import collect
-from data.locks import hold
+from data.locks import lock_file
 from data.manifest import merge
 from data.plan import CollectConfig
 from data.replay import Replay
-from data.shards import DatasetError
 from eval.report import read_curves
 from models.checkpoint import CheckpointError, read_checkpoint
+from sim.files import DatasetError
 from sim.options import from_options
 from sim.tasks import TASK_NAMES
-from train.config import PRESETS, TrainConfig
 from train.precision import resolve_precision
 from train.qtopt import QTOpt
-from train.run import train
+from train.qtopt_config import PRESETS, QTOptConfig
+from train.qtopt_run import train
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,10 +65,10 @@ def changes(old, new):
 )
 def test_two_steps_and_two_more_equal_four_straight(tiny_training, tmp_path, sharing):
     options = {**tiny_training, **sharing, "landmark_weight": 1.0, "photometric": True, "n_step": 2}
-    straight = train(TrainConfig(out=str(tmp_path / "straight"), **options))
-    train(TrainConfig(out=str(tmp_path / "resumed"), **{**options, "steps": 2}))
+    straight = train(QTOptConfig(out=str(tmp_path / "straight"), **options))
+    train(QTOptConfig(out=str(tmp_path / "resumed"), **{**options, "steps": 2}))
     halfway = weights(tmp_path / "resumed" / "last.ckpt")
-    resumed = train(TrainConfig(out=str(tmp_path / "resumed"), **options))
+    resumed = train(QTOptConfig(out=str(tmp_path / "resumed"), **options))
     first, second = read_checkpoint(straight), read_checkpoint(resumed)
     assert first["switchyard"]["steps"] == second["switchyard"]["steps"] == 4
     assert [step for step, _ in second["switchyard"]["sharing"]["history"]] == [1, 2, 3, 4]
@@ -129,7 +129,7 @@ def test_a_killed_run_goes_on_to_the_losses_and_the_weights_of_one_that_was_not(
     options = {**demo_training, "out": str(tmp_path / "killed"), "random_crop": True, "photometric": True}
     saved, _ = train_until_stopped(options, signal.SIGKILL)
     assert 5 <= saved < 60
-    config = from_options(TrainConfig, options, **vars(PRESETS["demo"]))
+    config = from_options(QTOptConfig, options, **vars(PRESETS["demo"]))
     killed, whole = (train(dataclasses.replace(config, out=str(tmp_path / name))) for name in ("killed", "whole"))
     assert np.array_equal(losses(tmp_path / "killed")[-(60 - saved) :], losses(tmp_path / "whole")[saved:])
     assert changes(weights(whole), weights(killed)) == []
@@ -152,9 +152,9 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on(demo_training, tmp_pat
     assert 5 <= step < 5000
     assert f"last.ckpt holds step {step}; the same command goes on from there" in output
     assert "Traceback" not in output
-    path = train(from_options(TrainConfig, {**options, "steps": step + 3}, **vars(PRESETS["demo"])))
+    path = train(from_options(QTOptConfig, {**options, "steps": step + 3}, **vars(PRESETS["demo"])))
     again = {**options, "steps": step + 3, "out": str(tmp_path / "straight")}
-    straight = train(from_options(TrainConfig, again, **vars(PRESETS["demo"])))
+    straight = train(from_options(QTOptConfig, again, **vars(PRESETS["demo"])))
     assert read_checkpoint(path)["switchyard"]["steps"] == step + 3
     assert changes(weights(straight), weights(path)) == []
 
@@ -169,15 +169,18 @@ def test_two_processes_end_after_the_same_step_where_one_is_interrupted(demo_tra
 
 
 def test_a_folder_is_trained_in_by_one(run, tiny_training):
-    with hold(run / "train.lock", ""), pytest.raises(DatasetError, match="another training is at work in this folder"):
-        train(TrainConfig(out=str(run), **{**tiny_training, "steps": 6}))
+    with (
+        lock_file(run / "train.lock", ""),
+        pytest.raises(DatasetError, match="another training is at work in this folder"),
+    ):
+        train(QTOptConfig(out=str(run), **{**tiny_training, "steps": 6}))
 
 
 def test_a_run_keeps_the_precision_it_began_with(tiny_training, tmp_path, monkeypatch):
     options = {**tiny_training, "out": str(tmp_path / "run"), "precision": "auto"}
     for steps, found in ((1, "32-true"), (2, "bf16-mixed")):
         monkeypatch.setattr("train.precision._auto_precision", lambda on_gpu, found=found: found)
-        about = read_checkpoint(train(TrainConfig(**{**options, "steps": steps})))["switchyard"]
+        about = read_checkpoint(train(QTOptConfig(**{**options, "steps": steps})))["switchyard"]
         assert about["precision"] == "32-true"
 
 
@@ -194,13 +197,13 @@ def test_a_run_is_bound_to_what_its_dataset_holds_and_not_to_where_it_lies(
     folder = tmp_path / "moved"
     shutil.copytree(tiny_dataset, folder)
     for steps, data in ((5, f"{folder}/"), (6, str(folder))):
-        train(TrainConfig(out=str(run), **{**tiny_training, "data": data, "steps": steps}))
+        train(QTOptConfig(out=str(run), **{**tiny_training, "data": data, "steps": steps}))
     other = tmp_path / "other"
     collect(CollectConfig(out=str(other), **{**tiny_collection, "seed": 4}))
     with pytest.raises(
         CheckpointError, match=rf"learned from other data than {other} holds: 6 of its 6 episodes are not"
     ):
-        train(TrainConfig(out=str(run), **{**tiny_training, "data": str(other), "steps": 7}))
+        train(QTOptConfig(out=str(run), **{**tiny_training, "data": str(other), "steps": 7}))
 
 
 @pytest.mark.parametrize("granularity", ["transition", "episode"])
@@ -210,10 +213,10 @@ def test_a_dataset_that_has_grown_is_said_and_scores_of_episodes_stay_with_them(
     folder = tmp_path / "growing"
     shutil.copytree(tiny_dataset, folder)
     options = {**tiny_training, "data": str(folder), "out": str(tmp_path / "run"), "granularity": granularity}
-    before = read_checkpoint(train(TrainConfig(**options)))
+    before = read_checkpoint(train(QTOptConfig(**options)))
     collect(CollectConfig(out=str(folder), **{**tiny_collection, "episodes": 10}))
     capsys.readouterr()
-    module = QTOpt(TrainConfig(**{**options, "steps": 5}), Replay(folder))
+    module = QTOpt(QTOptConfig(**{**options, "steps": 5}), Replay(folder))
     module.on_load_checkpoint(before)
     after = before["state_dict"]["router.episode_score"]
     if granularity == "episode":
@@ -225,7 +228,7 @@ def test_a_dataset_that_has_grown_is_said_and_scores_of_episodes_stay_with_them(
         for key, score in zip(Replay(folder).episode_key.tolist(), after.unbind(-1), strict=True):
             assert torch.equal(score, scores.get(key, torch.full_like(score, -torch.inf)))
         assert after.isfinite().any()
-    train(TrainConfig(**{**options, "steps": 5}))
+    train(QTOptConfig(**{**options, "steps": 5}))
     assert f"{folder}: has grown from 6 to 10 episodes" in capsys.readouterr().out
 
 
@@ -236,10 +239,10 @@ def test_a_task_that_is_new_in_a_grown_dataset_is_said_and_left_alone(
     collect(CollectConfig(out=str(other), **{**tiny_collection, "tasks": ("lift-can",), "episodes": 2}))
     merge(tmp_path / "all", [tiny_dataset])
     options = {**tiny_training, "tasks": TASK_NAMES, "batch_size": 20, "data": str(tmp_path / "all"), "steps": 1}
-    train(TrainConfig(out=str(tmp_path / "run"), **options))
+    train(QTOptConfig(out=str(tmp_path / "run"), **options))
     merge(tmp_path / "all", [tiny_dataset, other], replace_manifest=True)
     capsys.readouterr()
-    path = train(TrainConfig(out=str(tmp_path / "run"), **{**options, "steps": 2}))
+    path = train(QTOptConfig(out=str(tmp_path / "run"), **{**options, "steps": 2}))
     assert f"holds lift-can too, which the run in {tmp_path / 'run'} does not learn" in capsys.readouterr().out
     assert read_checkpoint(path)["switchyard"]["trained_tasks"] == list(tiny_training["tasks"])
 
@@ -249,7 +252,7 @@ def test_a_run_whose_last_checkpoint_is_not_finite_does_not_go_on(run, tiny_trai
     checkpoint["state_dict"]["network.focus"][0] = torch.nan
     torch.save(checkpoint, run / "last.ckpt")
     with pytest.raises(CheckpointError, match=r"last\.ckpt: its training diverged: weight focus is NaN"):
-        train(TrainConfig(out=str(run), **{**tiny_training, "steps": 6}))
+        train(QTOptConfig(out=str(run), **{**tiny_training, "steps": 6}))
 
 
 def test_tensorboard_shows_no_step_twice_after_a_kill(demo_training, tmp_path):
@@ -261,7 +264,7 @@ def test_tensorboard_shows_no_step_twice_after_a_kill(demo_training, tmp_path):
         "landscape_every": 10,
     }
     saved, _ = train_until_stopped(options, signal.SIGKILL)
-    train(from_options(TrainConfig, options, **vars(PRESETS["demo"])))
+    train(from_options(QTOptConfig, options, **vars(PRESETS["demo"])))
     board = EventAccumulator(str(tmp_path / "run" / "log"), size_guidance={"images": 0})
     board.Reload()
     assert [event.step for event in board.Scalars("train/loss")] == list(range(1, 61))
@@ -271,32 +274,32 @@ def test_tensorboard_shows_no_step_twice_after_a_kill(demo_training, tmp_path):
 
 def test_options_that_never_trained_bind_nobody(tiny_training, tmp_path):
     with pytest.raises(ValueError, match="no episode of task lift-can"):
-        train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "tasks": ("lift-banana", "lift-can")}))
-    assert train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "steps": 1})).is_file()
+        train(QTOptConfig(out=str(tmp_path / "run"), **{**tiny_training, "tasks": ("lift-banana", "lift-can")}))
+    assert train(QTOptConfig(out=str(tmp_path / "run"), **{**tiny_training, "steps": 1})).is_file()
 
 
 def test_another_number_of_steps_is_refused_where_the_learning_rate_falls_over_them(tiny_training, tmp_path):
     options = {**tiny_training, "out": str(tmp_path / "run"), "learning_rate_decay": True}
-    train(TrainConfig(**{**options, "steps": 1}))
+    train(QTOptConfig(**{**options, "steps": 1}))
     with pytest.raises(
         CheckpointError, match="falls over 1 steps, not 4; to train on, choose another --out with --start-from"
     ):
-        train(TrainConfig(**options))
+        train(QTOptConfig(**options))
 
 
 def test_the_loader_processes_do_not_change_the_weights(tiny_checkpoint, tiny_training, tmp_path):
-    path = train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "workers": 2}))
+    path = train(QTOptConfig(out=str(tmp_path / "run"), **{**tiny_training, "workers": 2}))
     assert changes(weights(tiny_checkpoint), weights(path)) == []
 
 
 def test_equal_runs_in_two_folders_write_equal_bytes(tiny_checkpoint, tiny_training, tmp_path):
     """Collection records a checkpoint by its SHA-256."""
-    path = train(TrainConfig(out=str(tmp_path / "run"), **tiny_training))
+    path = train(QTOptConfig(out=str(tmp_path / "run"), **tiny_training))
     assert path.read_bytes() == tiny_checkpoint.read_bytes()
 
 
 def test_another_seed_trains_other_weights(tiny_checkpoint, tiny_training, tmp_path):
-    path = train(TrainConfig(out=str(tmp_path / "run"), **tiny_training, seed=1))
+    path = train(QTOptConfig(out=str(tmp_path / "run"), **tiny_training, seed=1))
     assert changes(weights(tiny_checkpoint), weights(path))
 
 
@@ -309,15 +312,15 @@ def test_qtopts_network_trains_and_resumes_too(tiny_training, tmp_path, make_epi
         object.__setattr__(episode, "frames", tuple(codec.encode(frame, quality=90) for frame in frames))
     folder = write_dataset(tmp_path / "set", [episodes], side=224)
     options = {**tiny_training, "data": str(folder), "image_size": 224, "batch_size": 4, "prior": False, "steps": 2}
-    straight = train(TrainConfig(out=str(tmp_path / "straight"), **options))
-    train(TrainConfig(out=str(tmp_path / "resumed"), **{**options, "steps": 1}))
-    resumed = train(TrainConfig(out=str(tmp_path / "resumed"), **options))
+    straight = train(QTOptConfig(out=str(tmp_path / "straight"), **options))
+    train(QTOptConfig(out=str(tmp_path / "resumed"), **{**options, "steps": 1}))
+    resumed = train(QTOptConfig(out=str(tmp_path / "resumed"), **options))
     assert changes(weights(straight), weights(resumed)) == []
 
 
 def test_a_finished_run_is_left_as_it_is(run, tiny_training, capsys):
     before = (run / "last.ckpt").read_bytes()
-    assert train(TrainConfig(out=str(run), **tiny_training)) == run / "last.ckpt"
+    assert train(QTOptConfig(out=str(run), **tiny_training)) == run / "last.ckpt"
     assert "already trained for 4 steps" in capsys.readouterr().out
     assert (run / "last.ckpt").read_bytes() == before
 
@@ -325,10 +328,10 @@ def test_a_finished_run_is_left_as_it_is(run, tiny_training, capsys):
 @pytest.mark.parametrize("other", [{"learning_rate": 0.5}, {"rule": "all"}, {"seed": 3}, {"prior": False}])
 def test_a_run_with_other_options_is_refused(run, tiny_training, other):
     with pytest.raises(CheckpointError, match=f"{run}: already holds a run with other options: {next(iter(other))} "):
-        train(TrainConfig(out=str(run), **{**tiny_training, **other}))
+        train(QTOptConfig(out=str(run), **{**tiny_training, **other}))
 
 
 def test_a_folder_that_holds_something_else_is_refused(tiny_training, tmp_path):
     (tmp_path / "thesis.tex").write_text("hello")
     with pytest.raises(CheckpointError, match="not empty and not a Switchyard run"):
-        train(TrainConfig(out=str(tmp_path), **tiny_training))
+        train(QTOptConfig(out=str(tmp_path), **tiny_training))

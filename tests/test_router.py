@@ -186,7 +186,7 @@ def test_of_several_offered_one_is_chosen_as_often_as_its_weight_says():
     weight[0] = 0.5  # own ones may be weighed too
     router, often = router_of(), torch.zeros(30)
     for _ in range(2000):
-        index, counts = router.choose(batch, weight, 3, generator)
+        index, counts = router.resample(batch, weight, 3, generator)
         assert index.tolist()[:3] == [0, 1, 2]
         assert batch.task_index[index].tolist() == [0] * 7 + [1] * 7
         assert counts.tolist() == pytest.approx([0.5, 1, 1] + [0.55] * 4 + [1] * 3 + [0] * 4)
@@ -198,7 +198,7 @@ def test_of_several_offered_one_is_chosen_as_often_as_its_weight_says():
 def test_members_choose_for_themselves():
     batch = rows([[0, 0, 0], [0, 0, 0]], [[0, 1, 1], [0, 1, 1]])
     weight = tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
-    index, counts = router_of().choose(batch, weight, 2, torch.Generator().manual_seed(0))
+    index, counts = router_of().resample(batch, weight, 2, torch.Generator().manual_seed(0))
     assert index.tolist() == [[0, 1], [0, 2]]
     assert counts.tolist() == [[1.0, 0.5], [1.0, 0.5]]
 

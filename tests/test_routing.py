@@ -13,9 +13,9 @@ from eval.policy import CEMPolicy
 from eval.routing import RoutingConfig, area_under_roc, routing_section, show, weigh_episodes
 from models.checkpoint import CheckpointError
 from sim.tasks import TASK_NAMES, TASKS
-from train.config import TrainConfig
-from train.routing import CELL_PX, NAME_PX, heat_map
-from train.run import train
+from train.callbacks.router_report import CELL_PX, NAME_PX, heat_map
+from train.qtopt_config import QTOptConfig
+from train.qtopt_run import train
 
 
 def sharing(**values):
@@ -77,6 +77,6 @@ def test_a_page_needs_a_rule_that_weighs_by_q_and_a_task_that_was_trained(tiny_c
     options = {"data": tiny_training["data"], "checkpoint": str(tiny_checkpoint)}
     with pytest.raises(CheckpointError, match="was not trained for lift-can"):
         show(RoutingConfig(**options, task="lift-can"))
-    plain = train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "rule": "all", "steps": 1}))
+    plain = train(QTOptConfig(out=str(tmp_path / "run"), **{**tiny_training, "rule": "all", "steps": 1}))
     with pytest.raises(CheckpointError, match="shares by rule all, which weighs no episodes by Q"):
         show(RoutingConfig(**{**options, "checkpoint": str(plain)}, task="lift-banana"))

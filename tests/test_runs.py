@@ -5,22 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-from data.shards import DatasetError
 from models.checkpoint import CheckpointError, read_checkpoint
+from sim.files import DatasetError
 from sim.tasks import TASK_NAMES
-from train.config import TrainConfig
-from train.run import train
+from train.qtopt_config import QTOptConfig
+from train.qtopt_run import train
 
 
 def test_a_run_may_begin_with_the_network_of_another(tiny_checkpoint, tiny_training, tmp_path):
     options = {**tiny_training, "steps": 1, "learning_rate": 0.0, "weight_decay": 0.0, "seed": 5}
-    path = train(TrainConfig(out=str(tmp_path / "run"), **options, start_from=str(tiny_checkpoint)))
+    path = train(QTOptConfig(out=str(tmp_path / "run"), **options, start_from=str(tiny_checkpoint)))
     began, acts = (read_checkpoint(each)["state_dict"] for each in (path, tiny_checkpoint))
     for name, value in began.items():
         part, _, key = name.partition(".")
         if part in ("network", "target", "lagged") and "running" not in key and "num_batches" not in key:
             assert torch.equal(value, acts[f"target.{key}"]), name
-    other = TrainConfig(out=str(tmp_path / "2"), **options, start_from=str(tiny_checkpoint), conditioning="one_hot")
+    other = QTOptConfig(out=str(tmp_path / "2"), **options, start_from=str(tiny_checkpoint), conditioning="one_hot")
     with pytest.raises(
         CheckpointError, match=r"another network than this run trains: conditioning 'heads' \(now 'one_hot'\)"
     ):
@@ -29,19 +29,19 @@ def test_a_run_may_begin_with_the_network_of_another(tiny_checkpoint, tiny_train
 
 def test_a_dataset_of_another_image_size_is_refused(tiny_training, tmp_path):
     with pytest.raises(ValueError, match="frames for 48 px, but the network sees 64 px"):
-        train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "image_size": 64}))
+        train(QTOptConfig(out=str(tmp_path / "run"), **{**tiny_training, "image_size": 64}))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="may decode on a GPU")
 def test_decoding_on_a_gpu_is_refused_where_there_is_none(tiny_training, tmp_path):
     with pytest.raises(ValueError, match="decode gpu needs a GPU and torchcodec"):
-        train(TrainConfig(**{**tiny_training, "out": str(tmp_path / "run"), "decode": "gpu"}))
+        train(QTOptConfig(**{**tiny_training, "out": str(tmp_path / "run"), "decode": "gpu"}))
 
 
 def test_a_missing_dataset_is_refused(tiny_training, tmp_path):
     with pytest.raises(DatasetError, match="no dataset here"):
-        train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "data": str(tmp_path)}))
+        train(QTOptConfig(out=str(tmp_path / "run"), **{**tiny_training, "data": str(tmp_path)}))
 
 
 @pytest.mark.parametrize(
@@ -66,16 +66,16 @@ def test_a_missing_dataset_is_refused(tiny_training, tmp_path):
 )
 def test_a_configuration_that_makes_no_sense_is_refused(tiny_training, wrong, message):
     with pytest.raises(ValueError, match=message):
-        TrainConfig(**{**tiny_training, **wrong})
+        QTOptConfig(**{**tiny_training, **wrong})
 
 
 def test_without_a_choice_of_tasks_those_of_the_dataset_are_trained(tiny_training, tmp_path, capsys):
     options = {**tiny_training, "tasks": TASK_NAMES, "batch_size": 20, "steps": 1}
-    about = read_checkpoint(train(TrainConfig(out=str(tmp_path / "run"), **options)))["switchyard"]
+    about = read_checkpoint(train(QTOptConfig(out=str(tmp_path / "run"), **options)))["switchyard"]
     assert about["trained_tasks"] == ["lift-banana", "place-bowl"]
     assert "holds episodes of 2 tasks" in capsys.readouterr().out
 
 
 def test_a_task_asked_for_by_name_is_never_dropped(tiny_training, tmp_path):
     with pytest.raises(ValueError, match="holds no episode of task lift-can"):
-        train(TrainConfig(out=str(tmp_path / "run"), **{**tiny_training, "tasks": ("lift-banana", "lift-can")}))
+        train(QTOptConfig(out=str(tmp_path / "run"), **{**tiny_training, "tasks": ("lift-banana", "lift-can")}))

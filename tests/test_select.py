@@ -13,8 +13,8 @@ from data.check import Report, check
 from data.manifest import episodes_of, merge, read_manifest, write_manifest
 from data.replay import Replay
 from data.select import CONDITIONS, holding, select
-from data.shards import DatasetError
 from data.view import view
+from sim.files import DatasetError
 from sim.tasks import TASK_NAMES
 
 EPISODES = [  # task, number, steps, whose detectors accept the end; the first three scripted, the others crude

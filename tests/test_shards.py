@@ -18,7 +18,8 @@ from data import codec
 from data.check import Report, check
 from data.manifest import read_manifest, write_manifest
 from data.replay import Replay
-from data.shards import MAGIC, TRAILER, DatasetError, Episode, read_shard, write_shard
+from data.shards import MAGIC, TRAILER, Episode, read_shard, write_shard
+from sim.files import DatasetError
 from sim.state import STATE_SIZE, SceneState
 from sim.tasks import verdicts
 

@@ -10,7 +10,9 @@ import pytest
 from data.check import check
 from data.collect import collect
 from data.plan import CollectConfig
-from data.shards import DatasetError, read_shard
+from data.shards import read_shard
+from eval.policy import exploring
+from sim.files import DatasetError
 
 
 def test_a_mix_gives_each_source_its_episodes(tmp_path, tiny_collection, tiny_checkpoint):
@@ -30,7 +32,7 @@ def test_a_mix_gives_each_source_its_episodes(tmp_path, tiny_collection, tiny_ch
         """
     )
     options = {key: value for key, value in tiny_collection.items() if key not in ("tasks", "episodes")}
-    manifest = collect(CollectConfig(out=str(tmp_path / "set"), mix=str(mix), **options))
+    manifest = collect(CollectConfig(out=str(tmp_path / "set"), mix=str(mix), **options), exploring)
     held = {row.name: (row.policy, len(row.task)) for row in manifest.shards}
     assert held == {
         "lift-banana-0-000000.h5": ("crude", 2),
@@ -51,9 +53,9 @@ def test_a_source_that_asks_for_fewer_is_refused(tmp_path, tiny_collection):
         sources = [("lift-banana", first), ("place-bowl", second)]
         mix.write_text("".join(f'[[source]]\ntasks = ["{task}"]\nepisodes = {count}\n' for task, count in sources))
         if not number:
-            collect(CollectConfig(out=str(tmp_path / "set"), mix=str(mix), **options))
+            collect(CollectConfig(out=str(tmp_path / "set"), mix=str(mix), **options), exploring)
     with pytest.raises(DatasetError, match="was asked for 2 episodes, now for 1"):
-        collect(CollectConfig(out=str(tmp_path / "set"), mix=str(mix), **options))
+        collect(CollectConfig(out=str(tmp_path / "set"), mix=str(mix), **options), exploring)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_a_mix_that_makes_no_sense_is_refused_by_its_file(tmp_path, text, messag
 def test_a_checkpoint_that_changed_since_is_refused(tmp_path, tiny_collection, tiny_checkpoint):
     checkpoint = shutil.copy(tiny_checkpoint, tmp_path / "last.ckpt")
     options = {**tiny_collection, "policy": "checkpoint", "checkpoint": str(checkpoint), "noise": 0.1, "episodes": 2}
-    collect(CollectConfig(out=str(tmp_path / "set"), **options))
+    collect(CollectConfig(out=str(tmp_path / "set"), **options), exploring)
     with checkpoint.open("ab") as file:
         file.write(b"x")
     with pytest.raises(DatasetError, match="other options: checkpoint_sha256"):

@@ -20,8 +20,8 @@ from data.check import Report, check
 from data.export import EXPORTS
 from data.manifest import merge, read_manifest, split, write_manifest
 from data.replay import Replay
-from data.shards import DatasetError
 from data.view import choose_episodes, view
+from sim.files import DatasetError
 from sim.tasks import TASK_NAMES, TASKS
 
 

@@ -19,7 +19,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bench.step import Step, synthetic_batch
 from data.batches import Sampler, SamplerConfig
 from data.replay import Replay
-from data.shards import DatasetError
 from data.sharing import RULES
 from eval.policy import CEMPolicy
 from eval.report import read_curves
@@ -28,13 +27,14 @@ from models.acting import crop, crop_corner, in_crop
 from models.augment import photometric
 from models.checkpoint import read_checkpoint
 from models.qnetwork import bounds
+from sim.files import DatasetError
 from sim.landmarks import landmarks
 from sim.state import SceneState
 from sim.tasks import SKILLS, TASK_NAMES, TASKS
-from train.config import PRESETS, TrainConfig
+from train.callbacks.validation import Validation
 from train.qtopt import Chance, QTOpt
-from train.run import LEARNERS, train
-from train.validation import Validation
+from train.qtopt_config import PRESETS, QTOptConfig
+from train.qtopt_run import LEARNERS, train
 
 
 def test_the_target_is_the_lower_of_two_values_of_the_action_that_the_first_one_chooses():
@@ -112,12 +112,12 @@ def test_the_best_checkpoint_is_the_first_with_the_highest_mean_success(tiny_tra
     monkeypatch.setattr(Validation, "_play", play)
     folder = tmp_path / "run"
     options = {**tiny_training, "evaluate_every": 1, "out": str(folder)}
-    train(TrainConfig(**{**options, "steps": 2}))
+    train(QTOptConfig(**{**options, "steps": 2}))
     shutil.copy(folder / "last.ckpt", tmp_path / "second.ckpt")
-    train(TrainConfig(**{**options, "steps": 3}))
+    train(QTOptConfig(**{**options, "steps": 3}))
     (folder / ".validated.tmp").write_bytes(b"a kill left it")
     shutil.copy(tmp_path / "second.ckpt", folder / "last.ckpt")
-    train(TrainConfig(**{**options, "steps": 4}))
+    train(QTOptConfig(**{**options, "steps": 4}))
     assert played == [1, 2, 3, 3, 4]
     assert read_checkpoint(folder / "best.ckpt")["switchyard"]["steps"] == 2
     found = json.loads((folder / "validation.json").read_text())
@@ -130,7 +130,7 @@ def test_the_best_checkpoint_is_the_first_with_the_highest_mean_success(tiny_tra
 
 def test_an_evaluation_while_training_plays_in_the_simulator(tiny_training, tmp_path):
     train(
-        TrainConfig(
+        QTOptConfig(
             **{**tiny_training, "steps": 1, "evaluate_every": 1, "evaluate_episodes": 1, "out": str(tmp_path / "run")}
         )
     )
@@ -149,11 +149,11 @@ def test_an_evaluation_while_training_does_not_keep_a_stop_waiting(tiny_training
             played.append(job)
             yield EpisodeOutcome(task=job.task, number=job.number, success=True, steps=1, wall_time_s=0.0, film=())
 
-    monkeypatch.setattr("train.validation.rollout", episodes)
+    monkeypatch.setattr("train.callbacks.validation.rollout", episodes)
     before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit) as end:
-            train(TrainConfig(out=str(tmp_path), **{**tiny_training, "steps": 90}, evaluate_every=2))
+            train(QTOptConfig(out=str(tmp_path), **{**tiny_training, "steps": 90}, evaluate_every=2))
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert end.value.code == 128 + signal.SIGUSR1
@@ -198,13 +198,13 @@ def test_the_pace_counts_waiting_and_computing_and_nothing_in_between(tiny_train
         on_train_batch_end = takes(16.0, lambda *arguments: None)
 
     clock = types.SimpleNamespace(perf_counter=lambda: now_s)
-    monkeypatch.setattr("train.pace.time", clock)
+    monkeypatch.setattr("train.callbacks.throughput.time", clock)
     monkeypatch.setattr("data.loader.time", clock)
-    monkeypatch.setattr("train.pace._cached_ceiling", lambda *arguments: 1e9)
+    monkeypatch.setattr("train.callbacks.throughput._cached_ceiling", lambda *arguments: 1e9)
     monkeypatch.setattr(Sampler, "load", takes(0.25, Sampler.load))
     monkeypatch.setattr(QTOpt, "training_step", takes(0.75, QTOpt.training_step))
-    monkeypatch.setattr("train.run.Landscape", lambda *arguments: Between())
-    train(TrainConfig(**{**tiny_training, "steps": 3, "out": str(tmp_path / "run")}))
+    monkeypatch.setattr("train.qtopt_run.Landscape", lambda *arguments: Between())
+    train(QTOptConfig(**{**tiny_training, "steps": 3, "out": str(tmp_path / "run")}))
     accumulated = EventAccumulator(str(tmp_path / "run" / "log"))
     accumulated.Reload()
     seen = {tag: [event.value for event in accumulated.Scalars(f"time/{tag}")] for tag in TIMES}
@@ -213,7 +213,7 @@ def test_the_pace_counts_waiting_and_computing_and_nothing_in_between(tiny_train
 
 
 def test_q_over_the_image_is_drawn_for_a_success_of_each_task(tiny_training, tmp_path):
-    train(TrainConfig(**{**tiny_training, "steps": 2, "landscape_every": 2, "out": str(tmp_path / "run")}))
+    train(QTOptConfig(**{**tiny_training, "steps": 2, "landscape_every": 2, "out": str(tmp_path / "run")}))
     accumulated = EventAccumulator(str(tmp_path / "run" / "log"))
     accumulated.Reload()
     replay = Replay(tiny_training["data"])
@@ -242,14 +242,14 @@ def test_a_frame_found_damaged_in_training_is_named_in_one_line(tiny_training, t
         path.write_bytes(content)
     options = {**tiny_training, "data": str(folder), "workers": workers}
     with pytest.raises(DatasetError, match=r"^\S+\.h5: damaged shard, the checksum of frame \d+ does not match$"):
-        train(TrainConfig(out=str(tmp_path / "run"), **options))
+        train(QTOptConfig(out=str(tmp_path / "run"), **options))
 
 
 def test_the_network_learns_to_point_at_things(tiny_training, tmp_path):
     """Trained on six episodes with random crops, asked at the centre crop: a wrong axis or corner would miss."""
     options = {**tiny_training, "steps": 250, "batch_size": 16, "landmark_weight": 1.0, "random_crop": True}
     options |= {"checkpoint_every": 250, "learning_rate": 3e-3, "target_decay": 0.9}
-    network = CEMPolicy.load(train(TrainConfig(out=str(tmp_path / "run"), **options))).network
+    network = CEMPolicy.load(train(QTOptConfig(out=str(tmp_path / "run"), **options))).network
     replay = Replay(tiny_training["data"])
     stored = range(replay.num_steps + replay.num_episodes)
     frames = torch.from_numpy(replay.pictures(stored)).permute(0, 3, 1, 2)
@@ -278,7 +278,7 @@ def batch_of(config, seed=0):
 
 
 def test_the_loss_of_one_batch_falls_when_it_is_learned_by_heart(tiny_training):
-    config = TrainConfig(**{**tiny_training, "batch_size": 16})
+    config = QTOptConfig(**{**tiny_training, "batch_size": 16})
     torch.manual_seed(0)
     module, batch = QTOpt(config), batch_of(config)
     optimizer = module.configure_optimizers()["optimizer"]
@@ -295,7 +295,7 @@ def test_the_loss_of_one_batch_falls_when_it_is_learned_by_heart(tiny_training):
 @pytest.mark.parametrize("rule", list(RULES))
 def test_every_sharing_rule_trains_and_reports_what_it_routed(tiny_training, tmp_path, rule):
     options = {**tiny_training, "rule": rule, "refresh_steps": 2}
-    about = read_checkpoint(train(TrainConfig(out=str(tmp_path / "run"), **options)))["switchyard"]
+    about = read_checkpoint(train(QTOptConfig(out=str(tmp_path / "run"), **options)))["switchyard"]
     banana, bowl = (TASKS[name].index for name in tiny_training["tasks"])
     weights = about["sharing"]["weights"]
     assert weights[banana][banana] == pytest.approx(1.0)
@@ -313,23 +313,23 @@ def test_the_network_learns_from_those_that_were_chosen_of_the_offered(tiny_trai
     seen = []
 
     class Watched(QTOpt):
-        def _choose(self, batch):
-            chosen, weight = super()._choose(batch)
+        def _resample(self, batch):
+            chosen, weight = super()._resample(batch)
             seen.append((len(batch), len(chosen), int(batch.is_shared.sum()), int(chosen.is_shared.sum())))
             return chosen, weight
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(LEARNERS, "qtopt", Watched)
-        train(TrainConfig(out=str(tmp_path / "run"), **options))
-    per_task = TrainConfig(**options).per_task
+        train(QTOptConfig(out=str(tmp_path / "run"), **options))
+    per_task = QTOptConfig(**options).per_task
     shared = 2 * round(per_task / 2)
     assert set(seen) == {(2 * per_task + 2 * shared, 2 * per_task, 3 * shared, shared)}
     with pytest.raises(ValueError, match="oversample needs a rule that weighs by Q-values, got all"):
-        TrainConfig(**{**options, "rule": "all"})
+        QTOptConfig(**{**options, "rule": "all"})
 
 
 def test_the_heuristic_shares_nothing_before_its_first_snapshot_and_by_the_snapshot_after_it(tiny_training):
-    config = TrainConfig(**{**tiny_training, "rule": "heuristic", "refresh_steps": 2, "percentile": 100.0})
+    config = QTOptConfig(**{**tiny_training, "rule": "heuristic", "refresh_steps": 2, "percentile": 100.0})
     torch.manual_seed(0)
     module, batch = Step(config), batch_of(config)
     optimizer = module.configure_optimizers()["optimizer"]
@@ -345,8 +345,8 @@ def test_the_heuristic_shares_nothing_before_its_first_snapshot_and_by_the_snaps
 
 def test_the_clone_trains_alone_and_acts_by_its_mean_and_likeliest_command(tiny_training, tmp_path, observe):
     options = {**tiny_training, "learner": "clone", "landmark_weight": 1.0}
-    path = train(TrainConfig(out=str(tmp_path / "clone"), **options))
-    first = train(TrainConfig(out=str(tmp_path / "first"), **{**options, "steps": 1}))
+    path = train(QTOptConfig(out=str(tmp_path / "clone"), **options))
+    first = train(QTOptConfig(out=str(tmp_path / "first"), **{**options, "steps": 1}))
     one, four = (read_checkpoint(each)["state_dict"] for each in (first, path))
     learned = {name for name in one if name.startswith("network.") and not torch.equal(one[name], four[name])}
     assert any("prior" in name for name in learned)
@@ -373,9 +373,9 @@ def test_a_clone_needs_a_success(tiny_training, tmp_path, make_episode, write_da
         with pytest.raises(
             ValueError, match=f"{folder}: holds no success of lift-banana, place-bowl: .*nothing to clone"
         ):
-            train(TrainConfig(**options))
+            train(QTOptConfig(**options))
     else:
-        train(TrainConfig(**options))
+        train(QTOptConfig(**options))
         without = "place-bowl" if won else "lift-banana, place-bowl"
         assert f"{folder}: holds no success of {without} to clone" in capsys.readouterr().out
 
@@ -397,8 +397,8 @@ def test_photometric_variation_is_that_of_its_seed_and_of_each_eighth_picture():
 
 def test_each_step_moves_the_target_towards_the_network_and_the_lagged_target_copies_it(tiny_training, tmp_path):
     options = {**tiny_training, "out": str(tmp_path / "run"), "target_decay": 0.75, "lagged_target_steps": 2}
-    one = read_checkpoint(train(TrainConfig(**{**options, "steps": 1})))["state_dict"]
-    two = read_checkpoint(train(TrainConfig(**{**options, "steps": 2})))["state_dict"]
+    one = read_checkpoint(train(QTOptConfig(**{**options, "steps": 1})))["state_dict"]
+    two = read_checkpoint(train(QTOptConfig(**{**options, "steps": 2})))["state_dict"]
     names = [name.removeprefix("network.") for name in one if name.startswith("network.")]
     for name in names:
         if name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked"):

@@ -11,10 +11,10 @@ import json
 import sys
 from typing import Any
 
-from sim.options import Parser, add_options, choose, from_options, run_command
-from train.config import PRESETS, TrainConfig
+from sim.options import Parser, add_options, check_choice, from_options, run_command
+from train.qtopt_config import PRESETS, QTOptConfig
 
-COMMANDS = {"qtopt-online": "online", "sac": "sac", "cql": "cql_run"}  # modules with a `main` of their own
+COMMANDS = {"qtopt-online": "qtopt_online", "sac": "sac", "cql": "cql_run"}  # modules with a `main` of their own
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,24 +29,24 @@ def _train(arguments: list[str]) -> None:
     first = Parser(add_help=False)
     first.add_argument("--preset", default="vision-472")
     name = first.parse_known_args(arguments)[0].preset
-    preset = PRESETS[choose("preset", name, tuple(PRESETS))]
+    preset = PRESETS[check_choice("preset", name, tuple(PRESETS))]
     parser = Parser(prog="python -m train", description=__doc__)
     parser.add_argument("--preset", default=name, help=f"named defaults: {', '.join(PRESETS)} (default {name})")
     parser.add_argument(
         "--print-config", "--print_config", action="store_true", help="print the resolved configuration and stop"
     )
-    add_options(parser, TrainConfig, preset)
+    add_options(parser, QTOptConfig, preset)
     options = vars(parser.parse_args(arguments))
-    config = from_options(TrainConfig, options, **_values(preset))
+    config = from_options(QTOptConfig, options, **_values(preset))
     if options["print_config"]:
         print(json.dumps(_values(config), indent=1))
     else:
-        from train.run import train
+        from train.qtopt_run import train
 
         train(config)
 
 
-def _values(config: TrainConfig) -> dict[str, Any]:
+def _values(config: QTOptConfig) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 

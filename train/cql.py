@@ -27,10 +27,10 @@ from data.transitions import StateBatch, StateSampler, Transitions
 from models.checkpoint import CheckpointError, check_finite, load_weights
 from models.losses import conservative_gap, q_target, softmax_sample, temperature_loss, weighted_mean
 from models.stacked import TanhGaussian, TwinQ, draw, fold_normalisation
-from sim.options import choose
-from train.chance import seed_of
+from sim.options import check_choice
 from train.cql_config import CQLConfig
 from train.finite import FiniteCheck, check_weights
+from train.seeding import derive_seed
 
 FORMAT = 4  # of `CQL.checkpoint`
 
@@ -57,7 +57,7 @@ class CQL(lightning.LightningModule):
         self.num_tasks = len(transitions.body.tasks)
         names = transitions.body.task_names
         for name in config.tasks:
-            choose("task", name, names)
+            check_choice("task", name, names)
         present = np.unique(transitions.columns["task"]).tolist()
         self.tasks = tuple(
             k for k, name in enumerate(names) if (name in config.tasks if config.tasks else k in present)
@@ -107,10 +107,10 @@ class CQL(lightning.LightningModule):
     def update(self) -> dict[str, Tensor]:
         """One step of everything; values [E] to be logged."""
         config = self.config
-        generator = torch.Generator(self.device).manual_seed(seed_of(config.seed, self.updates))
+        generator = torch.Generator(self.device).manual_seed(derive_seed(config.seed, self.updates))
         batch, weight = self.draw(generator), None
         if config.oversample > 1:
-            batch, weight = self._choose(batch, generator)
+            batch, weight = self._resample(batch, generator)
         state, following = (self.told(x, batch.task_index) for x in (batch.observation, batch.next_observation))
         alpha = self.log_alpha.exp().detach()[:, None]
         distribution = self.policy(state)
@@ -193,13 +193,13 @@ class CQL(lightning.LightningModule):
         return fold_normalisation(policy, self.mean, self.std).cpu()
 
     @torch.no_grad()
-    def _choose(self, batch: StateBatch, generator: torch.Generator) -> tuple[StateBatch, Tensor]:
+    def _resample(self, batch: StateBatch, generator: torch.Generator) -> tuple[StateBatch, Tensor]:
         """The own transitions and one of every `oversample` shared ones, and the weights."""
         weight = self.weigh(batch, generator)
         chosen = []
         for router, mine in self._parts():
             part = batch.of_members(mine)
-            chosen.append(router.choose(part, weight[mine], self.config.oversample, generator))
+            chosen.append(router.resample(part, weight[mine], self.config.oversample, generator))
         index, weight = (torch.cat(column) for column in zip(*chosen, strict=True))
         return batch.select(index), weight
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from data.router import TEMPERATURE_CLIPS, RouterConfig
 from data.sharing import RULES
-from sim.options import check_least, check_part, check_seed, choose, option
-from train.chance import seed_of
+from sim.options import check_choice, check_least, check_part, check_seed, option
 from train.precision import PRECISIONS
+from train.seeding import derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,9 @@ class CQLConfig:
 
     def __post_init__(self) -> None:
         for rule in self.rules:
-            choose("sharing rule", rule, tuple(RULES))
-        choose("precision", self.precision, PRECISIONS)
-        choose("clip", self.clip, tuple(TEMPERATURE_CLIPS))
+            check_choice("sharing rule", rule, tuple(RULES))
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("clip", self.clip, tuple(TEMPERATURE_CLIPS))
         for name in ("rules", "seeds", "hidden"):
             if len(set(getattr(self, name))) < len(getattr(self, name)) and name != "hidden":
                 raise ValueError(f"{name} holds one twice: {getattr(self, name)}")
@@ -95,7 +95,7 @@ class CQLConfig:
     @property
     def seed(self) -> int:
         """Of the run's chance, in which all members share: another set of seeds is another run."""
-        return seed_of(*self.seeds)
+        return derive_seed(*self.seeds)
 
     def router(self, rule: str) -> RouterConfig:
         low, high = TEMPERATURE_CLIPS[self.clip]

@@ -18,23 +18,23 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
-from data.shards import write_whole
 from data.transitions import read_transitions
-from eval.walking import task_returns
+from eval.returns import task_returns
 from models.checkpoint import read_plain
 from models.stacked import TanhGaussian
+from sim.files import write_atomic
 from sim.options import Parser, add_options, from_options
-from train.behaviour import clone_effective, divergence
+from train.callbacks.checkpointing import SaveAtEnd, write_tensors
+from train.callbacks.progress import Progress, quiet_lightning
+from train.callbacks.router_report import Routing
 from train.cql import CQL
 from train.cql_config import CQLConfig
+from train.divergence import clone_effective, divergence
 from train.finite import NotFiniteError
-from train.folder import LAST, LOG, claim_run, hold_run
 from train.launch import fit, join_launch
 from train.precision import resolve_precision
-from train.process import prepare_process
-from train.routing import Routing
-from train.run import Progress, quiet_lightning
-from train.saving import SaveAtEnd, write_tensors
+from train.process_settings import prepare_process
+from train.run_dir import LAST, LOG, lock_run, open_run
 
 EVALUATION_SEED = 1  # of the episodes that every member of every run plays
 FREE_TO_CHANGE = (
@@ -60,8 +60,8 @@ def train(config: CQLConfig) -> Path:
     """Train, or go on, until `config.steps`; the path of the returns."""
     transitions = read_transitions(config.data)
     out = Path(config.out)
-    with hold_run(out):
-        resume = claim_run(out, config, FREE_TO_CHANGE)
+    with lock_run(out):
+        resume = open_run(out, config, FREE_TO_CHANGE)
         quiet_lightning()
         prepare_process()
         torch.manual_seed(config.seed)
@@ -160,4 +160,4 @@ def _write(path: Path, config: CQLConfig, module: CQL, tasks: tuple[str, ...], f
     for k, (rule, seed) in enumerate(config.members):
         by_task = {name: dict(zip(tasks, values[k], strict=True)) for name, values in found.items()}
         rows.append({"rule": rule, "seed": seed, "updates": module.updates, **by_task})
-    write_whole(path, json.dumps({"members": rows, "routing": module.routing()}, indent=1).encode())
+    write_atomic(path, json.dumps({"members": rows, "routing": module.routing()}, indent=1).encode())

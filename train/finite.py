@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import first_not_finite
-from train.folder import LAST
+from train.run_dir import LAST
 
 
 class NotFiniteError(ValueError):

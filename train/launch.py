@@ -28,7 +28,7 @@ from lightning.pytorch.strategies.launchers import subprocess_script
 from lightning.pytorch.utilities import rank_zero_only
 
 from train.finite import NotFiniteError, diverged
-from train.folder import LOG
+from train.run_dir import LOG
 
 LAUNCHERS: tuple[tuple[type[ClusterEnvironment], str], ...] = (  # and the variable that says how many they launched
     (TorchElasticEnvironment, "WORLD_SIZE"),

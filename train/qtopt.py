@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from data.batches import Batch
-from data.processes import joint_share
+from data.distributed import joint_share
 from data.replay import Replay
 from data.router import Router, move_scores
 from data.sharing import Scores
@@ -40,9 +40,9 @@ from models.scoring import q_of_policy, q_of_tasks
 from models.small_network import Sight, SmallQNetwork
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES, TASKS
-from train.chance import seed_of
-from train.config import TrainConfig
 from train.finite import FiniteCheck, check_weights
+from train.qtopt_config import QTOptConfig
+from train.seeding import derive_seed
 
 LAST_RATE = 0.02  # of the learning rate, where it falls
 SAME_COMMAND = 0.7  # part of the unseen actions near the data's that keep its command
@@ -64,7 +64,7 @@ class QTOpt(lightning.LightningModule):
 
     `snapshot` is the target of a while ago, by which a rule that asks for one shares."""
 
-    def __init__(self, config: TrainConfig, replay: Replay | None = None) -> None:
+    def __init__(self, config: QTOptConfig, replay: Replay | None = None) -> None:
         """`replay`: the dataset, of which checkpoints tell; a router that weighs episodes has a score of each."""
         super().__init__()
         self.config, self.replay = config, replay
@@ -84,7 +84,7 @@ class QTOpt(lightning.LightningModule):
         generator = torch.Generator(self.device).manual_seed(self.step_seed(Chance.ACTIONS))
         weight = None
         if config.oversample > 1:
-            batch, weight = self._choose(batch)
+            batch, weight = self._resample(batch)
         next_image, _ = self.view(batch.next_image, Chance.NEXT_VIEW)
         target = self._target(batch, next_image, generator)
         image, corner = self.view(batch.image, Chance.VIEW)
@@ -117,7 +117,7 @@ class QTOpt(lightning.LightningModule):
         return loss
 
     @torch.no_grad()
-    def _choose(self, batch: Batch) -> tuple[Batch, Tensor]:
+    def _resample(self, batch: Batch) -> tuple[Batch, Tensor]:
         """The own transitions and one of every `oversample` shared ones, and the weights, by the acting Q-function."""
         generator = torch.Generator(self.device).manual_seed(self.step_seed(Chance.CHOOSING))
         image, _ = self.view(batch.image, Chance.VIEW)
@@ -125,14 +125,14 @@ class QTOpt(lightning.LightningModule):
         candidates = torch.cat([batch.action[:, None], self._unseen_actions(batch.action, generator)], dim=1)
         logits = self.target.score(features, batch.gripper, candidates, batch.task_index).float()
         weight = self._route(batch, image, self.target, features, logits)
-        index, weight = self.router.choose(batch, weight, self.config.oversample, generator)
+        index, weight = self.router.resample(batch, weight, self.config.oversample, generator)
         return batch.select(index), weight
 
     @torch.no_grad()
     def _route(self, batch: Batch, image: Tensor, network: QNetwork, features: Tensor, logits: Tensor) -> Tensor:
         """The weights [B], by what the network makes of the image and from the logits [B, 1 + K] of the data's and of
         unseen actions, where these will do."""
-        chance = torch.Generator().manual_seed(seed_of(self.config.seed, self.global_step, Chance.ROUTING))
+        chance = torch.Generator().manual_seed(derive_seed(self.config.seed, self.global_step, Chance.ROUTING))
         q = logits[:, 0].sigmoid()
         if self.snapshot is not None:
             if self.global_step < self.config.refresh_steps:  # no Q-function to share by yet
@@ -147,7 +147,7 @@ class QTOpt(lightning.LightningModule):
 
     def step_seed(self, use: Chance) -> int:
         """A number for one of a step's uses of chance, from (seed, process, step) alone."""
-        return seed_of(self.config.seed, self.global_rank, self.global_step, use)
+        return derive_seed(self.config.seed, self.global_rank, self.global_step, use)
 
     def view(self, frames: Tensor, use: Chance) -> tuple[Tensor, Tensor]:
         """What the network sees of frames uint8 [B, 3, H, H]: float [B, 3, size, size], and its corner there [B, 2]."""
@@ -282,7 +282,7 @@ class QTOpt(lightning.LightningModule):
         return self.global_step
 
     def routing(self) -> dict[str, dict[str, Any]]:
-        """The router's report, as train.routing asks for it."""
+        """The router's report, as train.callbacks.router_report asks for it."""
         count = len(TASK_NAMES)
         steps = np.ones((2, count, count), np.int64) if self.replay is None else self.replay.steps_by_outcome(count)
         return {"": {**self.router.report(steps), "tasks": TASK_NAMES}}

@@ -18,20 +18,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from data.shards import write_whole
 from data.transitions import Transitions, record, write_transitions
 from models.checkpoint import CheckpointError, load_finite, read_plain
 from models.losses import q_target, temperature_loss
 from models.stacked import TanhGaussian, TwinQ
 from models.state_policy import pack_policies, sample_actions
+from sim.files import write_atomic
 from sim.locomotion import Body, Step, Walk, body_by_name
-from sim.options import Parser, add_options, check_least, check_seed, choose, from_options, option
-from train.chance import seed_of
+from sim.options import Parser, add_options, check_choice, check_least, check_seed, from_options, option
+from train.callbacks.checkpointing import StopRequest, stopped_at, write_tensors
 from train.finite import FiniteCheck, NotFiniteError, check_weights, diverged
-from train.folder import LAST, claim_run, hold_run
 from train.precision import PRECISIONS, resolve_precision
-from train.process import prepare_process
-from train.saving import StopRequest, stopped_at, write_tensors
+from train.process_settings import prepare_process
+from train.run_dir import LAST, lock_run, open_run
+from train.seeding import derive_seed
 
 RETURNS = "returns.csv"
 FORMAT = 1  # of the checkpoint
@@ -61,8 +61,8 @@ class SACConfig:
 
     def __post_init__(self) -> None:
         for name in self.tasks:
-            choose("task", name, body_by_name(self.body).task_names)
-        choose("precision", self.precision, PRECISIONS)
+            check_choice("task", name, body_by_name(self.body).task_names)
+        check_choice("precision", self.precision, PRECISIONS)
         check_seed(self, "seed")
         check_least(self, 1, "steps", "start_steps", "batch_size", "keep_every", "checkpoint_every", "replay_steps")
         if self.steps <= self.start_steps:
@@ -182,9 +182,9 @@ def learn(config: SACConfig) -> Path:
     `returns.csv`; the folder's path. CheckpointError for a folder of something else, of other options or of more steps;
     DatasetError where another training is at work in it."""
     out = Path(config.out)
-    with hold_run(out), StopRequest() as request:
+    with lock_run(out), StopRequest() as request:
         try:
-            _learn(config, out, claim_run(out, config, FREE_TO_CHANGE), request)
+            _learn(config, out, open_run(out, config, FREE_TO_CHANGE), request)
         except NotFiniteError as error:
             raise diverged(error, out, "--learning-rate") from error
     return out
@@ -202,10 +202,10 @@ def _learn(config: SACConfig, out: Path, resume: Path | None, request: StopReque
     if resume is not None:
         returns = _restore(resume, sac, memory, config.steps)
     done = memory.filled
-    generator = torch.Generator().manual_seed(seed_of(config.seed, done))
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, done))
     rng = np.random.default_rng([config.seed, done])
     walks = [Walk(body) for _ in tasks]
-    now = np.stack([walk.reset(seed_of(config.seed, done, k)) for k, walk in enumerate(walks)])
+    now = np.stack([walk.reset(derive_seed(config.seed, done, k)) for k, walk in enumerate(walks)])
     total = np.zeros(len(walks))
     finite = FiniteCheck("tasks", tasks, 1)
     for count in tqdm(range(done + 1, config.steps + 1), initial=done, total=config.steps, unit="step", smoothing=0.05):
@@ -230,7 +230,7 @@ def _learn(config: SACConfig, out: Path, resume: Path | None, request: StopReque
             check_weights(count, **{name: getattr(sac, name) for name in NETWORKS})
         if count % config.keep_every == 0 or count == config.steps:
             about = {"hidden": list(config.hidden), "algorithm": "SAC", "steps": count, "seed": config.seed}
-            write_whole(out / f"policy-{count}.pt", pack_policies(sac.policy, body, tasks, about))
+            write_atomic(out / f"policy-{count}.pt", pack_policies(sac.policy, body, tasks, about))
         if count == replay_steps:
             write_transitions(out / "replay.h5", _replay(memory, body, tasks, config.seed))
         if saves:
@@ -238,7 +238,7 @@ def _learn(config: SACConfig, out: Path, resume: Path | None, request: StopReque
         if request.number:
             print(stopped_at(out / LAST, count))
             raise SystemExit(128 + request.number)
-    write_whole(out / RETURNS, ("step,task,return\n" + "".join(returns)).encode())
+    write_atomic(out / RETURNS, ("step,task,return\n" + "".join(returns)).encode())
 
 
 def _save(path: Path, sac: SAC, memory: Memory, returns: list[str]) -> None:

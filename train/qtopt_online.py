@@ -19,18 +19,29 @@ from pathlib import Path
 from typing import Any
 
 from data.collect import collect
-from data.locks import hold
+from data.locks import lock_file
 from data.manifest import merge
 from data.plan import CollectConfig
-from data.shards import occupied, read_json, successes, sweep, write_whole
-from eval.policy import CEMPolicy
+from data.shards import successes
+from eval.policy import CEMPolicy, exploring
 from eval.rollout import episode_jobs, rollout, wilson
 from models.checkpoint import CheckpointError, CheckpointFile
-from sim.options import MAX_SEED, Parser, add_options, changed, check_least, check_part, choose, from_options, option
+from sim.files import is_nonempty, read_json, remove_temporaries, write_atomic
+from sim.options import (
+    MAX_SEED,
+    Parser,
+    add_options,
+    changed,
+    check_choice,
+    check_least,
+    check_part,
+    from_options,
+    option,
+)
 from sim.scenes import FACTORS, read_factors
 from sim.tasks import task_by_name
-from train.config import PRESETS
-from train.run import train
+from train.qtopt_config import PRESETS
+from train.qtopt_run import train
 
 STATE = "online.json"
 LOCK = "online.lock"
@@ -62,7 +73,7 @@ class OnlineConfig:
 
     def __post_init__(self) -> None:
         task_by_name(self.task)
-        choose("preset", self.preset, tuple(PRESETS))
+        check_choice("preset", self.preset, tuple(PRESETS))
         read_factors(self.randomise)
         check_least(self, 1, "rounds", "first_episodes", "episodes", "steps", "evaluations", "workers")
         check_part(self, "epsilon", "threshold")
@@ -91,7 +102,7 @@ def main(arguments: list[str]) -> None:
 def learn(config: OnlineConfig) -> list[dict[str, Any]]:
     """Run rounds until the task is learned or they are used up; returns what happened in each."""
     folder = config.folder
-    with hold(folder / LOCK, f"{folder}: another loop is at work in this folder"):
+    with lock_file(folder / LOCK, f"{folder}: another loop is at work in this folder"):
         rounds = _learn(config, folder)
     if rounds[-1]["success"] >= config.goal:
         end = f"passes {config.goal:.0%}; its replay buffer is {folder / 'buffer'}"
@@ -112,10 +123,10 @@ def _learn(config: OnlineConfig, folder: Path) -> list[dict[str, Any]]:
 
 def _claim(folder: Path, config: OnlineConfig) -> list[dict[str, Any]]:
     """The rounds that are done; refuses a folder of another loop."""
-    sweep(folder)
+    remove_temporaries(folder)
     path = folder / STATE
     if not path.is_file():
-        if occupied(folder, LOCK):
+        if is_nonempty(folder, LOCK):
             raise CheckpointError(f"{folder}: not empty and not a loop of qtopt-online (it has no {STATE})")
         _write(folder, config, [])
         return []
@@ -129,13 +140,15 @@ def _claim(folder: Path, config: OnlineConfig) -> list[dict[str, Any]]:
 
 
 def _write(folder: Path, config: OnlineConfig, rounds: list[dict[str, Any]]) -> None:
-    write_whole(folder / STATE, json.dumps({"config": dataclasses.asdict(config), "rounds": rounds}, indent=1).encode())
+    write_atomic(
+        folder / STATE, json.dumps({"config": dataclasses.asdict(config), "rounds": rounds}, indent=1).encode()
+    )
 
 
 def _round(config: OnlineConfig, folder: Path, number: int, before: list[dict[str, Any]]) -> dict[str, Any]:
     begin = time.perf_counter()
     parts = [folder / f"round-{n:03d}" for n in range(number + 1)]
-    manifest = collect(_collection(config, folder, number))
+    manifest = collect(_collection(config, folder, number), exploring)
     task = task_by_name(config.task)
     won = sum(won for row in manifest.shards for won in successes(row, task.index))
     collected_s = time.perf_counter() - begin
@@ -158,7 +171,7 @@ def _round(config: OnlineConfig, folder: Path, number: int, before: list[dict[st
     jobs = episode_jobs([config.task], config.evaluations, EVALUATION_SEED + number)
     passed = sum(outcome.success for outcome in rollout("checkpoint", file, world, jobs, config.workers))
     (folder / "policies").mkdir(exist_ok=True)
-    write_whole(_policy(folder, number), file.content)  # training goes on; what collects the next round stays as it is
+    write_atomic(_policy(folder, number), file.content)  # training goes on; what collects the next round stays as it is
     return {
         "collected": manifest.episodes,
         "collected_success": won / manifest.episodes,

@@ -13,10 +13,10 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from data.replay import Replay
-from data.shards import read_json, write_whole
 from eval.rollout import EpisodeOutcome, episode_jobs, rollout, summarise
-from train.config import TrainConfig
-from train.saving import SaveAtEnd, StopRequest
+from sim.files import read_json, write_atomic
+from train.callbacks.checkpointing import SaveAtEnd, StopRequest
+from train.qtopt_config import QTOptConfig
 
 BEST, FOUND = "best.ckpt", "validation.json"
 SEED = 2000  # scenes apart from those of collection and of evaluation, which must not be chosen by
@@ -27,7 +27,7 @@ class Validation(Checkpoint):
     `validation.json`, step -> task -> success, and the checkpoint with the highest mean, the first of equals, in
     `best.ckpt`. Lightning calls it after other callbacks, so that last.ckpt is written when it begins."""
 
-    def __init__(self, replay: Replay, config: TrainConfig) -> None:
+    def __init__(self, replay: Replay, config: QTOptConfig) -> None:
         self._config, self._out = config, Path(config.out)
         self._world = {"image_size": replay.frame_size, **replay.world}
         self._requests: list[StopRequest] = []
@@ -70,7 +70,7 @@ class Validation(Checkpoint):
         before = [np.mean(list(s.values())) for step, s in found.items() if int(step) < trainer.global_step]
         if mean > max(before, default=-1.0):
             os.replace(checkpoint, self._out / BEST)
-        write_whole(path, json.dumps({**found, str(trainer.global_step): success}, indent=1).encode())
+        write_atomic(path, json.dumps({**found, str(trainer.global_step): success}, indent=1).encode())
         values = {"eval/success_rate": mean, **{f"eval/{task}": rate for task, rate in success.items()}}
         for logger in trainer.loggers:
             logger.log_metrics(values, trainer.global_step)

@@ -9,7 +9,7 @@ from data.sharing import RULES
 from models.acting import ActingConfig
 from models.cem import CEMConfig
 from models.qnetwork import CONDITIONINGS, NetworkConfig
-from sim.options import check_least, check_part, check_seed, choose, option
+from sim.options import check_choice, check_least, check_part, check_seed, option
 from sim.tasks import TASK_NAMES, check_tasks
 from sim.views import SMALL_PX
 from train.precision import PRECISIONS
@@ -19,7 +19,7 @@ DECODERS = ("auto", "cpu", "gpu")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class QTOptConfig:
     """Every option of `python -m train`. Where the defaults are not the papers', docs/vision.md says why."""
 
     data: str = option("datasets/vision", "folder of the dataset")
@@ -78,11 +78,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
-        choose("sharing rule", self.rule, tuple(RULES))
-        choose("conditioning", self.conditioning, CONDITIONINGS)
-        choose("learner", self.learner, LEARNERS)
-        choose("precision", self.precision, PRECISIONS)
-        choose("decoder", self.decode, DECODERS)
+        check_choice("sharing rule", self.rule, tuple(RULES))
+        check_choice("conditioning", self.conditioning, CONDITIONINGS)
+        check_choice("learner", self.learner, LEARNERS)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("decoder", self.decode, DECODERS)
         check_least(self, 0, "conservative_weight", "landmark_weight", "prior_loyalty", "prior_std", "nearby_std")
         if self.batch_size < len(self.tasks):
             raise ValueError(f"a batch of {self.batch_size} cannot hold {len(self.tasks)} tasks")
@@ -154,7 +154,7 @@ class TrainConfig:
         )
 
 
-_VISION_472 = TrainConfig()
+_VISION_472 = QTOptConfig()
 _VISION_64 = replace(
     _VISION_472,
     image_size=64,
@@ -196,7 +196,7 @@ _ONLINE = replace(
     shared_part=0.0,
 )
 
-PRESETS: dict[str, TrainConfig] = {
+PRESETS: dict[str, QTOptConfig] = {
     "demo": _DEMO,
     "online": _ONLINE,
     "vision-64": _VISION_64,

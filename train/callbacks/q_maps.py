@@ -19,7 +19,7 @@ from sim.actions import COMMANDS, MAX_TRANSLATION_M
 from sim.state import SceneState
 from sim.tasks import TASK_NAMES, task_by_name
 from sim.views import CameraSpec, project
-from train.config import TrainConfig
+from train.qtopt_config import QTOptConfig
 
 SHOWN_TASKS = 4
 GRID = 21  # motions along x and y
@@ -30,7 +30,7 @@ CAPTION_PX = 18
 class Landscape(Callback):
     """Every so many steps, for the middle of a successful episode of each of the first tasks."""
 
-    def __init__(self, replay: Replay, config: TrainConfig) -> None:
+    def __init__(self, replay: Replay, config: QTOptConfig) -> None:
         self._every = config.landscape_every
         tasks = [task_by_name(name).index for name in config.tasks]
         self._frames = [(task, frame) for task in tasks if (frame := _middle(replay, task)) is not None][:SHOWN_TASKS]

@@ -12,8 +12,8 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-from data.shards import write_whole
 from models.checkpoint import to_bytes
+from sim.files import write_atomic
 from sim.options import STOP_SIGNALS
 
 SIGNALS = (signal.SIGINT, *STOP_SIGNALS)
@@ -23,7 +23,7 @@ Save = Callable[[lightning.Trainer, lightning.LightningModule, Path], None]
 def write_tensors(path: Path, content: Any) -> None:
     """As torch.save writes it, beside its place first: Lightning takes the way through TMPDIR, from where a file is
     copied, not renamed, if that is another file system."""
-    write_whole(path, to_bytes(content))
+    write_atomic(path, to_bytes(content))
 
 
 class WholeFiles(TorchCheckpointIO):

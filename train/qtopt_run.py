@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import logging
-import os
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy
@@ -32,16 +29,17 @@ from models.checkpoint import (
 from models.qnetwork import NetworkConfig
 from sim.options import changed
 from sim.tasks import TASK_NAMES, task_by_name
-from train.bc import Cloning
-from train.config import TrainConfig
-from train.folder import LAST, LOG, hold_run, kept_options, trained_options, write_options
-from train.landscape import Landscape
+from train.callbacks.checkpointing import SaveAtEnd, WholeFiles
+from train.callbacks.progress import Progress, quiet_lightning
+from train.callbacks.q_maps import Landscape
+from train.callbacks.router_report import Routing
+from train.callbacks.throughput import Pace
+from train.image_bc import Cloning
 from train.launch import fit, join_launch
-from train.pace import Pace
 from train.precision import resolve_precision
 from train.qtopt import QTOpt
-from train.routing import Routing
-from train.saving import SaveAtEnd, WholeFiles
+from train.qtopt_config import QTOptConfig
+from train.run_dir import LAST, LOG, kept_options, lock_run, trained_options, write_options
 
 LEARNERS = {"qtopt": QTOpt, "clone": Cloning}
 FREE_TO_CHANGE = (
@@ -60,7 +58,7 @@ FREE_TO_CHANGE = (
 )  # when a run goes on
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: QTOptConfig) -> Path:
     """Train, or go on, until `config.steps`; returns the last checkpoint's path."""
     replay = Replay(config.data, config.cache_mib * 2**20 // max(1, config.workers))
     if replay.size != config.image_size:
@@ -70,11 +68,11 @@ def train(config: TrainConfig) -> Path:
     environment, first = join_launch(config.devices, config.nodes)
     out = Path(config.out)
     config = _with_present_tasks(config, replay, out, first)
-    with hold_run(out, first):
+    with lock_run(out, first):
         return _train(config, replay, out, environment, first)
 
 
-def _train(config: TrainConfig, replay: Replay, out: Path, environment: ClusterEnvironment, first: bool) -> Path:
+def _train(config: QTOptConfig, replay: Replay, out: Path, environment: ClusterEnvironment, first: bool) -> Path:
     """`first`: this is the first process of the training, which alone speaks and writes."""
     chosen, resume = config, _claim(out, config)
     checkpoint: dict[str, Any] = {}
@@ -145,7 +143,7 @@ def _start_from(path: str, module: QTOpt, renderer: str) -> None:
             load_finite(network, weights, path)
 
 
-def _with_present_tasks(config: TrainConfig, replay: Replay, out: Path, first: bool) -> TrainConfig:
+def _with_present_tasks(config: QTOptConfig, replay: Replay, out: Path, first: bool) -> QTOptConfig:
     """Without a choice of tasks, those that the run in `out` learns, else those that the dataset holds; a task that was
     asked for by name is never dropped."""
     if config.tasks != TASK_NAMES:
@@ -161,7 +159,7 @@ def _with_present_tasks(config: TrainConfig, replay: Replay, out: Path, first: b
     return dataclasses.replace(config, tasks=tasks)
 
 
-def _claim(out: Path, config: TrainConfig) -> Path | None:
+def _claim(out: Path, config: QTOptConfig) -> Path | None:
     """The checkpoint to go on from, or None for a new run; refuses a run with other options."""
     last, found = out / LAST, kept_options(out, config, FREE_TO_CHANGE)
     if config.learning_rate_decay and found and found["steps"] != config.steps:
@@ -172,7 +170,7 @@ def _claim(out: Path, config: TrainConfig) -> Path | None:
     return last if last.is_file() else None
 
 
-def _loader(config: TrainConfig, replay: Replay, first_step: int, trainer: lightning.Trainer) -> Loader:
+def _loader(config: QTOptConfig, replay: Replay, first_step: int, trainer: lightning.Trainer) -> Loader:
     tasks = tuple(task_by_name(name).index for name in config.tasks)
     on_gpu = config.decode != "cpu" and can_decode_on_gpu()
     if config.decode == "gpu" and not on_gpu:
@@ -197,7 +195,7 @@ def _loader(config: TrainConfig, replay: Replay, first_step: int, trainer: light
 
 
 def _trainer(
-    config: TrainConfig, out: Path, replay: Replay, done: int, environment: ClusterEnvironment
+    config: QTOptConfig, out: Path, replay: Replay, done: int, environment: ClusterEnvironment
 ) -> lightning.Trainer:
     return lightning.Trainer(
         accelerator="auto",
@@ -226,63 +224,16 @@ def _trainer(
     )
 
 
-def _strategy(config: TrainConfig) -> Any:
+def _strategy(config: QTOptConfig) -> Any:
     if config.devices * config.nodes == 1:
         return "auto"
     leaves_q = config.learner == "clone"
     return DDPStrategy(find_unused_parameters=leaves_q, timeout=datetime.timedelta(hours=6))  # an evaluation takes time
 
 
-def _validation(replay: Replay, config: TrainConfig) -> list[Callback]:
+def _validation(replay: Replay, config: QTOptConfig) -> list[Callback]:
     if not config.evaluate_every:
         return []
-    from train.validation import Validation  # training from disk needs neither simulator nor scipy
+    from train.callbacks.validation import Validation  # training from disk needs neither simulator nor scipy
 
     return [Validation(replay, config)]
-
-
-class Progress(TQDMProgressBar):
-    """Lightning's bar in the module's own steps: after a resume Lightning neither knows the total nor counts from where
-    the run goes on."""
-
-    def __init__(self, total: int, refresh_rate: int = 1) -> None:
-        super().__init__(refresh_rate)
-        self._total = total
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        super().on_train_start(trainer, pl_module)
-        self._count_from(pl_module.done_steps)
-
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any, *arguments: Any) -> None:
-        """Which is not called where a run goes on."""
-        super().on_train_epoch_start(trainer, pl_module, *arguments)
-        self._count_from(pl_module.done_steps)
-
-    def _count_from(self, done: int) -> None:
-        bar = self.train_progress_bar
-        bar.reset(total=self._total)
-        bar.initial = bar.n = done
-        bar.set_description("train")
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *arguments: Any) -> None:
-        done = pl_module.done_steps
-        if self.is_enabled and (done % self.refresh_rate == 0 or done == self._total):
-            self.train_progress_bar.n = done
-            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
-
-    def on_exception(self, *arguments: Any) -> None:
-        if self._train_progress_bar is not None:
-            self.train_progress_bar.close()  # what is said next begins a line
-
-    def get_metrics(self, *arguments: Any) -> dict[str, Any]:
-        metrics = super().get_metrics(*arguments)
-        metrics.pop("v_num", None)  # there is one version of each run
-        return metrics
-
-
-def quiet_lightning() -> None:
-    """Keep the terminal for the progress bar: Lightning's tips and device lines help nobody here."""
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", module="torch")

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from models.losses import weighted_mean
 from models.stacked import TanhGaussian, gaussian_kl
-from train.chance import seed_of
 from train.cql import CQL
 from train.finite import FiniteCheck
+from train.seeding import derive_seed
 
 RATE = 1e-3  # of Adam
 STATES = 2000  # of each task, at which policies are compared
@@ -23,7 +23,7 @@ STATES = 2000  # of each task, at which policies are compared
 def clone_effective(module: CQL, steps: int) -> TanhGaussian:
     """pi_beta_eff of each member: the likeliest policy for the batches of the training, by the weights that its Q and
     its router give now."""
-    torch.manual_seed(seed_of(module.config.seed, steps))
+    torch.manual_seed(derive_seed(module.config.seed, steps))
     policy = TanhGaussian(
         len(module.config.members), module.state_size, module.config.hidden, module.transitions.body.action_size
     ).to(module.device)
@@ -32,7 +32,7 @@ def clone_effective(module: CQL, steps: int) -> TanhGaussian:
     for step in range(steps):
         for group in adam.param_groups:
             group["lr"] = RATE * (1 - step / steps)
-        generator = torch.Generator(module.device).manual_seed(seed_of(module.config.seed, step, 1))
+        generator = torch.Generator(module.device).manual_seed(derive_seed(module.config.seed, step, 1))
         batch = module.draw(generator)
         weight = module.weigh(batch, generator)
         density = policy.log_density(module.told(batch.observation, batch.task_index), batch.action)

@@ -9,9 +9,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from data.locks import hold
-from data.shards import occupied, read_json, sweep, write_whole
+from data.locks import lock_file
 from models.checkpoint import LOCK, RUN_CONFIG, CheckpointError
+from sim.files import is_nonempty, read_json, remove_temporaries, write_atomic
 from sim.options import changed
 
 LAST = "last.ckpt"
@@ -19,16 +19,16 @@ LOG = "log"  # folder of TensorBoard's files
 
 
 @contextmanager
-def hold_run(out: Path, leads: bool = True) -> Iterator[None]:
+def lock_run(out: Path, leads: bool = True) -> Iterator[None]:
     """Keep other trainings out of the folder; of the processes of one training only the one that `leads` does.
     CheckpointError where it holds something else, DatasetError where another training is at work."""
-    if not (out / RUN_CONFIG).is_file() and occupied(out, LOCK):
+    if not (out / RUN_CONFIG).is_file() and is_nonempty(out, LOCK):
         raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {RUN_CONFIG})")
-    with hold(out / LOCK, f"{out}: another training is at work in this folder") if leads else nullcontext():
+    with lock_file(out / LOCK, f"{out}: another training is at work in this folder") if leads else nullcontext():
         yield
 
 
-def claim_run(out: Path, config: Any, free: Container[str]) -> Path | None:
+def open_run(out: Path, config: Any, free: Container[str]) -> Path | None:
     """Write the options down, unless `kept_options` refuses them; the checkpoint to go on from, None for a new run."""
     kept_options(out, config, free)
     write_options(out, config)
@@ -56,8 +56,8 @@ def trained_options(out: Path) -> dict[str, Any]:
 
 def write_options(out: Path, config: Any) -> None:
     """The options of the run that trains here from now on; what an interrupted one left half written is removed."""
-    sweep(out)
-    write_whole(out / RUN_CONFIG, _text(config).encode())
+    remove_temporaries(out)
+    write_atomic(out / RUN_CONFIG, _text(config).encode())
 
 
 def _text(config: Any) -> str:
