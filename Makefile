@@ -21,8 +21,12 @@ DEMO_EPISODES ?= 2400
 DEMO_STEPS ?= 1500
 DEMO_EVALUATIONS ?= 20
 ARGS ?=
+BENCHMARK ?= walker2d
+RECIPE ?= published
+ALGORITHM ?= cql
+comma := ,
 
-.PHONY: help setup demo test lint bench bench-world bench-data bench-vision bench-lowdim torture collect train-vision collect-walker2d train-walker2d eval clean
+.PHONY: help setup demo test lint bench bench-world bench-data bench-vision bench-lowdim torture collect train-vision collect-state train-state eval clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -71,13 +75,14 @@ torture: $(READY)  ## kills, damage and full disks against collection and readin
 collect: $(READY)  ## collect EPISODES at SIZE px with WORKERS processes into DATA
 	@$(PY) -m data collect --out $(DATA) --episodes $(EPISODES) --size $(SIZE) --workers $(WORKERS) --seed $(SEED) $(ARGS)
 
-collect-walker2d: $(READY)  ## the walker2d datasets of CDS: SAC's replay (an hour), then the policies that come along
-	@test -s runs/walker2d-sac/replay.h5 || \
-	    $(PY) -m train sac --tasks run-forward,run-backward --steps 110000 --out runs/walker2d-sac
-	@$(PY) -m data locomotion
+collect-state: $(READY)  ## a dataset of BENCHMARK by RECIPE (published, quick, ...), after the trainings it needs
+	@$(PY) -m data collect-state --benchmark $(BENCHMARK) --recipe $(RECIPE) --print-missing | \
+	    while read -r training; do [ -z "$$training" ] || $(PY) -m $$training || exit 1; done
+	@$(PY) -m data collect-state --benchmark $(BENCHMARK) --recipe $(RECIPE) $(ARGS)
 
-train-walker2d: $(READY)  ## CQL on states by five sharing rules, three seeds each, side by side
-	@$(PY) -m train cql --rules none,all,cds-basic,hipi,cds --seeds 0,1,2 $(ARGS)
+train-state: $(READY)  ## ALGORITHM (cql, bc) on that dataset, by five sharing rules, three seeds each, side by side
+	@$(PY) -m train $(ALGORITHM) --data datasets/$(BENCHMARK)-$(RECIPE).h5 --out runs/$(BENCHMARK)-$(RECIPE)-$(ALGORITHM) \
+	    $(if $(filter cql,$(ALGORITHM)),--rules none$(comma)all$(comma)cds-basic$(comma)hipi$(comma)cds --seeds 0$(comma)1$(comma)2) $(ARGS)
 
 train-vision: $(READY)  ## train PRESET (demo, vision-64, vision-472) on DATA with DEVICES x NODES
 	@$(PY) -m train --preset $(PRESET) --data $(DATA) --out $(RUN) --seed $(SEED) --devices $(DEVICES) --nodes $(NODES) $(ARGS)

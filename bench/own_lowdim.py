@@ -9,42 +9,32 @@ import contextlib
 import json
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import torch
 
-from bench.step import TimedRouting, wait
-from data.transitions import COLUMNS, Transitions
-from sim.locomotion import BODIES
-from train.cql import CQL
-from train.cql_config import CQLConfig
+from bench.step import wait
+from data.transitions import TransitionDataset, empty_columns, tables
+from sim.benchmarks.table import BENCHMARKS
+from train.cql import CQL, CQLConfig
 from train.precision import resolve_precision
 from train.process_settings import prepare_process
+from train.state_run import build
 
 STEPS = 146_000  # of walker2d's row in CDS (table 3)
 
 
-def synthetic(steps: int) -> Transitions:
-    """Steps of no meaning, as many of each task, in episodes of 100."""
-    body, rng = BODIES["walker2d"], np.random.default_rng(0)
-    columns = Transitions.empty(body, steps)
-    for name, kind in COLUMNS.items():
+def synthetic(steps: int) -> TransitionDataset:
+    """Random transitions, equally many of each task, in episodes of 100."""
+    benchmark, rng = BENCHMARKS["walker2d"], np.random.default_rng(0)
+    columns = empty_columns(benchmark, steps)
+    for name, (kind, _) in tables(benchmark).items():
         if kind is np.float32:
             columns[name][:] = rng.uniform(-1, 1, columns[name].shape)
-    columns["task"][:] = np.arange(steps) * len(body.tasks) // steps
-    columns["last"][99::100] = columns["last"][-1] = True
-    return Transitions(body=body, columns=columns, about={})
-
-
-class Updates(TimedRouting, CQL):
-    """The module without a trainer."""
-
-    def start(self, device: str) -> None:
-        self.to(device)
-        self.setup("fit")
-        made = self.configure_optimizers()
-        self.optimizers = lambda: made  # type: ignore[method-assign, assignment, return-value]
-        self.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign, assignment]
+    columns["task"][:] = np.arange(steps) * len(benchmark.tasks) // steps
+    columns["episode_end"][99::100] = columns["episode_end"][-1] = True
+    return TransitionDataset(benchmark=benchmark, columns=columns, metadata={})
 
 
 def main(rule: str, seeds: int) -> None:
@@ -52,18 +42,28 @@ def main(rule: str, seeds: int) -> None:
     fast = resolve_precision("auto") == "bf16-mixed"
     torch.manual_seed(0)
     prepare_process()
-    module = Updates(CQLConfig(rules=(rule,), seeds=tuple(range(seeds))), synthetic(STEPS))
-    module.start(device)
+    algorithm: CQL = build("cql", CQLConfig(rules=(rule,), seeds=tuple(range(seeds))), synthetic(STEPS)).to(device)
+    algorithm.shared.start(device)
+    routing_s, weigh = [0.0], algorithm.shared.weigh
+
+    def timed(*given: Any) -> torch.Tensor:
+        wait()
+        begin = time.perf_counter()
+        weight = weigh(*given)
+        wait()
+        routing_s[0] += time.perf_counter() - begin
+        return weight
+
+    algorithm.shared.weigh = timed  # type: ignore[method-assign, assignment]
     print(json.dumps({"precision": "bfloat16" if fast else "float32", "device": device}), flush=True)
     for line in sys.stdin:
-        module.routing_s = 0.0
+        routing_s[0] = 0.0
         begin = time.perf_counter()
         for _ in range(int(line.split()[1])):
             with torch.autocast(device, torch.bfloat16) if fast else contextlib.nullcontext():
-                module.update()
+                algorithm.update()
         wait()
-        told = {"seconds": time.perf_counter() - begin, "routing": module.routing_s}
-        print(json.dumps(told), flush=True)
+        print(json.dumps({"seconds": time.perf_counter() - begin, "routing": routing_s[0]}), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,26 +19,28 @@ import torch
 
 from bench.lowdim import start_peer
 from bench.report import Row
-from data.transitions import Transitions, read_transitions, write_transitions
-from eval.returns import task_returns
-from eval.tables import t_interval
-from models.stacked import TanhGaussian, fold_normalisation
+from data.transitions import TransitionDataset, read_transitions, write_transitions
+from eval.intervals import t_interval
+from eval.returns import EVALUATION_SEED, evaluate
+from models.conditioning import Normaliser, Unconditioned
+from models.policy_files import Member, PolicyFile
+from models.state_policies import StatePolicy, TanhGaussianPolicy
 from sim.files import read_json
-from train.cql_config import CQLConfig
-from train.cql_run import EVALUATION_SEED, train
+from train.cql import CQLConfig
+from train.state_run import train
 
-DATA = Path("datasets/walker2d.h5")  # make collect-walker2d
+DATA = Path("datasets/walker2d-published.h5")  # make collect-state
 TASK, SEEDS, UPDATES, BATCH, EPISODES = "run-backward", (0, 1, 2), 5_000, 128, 10
 SETTINGS: dict[str, Any] = {
-    "policy_rate": 3e-4,  # 3 and 4 times those of CDS: much is learned in few updates
-    "target_rate": 0.02,
+    "actor_lr": 3e-4,  # 3 and 4 times those of CDS: much is learned in few updates
+    "target_update_rate": 0.02,
     "conservative_weight": 5.0,  # CDS has 1.0, with which Q exceeds what can be earned and returns are a matter of luck
 }
 
 
 def run(quick: bool) -> list[Row]:
     if not DATA.is_file():
-        print(f"no parity: {DATA} is missing; make collect-walker2d makes it")
+        print(f"no parity: {DATA} is missing; make collect-state makes it")
         return []
     seeds, updates, episodes = (SEEDS[:2], 3, 1) if quick else (SEEDS, UPDATES, EPISODES)
     with tempfile.TemporaryDirectory() as name:
@@ -54,14 +56,12 @@ def run(quick: bool) -> list[Row]:
     return [Row(name=f"return of CQL, {TASK}", value=mean, unit="return", peer=peer, note=note)]
 
 
-def _of_task(transitions: Transitions) -> Transitions:
-    """Its own steps."""
-    mine = transitions.columns["task"] == transitions.body.task_names.index(TASK)
-    columns = {name: column[mine] for name, column in transitions.columns.items()}
-    return Transitions(body=transitions.body, columns=columns, about=transitions.about)
+def _of_task(dataset: TransitionDataset) -> TransitionDataset:
+    """The task's own transitions."""
+    return dataset.select(dataset.columns["task"] == dataset.benchmark.task_index(TASK))
 
 
-def _ours(data: Transitions, folder: Path, seeds: tuple[int, ...], updates: int, episodes: int) -> list[float]:
+def _ours(data: TransitionDataset, folder: Path, seeds: tuple[int, ...], updates: int, episodes: int) -> list[float]:
     write_transitions(folder / "data.h5", data)
     config = CQLConfig(
         data=str(folder / "data.h5"),
@@ -70,27 +70,27 @@ def _ours(data: Transitions, folder: Path, seeds: tuple[int, ...], updates: int,
         seeds=seeds,
         steps=updates,
         per_task=BATCH,
-        behaviour_steps=0,
+        divergence_steps=0,
         episodes=episodes,
         **SETTINGS,
     )
-    return [float(np.mean(member["returns"][TASK])) for member in read_json(train(config))["members"]]
+    return [float(np.mean(member["returns"][TASK])) for member in read_json(train("cql", config))["members"]]
 
 
-def _theirs(data: Transitions, folder: Path, seeds: tuple[int, ...], updates: int, episodes: int) -> list[float]:
+def _theirs(data: TransitionDataset, folder: Path, seeds: tuple[int, ...], updates: int, episodes: int) -> list[float]:
     """Empty where the peer cannot be had."""
     peer = start_peer()
     if peer is None:
         return []
-    body, (normalised, mean, std) = data.body, data.normalised()
-    columns = normalised.columns
+    mean, std = data.observation_statistics
+    columns = data.normalise(mean, std).columns
     np.savez(
         folder / "data.npz",
         observations=columns["observation"],
         actions=columns["action"],
-        rewards=data.rewards[:, body.task_names.index(TASK)],
-        terminals=columns["fell"].astype(np.float32),
-        timeouts=(columns["last"] & ~columns["fell"]).astype(np.float32),
+        rewards=data.rewards[:, data.benchmark.task_index(TASK)],
+        terminals=columns["terminated"].astype(np.float32),
+        timeouts=(columns["episode_end"] & ~columns["terminated"]).astype(np.float32),
         batch_size=BATCH,
         **SETTINGS,
     )
@@ -98,24 +98,27 @@ def _theirs(data: Transitions, folder: Path, seeds: tuple[int, ...], updates: in
     for seed in seeds:
         out = folder / f"{seed}.npz"
         peer.ask(f"learn {folder / 'data.npz'} {updates} {seed} {out}")
-        policy = fold_normalisation(_policy(np.load(out), data), torch.from_numpy(mean), torch.from_numpy(std))
-        returns = task_returns(policy, 1, body, (TASK,), episodes, EVALUATION_SEED, told=False)
-        found.append(float(returns.mean()))
+        policy = _policy(np.load(out), data, Normaliser(mean, std))
+        file = PolicyFile(
+            policy=policy, benchmark=data.benchmark, members=(Member(name="d3rlpy", tasks=(TASK,)),), metadata={}
+        )
+        (row,) = evaluate(file, episodes, EVALUATION_SEED).members
+        found.append(float(np.mean(row["returns"][TASK])))
         print(f"d3rlpy, seed {seed}: {found[-1]:.1f}", file=sys.stderr)
     peer.close()
     return found
 
 
-def _policy(layers: Any, data: Transitions) -> TanhGaussian:
+def _policy(layers: Any, data: TransitionDataset, normaliser: Normaliser) -> StatePolicy:
     """d3rlpy's: hidden layers, then one for the means and one for the logarithms of the deviations."""
-    count = len(layers.files) // 2
+    count, benchmark = len(layers.files) // 2, data.benchmark
     weights = [torch.from_numpy(layers[f"weight{k}"]).T for k in range(count)]
     biases = [torch.from_numpy(layers[f"bias{k}"])[None] for k in range(count)]
     weights[-2:], biases[-2:] = [torch.cat(weights[-2:], 1)], [torch.cat(biases[-2:], 1)]
-    hidden = tuple(len(bias[0]) for bias in biases[:-1])
-    policy = TanhGaussian(1, data.body.observation_size, hidden, data.body.action_size)
-    policy.load_state_dict(
-        {f"body.layers.{k}.weight": weight[None] for k, weight in enumerate(weights)}
-        | {f"body.layers.{k}.bias": bias[None] for k, bias in enumerate(biases)}
+    hidden_sizes = tuple(len(bias[0]) for bias in biases[:-1])
+    network = TanhGaussianPolicy(1, benchmark.observation_size, hidden_sizes, benchmark.action_size)
+    network.load_state_dict(
+        {f"mlp.layers.{k}.weight": weight[None] for k, weight in enumerate(weights)}
+        | {f"mlp.layers.{k}.bias": bias[None] for k, bias in enumerate(biases)}
     )
-    return policy
+    return StatePolicy(normaliser, Unconditioned(1, benchmark.observation_size, len(benchmark.tasks)), network)

@@ -19,11 +19,11 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 OBSERVATION, ACTION, STEPS, BATCH, UNITS = 20, 6, 146_000, 3 * 128, [256, 256, 256]
-SETTINGS = ("batch_size", "policy_rate", "target_rate", "conservative_weight")
+SETTINGS = ("batch_size", "actor_lr", "target_update_rate", "conservative_weight")
 
 
 def learner(
-    batch_size: int, policy_rate: float = 1e-4, target_rate: float = 5e-3, conservative_weight: float = 1.0
+    batch_size: int, actor_lr: float = 1e-4, target_update_rate: float = 5e-3, conservative_weight: float = 1.0
 ) -> Any:
     """CQL(H) with a fixed weight of the conservative term beside half the squared Bellman error, as CDS has it
     (app. C.1)."""
@@ -35,9 +35,9 @@ def learner(
         alpha_learning_rate=0.0,
         alpha_threshold=0.0,
         conservative_weight=2 * conservative_weight,  # d3rlpy's error is the whole square
-        actor_learning_rate=policy_rate,
-        temp_learning_rate=policy_rate,
-        tau=target_rate,
+        actor_learning_rate=actor_lr,
+        temp_learning_rate=actor_lr,
+        tau=target_update_rate,
     )
     return config.create(device="cuda:0" if torch.cuda.is_available() else False)
 

@@ -7,7 +7,8 @@ import os
 import numpy as np
 
 from bench.report import Row
-from eval.rollout import episode_jobs, rollout, wilson
+from eval.intervals import wilson
+from eval.rollout import episode_jobs, rollout
 from sim.tasks import TASK_NAMES, TASKS
 
 SEED = 7

@@ -1,4 +1,4 @@
-"""`python -m data collect | locomotion | info | check | view | merge | split | select | drop | export`."""
+"""`python -m data collect | collect-state | info | check | view | merge | split | select | drop | export`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 from data.check import check
 from data.collect import collect
 from data.export import EXPORTS
-from data.locomotion import LocomotionConfig, describe, make
 from data.manifest import merge, split
+from data.mixtures import CollectStateConfig, describe, make, missing
 from data.plan import TRAINED, CollectConfig
 from data.replay import Replay
 from data.select import CONDITIONS, select
@@ -40,7 +40,9 @@ def _parser() -> Parser:
         return added
 
     add_options(command("collect", "collect episodes into a new dataset, or go on with one"), CollectConfig)
-    add_options(command("locomotion", "make a dataset of transitions (docs/sharing.md)"), LocomotionConfig)
+    collecting = command("collect-state", "make a dataset of a state benchmark by a recipe (docs/benchmarks.md)")
+    add_options(collecting, CollectStateConfig)
+    collecting.add_argument("--print-missing", action="store_true", help="print the trainings it needs first, and stop")
     command("info", "what a dataset holds, and how large it is", "folder")
     checking = command("check", "read everything, and say what is wrong where", "folder")
     checking.add_argument("--workers", type=int, default=WORKERS)
@@ -80,12 +82,15 @@ def _collect(**options: object) -> None:
     print_info(Replay(config.out))
 
 
-def _locomotion(**options: object) -> None:
-    from eval.returns import behaviour
+def _collect_state(print_missing: bool, **options: object) -> None:
+    config = from_options(CollectStateConfig, options)
+    if print_missing:
+        print("\n".join(missing(config)))
+        return
+    from eval.returns import exploring
 
-    config = from_options(LocomotionConfig, options)
-    made = make(config, behaviour)
-    print(f"{config.out}: {describe(made)}")
+    made = make(config, exploring)
+    print(f"{config.path}: {describe(made)}")
 
 
 def _info(folder: Path) -> None:
@@ -135,7 +140,7 @@ def _export(folder: Path, out: Path, format: str) -> None:
 
 COMMANDS: dict[str, Callable[..., int | None]] = {
     "collect": _collect,
-    "locomotion": _locomotion,
+    "collect-state": _collect_state,
     "info": _info,
     "check": _check,
     "view": _view,

@@ -22,24 +22,17 @@ from sim.options import check_choice, check_least, check_part
 GRANULARITIES = ("transition", "episode")
 REPORT_DECAY = 0.999  # per step, of the sums behind the report
 EPISODE_RATE = 0.3  # of the running mean score of an episode
-TEMPERATURE_CLIPS = {  # CDS, app. C.1; pictures: none
-    "walker2d": (5.0, float("inf")),
-    "halfcheetah": (10.0, float("inf")),
-    "ant": (10.0, 25.0),
-    "metaworld": (1.0, 50.0),
-    "antmaze": (10.0, float("inf")),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouterConfig:
-    """`percentile` k in percent from the top: k = 10 compares with the 90th percentile of the own Q-values, of which
-    the last `window` of each task are kept.
+    """`percentile`: k in percent from the top; k = 10 compares with the 90th percentile of the own Q-values, the last
+    `window` of each task.
 
     `temperature`: tau; 0: adaptive, the running average of |Delta| per task with `decay`, clipped to `tau_low` and
-    `tau_high` (app. C.1, which averages Delta; its absolute value cannot reach zero or below). `own_part`: with this
-    chance a task's own transitions are weighed too, in each step. `granularity` episode: a transition has the running
-    mean score of its episode's transitions; of every task, where the rule compares tasks.
+    `tau_high` (app. C.1, which averages Delta; its absolute value cannot reach zero or below).
+    `weigh_own_probability`: that a task's own transitions are weighed too, drawn for each step. `granularity` episode:
+    a transition has the running mean score of its episode's transitions; of every task, where the rule compares tasks.
     """
 
     rule: str = "cds"
@@ -49,7 +42,7 @@ class RouterConfig:
     decay: float = 0.995
     tau_low: float = 1e-3
     tau_high: float = float("inf")
-    own_part: float = 0.0
+    weigh_own_probability: float = 0.0
     granularity: str = "transition"
 
     def __post_init__(self) -> None:
@@ -57,7 +50,7 @@ class RouterConfig:
         check_choice("granularity", self.granularity, GRANULARITIES)
         if not 0 <= self.percentile <= 100:
             raise ValueError(f"the percentile is 0 to 100 percent from the top, got {self.percentile}")
-        check_part(self, "own_part")
+        check_part(self, "weigh_own_probability")
         check_least(self, 0, "temperature")
         if not 0 < self.tau_low <= self.tau_high:
             raise ValueError("tau_low is above 0 and at most tau_high")
@@ -98,18 +91,21 @@ class Router(torch.nn.Module):
     def weigh(
         self, batch: RoutableBatch, scores: Scores | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Weights [..., B]: the rule's of shared transitions, and with the chance `own_part` of a task's own ones; else
-        1. A task whose own transitions were never seen takes no shared ones where the rule compares.
+        """Weights [..., B]: the rule's for shared transitions and, with `weigh_own_probability`, for a task's own ones;
+        else 1. A task whose own transitions were never seen takes no shared ones where the rule compares. Without
+        `scores` a rule that shares by a snapshot shares nothing.
 
         All processes' rows are weighed together, so their averages stay the same. `generator`, the same in each, is
-        needed for `own_part` alone."""
+        needed for `weigh_own_probability` alone."""
+        if scores is None and self.rule.snapshot:
+            return (batch.task_index == batch.source_task_index).float()
         with torch.autocast(self.tau.device.type, enabled=False):
             return self._weigh(batch, scores, generator)
 
     def _weigh(self, batch: RoutableBatch, scores: Scores | None, generator: torch.Generator | None) -> Tensor:
         lead = batch.task_index.dim() > 1
-        told = batch.task_index, batch.source_task_index, batch.success
-        target, source, success = (self._all(rows, lead) for rows in told)
+        columns = batch.task_index, batch.source_task_index, batch.success
+        target, source, success = (self._all(column, lead) for column in columns)
         place = F.one_hot(target, self.tau.shape[-1]).to(self.tau.dtype)  # [E, B, N]
         weight = torch.ones_like(place[..., 0])
         if self.rule.score is not None:
@@ -125,21 +121,21 @@ class Router(torch.nn.Module):
                     q_tasks = self._of_episode(q_tasks, tasks, episode)
             shared = source != target
             context = self._context(score, place, target, shared, q_tasks)
-            judged = shared | self._own_too(target, generator)
-            weight = torch.where(judged, self.rule.weigh(score, context).nan_to_num(0.0), weight)
+            weighed = shared | self._own_too(target, generator)
+            weight = torch.where(weighed, self.rule.weight(score, context).nan_to_num(0.0), weight)
         self._count(place, source, weight, success)
         weight = mine(weight.transpose(0, 1)).transpose(0, 1)
         return weight if lead else weight[0]
 
     @torch.no_grad()
     def resample(
-        self, batch: RoutableBatch, weight: Tensor, offered: int, generator: torch.Generator
+        self, batch: RoutableBatch, weight: Tensor, candidates: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """One of every `offered` shared transitions of each target, as often as its weight [..., B] says, and all own
-        ones: their rows [..., C], and the weights [..., C] they count with, for a shared one the mean of its target's.
+        """One of every `candidates` shared transitions of each target, drawn by weight [..., B], and all own ones:
+        their rows [..., C], and the weights [..., C] they count with, for a shared one the mean of its target's.
 
         So every term of the loss keeps its expectation, and no place of the batch goes to what hardly counts. By
-        systematic resampling, of this process's rows; each target has a multiple of `offered` among them."""
+        systematic resampling, of this process's rows; each target has a multiple of `candidates` among them."""
         lead = batch.task_index.dim() > 1
         target, source, weight = (
             rows if lead else rows[None] for rows in (batch.task_index, batch.source_task_index, weight)
@@ -148,9 +144,9 @@ class Router(torch.nn.Module):
         place = F.one_hot(target, self.tau.shape[-1]).to(weight.dtype) * shared[..., None]
         count, total = place.sum(1), (place * weight[..., None]).sum(1)
         mean = (total / count.clamp(min=1)).gather(-1, target)
-        share = torch.where(total.gather(-1, target) > 0, weight / mean.clamp(min=1e-12), 1.0) * shared / offered
+        share = torch.where(total.gather(-1, target) > 0, weight / mean.clamp(min=1e-12), 1.0) * shared / candidates
         until = share.double().cumsum(-1)
-        kept = int(shared[0].sum()) // offered
+        kept = int(shared[0].sum()) // candidates
         start = torch.rand(len(target), 1, generator=generator, device=generator.device).to(until)
         point = start + torch.arange(kept, device=until.device)
         drawn = torch.searchsorted(until, point, right=True).clamp(max=shared.shape[1] - 1)
@@ -165,7 +161,7 @@ class Router(torch.nn.Module):
         self.episode_score.fill_(-torch.inf)
 
     def _all(self, rows: Tensor, lead: bool) -> Tensor:
-        """The rows of all processes, [E, B, ...]."""
+        """Rows of all processes, [E, B, ...]."""
         rows = rows if lead else rows[None]
         return gather(rows.transpose(0, 1)).transpose(0, 1)
 
@@ -194,8 +190,8 @@ class Router(torch.nn.Module):
         return RuleContext(reference=reference, temperature=temperature, target=target, q_tasks=q_tasks)
 
     def temperature(self) -> Tensor:
-        """What the advantages of each task are divided by, [E, N]: fixed, or averaged and clipped; 1 for a rule that
-        has no advantages."""
+        """Temperature tau of each task, [E, N]: the fixed value, or the clipped running mean of |Delta|; 1 for a rule
+        without Delta."""
         if self.config.temperature or not self.rule.refer:
             return torch.full_like(self.tau, self.config.temperature or 1.0)
         return self.tau.clamp(self.config.tau_low, self.config.tau_high)
@@ -212,7 +208,7 @@ class Router(torch.nn.Module):
         self.own_count += own.sum(1).long()
 
     def reference(self) -> Tensor:
-        """What the shared transitions of each task are compared with, [E, N]; NaN where nothing is known."""
+        """Reference score of each task, [E, N]: the quantile or mean of its own scores; NaN before the first."""
         assert self.rule.refer is not None
         window = self.own[..., :-1]
         filled = torch.arange(window.shape[-1], device=window.device) < self.own_count[..., None]
@@ -228,11 +224,11 @@ class Router(torch.nn.Module):
 
     def _own_too(self, target: Tensor, generator: torch.Generator | None) -> Tensor:
         """Whether own rows [E, B] are weighed in this step."""
-        if not self.config.own_part:
+        if not self.config.weigh_own_probability:
             return torch.zeros_like(target, dtype=torch.bool)
-        assert generator is not None, "own_part needs a generator"
+        assert generator is not None, "weigh_own_probability needs a generator"
         chance = torch.rand(self.tau.shape, generator=generator, device=generator.device).to(target.device)
-        return (chance < self.config.own_part).gather(-1, target)
+        return (chance < self.config.weigh_own_probability).gather(-1, target)
 
     def _count(self, place: Tensor, source: Tensor, weight: Tensor, success: Tensor) -> None:
         from_task = F.one_hot(source, place.shape[-1]).to(place.dtype)

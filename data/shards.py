@@ -36,6 +36,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from data.hdf5 import hdf5_image
 from sim.actions import ACTION_SIZE
 from sim.files import DatasetError, is_junk, write_atomic
 from sim.state import SIM_VERSION, STATE_SIZE, STATE_VERSION
@@ -135,16 +136,6 @@ def write_shard(path: Path, episodes: Sequence[Episode], attributes: Mapping[str
     content = hdf5_image(path.name, tables, {**VERSIONS, "tasks": json.dumps(TASK_NAMES), **attributes})
     write_atomic(path, content + TRAILER.pack(MAGIC, zlib.crc32(content)))
     return read_shard(path)[0]
-
-
-def hdf5_image(name: str, tables: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any], **storage: Any) -> bytes:
-    """The bytes of an HDF5 file with these tables, each stored by h5py's options `storage`, and attributes."""
-    with h5py.File(name, "w", driver="core", backing_store=False) as file:  # in memory
-        file.attrs.update(attributes)
-        for key, table in tables.items():
-            file.create_dataset(key, data=table, **storage)
-        file.flush()
-        return bytes(file.id.get_file_image())
 
 
 def frame_crc32(picture: bytes, action: bytes, state: bytes, verdict: bytes) -> int:

@@ -7,8 +7,8 @@ loss (CDS, app. C.1). A new rule is a function or two and one record.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -18,16 +18,27 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Conservative Q-values of the transitions (s, a) for their target tasks i; those that no rule needs may lack."""
+    """Conservative Q-values of transitions (s, a) for target tasks i. Fields the rule does not need may be None."""
 
     q: Tensor  # [..., B] Q(s, a, i)
     q_policy: Tensor | None = None  # [..., B] mean of Q(s, a', i) over actions a' of the learned policy
     q_tasks: Tensor | None = None  # [..., B, N] Q(s, a, n) for every task n; -inf for one that is not trained
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Scores]) -> Scores:
+        """Those of several batches [B], one after another."""
+        columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(cls)}
+        return cls(**{name: torch.cat(column) for name, column in columns.items() if column[0] is not None})
+
+    def of_members(self, members: slice) -> Scores:
+        """Of some of the members, the first dimension."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Scores(**{name: value[members] for name, value in found.items() if value is not None})
+
 
 @dataclass(frozen=True, kw_only=True)
 class RuleContext:
-    """What a rule knows beside the score of a transition; `temperature` is tau, averaged and clipped."""
+    """Inputs of a rule beside the score of a transition; `temperature` is tau, averaged and clipped."""
 
     reference: Tensor  # [..., B] of the own transitions of the target task: their quantile or mean
     temperature: Tensor  # [..., B] or [...]
@@ -37,23 +48,23 @@ class RuleContext:
 
 Score = Callable[[Scores], Tensor]
 Refer = Callable[[Tensor, float], Tensor]
-Weigh = Callable[[Tensor, RuleContext], Tensor]
+Weight = Callable[[Tensor, RuleContext], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharingRule:
-    """`sources(skills)` bool [N, N]: from which task j (column) task i (row) may draw. `weigh(score, context)` gives
+    """`sources(skills)` bool [N, N]: from which task j (column) task i (row) may draw. `weight(score, context)` gives
     weights [..., B] in [0, 1].
 
-    `score`: what it compares; None: it needs no Q-values. `needs`: of Scores, beside `q`. `refer(window, k)`: what it
-    compares with, [..., N] from scores of own transitions [..., N, R], NaN where there is none yet. `snapshot`: scores
-    come from a copy of the Q-function that is renewed once in a while. `reward`: whether shared transitions carry the
-    target task's reward; else 0.
+    `score`: the score of a transition; None: the rule needs no Q-values. `needs`: the field of Scores it reads beside
+    `q`. `refer(window, k)`: the reference that scores are compared with, [..., N], from the last scores of own
+    transitions [..., N, R]; NaN where there is none yet. `snapshot`: scored by a periodic copy of the Q-function.
+    `reward`: shared transitions are relabelled with the target task's reward; else they carry 0.
     """
 
     name: str
     sources: Callable[[tuple[str, ...]], NDArray[np.bool_]]
-    weigh: Weigh
+    weight: Weight
     score: Score | None = None
     needs: str | None = None
     refer: Refer | None = None
@@ -95,22 +106,22 @@ def mean(window: Tensor, percentile: float) -> Tensor:
 # ---------------------------------------------------------------- weights
 
 
-def weigh_one(score: Tensor, context: RuleContext) -> Tensor:
+def weight_one(score: Tensor, context: RuleContext) -> Tensor:
     """Weight 1: whatever may be drawn counts in full."""
     return torch.ones_like(score)
 
 
-def weigh_soft(score: Tensor, context: RuleContext) -> Tensor:
+def weight_soft(score: Tensor, context: RuleContext) -> Tensor:
     """CDS (app. C.1): sigmoid(Delta / tau), where Delta = score - reference (eq. 6; CDS (basic): eq. 18)."""
     return torch.sigmoid((score - context.reference) / context.temperature)
 
 
-def weigh_hard(score: Tensor, context: RuleContext) -> Tensor:
+def weight_hard(score: Tensor, context: RuleContext) -> Tensor:
     """CDS (eq. 6, algorithm 1): 1 where Delta >= 0, else 0."""
     return (score >= context.reference).to(score.dtype)
 
 
-def weigh_hipi(score: Tensor, context: RuleContext) -> Tensor:
+def weight_hipi(score: Tensor, context: RuleContext) -> Tensor:
     """HIPI as CDS compares with it (sec. 6): 1 where the target is the task of the highest Q, else 0.
 
     w = 1[i = argmax_n Q(s, a, n)]"""
@@ -118,7 +129,7 @@ def weigh_hipi(score: Tensor, context: RuleContext) -> Tensor:
     return (context.q_tasks.argmax(-1) == context.target).to(score.dtype)
 
 
-def weigh_hipi_partition(score: Tensor, context: RuleContext) -> Tensor:
+def weight_hipi_partition(score: Tensor, context: RuleContext) -> Tensor:
     """HIPI (Eysenbach et al. 2020, arXiv:2002.11089, sec. 4): the probability that the transition is relabelled as the
     target, which its authors' code samples. The partition function of a task is taken over the batch.
 
@@ -149,26 +160,26 @@ def _same_skill(skills: tuple[str, ...]) -> NDArray[np.bool_]:
 RULES: dict[str, SharingRule] = {
     rule.name: rule
     for rule in (
-        SharingRule(name="none", sources=_own_only, weigh=weigh_one),
-        SharingRule(name="all", sources=_everywhere, weigh=weigh_one),
-        SharingRule(name="skill", sources=_same_skill, weigh=weigh_one),
-        SharingRule(name="cds", sources=_everywhere, weigh=weigh_soft, score=q_value, refer=top_quantile),
-        SharingRule(name="cds-hard", sources=_everywhere, weigh=weigh_hard, score=q_value, refer=top_quantile),
+        SharingRule(name="none", sources=_own_only, weight=weight_one),
+        SharingRule(name="all", sources=_everywhere, weight=weight_one),
+        SharingRule(name="skill", sources=_same_skill, weight=weight_one),
+        SharingRule(name="cds", sources=_everywhere, weight=weight_soft, score=q_value, refer=top_quantile),
+        SharingRule(name="cds-hard", sources=_everywhere, weight=weight_hard, score=q_value, refer=top_quantile),
         SharingRule(
             name="cds-basic",
             sources=_everywhere,
-            weigh=weigh_soft,
+            weight=weight_soft,
             score=advantage_over_policy,
             needs="q_policy",
             refer=mean,
         ),
-        SharingRule(name="hipi", sources=_everywhere, weigh=weigh_hipi, score=q_value, needs="q_tasks"),
+        SharingRule(name="hipi", sources=_everywhere, weight=weight_hipi, score=q_value, needs="q_tasks"),
         SharingRule(
-            name="hipi-partition", sources=_everywhere, weigh=weigh_hipi_partition, score=q_value, needs="q_tasks"
+            name="hipi-partition", sources=_everywhere, weight=weight_hipi_partition, score=q_value, needs="q_tasks"
         ),
         SharingRule(
-            name="heuristic", sources=_everywhere, weigh=weigh_hard, score=q_value, refer=top_quantile, snapshot=True
+            name="heuristic", sources=_everywhere, weight=weight_hard, score=q_value, refer=top_quantile, snapshot=True
         ),
-        SharingRule(name="uds", sources=_everywhere, weigh=weigh_one, reward=False),
+        SharingRule(name="uds", sources=_everywhere, weight=weight_one, reward=False),
     )
 }

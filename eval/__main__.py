@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from data.locks import lock_file
 from data.replay import Replay
+from eval.intervals import wilson
 from eval.played import Played
 from eval.policy import CEMPolicy
 from eval.report import write_report
-from eval.rollout import POLICIES, EpisodeOutcome, EvalResult, episode_jobs, rollout, summarise, wilson
+from eval.rollout import POLICIES, EpisodeOutcome, EvalResult, episode_jobs, rollout, summarise
 from models.checkpoint import RUN_CONFIG, CheckpointError, CheckpointFile
 from sim.files import read_json, write_atomic
 from sim.looks import SPLITS

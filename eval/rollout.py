@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
+from eval.intervals import wilson
 from sim.parallel import run_jobs
 from sim.policies import CrudePolicy, Policy, RandomPolicy, ScriptedPolicy
 from sim.tasks import TASKS, task_by_name
@@ -49,12 +49,6 @@ class EvalResult:
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> EvalResult:
         return cls(**{key: row[key] for key in cls.__dataclass_fields__})
-
-
-def wilson(successes: int, episodes: int) -> tuple[float, float]:
-    """The 95% Wilson score interval of a rate."""
-    interval = binomtest(successes, episodes).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ made here too.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from torch import Tensor
 from data import codec
 from data.replay import Replay
 from data.router import effective_steps
+from data.scoring import scores_for
 from data.sharing import RULES, RuleContext, Scores, q_value
 from eval import charts
 from eval.policy import CEMPolicy
@@ -28,7 +30,7 @@ from models.acting import crop
 from models.cem import sample_uniform
 from models.checkpoint import CheckpointError
 from models.qnetwork import bounds
-from models.scoring import q_of_policy, q_of_tasks
+from models.scoring import ImageScorer
 from sim.files import check_writable, write_atomic
 from sim.options import Parser, add_options, check_least, check_seed, from_options, option, run_command
 from sim.state import SceneState
@@ -180,7 +182,7 @@ def weigh_episodes(policy: CEMPolicy, replay: Replay, episodes: NDArray[np.int64
         target=torch.full_like(score, target, dtype=torch.int64),
         q_tasks=q_tasks,
     )
-    weight = rule.weigh(score, context)
+    weight = rule.weight(score, context)
     pairs = zip(episodes.tolist(), weight.tensor_split(ends), scores.q.tensor_split(ends), strict=True)
     return [RoutedEpisode(episode=episode, weight=float(w.mean()), q=float(q.mean())) for episode, w, q in pairs]
 
@@ -200,24 +202,30 @@ def _score(policy: CEMPolicy, replay: Replay, numbers: NDArray[np.int64], target
         action = torch.from_numpy(np.stack([frame.action for frame in stored]))
         frames = np.stack([codec.decode(frame.picture) for frame in stored])
         parts.append(_score_frames(policy, frames, torch.from_numpy(gripper), action, target))
-    columns = {name: [part[name] for part in parts] for name in parts[0]}
-    return Scores(**{name: torch.cat(column) for name, column in columns.items()})
+    return Scores.concatenate(parts)
 
 
-def _score_frames(
-    policy: CEMPolicy, frames: NDArray[np.uint8], gripper: Tensor, action: Tensor, target: int
-) -> dict[str, Tensor]:
-    """What the rule needs of Scores."""
+def _score_frames(policy: CEMPolicy, frames: NDArray[np.uint8], gripper: Tensor, action: Tensor, target: int) -> Scores:
+    """The scores that the rule needs."""
     network, tasks = policy.network, torch.full((len(action),), target)
     image = crop(torch.from_numpy(frames).permute(0, 3, 1, 2), network.config.image_size)
     features = network.encode(image, gripper)
     unseen = sample_uniform((len(action), UNSEEN), bounds(action.device), torch.Generator().manual_seed(0))
     logits = network.score(features, gripper, torch.cat([action[:, None], unseen], 1), tasks).float()
-    found = {"q": logits[:, 0].sigmoid(), "q_policy": q_of_policy(logits[:, 1:])}
-    if RULES[policy.about["sharing"]["rule"]].needs == "q_tasks":
-        trained = tuple(TASKS[name].index for name in policy.about["trained_tasks"])
-        found["q_tasks"] = q_of_tasks(network, features, gripper, action, trained)
-    return found
+    scorer = ImageScorer(
+        network=network,
+        image=image,
+        features=features,
+        gripper=gripper,
+        action=action,
+        task_index=tasks,
+        tasks=tuple(TASKS[name].index for name in policy.about["trained_tasks"]),
+        logits=logits,
+    )
+    rule = dataclasses.replace(RULES[policy.about["sharing"]["rule"]], snapshot=False)  # by the Q-function that acts
+    (scores,) = scores_for([rule], scorer)
+    assert scores is not None
+    return scores
 
 
 def area_under_roc(high: NDArray[np.float64], low: NDArray[np.float64]) -> float:

@@ -1,7 +1,8 @@
 """`python -m eval.tables FILE...`: results of several runs as Markdown, beside those of the CDS paper.
 
-FILE: eval.json of evaluations in the pick-place world (table 4), or returns.json of CQL on walker2d (tables 2 and 3,
-and the returns of the clone of what each rule leaves).
+FILE: eval.json of evaluations in the pick-place world (table 4), or returns.json of offline algorithms on a state
+benchmark (tables 1 to 3, and the returns of the behaviour policy of each rule's effective data). Files of different
+benchmarks, datasets, budgets or settings are refused side by side.
 Over several seeds: mean and 95% interval by Student's t; one seed of pictures: Wilson's interval of its episodes.
 """
 
@@ -9,42 +10,34 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
-from eval.rollout import wilson
+from eval import paper
+from eval.intervals import t_interval, wilson
+from sim.benchmarks.table import benchmark_by_name
 from sim.files import read_json
-from sim.locomotion import BODIES
 from sim.options import Parser, changed, run_command
 from sim.tasks import TASK_NAMES
 
-Cell = tuple[float, float]  # value, half of its 95% interval
-PAPER_VISION: dict[str, tuple[float, ...]] = {  # CDS, table 4: success in percent, by task and then the average
-    "cds": (53.1, 74.0, 71.8, 83.4, 61.4, 65.5, 83.8, 81.0, 85.8, 87.8, 74.8),
-    "hipi": (48.3, 64.4, 71.0, 79.0, 62.6, 67.8, 78.8, 77.2, 83.6, 78.0, 71.1),
-    "skill": (32.1, 55.9, 68.8, 68.2, 41.5, 50.8, 66.0, 80.8, 78.4, 80.8, 62.3),
-    "all": (41.8, 60.1, 70.0, 72.5, 58.5, 57.7, 75.2, 70.8, 78.7, 79.2, 66.4),
-    "none": (20.0, 49.7, 60.9, 68.4, 39.1, 49.1, 69.4, 80.3, 86.1, 85.0, 60.8),
-}
 # Of comparable evaluations; either of the two sums tells the dataset.
 SAME = ("steps", "episodes_sha256", "manifest_sha256", "episodes", "seed", "randomise", "split", "renderer")
-PAPER_RETURNS: dict[str, tuple[Cell, ...]] = {  # table 3, walker2d: by task and then the average
-    "cds": ((1057.9, 121.6), (564.8, 47.7), (1418.2, 138.4), (1013.6, 71.5)),
-    "cds-basic": ((968.6, 188.6), (594.5, 22.7), (1501.8, 115.1), (1021.6, 76.9)),
-    "hipi": ((695.5, 61.9), (626.0, 48.0), (1603.7, 146.8), (975.1, 45.1)),
-    "all": ((701.4, 47.0), (756.7, 76.7), (885.1, 152.9), (781.0, 100.8)),
-    "none": ((590.1, 48.6), (614.7, 87.3), (1575.2, 70.9), (926.6, 37.7)),
-}
-PAPER_DIVERGENCE: dict[str, tuple[float, ...]] = {  # table 2
-    "cds": (1.49, 6.09, 2.91),
-    "cds-basic": (14.31, 8.26, 13.25),
-    "all": (7.76, 12.2, 27.5),
-    "none": (1.49, 1.91, 3.12),
-}
+# Of comparable results of states: an average over other updates, data or settings would mean nothing.
+SAME_STATES = ("benchmark", "metric", "algorithm", "recipe", "dataset_digest", "updates", "episodes", "evaluation_seed")
+FREE_OPTIONS = (
+    "data",
+    "out",
+    "rules",
+    "seeds",
+    "workers",
+    "steps",
+    "log_every",
+    "checkpoint_every",
+    "updates_per_step",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,19 +51,10 @@ def tables(files: Sequence[Path]) -> str:
     """Markdown of all files, which are of one kind."""
     found = [read_json(path) for path in files]
     if all("members" in each for each in found):
-        return "\n\n".join(_states([row for each in found for row in each["members"]]))
+        return "\n\n".join(_states(files, found))
     if all("results" in each for each in found):
         return _pictures(found)
-    raise ValueError("the files are eval.json of evaluations, or returns.json of CQL on states, not both or others")
-
-
-def t_interval(values: Sequence[float]) -> Cell:
-    """The mean of independent values and half of its 95% interval (Student's t); nan for a single one."""
-    array = np.asarray(values, float)
-    if len(array) < 2:
-        return float(array.mean()), float("nan")
-    error = array.std(ddof=1) / np.sqrt(len(array))
-    return float(array.mean()), float(student.ppf(0.975, len(array) - 1) * error)
+    raise ValueError("the files are eval.json of evaluations, or returns.json of state benchmarks, not both or others")
 
 
 def _pictures(found: list[dict[str, Any]]) -> str:
@@ -79,7 +63,7 @@ def _pictures(found: list[dict[str, Any]]) -> str:
     for each in found:
         mine = (row for row in each["results"] if row["policy"] == "checkpoint")
         runs[each["sharing"]["rule"]].append({row["task"]: (row["successes"], row["episodes"]) for row in mine})
-    rules = _in_order(runs, PAPER_VISION)
+    rules = _in_order(runs, paper.VISION)
     if missing := [task for each in runs.values() for run in each for task in TASK_NAMES if task not in run]:
         raise ValueError(f"an evaluation lacks {missing[0]}: the table is of the trained policy on all ten tasks")
 
@@ -94,8 +78,8 @@ def _pictures(found: list[dict[str, Any]]) -> str:
 
     rows = []
     for k, (name, tasks) in enumerate([*((task, [task]) for task in TASK_NAMES), ("average", TASK_NAMES)]):
-        paper = [f"{PAPER_VISION[rule][k]:.1f}" if rule in PAPER_VISION else "-" for rule in rules]
-        rows.append([name, *(cell(rule, tasks) for rule in rules), *paper])
+        published = [f"{paper.VISION[rule][k]:.1f}" if rule in paper.VISION else "-" for rule in rules]
+        rows.append([name, *(cell(rule, tasks) for rule in rules), *published])
     return markdown(["success, %", *rules, *(f"paper: {rule}" for rule in rules)], rows)
 
 
@@ -116,52 +100,70 @@ def _comparable(found: list[dict[str, Any]]) -> None:
             raise ValueError(f"{name}: another run of rule {rule} had other options: {differs}")
 
 
-def _states(members: list[dict[str, Any]]) -> list[str]:
-    tasks = BODIES["walker2d"].task_names
+def _comparable_states(files: Sequence[Path], found: list[dict[str, Any]]) -> None:
+    """ValueError where results differ in more than rule and seed."""
+    for path, each in zip(files, found, strict=True):
+        if lacking := [key for key in SAME_STATES if key not in each]:
+            raise ValueError(f"{path}: does not name its {lacking[0]}: of an earlier version, not comparable")
+        if differs := changed(*({key: one[key] for key in SAME_STATES} for one in (found[0], each))):
+            raise ValueError(f"{path}: not comparable with {files[0]}: {differs}")
+        if differs := changed(found[0]["config"], each["config"], FREE_OPTIONS):
+            raise ValueError(f"{path}: not comparable with {files[0]}: {differs}")
+
+
+def _states(files: Sequence[Path], found: list[dict[str, Any]]) -> list[str]:
+    _comparable_states(files, found)
+    benchmark = benchmark_by_name(found[0]["benchmark"])
     of_rule: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for member in members:
+    for member in (row for each in found for row in each["members"]):
         of_rule[member["rule"]].append(member)
-        if missing := [task for task in tasks if task not in member["returns"]]:
-            raise ValueError(f"{member['rule']}, seed {member['seed']}: lacks {missing[0]}")
+        if member["returns"].keys() != found[0]["members"][0]["returns"].keys():
+            raise ValueError(f"{member['rule']}, seed {member['seed']}: played other tasks than the first member")
+    tasks = [task for task in benchmark.task_names if task in found[0]["members"][0]["returns"]]
     for rule, mine in of_rule.items():
         if len({member["seed"] for member in mine}) < len(mine):
             raise ValueError(f"a seed of {rule} comes twice: its members would not be independent")
-    rules = _in_order(of_rule, PAPER_RETURNS)
+    known = paper.STATES.get((benchmark.name, found[0]["recipe"])) if tasks == list(benchmark.task_names) else None
+    rules = _in_order(of_rule, known.returns if known else ())
 
-    def seeds(rule: str, key: str, reduce: Callable[[Any], float]) -> list[list[float]]:
-        """[task and their average][seed]"""
-        each = [[reduce(member[key][task]) for member in of_rule[rule]] for task in tasks]
-        return [*each, np.mean(each, axis=0).tolist()]
+    def table(head: str, key: str, digits: int, cells: dict[str, list[str]] | None = None, scale: float = 1) -> str:
+        """By task and their average: mean over the seeds of each rule, and its interval; then `cells` of the paper."""
+        rows = []
+        for k, name in enumerate([*tasks, "average"]):
+            ours = []
+            for rule in rules:
+                each = [[scale * np.mean(member[key][task]) for member in of_rule[rule]] for task in tasks]
+                mean, half = t_interval([*each, np.mean(each, axis=0).tolist()][k])
+                ours.append(_number(mean, half, digits))
+            rows.append([name, *ours, *(cells[rule][k] for rule in rules if cells)])
+        return markdown([head, *rules, *(f"paper: {rule}" for rule in rules if cells)], rows)
 
-    def rows(
-        key: str, reduce: Callable[[Any], float], digits: int, paper: Callable[[str, int], str] | None = None
-    ) -> list[list[str]]:
-        ours = {rule: [t_interval(values) for values in seeds(rule, key, reduce)] for rule in rules}
-
-        def cell(mean: float, half: float) -> str:
-            return f"{mean:.{digits}f}" + ("" if np.isnan(half) else f" ± {half:.{digits}f}")
-
-        return [
-            [name, *(cell(*ours[rule][k]) for rule in rules), *(paper(rule, k) for rule in rules if paper)]
-            for k, name in enumerate([*tasks, "average"])
-        ]
-
-    def returned(rule: str, k: int) -> str:
-        known = PAPER_RETURNS.get(rule)
-        return f"{known[k][0]:.1f} ± {known[k][1]:.1f}" if known else "-"
-
-    def apart(rule: str, k: int) -> str:
-        known = PAPER_DIVERGENCE.get(rule)
-        return f"{[*known, np.mean(known)][k]:.2f}" if known else "-"
-
-    papers = [f"paper: {rule}" for rule in rules]
-    mean: Any = np.mean
-    out = [markdown(["return", *rules, *papers], rows("returns", mean, 1, returned))]
+    blank = {rule: ["-"] * (len(tasks) + 1) for rule in rules}
+    returns = (
+        {rule: [_number(mean, half, 1) for mean, half in cells] for rule, cells in known.returns.items()}
+        if known
+        else {}
+    )
+    apart = {
+        rule: [f"{value:.2f}" for value in (*values, float(np.mean(values)))]
+        for rule, values in (known.divergence if known else {}).items()
+    }
+    head = f"{benchmark.name} {found[0]['recipe']}, {found[0]['algorithm']}, {found[0]['updates']} updates"
+    out = [head]
+    if benchmark.metric == "success":
+        out.append(table("success, %", "success", 1, scale=100))
+    else:
+        out.append(table("return", "returns", 1, blank | returns if returns else None))
+    members = [member for mine in of_rule.values() for member in mine]
     if all("divergence" in member for member in members):
-        out.append(markdown(["KL", *rules, *papers], rows("divergence", float, 2, apart)))
-    if all("cloned" in member for member in members):
-        out.append(markdown(["return of the clone", *rules], rows("cloned", mean, 1)))
+        out.append(table("KL", "divergence", 2, blank | apart if apart else None))
+    if all("behaviour_returns" in member for member in members):
+        out.append(table("return of the effective behaviour policy", "behaviour_returns", 1))
     return out
+
+
+def _number(mean: float, half: float, digits: int) -> str:
+    return f"{mean:.{digits}f}" + ("" if np.isnan(half) else f" ± {half:.{digits}f}")
 
 
 def _in_order(found: Iterable[str], paper: Iterable[str]) -> list[str]:

@@ -108,15 +108,16 @@ def load_finite(module: nn.Module, weights: dict[str, Tensor], path: Source) -> 
     check_finite(module, path)
 
 
-def check_finite(module: nn.Module, path: Source) -> None:
-    """CheckpointError where a weight that was loaded from there is not finite."""
-    if key := first_not_finite(module):
+def check_finite(module: nn.Module, path: Source, besides: tuple[str, ...] = ()) -> None:
+    """CheckpointError where a weight that was loaded from there is not finite; keys that begin with `besides` may."""
+    if key := first_not_finite(module, besides):
         raise CheckpointError(f"{path}: its training diverged: weight {key} is NaN or infinite")
 
 
-def first_not_finite(module: nn.Module) -> str:
+def first_not_finite(module: nn.Module, besides: tuple[str, ...] = ()) -> str:
     """The name of a parameter or buffer that holds NaN or infinity; '' for none."""
-    return next((key for key, value in module.state_dict().items() if not value.isfinite().all()), "")
+    weights = ((key, value) for key, value in module.state_dict().items() if not key.startswith(besides))
+    return next((key for key, value in weights if not value.isfinite().all()), "")
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], path: Source) -> None:

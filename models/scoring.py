@@ -1,6 +1,11 @@
-"""Q-values by which sharing rules judge stored actions, beside that of the action for its target task."""
+"""The scorer that a Q-network of images offers its sharing rules (data/scoring.py).
+
+Shapes: `B` transitions, `K` unseen actions, `N` tasks.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,3 +28,31 @@ def q_of_tasks(network: QNetwork, features: Tensor, gripper: Tensor, action: Ten
     network.train(training)
     q = torch.full((len(action), network.config.num_tasks), -torch.inf, dtype=torch.float32, device=action.device)
     return q.index_copy(1, index, logits.float().sigmoid())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageScorer:
+    """Q-values of one batch: `logits` [B, 1 + K] of the data's and of unseen actions, by `network`, from its `features`
+    of `image`. `tasks`: those that are trained."""
+
+    network: QNetwork
+    image: Tensor
+    features: Tensor
+    gripper: Tensor
+    action: Tensor
+    task_index: Tensor
+    tasks: tuple[int, ...]
+    logits: Tensor
+
+    def q(self) -> Tensor:
+        return self.logits[:, 0].sigmoid()
+
+    def q_policy(self) -> Tensor:
+        return q_of_policy(self.logits[:, 1:])
+
+    def q_tasks(self) -> Tensor:
+        return q_of_tasks(self.network, self.features, self.gripper, self.action, self.tasks)
+
+    def q_by(self, snapshot: QNetwork) -> Tensor:
+        q: Tensor = snapshot(self.image, self.gripper, self.action, self.task_index)
+        return q.float().sigmoid()

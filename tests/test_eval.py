@@ -22,11 +22,12 @@ from data.locks import lock_file
 from data.replay import Replay
 from eval.__main__ import EvalConfig, averages, data_success, evaluate
 from eval.export import main as export_main
+from eval.intervals import wilson
 from eval.perception import PerceptionConfig, perceive
 from eval.perception import main as perception_main
 from eval.played import PLAYED
 from eval.policy import CEMPolicy, EpsilonGreedy, Policy
-from eval.rollout import EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise, wilson
+from eval.rollout import EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise
 from models.checkpoint import CheckpointError, read_checkpoint
 from models.small_network import Sight, SmallQNetwork
 from sim.actions import BOUNDS

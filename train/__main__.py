@@ -1,27 +1,51 @@
 """`python -m train --preset demo [--option value ...]`: train a vision Q-network with data sharing.
 
-`python -m train qtopt-online --task lift-can` collects as it learns; `python -m train sac` and `cql` learn from states
-(docs/sharing.md)."""
+`python -m train qtopt-online --task lift-can` collects as it learns; `python -m train cql` and `bc` learn from states
+offline, `sac` online (docs/sharing.md)."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import functools
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from sim.options import Parser, add_options, check_choice, from_options, run_command
 from train.qtopt_config import PRESETS, QTOptConfig
 
-COMMANDS = {"qtopt-online": "qtopt_online", "sac": "sac", "cql": "cql_run"}  # modules with a `main` of their own
+
+def _online(arguments: list[str]) -> None:
+    from train.qtopt_online import main
+
+    main(arguments)
+
+
+def _sac(arguments: list[str]) -> None:
+    from train.sac import main
+
+    main(arguments)
+
+
+def _offline(name: str, arguments: list[str]) -> None:
+    from train.state_run import main
+
+    main(name, arguments)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "qtopt-online": _online,
+    "sac": _sac,
+    "cql": functools.partial(_offline, "cql"),
+    "bc": functools.partial(_offline, "bc"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in COMMANDS:
-        module = importlib.import_module(f"train.{COMMANDS[arguments[0]]}")
-        return run_command(lambda: module.main(arguments[1:]))
+        return run_command(lambda: COMMANDS[arguments[0]](arguments[1:]))
     return run_command(lambda: _train(arguments))
 
 

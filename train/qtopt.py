@@ -20,7 +20,7 @@ from data.batches import Batch
 from data.distributed import joint_share
 from data.replay import Replay
 from data.router import Router, move_scores
-from data.sharing import Scores
+from data.scoring import scores_for
 from models.acting import best_action, crop, crop_corner, in_crop
 from models.augment import photometric
 from models.cem import sample_uniform
@@ -36,7 +36,7 @@ from models.losses import (
 )
 from models.networks import build_network
 from models.qnetwork import QNetwork, bounds
-from models.scoring import q_of_policy, q_of_tasks
+from models.scoring import ImageScorer
 from models.small_network import Sight, SmallQNetwork
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES, TASKS
@@ -133,17 +133,19 @@ class QTOpt(lightning.LightningModule):
         """The weights [B], by what the network makes of the image and from the logits [B, 1 + K] of the data's and of
         unseen actions, where these will do."""
         chance = torch.Generator().manual_seed(derive_seed(self.config.seed, self.global_step, Chance.ROUTING))
-        q = logits[:, 0].sigmoid()
-        if self.snapshot is not None:
-            if self.global_step < self.config.refresh_steps:  # no Q-function to share by yet
-                return (~batch.is_shared).float()
-            q = self.snapshot(image, batch.gripper, batch.action, batch.task_index).float().sigmoid()
-        needs = self.router.rule.needs
-        q_policy = q_of_policy(logits[:, 1:]) if needs == "q_policy" else None
-        q_tasks = None
-        if needs == "q_tasks":
-            q_tasks = q_of_tasks(network, features, batch.gripper, batch.action, self._tasks)
-        return self.router.weigh(batch, Scores(q=q, q_policy=q_policy, q_tasks=q_tasks), chance)
+        scorer = ImageScorer(
+            network=network,
+            image=image,
+            features=features,
+            gripper=batch.gripper,
+            action=batch.action,
+            task_index=batch.task_index,
+            tasks=self._tasks,
+            logits=logits,
+        )
+        taken = self.global_step >= self.config.refresh_steps
+        (scores,) = scores_for([self.router.rule], scorer, self.snapshot if taken else None)
+        return self.router.weigh(batch, scores, chance)
 
     def step_seed(self, use: Chance) -> int:
         """A number for one of a step's uses of chance, from (seed, process, step) alone."""

@@ -149,7 +149,7 @@ class QTOptConfig:
             rule=self.rule,
             percentile=self.percentile,
             temperature=self.temperature,
-            own_part=self.own_part,
+            weigh_own_probability=self.own_part,
             granularity=self.granularity,
         )
 

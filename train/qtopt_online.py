@@ -23,8 +23,9 @@ from data.locks import lock_file
 from data.manifest import merge
 from data.plan import CollectConfig
 from data.shards import successes
+from eval.intervals import wilson
 from eval.policy import CEMPolicy, exploring
-from eval.rollout import episode_jobs, rollout, wilson
+from eval.rollout import episode_jobs, rollout
 from models.checkpoint import CheckpointError, CheckpointFile
 from sim.files import is_nonempty, read_json, remove_temporaries, write_atomic
 from sim.options import (

@@ -1,1 +1,1 @@
-"""The benchmarks of states: records, pure rewards, and environments that import their simulator when they are made."""
+"""State benchmarks: records of tasks with pure reward functions; environments import their simulator late."""

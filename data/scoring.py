@@ -1,0 +1,52 @@
+"""Scores for sharing rules: a learner offers a `Scorer` of a batch, and each rule is given what it needs of it.
+
+Shapes: `B` transitions of a batch, `N` tasks; members trained side by side may lead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from data.sharing import Scores, SharingRule
+
+
+class Scorer(Protocol):
+    """Q-values of one batch's transitions (s, a) for target tasks i, without gradients. Only those that a rule needs
+    are asked for."""
+
+    def q(self) -> Tensor:
+        """Q(s, a, i), [..., B]."""
+        ...
+
+    def q_policy(self) -> Tensor:
+        """Mean of Q(s, a', i) over actions a' of the learned policy, [..., B]."""
+        ...
+
+    def q_tasks(self) -> Tensor:
+        """Q(s, a, n) of every task n, [..., B, N]; -inf for one that is not trained."""
+        ...
+
+    def q_by(self, snapshot: Any) -> Tensor:
+        """Q(s, a, i) by an earlier Q-function, [..., B]."""
+        ...
+
+
+def scores_for(rules: Sequence[SharingRule], scorer: Scorer | None, snapshot: Any = None) -> list[Scores | None]:
+    """The scores of each rule; each kind is computed once. A rule that shares by a snapshot of the Q-function is scored
+    by `snapshot`. None: there is no Q-function to share by (yet)."""
+    if scorer is None or not any(rule.uses_q for rule in rules):
+        return [None] * len(rules)
+    needs = {rule.needs for rule in rules}
+    scores = Scores(
+        q=scorer.q(),
+        q_policy=scorer.q_policy() if "q_policy" in needs else None,
+        q_tasks=scorer.q_tasks() if "q_tasks" in needs else None,
+    )
+    earlier = None
+    if snapshot is not None and any(rule.snapshot for rule in rules):
+        earlier = replace(scores, q=scorer.q_by(snapshot))
+    return [earlier if rule.snapshot else scores for rule in rules]

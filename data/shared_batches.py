@@ -1,0 +1,144 @@
+"""Shared batches of states: relabelled, weighted transitions for several members, each a sharing rule and a seed. An
+offline algorithm holds one.
+
+Shapes: `E` members, `B` transitions of all target tasks, `N` tasks.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data.router import Router, RouterConfig
+from data.scoring import Scorer, scores_for
+from data.sharing import RULES
+from data.state_batches import StateBatch, StateSampler
+from data.transitions import TransitionDataset
+from sim.options import check_choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharingConfig:
+    """`routers`: of each rule, in the order of the members: each rule has one member per seed. `tasks`: names of those
+    to train, none: those the dataset has transitions of. `snapshot_every`: updates between snapshots of the Q-function,
+    for rules that share by one."""
+
+    routers: tuple[RouterConfig, ...]
+    seeds: int
+    tasks: tuple[str, ...] = ()
+    per_task: int = 128
+    shared_fraction: float = 0.5
+    candidates_per_shared: int = 1
+    snapshot_every: int = 10_000
+
+
+class SharedBatches(nn.Module):
+    """Samplers and routers of all members. The routers' running statistics are buffers, so they travel with the
+    checkpoint."""
+
+    def __init__(self, dataset: TransitionDataset, config: SharingConfig, q_function: nn.Module | None = None) -> None:
+        """`q_function`: by whose copies a rule shares that asks for a snapshot; without one no rule may need Q-values.
+        ValueError with the nearest name for a task that does not exist."""
+        super().__init__()
+        benchmark = dataset.benchmark
+        self.config, self._dataset, self.task_names = config, dataset, benchmark.task_names
+        for name in config.tasks:
+            check_choice("task", name, benchmark.task_names)
+        present = np.unique(dataset.columns["task"]).tolist()
+        self.tasks = tuple(
+            k for k, name in enumerate(benchmark.task_names) if (name in config.tasks if config.tasks else k in present)
+        )
+        self.rules = [RULES[router.rule] for router in config.routers]
+        if q_function is None and (asking := [rule.name for rule in self.rules if rule.uses_q]):
+            raise ValueError(f"rule {asking[0]} weighs by Q-values, and this algorithm learns none")
+        episodes = int(dataset.episode[-1]) + 1
+        self.routers = nn.ModuleList(
+            Router(router, len(benchmark.tasks), config.seeds, episodes) for router in config.routers
+        )
+        by_snapshot = any(rule.snapshot for rule in self.rules)
+        self.snapshot = copy.deepcopy(q_function).requires_grad_(False) if by_snapshot and q_function else None
+        self._samplers: list[StateSampler] = []
+
+    def start(self, device: torch.device | str) -> None:
+        """Move the transitions and the routers to the device."""
+        self.to(device)
+        config, skills = self.config, self._dataset.benchmark.skills
+        self._samplers = [
+            StateSampler(
+                self._dataset,
+                rule.sources(skills),
+                self.tasks,
+                config.per_task,
+                config.shared_fraction,
+                rule.reward,
+                config.candidates_per_shared,
+                device,
+            )
+            for rule in self.rules
+        ]
+
+    @property
+    def members(self) -> int:
+        return len(self.rules) * self.config.seeds
+
+    def sample(self, generator: torch.Generator) -> StateBatch:
+        """Independent batches of all members, [E, B, ...]."""
+        return StateBatch.concatenate([sampler.sample(self.config.seeds, generator) for sampler in self._samplers])
+
+    @torch.no_grad()
+    def weigh(self, batch: StateBatch, scorer: Scorer | None, updates: int, generator: torch.Generator) -> Tensor:
+        """Weights of a batch, [E, B]. `updates` done so far: until the first snapshot is taken, a rule that shares by
+        one shares nothing."""
+        taken = self.snapshot is not None and updates >= self.config.snapshot_every
+        scores = scores_for(self.rules, scorer, self.snapshot if taken else None)
+        weights = []
+        for (router, members), known in zip(self._parts(), scores, strict=True):
+            mine = None if known is None else known.of_members(members)
+            weights.append(router.weigh(batch.of_members(members), mine, generator))
+        return torch.cat(weights)
+
+    @torch.no_grad()
+    def resample(
+        self, batch: StateBatch, scorer: Scorer | None, updates: int, generator: torch.Generator
+    ) -> tuple[StateBatch, Tensor]:
+        """The own transitions and one of every `candidates_per_shared` shared ones, drawn by weight; and the weights
+        [E, B] they count with."""
+        weight = self.weigh(batch, scorer, updates, generator)
+        resampled = [
+            router.resample(batch.of_members(members), weight[members], self.config.candidates_per_shared, generator)
+            for router, members in self._parts()
+        ]
+        index, weight = (torch.cat(column) for column in zip(*resampled, strict=True))
+        return batch.select(index), weight
+
+    def after_update(self, q_function: nn.Module, updates: int) -> None:
+        """Take a snapshot of the Q-function, when it is time after so many `updates`."""
+        if self.snapshot is not None and updates % self.config.snapshot_every == 0:
+            self.snapshot.load_state_dict(q_function.state_dict())
+            for router, _ in self._parts():
+                if router.rule.snapshot:
+                    router.forget()
+
+    def report(self) -> list[dict[str, Any]]:
+        """Each member's routing report (data.router.Router.report), with the names of the tasks."""
+        num_tasks, seeds = len(self.task_names), self.config.seeds
+        own = np.bincount(self._dataset.columns["task"], minlength=num_tasks)
+        steps = np.stack([np.tile(own, (num_tasks, 1)), np.zeros((num_tasks, num_tasks), np.int64)])
+        return [
+            {**router.report(steps, seed), "tasks": self.task_names}
+            for router, _ in self._parts()
+            for seed in range(seeds)
+        ]
+
+    def _parts(self) -> Iterator[tuple[Router, slice]]:
+        """Each rule's router and its members."""
+        seeds = self.config.seeds
+        for k, router in enumerate(self.routers):
+            assert isinstance(router, Router)
+            yield router, slice(k * seeds, (k + 1) * seeds)

@@ -1,0 +1,44 @@
+"""Tanh-squashed Gaussians as pure functions (SAC, arXiv:1801.01290, app. C).
+
+Shapes: `E` members, `B` states, `K` actions of each, `A` action dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Gaussian = tuple[Tensor, Tensor]  # mean and standard deviation before the tanh, [..., A] each
+
+
+def sample_with_log_prob(gaussian: Gaussian, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """`count` reparameterised actions of each state and their log-densities: [E, B, K, A], [E, B, K]."""
+    mean, std = gaussian
+    noise = torch.randn((*mean.shape[:2], count, mean.shape[2]), generator=generator, device=mean.device)
+    before = mean[:, :, None] + std[:, :, None] * noise
+    normal = -0.5 * noise.square() - std.log()[:, :, None] - 0.5 * math.log(2 * math.pi)
+    return before.tanh(), (normal - log_tanh_derivative(before)).sum(-1)
+
+
+def log_prob(gaussian: Gaussian, action: Tensor) -> Tensor:
+    """Log-density of actions [E, B, A] in [-1, 1]: [E, B]."""
+    mean, std = gaussian
+    before = action.clamp(-1 + 1e-6, 1 - 1e-6).atanh()
+    normal = -0.5 * ((before - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
+    return (normal - log_tanh_derivative(before)).sum(-1)
+
+
+def gaussian_kl(p: Gaussian, q: Gaussian) -> Tensor:
+    """KL(p || q) of diagonal Gaussians, [...]; the tanh, being invertible, leaves it as it is.
+
+    sum_a log s_q / s_p + (s_p^2 + (m_p - m_q)^2) / (2 s_q^2) - 1/2"""
+    (mean, std), (other_mean, other_std) = p, q
+    return ((other_std / std).log() + (std**2 + (mean - other_mean) ** 2) / (2 * other_std**2) - 0.5).sum(-1)
+
+
+def log_tanh_derivative(before: Tensor) -> Tensor:
+    """log d tanh(x) / dx = log(1 - tanh(x)^2), without loss of precision where tanh is near 1."""
+    return 2 * (math.log(2) - before - F.softplus(-2 * before))

@@ -1,0 +1,39 @@
+"""Published settings of each state benchmark, one row each: `sharing` for every algorithm, then those of one algorithm.
+
+CDS, app. C.1: the clip of the adaptive temperature, whether own transitions are weighed too, CQL's weight beta. A row
+is chosen by the benchmark that the dataset names; options of the command line win over it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from sim.options import check_choice
+
+INF = float("inf")
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "walker2d": {
+        "sharing": {"sharing_temperature_clip": (5.0, INF), "weigh_own_probability": 0.5},
+        "cql": {"conservative_weight": 1.0, "critic_lr": 3e-4, "actor_lr": 1e-4},
+    },
+    "halfcheetah": {
+        "sharing": {"sharing_temperature_clip": (10.0, INF), "weigh_own_probability": 0.5},
+        "cql": {"conservative_weight": 1.0, "critic_lr": 3e-4, "actor_lr": 1e-4},
+        "sac": {"update_every": 4},
+    },
+    "ant": {
+        "sharing": {"sharing_temperature_clip": (10.0, 25.0), "weigh_own_probability": 0.5},
+        "cql": {"conservative_weight": 5.0, "critic_lr": 3e-4, "actor_lr": 1e-4},
+        "sac": {"update_every": 4},
+    },
+}
+
+
+def preset_for(algorithm: str, benchmark: str, config: type) -> dict[str, Any]:
+    """Options of the configuration class that the benchmark's row sets. ValueError for a benchmark without a row: its
+    settings would be another's, silently."""
+    row = PRESETS[check_choice("preset of benchmark", benchmark, tuple(PRESETS))]
+    options = {**row.get("sharing", {}), **row.get(algorithm, {})}
+    names = {field.name for field in dataclasses.fields(config)}
+    return {name: value for name, value in options.items() if name in names}

@@ -1,0 +1,116 @@
+"""Options that every offline algorithm of states has: data, sharing rules and seeds, batches, logging, evaluation."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from data.router import RouterConfig
+from data.shared_batches import SharingConfig
+from data.sharing import RULES
+from models.conditioning import CONDITIONERS
+from sim.options import check_choice, check_least, check_part, check_seed, option
+from train.precision import PRECISIONS
+from train.seeding import derive_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateConfig:
+    """Defaults are those of CDS on walker2d (app. C.1); train/presets.py has those of each benchmark."""
+
+    data: str = option("datasets/walker2d-published.h5", "file of transitions; its benchmark chooses the preset")
+    out: str = option("runs/walker2d", "folder of the run: checkpoints, logs, config, policies, results")
+    rules: tuple[str, ...] = option(("cds",), f"sharing rules, trained side by side: {', '.join(RULES)}")
+    seeds: tuple[int, ...] = option((0,), "seeds of each rule, trained side by side")
+    tasks: tuple[str, ...] = option((), "tasks to train; default: those the dataset has transitions of")
+    steps: int = option(300_000, "updates")
+    updates_per_step: int = option(20, "updates in a step of Lightning, after which the run may stop")
+    per_task: int = option(128, "transitions of each task in a batch")
+    shared_fraction: float = option(0.5, "fraction of them from other tasks")
+    snapshot_every: int = option(10_000, "updates between snapshots of the Q-function (rule heuristic)")
+    candidates_per_shared: int = option(1, "candidates for each shared transition, of which the weights choose one")
+    hidden_sizes: tuple[int, ...] = option((256, 256, 256), "units of the hidden layers")
+    conditioning: str = option("one-hot", f"how networks are told the task: {', '.join(CONDITIONERS)}")
+    encoder: str = option("", "file of a pretrained encoder, for conditioning encoder")
+    normalise: bool = option(True, "observations, by mean and standard deviation over the dataset")
+    percentile: float = option(10.0, "k of CDS (eq. 6), percent from the top")
+    sharing_temperature: float = option(0.0, "tau of CDS; 0: adaptive, the clipped running mean of |Delta|")
+    sharing_temperature_clip: tuple[float, ...] = option((5.0, float("inf")), "bounds of the adaptive tau")
+    weigh_own_probability: float = option(0.5, "that a task's own transitions are weighed too, drawn for each update")
+    granularity: str = option("transition", "what is weighed: transition, episode")
+    log_every: int = option(100, "updates between values for TensorBoard")
+    checkpoint_every: int = option(10_000, "updates between checkpoints")
+    precision: str = option("auto", "of the middle layers: 32-true, bf16-mixed, or auto: what the hardware has")
+    divergence_steps: int = option(
+        3000, "to fit the effective behaviour policy at the end, for KL and its returns; 0: neither"
+    )
+    episodes: int = option(10, "evaluation episodes of each task at the end")
+    workers: int = option(len(os.sched_getaffinity(0)), "processes that evaluate")
+
+    def __post_init__(self) -> None:
+        for rule in self.rules:
+            check_choice("sharing rule", rule, tuple(RULES))
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("conditioning", self.conditioning, tuple(CONDITIONERS))
+        if (self.conditioning == "encoder") != bool(self.encoder):
+            raise ValueError(f"conditioning encoder and the option encoder go together, got {self.conditioning}")
+        for name in ("rules", "seeds", "hidden_sizes"):
+            values = getattr(self, name)
+            if not values:
+                raise ValueError(f"{name} is empty")
+            if name != "hidden_sizes" and len(set(values)) < len(values):
+                raise ValueError(f"{name} holds one twice: {values}")
+        if len(self.sharing_temperature_clip) != 2:
+            raise ValueError(f"sharing_temperature_clip is LOW,HIGH, got {self.sharing_temperature_clip}")
+        counts = ("steps", "updates_per_step", "per_task", "log_every", "checkpoint_every", "episodes", "workers")
+        check_least(self, 1, *counts, "candidates_per_shared", "snapshot_every")
+        check_least(self, 0, "divergence_steps")
+        check_seed(self, "seeds")
+        check_part(self, "shared_fraction")
+        num_shared = round(self.per_task * self.shared_fraction)
+        for rule in self.rules:
+            if RULES[rule].uses_q and num_shared == self.per_task:
+                raise ValueError(
+                    f"rule {rule} compares shared with own transitions: shared_fraction leaves none of those"
+                )
+        if self.candidates_per_shared > 1 and not all(RULES[rule].uses_q for rule in self.rules):
+            raise ValueError(f"candidates_per_shared needs rules that weigh by Q-values, got {', '.join(self.rules)}")
+        _ = self.sharing
+
+    @property
+    def members(self) -> tuple[tuple[str, int], ...]:
+        """(rule, seed) of each."""
+        return tuple((rule, seed) for rule in self.rules for seed in self.seeds)
+
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        return tuple(f"{rule}-{seed}" for rule, seed in self.members)
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run's random stream, shared by all members: another set of seeds changes every member's draws."""
+        return derive_seed(*self.seeds)
+
+    @property
+    def sharing(self) -> SharingConfig:
+        low, high = self.sharing_temperature_clip
+        return SharingConfig(
+            routers=tuple(
+                RouterConfig(
+                    rule=rule,
+                    percentile=self.percentile,
+                    temperature=self.sharing_temperature,
+                    tau_low=low,
+                    tau_high=high,
+                    weigh_own_probability=self.weigh_own_probability,
+                    granularity=self.granularity,
+                )
+                for rule in self.rules
+            ),
+            seeds=len(self.seeds),
+            tasks=self.tasks,
+            per_task=self.per_task,
+            shared_fraction=self.shared_fraction,
+            candidates_per_shared=self.candidates_per_shared,
+            snapshot_every=self.snapshot_every,
+        )

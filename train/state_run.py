@@ -1,0 +1,337 @@
+"""`python -m train cql --data datasets/walker2d-published.h5 --rules none,cds --seeds 0,1,2`: an offline algorithm with
+data sharing on a state benchmark.
+
+All rules and seeds train side by side. Settings that a benchmark has published come from the preset of the benchmark
+that the dataset names (train/presets.py); options win over it, and --print-config shows the result. Stopped anywhere,
+the same command goes on from the last checkpoint. At the end the run writes policy.pt, which `python -m eval.returns`
+plays, and returns.json: the returns of every member's deterministic policy, KL(pi || pi_beta_eff), and the returns of
+pi_beta_eff, the behaviour policy of its effective data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from data.shared_batches import SharedBatches
+from data.state_batches import StateBatch
+from data.transitions import TransitionDataset, read_benchmark, read_transitions
+from eval.returns import EVALUATION_SEED, Results, evaluate
+from models.checkpoint import CheckpointError, check_finite, load_weights, read_plain
+from models.conditioning import CONDITIONERS, Conditioner, Normaliser
+from models.policy_files import Member, PolicyFile, load_encoder, pack_policies
+from models.state_policies import StatePolicy
+from sim.files import write_atomic
+from sim.options import Parser, add_options, from_options
+from train.bc import BC, BCConfig
+from train.callbacks.checkpointing import SaveAtEnd, write_tensors
+from train.callbacks.progress import Progress, quiet_lightning
+from train.callbacks.router_report import Routing
+from train.cql import CQL, CQLConfig
+from train.divergence import divergence, fit_behaviour
+from train.finite import FiniteCheck, NotFiniteError, check_weights
+from train.launch import fit, join_launch
+from train.precision import resolve_precision
+from train.presets import preset_for
+from train.process_settings import prepare_process
+from train.run_dir import LAST, LOG, lock_run, open_run
+from train.state_config import StateConfig
+
+FORMAT = 5  # of the checkpoint
+POLICY, RETURNS = "policy.pt", "returns.json"
+FREE_TO_CHANGE = (
+    "out",
+    "data",  # bound by its content, not by where it lies
+    "encoder",
+    "steps",
+    "updates_per_step",
+    "log_every",
+    "checkpoint_every",
+    "episodes",
+    "workers",
+    "precision",
+    "divergence_steps",
+)
+
+
+class StateAlgorithm(Protocol):
+    """What a run asks of an algorithm, which is a module: its state_dict, networks and routers, is the checkpoint."""
+
+    config: Any
+    shared: SharedBatches
+    finite: FiniteCheck
+    updates: int  # done
+    optimizers: list[torch.optim.Optimizer]
+
+    def update(self) -> dict[str, Tensor]:
+        """One update of all members; values [E] to log."""
+        ...
+
+    def score(self, batch: StateBatch, generator: torch.Generator) -> Any:
+        """The Scorer of a batch, None where the algorithm learns no Q-function."""
+        ...
+
+    def policies(self) -> StatePolicy:
+        """The members' policies, for observations as the environment gives them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An algorithm, made of its configuration, the normalised dataset, the normaliser and the conditioner."""
+
+    make: Callable[[Any, TransitionDataset, Normaliser, Conditioner], Any]
+    config: type[StateConfig]
+
+
+ALGORITHMS: dict[str, Entry] = {"cql": Entry(CQL, CQLConfig), "bc": Entry(BC, BCConfig)}
+
+
+def main(name: str, arguments: list[str]) -> None:
+    kind = ALGORITHMS[name].config
+    first = Parser(add_help=False)
+    first.add_argument("--data", default=kind.__dataclass_fields__["data"].default)
+    data = Path(first.parse_known_args(arguments)[0].data)
+    preset = preset_for(name, read_benchmark(data).name, kind) if data.is_file() else {}
+    parser = Parser(prog=f"python -m train {name}", description=__doc__)
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
+    add_options(parser, kind, kind(**preset))
+    options = vars(parser.parse_args(arguments))
+    config = from_options(kind, options, **preset)
+    if options["print_config"]:
+        print(json.dumps({"algorithm": name, **dataclasses.asdict(config)}, indent=1))
+    else:
+        train(name, config)
+
+
+class StateRun(lightning.LightningModule):
+    """Runs the updates of an algorithm, several in a step of Lightning."""
+
+    def __init__(self, algorithm: Any, config: StateConfig) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.algorithm, self.config = algorithm, config
+
+    def training_step(self, batch: Any, number: int) -> None:
+        """`updates_per_step` updates, or as many as are left."""
+        for _ in range(min(self.config.updates_per_step, self.config.steps - self.algorithm.updates)):
+            values = self.algorithm.update()
+        for k, name in enumerate(self.config.member_names):
+            self.log_dict({f"{name}/{key}": value[k] for key, value in values.items()})
+        self.log("step", float(self.algorithm.updates))
+
+    def configure_optimizers(self) -> None:
+        """The algorithm steps its own."""
+
+    @property
+    def done_steps(self) -> int:
+        return int(self.algorithm.updates)
+
+    def routing(self) -> dict[str, dict[str, Any]]:
+        """Each member's routing report."""
+        return dict(zip(self.config.member_names, self.algorithm.shared.report(), strict=True))
+
+
+def train(name: str, config: StateConfig) -> Path:
+    """Train, or go on, until `config.steps`; the path of the results."""
+    dataset = read_transitions(config.data)
+    out = Path(config.out)
+    with lock_run(out):
+        resume = open_run(out, config, FREE_TO_CHANGE)
+        quiet_lightning()
+        prepare_process()
+        torch.manual_seed(config.seed)
+        algorithm = build(name, config, dataset)
+        algorithm.to(device := torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        algorithm.shared.start(device)
+        checkpoints = Checkpoints(name, algorithm, dataset.digest)
+        precision = config.precision
+        if resume is not None:
+            kept = checkpoints.restore(resume, config.data)
+            precision = kept if precision == "auto" else precision
+            done = algorithm.updates >= config.steps
+            print(f"{out}: {'trained to' if done else 'going on from'} update {algorithm.updates}")
+        if algorithm.updates < config.steps:
+            _fit(StateRun(algorithm, config), checkpoints, config, precision, resume is not None)
+        return _finish(name, config, algorithm, dataset, out)
+
+
+def build(name: str, config: StateConfig, dataset: TransitionDataset) -> Any:
+    """The algorithm, with a dataset that is normalised where the configuration says so."""
+    benchmark = dataset.benchmark
+    normaliser = Normaliser.identity(benchmark.observation_size)
+    if config.normalise:
+        mean, std = dataset.observation_statistics
+        normaliser, dataset = Normaliser(mean, std), dataset.normalise(mean, std)
+    if config.encoder:
+        conditioner: Conditioner = load_encoder(config.encoder, benchmark)
+    else:
+        sizes = len(config.members), benchmark.observation_size, len(benchmark.tasks)
+        conditioner = CONDITIONERS[config.conditioning](*sizes)
+    return ALGORITHMS[name].make(config, dataset, normaliser, conditioner)
+
+
+def _fit(run: StateRun, checkpoints: Checkpoints, config: StateConfig, precision: str, resumed: bool) -> None:
+    out, done = Path(config.out), run.done_steps
+    trainer = lightning.Trainer(
+        accelerator="auto",
+        devices=1,
+        max_epochs=1,
+        precision=resolve_precision(precision),  # type: ignore[arg-type]
+        plugins=[join_launch(1, 1)[0]],
+        default_root_dir=out,
+        logger=TensorBoardLogger(out, name="", version=LOG, purge_step=done + 1 if resumed else None),
+        log_every_n_steps=max(1, config.log_every // config.updates_per_step),
+        callbacks=[
+            Progress(config.steps),
+            SaveEvery(out / LAST, config.checkpoint_every, checkpoints.save),
+            SaveAtEnd(out / LAST, 1, checkpoints.save),
+            Routing(config.checkpoint_every),
+        ],
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    left = range(-(-(config.steps - done) // config.updates_per_step))
+    loader: Any = DataLoader(list(left), batch_size=None)  # type: ignore[arg-type]
+    rates = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(config) if field.name.endswith("lr")]
+    fit(trainer, run, loader, out, " or ".join(rates))
+
+
+class SaveEvery(Callback):
+    """Writes the checkpoint every so many updates."""
+
+    def __init__(self, path: Path, every: int, save: Callable[..., None]) -> None:
+        self._path, self._every, self._saved, self._save = path, every, 0, save
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self._saved = pl_module.done_steps
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *arguments: Any) -> None:
+        if pl_module.done_steps // self._every > self._saved // self._every:
+            self._save(trainer, pl_module, self._path)
+            self._saved = pl_module.done_steps
+
+
+class Checkpoints:
+    """All that a run goes on from: tensors and plain values, less than Lightning would write."""
+
+    def __init__(self, name: str, algorithm: Any, digest: str) -> None:
+        self._name, self._algorithm, self._digest = name, algorithm, digest
+
+    def save(self, trainer: lightning.Trainer, module: Any, path: Path) -> None:
+        """NotFiniteError where a weight is not finite."""
+        algorithm = self._algorithm
+        algorithm.finite.check()
+        networks = {name: child for name, child in algorithm.named_children() if name != "shared"}  # scores may be -inf
+        check_weights(algorithm.updates, **networks)
+        content = {
+            "format": FORMAT,
+            "algorithm": self._name,
+            "data": self._digest,
+            "updates": algorithm.updates,
+            "precision": trainer.precision,
+            "state_dict": algorithm.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in algorithm.optimizers],
+        }
+        write_tensors(path, content)
+
+    def restore(self, path: Path, data: str) -> str:
+        """Go on from it; its precision. CheckpointError where it is another run's."""
+        algorithm, found = self._algorithm, read_plain(path)
+        if not isinstance(found, dict) or found.get("format") not in (4, FORMAT):
+            raise CheckpointError(f"{path}: not a checkpoint of an offline algorithm on states, format {FORMAT}")
+        if found["format"] == 4:
+            found = _from_format_4(found)
+        if found["algorithm"] != self._name:
+            raise CheckpointError(f"{path}: a checkpoint of {found['algorithm']}, not of {self._name}")
+        if found["data"] != self._digest:
+            raise CheckpointError(f"{path}: learned from other data than {data} holds now")
+        load_weights(algorithm, found["state_dict"], path)
+        check_finite(algorithm, path, besides=("shared.",))
+        algorithm.updates = found["updates"]
+        for optimizer, state in zip(algorithm.optimizers, found["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        return str(found["precision"])
+
+
+FORMAT_4 = {  # prefixes of the weights' names, when CQL was the only algorithm
+    "mean": "normaliser.mean",
+    "std": "normaliser.std",
+    "policy.body": "policy.mlp",
+    "q.body": "q.mlp",
+    "target.body": "target.mlp",
+    "snapshot.body": "shared.snapshot.mlp",
+    "_routers": "shared.routers",
+}
+
+
+def _from_format_4(found: dict[str, Any]) -> dict[str, Any]:
+    def renamed(key: str) -> str:
+        return next((new + key.removeprefix(old) for old, new in FORMAT_4.items() if key.startswith(old)), key)
+
+    weights = {renamed(key): value for key, value in found["state_dict"].items()}
+    return {**found, "algorithm": "cql", "state_dict": weights}
+
+
+def _finish(name: str, config: StateConfig, algorithm: Any, dataset: TransitionDataset, out: Path) -> Path:
+    """Write the policies, play them, and write the results of every member."""
+    benchmark = dataset.benchmark
+    tasks = tuple(benchmark.task_names[k] for k in algorithm.shared.tasks)
+    metadata = {
+        "algorithm": name,
+        "updates": algorithm.updates,
+        "dataset_digest": dataset.digest,
+        "recipe": dataset.metadata.get("recipe", ""),
+        "config": dataclasses.asdict(config),
+    }
+    members = tuple(
+        Member(name=label, tasks=tasks, rule=rule, seed=seed)
+        for label, (rule, seed) in zip(config.member_names, config.members, strict=True)
+    )
+
+    def file_of(policy: StatePolicy) -> PolicyFile:
+        return PolicyFile(policy=policy.cpu(), benchmark=benchmark, members=members, metadata=metadata)
+
+    device = next(algorithm.parameters()).device
+    learned = file_of(algorithm.policies())
+    write_atomic(out / POLICY, pack_policies(learned))
+    try:
+        results = evaluate(learned, config.episodes, EVALUATION_SEED, config.workers)
+    except ValueError as error:
+        print(f"{out / POLICY}: trained, not evaluated: {error}; the same command evaluates it where that is")
+        return out / POLICY
+    print(results.table())
+    algorithm.to(device)
+    for row, report in zip(results.members, algorithm.shared.report(), strict=True):
+        row["routing"] = report
+    if config.divergence_steps:
+        try:
+            behaviour = fit_behaviour(algorithm, config.divergence_steps)
+        except NotFiniteError as error:
+            _write(out / RETURNS, results)
+            raise NotFiniteError(
+                f"{out}: the behaviour policy of the effective data: {error}; {out / RETURNS} has the returns"
+            ) from error
+        apart = divergence(algorithm.policies(), behaviour, dataset, algorithm.shared.tasks).tolist()
+        played = evaluate(file_of(behaviour), config.episodes, EVALUATION_SEED, config.workers)
+        for row, values, other in zip(results.members, apart, played.members, strict=True):
+            row["divergence"] = dict(zip(tasks, values, strict=True))
+            row["behaviour_returns"] = other["returns"]
+    _write(out / RETURNS, results)
+    print(f"{out / RETURNS}: {algorithm.updates} updates; beside the paper's: python -m eval.tables {out / RETURNS}")
+    return out / RETURNS
+
+
+def _write(path: Path, results: Results) -> None:
+    write_atomic(path, json.dumps(results.to_json(), indent=1).encode())
