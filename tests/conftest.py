@@ -14,7 +14,9 @@ from data.collect import collect
 from data.manifest import Manifest, write_manifest
 from data.plan import CollectConfig
 from data.shards import Episode, write_shard
+from data.transitions import TransitionDataset, tables
 from sim.actions import TERMINATE
+from sim.benchmarks.table import BENCHMARKS
 from sim.env import PickPlaceEnv
 from sim.policies import Observation
 from sim.state import STATE_SIZE, SceneState
@@ -170,3 +172,36 @@ def run(tiny_checkpoint, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(Path(tiny_checkpoint).parent, folder)
     return folder
+
+
+SMALL_STATE_RUN = {
+    "per_task": 8,
+    "hidden_sizes": (16, 16),
+    "num_sampled_actions": 3,
+    "steps": 4,
+    "updates_per_step": 2,
+    "log_every": 2,
+    "episodes": 1,
+    "workers": 1,
+    "divergence_steps": 3,
+}
+
+
+@pytest.fixture(scope="session")
+def transitions():
+    """Steps that go nowhere; an action pays off by its first number, forward and backward."""
+    rng = np.random.default_rng(0)
+    count = 2400
+    action = rng.uniform(-1, 1, (count, 6)).astype(np.float32)
+    columns = {
+        "observation": rng.normal(size=(count, 17)),
+        "action": action,
+        "next_observation": rng.normal(size=(count, 17)),
+        "quantity/x_velocity_m_s": action[:, 0],
+        "quantity/height_above_start_m": np.zeros(count),
+        "terminated": np.ones(count),
+        "episode_end": np.ones(count),
+        "task": np.arange(count) // 800,
+    }
+    typed = {name: np.asarray(columns[name], kind) for name, (kind, _) in tables(BENCHMARKS["walker2d"]).items()}
+    return TransitionDataset(benchmark=BENCHMARKS["walker2d"], columns=typed, metadata={})

@@ -1,0 +1,170 @@
+"""Every registered benchmark and task: the record is true of the environment."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from data.mixtures import collect_transitions
+from data.transitions import TransitionDataset, read_transitions, write_transitions
+from sim.benchmarks.spec import Benchmark, StateTask
+from sim.benchmarks.table import BENCHMARKS, benchmark_by_name
+
+TASKS = [(name, task) for name, benchmark in BENCHMARKS.items() for task in benchmark.task_names]
+STEPS = 30
+
+
+@pytest.fixture(params=list(BENCHMARKS))
+def benchmark(request):
+    pytest.importorskip("mujoco")
+    return BENCHMARKS[request.param]
+
+
+def random_steps(benchmark, task, seed, count=STEPS):
+    """The first observation, then actions and steps until the episode ends."""
+    env, rng = benchmark.make_env(), np.random.default_rng(seed)
+    first, found = env.reset(task, seed), []
+    for _ in range(count):
+        action = rng.uniform(-1, 1, benchmark.action_size).astype(np.float32)
+        found.append((action, env.step(action)))
+        if found[-1][1].terminated or found[-1][1].truncated:
+            break
+    env.close()
+    return first, found
+
+
+def test_sizes_and_quantities_are_those_of_the_record(benchmark):
+    first, steps = random_steps(benchmark, benchmark.task_names[0], 0)
+    assert (first.shape, first.dtype) == ((benchmark.observation_size,), np.float32)
+    for _, step in steps:
+        assert (step.observation.shape, step.observation.dtype) == (first.shape, np.float32)
+        assert {name: value.shape for name, value in step.quantities.items()} == benchmark.quantities
+        values = [step.observation, *step.quantities.values()]
+        assert all(value.dtype == np.float32 and np.isfinite(value).all() for value in values)
+        assert isinstance(step.terminated, bool)
+        assert isinstance(step.truncated, bool)
+
+
+def test_an_episode_is_determined_by_its_seed(benchmark):
+    task = benchmark.task_names[-1]
+    (first, steps), (again, same), (other, _) = (random_steps(benchmark, task, seed) for seed in (3, 3, 4))
+    assert np.array_equal(first, again)
+    assert all(np.array_equal(a.observation, b.observation) for (_, a), (_, b) in zip(steps, same, strict=True))
+    assert not np.array_equal(first, other)
+
+
+def test_an_episode_ends_at_the_horizon_at_the_latest(benchmark):
+    _, steps = random_steps(benchmark, benchmark.task_names[0], 0, benchmark.horizon + 1)
+    last = steps[-1][1]
+    assert len(steps) <= benchmark.horizon
+    assert last.terminated or (last.truncated and len(steps) == benchmark.horizon)
+    assert not any(step.terminated or step.truncated for _, step in steps[:-1])
+
+
+@pytest.mark.parametrize(("name", "task"), TASKS)
+def test_rewards_from_disk_are_the_live_ones(name, task, tmp_path):
+    pytest.importorskip("mujoco")
+    benchmark = BENCHMARKS[name]
+    rng = np.random.default_rng(0)
+    actions = []
+
+    def act(observation):
+        actions.append(rng.uniform(-1, 1, benchmark.action_size).astype(np.float32))
+        return actions[-1]
+
+    columns = collect_transitions(benchmark, task, act, STEPS, seed=5)
+    write_transitions(tmp_path / "x.h5", TransitionDataset(benchmark=benchmark, columns=columns, metadata={}))
+    dataset = read_transitions(tmp_path / "x.h5")
+    env = benchmark.make_env()
+    env.reset(task, 5)
+    for row, action in enumerate(actions):
+        step = env.step(action)
+        assert np.array_equal(dataset.rewards[row], benchmark.rewards(step.quantities, action))
+        assert np.array_equal(dataset.successes[row], benchmark.successes(step.quantities))
+        ends = benchmark.terminals(step.quantities) | step.terminated
+        assert np.array_equal(dataset.done[row], ends)
+        if step.terminated or step.truncated:
+            env.reset(task)
+    env.close()
+    assert (dataset.columns["task"] == benchmark.task_index(task)).all()
+
+
+def test_rewards_are_finite_numbers_of_every_task_for_any_leading_shape(benchmark):
+    rng = np.random.default_rng(0)
+    quantities = {
+        name: rng.normal(size=(4, 3, *shape)).astype(np.float32) for name, shape in benchmark.quantities.items()
+    }
+    action = rng.uniform(-1, 1, (4, 3, benchmark.action_size)).astype(np.float32)
+    rewards = benchmark.rewards(quantities, action)
+    assert (rewards.shape, rewards.dtype) == ((4, 3, len(benchmark.tasks)), np.float32)
+    assert np.isfinite(rewards).all()
+    one = {name: value[2, 1] for name, value in quantities.items()}
+    assert np.array_equal(rewards[2, 1], benchmark.rewards(one, action[2, 1]))
+    assert benchmark.successes(quantities).shape == benchmark.terminals(quantities).shape == rewards.shape
+
+
+def quantities_of(velocity, height, contact=None):
+    found = {"x_velocity_m_s": np.float32(velocity), "height_above_start_m": np.float32(height)}
+    return found if contact is None else {**found, "contact_force_squared": np.float32(contact)}
+
+
+def test_the_rewards_of_walker2d_are_the_papers():
+    effort = 0.006
+    expected = [[2 - effort, -2 - effort, -2 - effort + 1], [-1.5 - effort, 1.5 - effort, -1.5 - effort - 2]]
+    found = BENCHMARKS["walker2d"].rewards(quantities_of([2.0, -1.5], [0.1, -0.2]), np.ones((2, 6), np.float32))
+    assert found == pytest.approx(np.array(expected))
+
+
+def test_the_rewards_of_halfcheetah_pay_for_at_most_3_m_s():
+    found = BENCHMARKS["halfcheetah"].rewards(quantities_of([4.0, -1.5], [0.1, -0.2]), np.ones((2, 6), np.float32))
+    assert found == pytest.approx(np.array([[3 - 0.6, -4 - 0.6, 1.5 - 0.6], [-1.5 - 0.6, 1.5 - 0.6, -3 - 0.6]]))
+
+
+def test_the_rewards_of_ant_are_the_papers():
+    found = BENCHMARKS["ant"].rewards(quantities_of([2.0], [0.5], [4.0]), np.full((1, 8), 0.5, np.float32))
+    cost = 0.5 * 2 + 0.005 * 4
+    assert found == pytest.approx(np.array([[2 - cost, -2 - cost, -2 - cost + 5]]))
+
+
+def test_the_height_is_that_above_the_nominal_start(benchmark):
+    start = {"walker2d": 1.25, "halfcheetah": 0.0, "ant": 0.75}[benchmark.name]
+    _, ((_, step), *_) = random_steps(benchmark, "jump", 0, 1)
+    assert step.quantities["height_above_start_m"] == pytest.approx(step.observation[0] - start, abs=1e-6)
+
+
+def test_a_walker_falls_and_the_others_go_on():
+    pytest.importorskip("mujoco")
+    ended = {name: random_steps(record, "jump", 0, 400)[1][-1][1].terminated for name, record in BENCHMARKS.items()}
+    assert ended == {"walker2d": True, "halfcheetah": False, "ant": False}
+
+
+def test_mujoco_warns_on_the_terminal_and_leaves_no_file_in_the_working_folder(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("mujoco")
+    monkeypatch.chdir(tmp_path)
+    env = BENCHMARKS["walker2d"].make_env()
+    env.reset("jump", 0)
+    for _ in range(2):
+        env.step(np.full(6, np.nan, np.float32))
+    assert capsys.readouterr().err.count("MuJoCo: ") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_unknown_benchmarks_and_tasks_are_refused():
+    with pytest.raises(ValueError, match="Did you mean 'walker2d'"):
+        benchmark_by_name("walker2")
+    with pytest.raises(ValueError, match="Did you mean 'jump'"):
+        BENCHMARKS["ant"].task_index("jmp")
+
+
+def test_a_record_whose_metric_is_success_needs_successes():
+    with pytest.raises(AssertionError, match="a task lacks success"):
+        Benchmark(
+            name="x",
+            observation_size=1,
+            action_size=1,
+            horizon=1,
+            quantities={"x": ()},
+            tasks=(StateTask(name="a", reward=lambda q, a: q["x"]),),
+            make_env=lambda: None,
+            metric="success",
+        )

@@ -1,0 +1,209 @@
+"""A run of an offline algorithm on states: results, going on, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from data.transitions import TransitionDataset, empty_columns, write_transitions
+from eval.returns import Results
+from models.checkpoint import CheckpointError
+from models.policy_files import load_policies
+from sim.benchmarks.table import BENCHMARKS
+from tests.conftest import SMALL_STATE_RUN as SMALL
+from train import state_run
+from train.bc import BCConfig
+from train.cql import CQL, CQLConfig
+from train.finite import NotFiniteError
+from train.presets import PRESETS, preset_for
+from train.sac import SACConfig
+from train.state_run import ALGORITHMS, train
+
+WALKER2D = BENCHMARKS["walker2d"]
+
+
+@pytest.fixture
+def unplayed(monkeypatch):
+    """Without MuJoCo's episodes."""
+
+    def evaluate(file, *_):
+        weight = file.policy.network.mlp.layers[0].weight.detach().double().abs().sum()  # tells policies apart
+        rows = [
+            {"name": m.name, "rule": m.rule, "seed": m.seed, "returns": {task: [float(weight)] for task in m.tasks}}
+            for m in file.members
+        ]
+        return Results(header={"benchmark": "walker2d", "metric": "return"} | file.metadata, members=rows)
+
+    monkeypatch.setattr(state_run, "evaluate", evaluate)
+
+
+def test_a_finished_run_is_evaluated_again_by_the_same_command(transitions, tmp_path, unplayed):
+    write_transitions(tmp_path / "states.h5", transitions)
+    config = CQLConfig(
+        **{**SMALL, "data": str(tmp_path / "states.h5"), "out": str(tmp_path / "run"), "rules": ("cds",)}
+    )
+    first = json.loads(train("cql", config).read_text())
+    (tmp_path / "run" / "returns.json").unlink()
+    again = json.loads(train("cql", config).read_text())
+    assert first == again
+    member = first["members"][0]
+    assert set(member["divergence"]) == set(member["behaviour_returns"]) == set(WALKER2D.task_names)
+    assert member["returns"]["jump"] != member["behaviour_returns"]["jump"]
+
+
+def test_without_mujoco_a_run_is_trained_and_says_so(transitions, tmp_path, monkeypatch, capsys):
+    def missing(*_):
+        raise ValueError("walker2d needs MuJoCo")
+
+    monkeypatch.setattr(state_run, "evaluate", missing)
+    write_transitions(tmp_path / "states.h5", transitions)
+    config = CQLConfig(**{**SMALL, "data": str(tmp_path / "states.h5"), "out": str(tmp_path / "run")})
+    assert train("cql", config).name == "policy.pt"
+    assert "trained, not evaluated: walker2d needs MuJoCo" in capsys.readouterr().out
+
+
+def test_ctrl_c_keeps_the_update_under_way_and_the_run_goes_on_from_there(transitions, tmp_path, monkeypatch, unplayed):
+    write_transitions(tmp_path / "states.h5", transitions)
+    options = {**SMALL, "data": str(tmp_path / "states.h5"), "steps": 8, "rules": ("cds",)}
+    real = CQL.update
+
+    def interrupted(self):
+        if self.updates == 4:
+            signal.raise_signal(signal.SIGINT)
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CQL, "update", interrupted)
+        with pytest.raises(SystemExit):
+            train("cql", CQLConfig(**options, out=str(tmp_path / "stopped")))
+    assert torch.load(tmp_path / "stopped" / "last.ckpt", weights_only=True)["updates"] == 6
+    for name in ("stopped", "straight"):
+        train("cql", CQLConfig(**options, out=str(tmp_path / name)))
+    stopped, straight = (
+        torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("stopped", "straight")
+    )
+    assert all(torch.equal(stopped["state_dict"][key], value) for key, value in straight["state_dict"].items())
+
+
+def test_a_run_does_not_go_on_from_other_data(transitions, tmp_path, unplayed):
+    config = CQLConfig(**{**SMALL, "data": str(tmp_path / "states.h5"), "out": str(tmp_path / "run")})
+    write_transitions(tmp_path / "states.h5", transitions)
+    train("cql", config)
+    other = {**transitions.columns, "observation": transitions.columns["observation"] * 2}
+    write_transitions(tmp_path / "states.h5", dataclasses.replace(transitions, columns=other))
+    with pytest.raises(CheckpointError, match=r"learned from other data than .*states\.h5 holds now"):
+        train("cql", config)
+
+
+def test_observations_that_are_not_normalised_bind_a_run_to_its_data_too(transitions, tmp_path, unplayed):
+    options = {**SMALL, "normalise": False, "out": str(tmp_path / "run")}
+    write_transitions(tmp_path / "states.h5", transitions)
+    train("cql", CQLConfig(**options, data=str(tmp_path / "states.h5")))
+    (tmp_path / "states.h5").rename(tmp_path / "moved.h5")
+    train("cql", CQLConfig(**options, data=str(tmp_path / "moved.h5")))
+    other = {**transitions.columns, "action": transitions.columns["action"] * 0.5}
+    write_transitions(tmp_path / "moved.h5", dataclasses.replace(transitions, columns=other))
+    with pytest.raises(CheckpointError, match=r"learned from other data than .*moved\.h5 holds now"):
+        train("cql", CQLConfig(**options, data=str(tmp_path / "moved.h5")))
+
+
+def test_a_run_that_diverges_says_so_and_leaves_no_checkpoint_of_it(transitions, tmp_path):
+    write_transitions(tmp_path / "states.h5", transitions)
+    options = {**SMALL, "steps": 40, "critic_lr": 1e30, "data": str(tmp_path / "states.h5")}
+    with pytest.raises(NotFiniteError, match=r"step \d+: .* NaN or infinite; nothing was saved; a lower --critic-lr"):
+        train("cql", CQLConfig(**options, out=str(tmp_path / "run")))
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_going_on_is_bit_for_bit_the_run_that_was_not_stopped(transitions, tmp_path, unplayed):
+    path = tmp_path / "states.h5"
+    write_transitions(path, transitions)
+    options = {**SMALL, "data": str(path), "rules": ("none", "cds"), "seeds": (0, 1), "checkpoint_every": 2}
+    for name, steps in (("stopped", 4), ("stopped", 8), ("straight", 8)):
+        train("cql", CQLConfig(**{**options, "out": str(tmp_path / name), "steps": steps}))
+    stopped, straight = (
+        torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("stopped", "straight")
+    )
+    assert stopped["updates"] == straight["updates"] == 8
+    board = EventAccumulator(str(tmp_path / "straight" / "log"))
+    board.Reload()
+    assert {f"routing/{rule}-{seed}/weights" for rule in ("none", "cds") for seed in (0, 1)} <= set(
+        board.Tags()["images"]
+    )
+    assert [event.step for event in board.Scalars("cds-1/bellman")] == [2, 4, 6, 8]
+    assert all(torch.equal(stopped["state_dict"][key], value) for key, value in straight["state_dict"].items())
+    with pytest.raises(ValueError, match=r"already holds a run with other options: discount 0.99 \(now 0.9\)"):
+        train("cql", CQLConfig(**{**options, "out": str(tmp_path / "stopped"), "discount": 0.9}))
+
+
+def test_a_checkpoint_of_before_goes_on(transitions, tmp_path, unplayed):
+    """Format 4: CQL alone, with other names of the weights."""
+    write_transitions(tmp_path / "states.h5", transitions)
+    config = CQLConfig(**{**SMALL, "data": str(tmp_path / "states.h5"), "out": str(tmp_path / "run")})
+    train("cql", config)
+    path = tmp_path / "run" / "last.ckpt"
+    new = torch.load(path, weights_only=True)
+    names = {after: before for before, after in state_run.FORMAT_4.items()}
+
+    def old(key):
+        return next((before + key.removeprefix(after) for after, before in names.items() if key.startswith(after)), key)
+
+    weights = {old(key): value for key, value in new["state_dict"].items()}
+    assert {"mean", "policy.body.layers.0.weight", "_routers.0.tau"} <= weights.keys()
+    without = {key: value for key, value in new.items() if key != "algorithm"}
+    torch.save({**without, "format": 4, "state_dict": weights}, path)
+    train("cql", dataclasses.replace(config, steps=6))
+    assert torch.load(path, weights_only=True)["updates"] == 6
+
+
+def test_results_name_what_they_are_of_and_the_policies_can_be_loaded(transitions, tmp_path, unplayed):
+    write_transitions(tmp_path / "states.h5", transitions)
+    options = {**SMALL, "data": str(tmp_path / "states.h5"), "out": str(tmp_path / "run"), "rules": ("none", "cds")}
+    found = json.loads(train("cql", CQLConfig(**options)).read_text())
+    assert found["dataset_digest"] == transitions.digest
+    assert (found["benchmark"], found["algorithm"], found["updates"]) == ("walker2d", "cql", 4)
+    assert found["config"]["critic_lr"] == 3e-4
+    file = load_policies(tmp_path / "run" / "policy.pt")
+    assert [member.name for member in file.members] == ["none-0", "cds-0"]
+    checkpoint = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
+    weight = file.member(1).policy.network.mlp.layers[0].weight
+    assert torch.equal(weight, checkpoint["policy.mlp.layers.0.weight"][1:])
+
+
+def test_the_preset_is_that_of_the_benchmark_the_dataset_names(transitions, tmp_path, capsys):
+    ant = BENCHMARKS["ant"]
+    columns = empty_columns(ant, 4)
+    columns["episode_end"][-1] = True
+    write_transitions(tmp_path / "ant.h5", TransitionDataset(benchmark=ant, columns=columns, metadata={}))
+    write_transitions(tmp_path / "walker2d.h5", transitions)
+
+    def resolved(*options):
+        state_run.main("cql", [*options, "--print-config"])
+        return json.loads(capsys.readouterr().out)
+
+    found = resolved("--data", str(tmp_path / "ant.h5"))
+    assert (found["conservative_weight"], found["sharing_temperature_clip"]) == (5.0, [10.0, 25.0])
+    found = resolved("--data", str(tmp_path / "walker2d.h5"))
+    assert (found["conservative_weight"], found["sharing_temperature_clip"]) == (1.0, [5.0, float("inf")])
+    assert resolved("--data", str(tmp_path / "ant.h5"), "--conservative-weight", "2")["conservative_weight"] == 2.0
+
+
+def test_every_benchmark_has_a_preset():
+    assert PRESETS.keys() == BENCHMARKS.keys()
+    for row in PRESETS.values():
+        for name, options in row.items():
+            kinds = {"sac": SACConfig, "sharing": CQLConfig, **{key: entry.config for key, entry in ALGORITHMS.items()}}
+            assert options.keys() <= {field.name for field in dataclasses.fields(kinds[name])}
+    with pytest.raises(ValueError, match="unknown preset of benchmark 'pond'"):
+        preset_for("cql", "pond", CQLConfig)
+
+
+def test_behaviour_cloning_refuses_rules_that_weigh_by_q(transitions, tmp_path):
+    write_transitions(tmp_path / "states.h5", transitions)
+    with pytest.raises(ValueError, match="rule cds weighs by Q-values, and this algorithm learns none"):
+        train("bc", BCConfig(data=str(tmp_path / "states.h5"), out=str(tmp_path / "run"), rules=("cds",)))
