@@ -41,7 +41,7 @@ MAX_PARTS = 8  # per body
 
 @dataclass(frozen=True, kw_only=True)
 class BodySpec:
-    """What objects and fixtures have in common. An appearance has one material per part, in order."""
+    """Properties common to objects and fixtures. An appearance has one material per part, in order."""
 
     name: str
     mass_kg: float

@@ -263,8 +263,6 @@ def _light(rng: np.random.Generator) -> Light:
 
 def _jittered(camera: CameraSpec, rng: np.random.Generator) -> CameraSpec:
     eye = np.array(camera.eye_m) + rng.uniform(-0.008, 0.008, 3)
-    look_at = np.array(camera.look_at_m) + rng.uniform(
-        -0.014, 0.014, 3
-    )  # at a distance of a metre, 14 mm are 0.8 degrees
+    look_at = np.array(camera.look_at_m) + rng.uniform(-0.014, 0.014, 3)  # 0.8 degrees at a distance of a metre
     roll = camera.roll_rad + rng.uniform(-0.02, 0.02)
     return replace(camera, eye_m=tuple(eye), look_at_m=tuple(look_at), roll_rad=float(roll))

@@ -52,7 +52,7 @@ ARM_FORCES_N_M = [45.0, 45.0, 45.0, 45.0, 12.0, 12.0, 12.0]  # besides gravity c
 ARM_GAIN, FINGER_GAIN = 0.12, 0.1  # fraction of the position error corrected per step
 HOME_RAD = [0.0, -0.2, 0.0, -2.35, 0.0, 2.15, 0.785]
 CONTACT_M = 0.0005
-CONTACT_ERP = 0.4  # fraction of a penetration undone per step: at 0.2 pressed objects sink 9 mm, at 0.9 falls bounce
+CONTACT_ERP = 0.4  # of a penetration undone per step; at 0.2 a pressed object sinks 9 mm, at 0.9 a falling one bounces
 TABLE_M = ((1.50, 1.70, 0.20), (0.40, 0.0, -0.10))  # edges and centre; the top is z = 0
 TABLE_FRICTION = 0.8
 ACTUATION_NOISE = (0.05, 0.001, 0.009)  # standard deviations: fraction of the motion, m, rad
