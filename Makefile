@@ -57,7 +57,7 @@ lint: $(READY)  ## ruff, mypy, import-linter
 bench: $(READY)  ## speed beside peers and ceilings: a table and bench/results/bench.json
 	@$(PY) -m bench $(ARGS)
 
-bench-world: $(READY)  ## the world's own figures: speed, success of the experts, renderers, stability (40 minutes)
+bench-world: $(READY)  ## benchmarks of the world: speed, success of scripted policies, renderers, stability (40 minutes)
 	@$(PY) -m bench --only world,tasks,renderers,stability $(ARGS)
 
 bench-data: $(READY)  ## the data's figures: loading, memory, opening, collecting

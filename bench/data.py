@@ -43,7 +43,7 @@ from data.replay import Replay
 from data.shards import Episode, write_shard
 from data.sharing import RULES
 from sim.state import SceneState
-from sim.tasks import TASK_NAMES, verdicts
+from sim.tasks import TASK_NAMES, detect_successes
 
 WORKERS = 2
 WARM = 16  # batches
@@ -303,7 +303,7 @@ def _opening(work: Path, quick: bool) -> list[Row]:
             noise=0.0,
             action=np.zeros((steps, 5), np.float32),
             state=state,
-            verdict=verdicts(SceneState(state)),
+            verdict=detect_successes(SceneState(state)),
             frames=(picture,) * (steps + 1),
         )
         for number in range(episodes)

@@ -1,6 +1,6 @@
-"""Switchyard's side of bench/world.py: the same loop as bench/peer_kuka.py over our environment, and a split.
+"""Switchyard's side of bench/world.py: the loop of bench/peer_kuka.py over our environment, and time per component.
 
-Usage: python -m bench.own_world SIZE_PX CPU. A process of its own, like the peer's.
+Runs in its own process, like the peer: python -m bench.own_world SIZE_PX CPU.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 os.sched_setaffinity(0, {int(sys.argv[2])})  # before the renderer starts its threads
 answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-os.dup2(2, 1)  # what the libraries print must not mix with the answers
+os.dup2(2, 1)  # keeps the output of libraries apart from the answers
 
 import numpy as np  # noqa: E402
 
@@ -23,7 +23,7 @@ from sim import actions  # noqa: E402
 from sim.env import PickPlaceEnv  # noqa: E402
 from sim.tasks import TASK_NAMES  # noqa: E402
 
-UNENDING = {  # a mask of the actions
+NO_TERMINATE = {  # action mask
     "translation": None,
     "yaw": None,
     "command": (np.arange(len(actions.COMMANDS)) != actions.TERMINATE).astype(np.int8),
@@ -31,7 +31,7 @@ UNENDING = {  # a mask of the actions
 
 
 class RandomPlay:
-    """Random actions in one environment; every reset takes the next of the ten tasks."""
+    """Random actions in one environment; the tasks alternate with every reset."""
 
     def __init__(self, size_px: int) -> None:
         self.env = PickPlaceEnv(image_size=size_px)
@@ -43,26 +43,26 @@ class RandomPlay:
         task = TASK_NAMES[self.num_resets % len(TASK_NAMES)]
         self.env.reset(seed=self.num_resets, options={"task": task})
         self.num_resets += 1
-        self.over = False
+        self.done = False
 
     def block(self, num_steps: int, mask: dict[str, Any] | None = None) -> dict[str, float]:
         resets_before = self.num_resets
         begin = time.perf_counter()
         for _ in range(num_steps):
-            if self.over:
+            if self.done:
                 self.reset()
             _, _, terminated, truncated, _ = self.env.step(self.env.action_space.sample(mask))
-            self.over = terminated or truncated
+            self.done = terminated or truncated
         return {"seconds": time.perf_counter() - begin, "resets": self.num_resets - resets_before}
 
     def long_block(self, num_steps: int) -> dict[str, float]:
-        """Without the terminate command, so that episodes last to their horizon."""
-        return self.block(num_steps, UNENDING)
+        """A block without the terminate command: episodes last to their horizon."""
+        return self.block(num_steps, NO_TERMINATE)
 
-    def split(self, num_steps: int) -> dict[str, float]:
-        """Milliseconds per step of the parts of a step; the reset, of which there is one in several steps, whole."""
-        spent_s = {"physics": 0.0, "pixels": 0.0, "detectors": 0.0}
-        self.env = PickPlaceEnv(image_size=self.env.world.camera.size, horizon=num_steps)  # in one episode
+    def profile(self, num_steps: int) -> dict[str, float]:
+        """Milliseconds per step of each component of a step, and milliseconds per reset."""
+        spent_s = {"physics": 0.0, "rendering": 0.0, "detectors": 0.0}
+        self.env = PickPlaceEnv(image_size=self.env.world.camera.size, horizon=num_steps)  # a single episode
         self.env.action_space.seed(0)
         world, module = self.env.world, vars(sim.env)
 
@@ -76,15 +76,15 @@ class RandomPlay:
             return wrapper
 
         self.reset()
-        kept = world._settle, world.render, module["verdicts"]
-        world._settle = timed("physics", kept[0])  # type: ignore[method-assign]
-        world.render = timed("pixels", kept[1])  # type: ignore[method-assign]
-        module["verdicts"] = timed("detectors", kept[2])
+        originals = world._simulate, world.render, module["detect_successes"]
+        world._simulate = timed("physics", originals[0])  # type: ignore[method-assign]
+        world.render = timed("rendering", originals[1])  # type: ignore[method-assign]
+        module["detect_successes"] = timed("detectors", originals[2])
         begin = time.perf_counter()
         for _ in range(num_steps):
-            self.env.step(self.env.action_space.sample(UNENDING))
+            self.env.step(self.env.action_space.sample(NO_TERMINATE))
         spent_s["whole step"] = time.perf_counter() - begin
-        world._settle, world.render, module["verdicts"] = kept  # type: ignore[method-assign]
+        world._simulate, world.render, module["detect_successes"] = originals  # type: ignore[method-assign]
         begin = time.perf_counter()
         for _ in TASK_NAMES:
             self.reset()
@@ -95,7 +95,7 @@ class RandomPlay:
 if __name__ == "__main__":
     play = RandomPlay(int(sys.argv[1]))
     print(json.dumps({"renderer": play.env.world.camera.renderer}), file=answers, flush=True)
-    commands = {"block": play.block, "long_block": play.long_block, "split": play.split}
+    commands = {"block": play.block, "long_block": play.long_block, "profile": play.profile}
     for line in sys.stdin:
         command, count = line.split()
         print(json.dumps(commands[command](int(count))), file=answers, flush=True)

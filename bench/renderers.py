@@ -1,4 +1,4 @@
-"""Do both renderers show the same geometry? The overlap of their masks, over scenes of every task."""
+"""Geometric agreement of the two renderers: IoU of their segmentation masks over scenes of every task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sim.world import World
 
 SIZES_PX = (64, 472)
 LARGE_PX = 60
-LEAST_OVERLAP = 0.97
+LEAST_IOU = 0.97
 
 
 def run(quick: bool) -> list[Row]:
@@ -24,21 +24,21 @@ def run(quick: bool) -> list[Row]:
 
 def _overlap(size_px: int, rounds: int) -> Row:
     worlds = [World(size_px, renderer) for renderer in ("egl", "tiny")]
-    shares: list[float] = []
+    ious: list[float] = []
     for seed in range(rounds):
         for task in TASKS.values():
             scene = draw_scene(task, np.random.default_rng([seed, task.index]))
             for world in worlds:
                 world.reset(scene)
             masks = [world.geometry().segmentation for world in worlds]
-            shares += overlaps(masks[0], masks[1], LARGE_PX)
+            ious += overlaps(masks[0], masks[1], LARGE_PX)
     for world in worlds:
         world.close()
     return Row(
         name=f"overlap of the renderers' masks, {size_px} px",
-        value=min(shares),
+        value=min(ious),
         unit="least IoU",
-        target=LEAST_OVERLAP,
+        target=LEAST_IOU,
         target_of="value",
-        note=f"{len(shares)} masks larger than {LARGE_PX} px, mean {np.mean(shares):.5f}",
+        note=f"{len(ious)} masks larger than {LARGE_PX} px, mean {np.mean(ious):.5f}",
     )

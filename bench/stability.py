@@ -1,5 +1,4 @@
-"""Twenty thousand episodes of random actions, with a picture each: is every number finite, does anything sink into the
-table, does memory grow?"""
+"""Stability over 20,000 episodes of random actions: non-finite states, objects below the table, growth of memory."""
 
 from __future__ import annotations
 
@@ -20,9 +19,9 @@ from sim.tasks import TASK_NAMES, TASKS
 from sim.world import TABLE_M, World
 
 EPISODES = 20_000
-SUNK_M = -0.005  # the solver lets things sink in by 1 or 2 mm, by 3 or 4 where the arm presses
-WARM_EPISODES = 200  # of each worker, before its memory is first looked at
-PICTURE_PX = 64
+SUNK_M = -0.005  # usual penetration is 1 to 2 mm, or 3 to 4 mm where the arm presses
+WARM_EPISODES = 200  # per worker, before memory is first measured
+IMAGE_PX = 64
 
 
 @dataclass
@@ -31,8 +30,8 @@ class Tally:
     steps: int = 0
     not_finite: int = 0
     sunk: int = 0
-    stuck: int = 0  # still below the table an action later
-    where: list[str] = field(default_factory=list)  # episodes with something below it, to be played again
+    stuck: int = 0  # still below the table one action later
+    where: list[str] = field(default_factory=list)  # seeds of episodes with an object below it
     fallen: int = 0  # over the edge of the table
     before_mib: float = 0.0
     after_mib: float = 0.0
@@ -52,7 +51,7 @@ def run(quick: bool) -> list[Row]:
         return Row(name=f"random actions: {name}", value=value, unit="episodes", most=0, target_of="value", note=note)
 
     return [
-        Row(name="random actions", value=episodes, unit="episodes", note=f"{steps} steps, a picture each episode"),
+        Row(name="random actions", value=episodes, unit="episodes", note=f"{steps} steps, an image per episode"),
         count("a number that is not finite", sum(t.not_finite for t in tallies)),
         count("an object below the table", sum(t.sunk for t in tallies), f"seeds {where}" if where else ""),
         count("the same object still there an action later", sum(t.stuck for t in tallies)),
@@ -74,31 +73,31 @@ def run(quick: bool) -> list[Row]:
 
 
 def _play(worker: int, episodes: int) -> Tally:
-    world, tally, policy = World(PICTURE_PX), Tally(episodes=episodes), RandomPolicy()
+    world, tally, policy = World(IMAGE_PX), Tally(episodes=episodes), RandomPolicy()
     half_m = np.array(TABLE_M[0][:2]) / 2
     for number in range(episodes):
         task = TASKS[TASK_NAMES[number % len(TASK_NAMES)]]
         rng = np.random.default_rng([worker, number])
         world.reset(draw_scene(task, rng))
         world.render()
-        odd = sunk = stuck = fallen = False
+        not_finite = sunk = stuck = fallen = False
         before = np.zeros(len(OBJECT_NAMES), np.bool_)
         for _ in range(task.horizon):
             action = policy.act({}, np.zeros(1, np.int64), rng)[0]  # type: ignore[typeddict-item]
             world.step(action)
             state = world.snapshot()
             tally.steps += 1
-            there = state["object_present"] > 0
-            over = (np.abs(state["object_position"][:, :2] - np.array(TABLE_M[1][:2])) < half_m).all(-1)
-            low = there & (state["object_bottom"] < SUNK_M)
-            odd |= not np.isfinite(state.vector).all()
-            sunk |= bool((low & over).any())
-            stuck |= bool((low & over & before).any())
-            before = low & over
-            fallen |= bool((low & ~over).any())
+            present = state["object_present"] > 0
+            above_table = (np.abs(state["object_position"][:, :2] - np.array(TABLE_M[1][:2])) < half_m).all(-1)
+            low = present & (state["object_bottom"] < SUNK_M)
+            not_finite |= not np.isfinite(state.vector).all()
+            sunk |= bool((low & above_table).any())
+            stuck |= bool((low & above_table & before).any())
+            before = low & above_table
+            fallen |= bool((low & ~above_table).any())
             if action[4] == actions.TERMINATE:
                 break
-        tally.not_finite += odd
+        tally.not_finite += not_finite
         tally.sunk += sunk
         tally.stuck += stuck
         if sunk:

@@ -24,9 +24,9 @@ from models.cem import sample_uniform
 from models.norm import Blocks
 from models.qnetwork import NetworkConfig, bounds
 from models.qtopt_network import QTOptNetwork
+from sim.image_sizes import frame_size
 from sim.landmarks import LANDMARK_SIZE, LANDMARKS, POINTS
 from sim.tasks import TASK_NAMES
-from sim.views import frame_size
 from train.callbacks.throughput import ceiling_flops_per_s
 from train.qtopt import Chance, QTOpt
 from train.qtopt_config import QTOptConfig

@@ -1,9 +1,9 @@
-"""Environment steps per second on one core: our pick-place world beside PyBullet's own KukaDiverseObjectEnv.
+"""Environment steps per second on one core: our pick-place world against PyBullet's own KukaDiverseObjectEnv.
 
-Both sides are on the same core; a line "block STEPS" is answered with {seconds, resets}.
-Blocks alternate ours / theirs, and the ratio is the median over the pairs. Both sides sample their own action space,
-render every step and count their resets. Ours randomises everything; a step of it is 40 physics steps, and it has
-shadows, a full state and ten verdicts. A step of theirs is 80, and 1000 more in the step that attempts the grasp.
+Each side is a process on the same core that answers a line "block STEPS" with {seconds, resets}. Blocks alternate, and
+the ratio is the median over pairs. Both sides sample their own action space, render every step and include resets. A
+step of ours is 40 physics steps, with everything randomised, shadows, the full state and ten success detectors. A step
+of the peer is 80 physics steps, plus 1000 in the step that attempts the grasp.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 
 from bench.peers import Side, SideError, interpreter
 from bench.report import Row
-from sim.views import frame_size
+from sim.image_sizes import frame_size
 
-SIZES_PX = {64: 8.0, 472: 8.0}  # -> the least ratio
-MOST_OTHER_PERCENT = 15.0  # of a step: what is neither physics nor pixels
+SIZES_PX = {64: 8.0, 472: 8.0}  # -> least ratio
+MOST_OTHER_PERCENT = 15.0  # of a step: neither physics nor rendering
 PEER = "KukaDiverseObjectEnv"
 PEER_VENV = ".peer-venv"
 # pybullet_envs asks for `gym.envs.registration.registry.env_specs` (gone in gym 0.26) and for pkg_resources.
@@ -36,27 +36,27 @@ def run(quick: bool) -> list[Row]:
 def _compare(size_px: int, target: float, core: int, peer: Path | None, quick: bool) -> list[Row]:
     num_pairs, own_steps, peer_steps = (1, 10, 8) if quick else (9, 120, 24)
     own = Side(f"own-{size_px}", [sys.executable, "-m", "bench.own_world", str(size_px), str(core)])
-    own.ask(f"block {own_steps // 4}")  # caches warm, files read
+    own.ask(f"block {own_steps // 4}")  # warms the caches
     notes = [f"{own.about['renderer']} renderer, one core"]
-    theirs = _start_peer(size_px, core, peer, notes)
+    other = _start_peer(size_px, core, peer, notes)
     own_answers, long_answers, peer_answers = [], [], []
     for _ in range(num_pairs):
         long_answers.append(own.ask(f"long_block {own_steps}"))
         own_answers.append(own.ask(f"block {own_steps}"))
-        if theirs is not None:
-            peer_answers.append(theirs.ask(f"block {peer_steps}"))
-    parts_ms = own.ask(f"split {own_steps}")
+        if other is not None:
+            peer_answers.append(other.ask(f"block {peer_steps}"))
+    parts_ms = own.ask(f"profile {own_steps}")
     own.close()
-    if theirs is not None:
-        theirs.close()
+    if other is not None:
+        other.close()
         notes.append(f"peer {PEER}, {_resets(peer_answers, peer_steps)} resets per 100 steps, {num_pairs} pairs")
-    floor_ms = parts_ms["physics"] + parts_ms["pixels"]
+    floor_ms = parts_ms["physics"] + parts_ms["rendering"]
     floor = f"floor {floor_ms:.3g} ms a step (physics and rendering alone)"
     peer_rates = [peer_steps / answer["seconds"] for answer in peer_answers]
     rows: list[Row] = []
     for title, answers in (("", own_answers), (", never terminating", long_answers)):
         rates = [own_steps / answer["seconds"] for answer in answers]
-        pairs = [ours / other for ours, other in zip(rates, peer_rates, strict=bool(peer_rates))]
+        pairs = [rate / peer_rate for rate, peer_rate in zip(rates, peer_rates, strict=bool(peer_rates))]
         spread = [f"ratios {min(pairs):.1f} to {max(pairs):.1f}"] if pairs else []
         row = Row(
             name=f"world {size_px} px{title}",
@@ -74,19 +74,19 @@ def _compare(size_px: int, target: float, core: int, peer: Path | None, quick: b
         Row(name=f"  of it {part}", value=value, unit="ms/reset" if part == "reset" else "ms/step")
         for part, value in parts_ms.items()
     ]
-    other = Row(
-        name=f"  neither physics nor pixels, {size_px} px",
+    overhead = Row(
+        name=f"  neither physics nor rendering, {size_px} px",
         value=100 * (1 - floor_ms / parts_ms["whole step"]),
         unit="% of a step",
         most=MOST_OTHER_PERCENT if size_px >= 472 else None,
         target_of="value",
     )
-    rows.append(other)
+    rows.append(overhead)
     return [*rows, _stored_frame(size_px, core, own_steps)]
 
 
 def _start_peer(size_px: int, core: int, peer: Path | None, notes: list[str]) -> Side | None:
-    """The peer, warmed up, or None with the reason among the notes: then there is no ratio."""
+    """Starts and warms up the peer; None, with the reason added to `notes`, if it does not run."""
     if peer is None:
         notes.append(f"no peer: {PEER} could not be installed")
         return None
@@ -102,7 +102,7 @@ def _start_peer(size_px: int, core: int, peer: Path | None, notes: list[str]) ->
 
 
 def _stored_frame(size_px: int, core: int, num_steps: int) -> Row:
-    """The same at the size that collecting renders and stores, from which the network's pictures are cropped."""
+    """Steps per second at the size of the frames that collection renders and stores, before random crops."""
     stored_px = frame_size(size_px)
     side = Side(f"own-{stored_px}", [sys.executable, "-m", "bench.own_world", str(stored_px), str(core)])
     side.ask(f"block {num_steps // 4}")

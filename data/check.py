@@ -24,7 +24,7 @@ from sim.files import DatasetError
 from sim.parallel import run_jobs
 from sim.scenes import read_factors
 from sim.state import SceneState
-from sim.tasks import TASK_NAMES, TASKS, verdicts
+from sim.tasks import TASK_NAMES, TASKS, detect_successes
 
 Key = tuple[str, int, int]  # origin, task, number: what makes an episode the one it is
 
@@ -146,7 +146,7 @@ class Checker:
         if not ((task >= 0) & (task < len(TASK_NAMES))).all():
             return ["an episode of no known task"]
         horizon = np.array([spec.horizon for spec in TASKS.values()])[task]
-        changed = (verdicts(SceneState(state)) != tables["frame/verdict"]).any(axis=1)
+        changed = (detect_successes(SceneState(state)) != tables["frame/verdict"]).any(axis=1)
         found = {
             "a state that is not finite": not np.isfinite(state).all(),
             "an action that is not finite": not np.isfinite(action).all(),

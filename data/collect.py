@@ -23,12 +23,12 @@ from data.manifest import Manifest, write_manifest
 from data.plan import TRAINED, CollectConfig, ShardJob, plan
 from data.progress import Progress
 from data.shards import Episode, Row, successes, write_shard
+from sim.image_sizes import frame_size
 from sim.options import stop_status
 from sim.parallel import run_jobs
 from sim.policies import COLLECTORS, Policy
 from sim.scenes import read_factors
 from sim.tasks import TASKS
-from sim.views import frame_size
 
 # Of a checkpoint: (path, sha256, frame_size, renderer) -> its policy for each epsilon. Given away from above, because
 # evaluation is above data; eval.policy.exploring is one.
@@ -218,7 +218,7 @@ class Collector:
         while True:
             frames.append(codec.encode(observation["image"], self._config.codec, self._config.quality))
             states.append(info["state"])
-            outcomes.append(info["verdicts"])
+            outcomes.append(info["successes"])
             if terminated or truncated:
                 break
             action = policy.act(as_batch(observation, info), np.array([task.index]), rng)[0]

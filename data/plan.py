@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from data import codec
-from sim.looks import SPLITS
+from sim.appearances import SPLITS
+from sim.drawing import RENDERERS
+from sim.image_sizes import check_size
 from sim.options import check_choice, check_least, check_seed, option
 from sim.parallel import BACKENDS
 from sim.policies import COLLECTORS
 from sim.scenes import FACTORS, read_factors
 from sim.tasks import TASK_NAMES, check_tasks
-from sim.views import RENDERERS, check_size
 
 CONFIG = "collect.json"  # what a folder collects, beside its manifest
 TRAINED = "checkpoint"
@@ -54,7 +55,7 @@ OF_A_SOURCE = tuple(Source.__dataclass_fields__)
 
 @dataclass(frozen=True, kw_only=True)
 class CollectConfig:
-    """What to collect. `size` is the network's crop in px; frames are stored a little larger (sim/views.py)."""
+    """What to collect. `size` is the network's crop in px; frames are stored a little larger (sim/image_sizes.py)."""
 
     out: str = field(metadata={"help": "folder of the dataset"})
     episodes: int = option(2000, "in all; the tasks take turns")

@@ -23,13 +23,13 @@ from eval.policy import CEMPolicy
 from eval.report import write_report
 from eval.rollout import POLICIES, EpisodeOutcome, EvalResult, episode_jobs, rollout, summarise
 from models.checkpoint import RUN_CONFIG, CheckpointError, CheckpointFile
+from sim.appearances import SPLITS
+from sim.drawing import RENDERERS
 from sim.files import read_json, write_atomic
-from sim.looks import SPLITS
 from sim.options import Parser, add_options, check_choice, check_least, check_seed, from_options, option, run_command
 from sim.scenes import FACTORS, read_factors
 from sim.state import SIM_VERSION
 from sim.tasks import SKILLS, TASKS, check_tasks
-from sim.views import RENDERERS
 
 LOCK = "eval.lock"  # held while episodes are played
 FILMED_EPISODES = 2  # of each task, shown in the report

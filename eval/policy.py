@@ -24,9 +24,9 @@ from models.checkpoint import (
 from models.networks import build_network
 from models.qnetwork import NetworkConfig, QNetwork
 from sim import policies
+from sim.image_sizes import frame_size
 from sim.policies import Observation, RandomPolicy
 from sim.tasks import task_by_name
-from sim.views import frame_size
 
 
 @dataclass

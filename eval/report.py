@@ -15,11 +15,11 @@ from eval.routing import routing_section
 from sim.files import write_atomic
 from sim.tasks import TASK_NAMES, TASKS
 
-COLOURS = {"checkpoint": "#2166ac", "random": "#b2182b", "expert": "#1b7837", "crude": "#762a83", "data": "#878787"}
+COLOURS = {"checkpoint": "#2166ac", "random": "#b2182b", "scripted": "#1b7837", "crude": "#762a83", "data": "#878787"}
 LABELS = {
     "checkpoint": "trained policy",
     "random": "random policy",
-    "expert": "scripted expert",
+    "scripted": "scripted policy",
     "crude": "crude policy",
     "data": "the data",
 }

@@ -89,7 +89,7 @@ def _from_checkpoint(checkpoint: Source) -> PolicyMaker:
 POLICIES: dict[str, Callable[[Any], PolicyMaker]] = {  # from the checkpoint
     "checkpoint": _from_checkpoint,
     "random": lambda checkpoint: RandomPolicy,
-    "expert": lambda checkpoint: ScriptedPolicy,
+    "scripted": lambda checkpoint: ScriptedPolicy,
     "crude": lambda checkpoint: CrudePolicy,
 }
 

@@ -7,7 +7,7 @@ import torch
 from models.qnetwork import NetworkConfig
 from models.qtopt_network import QTOptNetwork
 from models.small_network import SmallQNetwork
-from sim.views import QTOPT_FROM_PX
+from sim.image_sizes import QTOPT_FROM_PX
 
 
 def build_network(config: NetworkConfig) -> QTOptNetwork | SmallQNetwork:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sim.actions import BOUNDS, MAX_TRANSLATION_M, TERMINATE
+from sim.image_sizes import check_size
 from sim.options import check_choice
-from sim.views import check_size
 
 HEIGHT_SCALE_M = 0.2  # the gripper's height enters the network in units of this
 ACTION_FEATURES = 8  # translation 3, yaw sin and cos, close, open, terminate

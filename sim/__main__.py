@@ -1,4 +1,4 @@
-"""`python -m sim watch --task lift-can --policy expert`: a film; `python -m sim sheet`: a picture of many scenes."""
+"""`python -m sim watch --task lift-can --policy scripted` films episodes; `python -m sim sheet` shows many scenes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m sim", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     add_options(commands.add_parser("watch", help="film scripted episodes"), WatchConfig)
-    add_options(commands.add_parser("sheet", help="one picture of many scenes"), SheetConfig)
+    add_options(commands.add_parser("sheet", help="one image of many scenes"), SheetConfig)
     options = vars(parser.parse_args(arguments))
     if options["command"] == "watch":
         return run_command(lambda: print(watch(from_options(WatchConfig, options))))

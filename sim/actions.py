@@ -1,4 +1,4 @@
-"""The action of the pick-place world: a vector of five numbers, the same in the simulator, on disk and in policies.
+"""The action vector of the pick-place world: five numbers, the same in the simulator, on disk and in policies.
 
 `[..., 5]` float32: translation x, y, z (m), yaw increment (rad), command (0 none, 1 close, 2 open, 3 terminate).
 """
@@ -13,11 +13,11 @@ MAX_YAW_RAD = 0.6  # per step
 NONE, CLOSE, OPEN, TERMINATE = 0, 1, 2, 3
 COMMANDS = ("none", "close", "open", "terminate")
 ACTION_SIZE = 5
-BOUNDS = np.array([MAX_TRANSLATION_M] * 3 + [MAX_YAW_RAD], np.float32)  # of the continuous part
+BOUNDS = np.array([MAX_TRANSLATION_M] * 3 + [MAX_YAW_RAD], np.float32)  # of the continuous components
 
 
 def clip(action: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The nearest action inside the bounds. Raises ValueError for what has none, with the number's index and value."""
+    """Clips an action [5] to its bounds. ValueError for a wrong shape, a non-finite number or an unknown command."""
     action = np.asarray(action, np.float32)
     if action.shape != (ACTION_SIZE,):
         raise ValueError(f"an action has {ACTION_SIZE} numbers, got shape {action.shape}")

@@ -1,4 +1,4 @@
-"""What a body is made of: meshes with paints, colliders, weight, friction and looks; of an object and of a fixture.
+"""Specifications of physical bodies, objects and fixtures: meshes, colliders, mass, friction and appearances.
 
 Lengths in metres, masses in kilograms, angles in radians.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.looks import Looks
+from sim.appearances import Appearances
 from sim.meshes import Mesh, Point
 from sim.options import check_choice
 from sim.rotations import euler_quaternion, rotate
@@ -20,7 +20,7 @@ from sim.rotations import euler_quaternion, rotate
 
 @dataclass(frozen=True)
 class Collider:
-    """`kind` is box (size = edges), cylinder or capsule (size = radius, length along z) or hull (points)."""
+    """Collision shape: box (size = edges), cylinder or capsule (size = radius, length along z) or hull (points)."""
 
     kind: str
     size: tuple[float, ...] = ()
@@ -36,19 +36,19 @@ class Collider:
             raise ValueError(f"a {self.kind} of sizes {self.size}: a hull has points, all others sizes above 0")
 
 
-MAX_PARTS = 8  # of a body
+MAX_PARTS = 8  # per body
 
 
 @dataclass(frozen=True, kw_only=True)
 class BodySpec:
-    """What objects and fixtures have in common. `looks` paint the parts, in their order."""
+    """Properties common to objects and fixtures. An appearance has one material per part, in order."""
 
     name: str
     mass_kg: float
     friction: float
     parts: tuple[Mesh, ...]
     colliders: tuple[Collider, ...]
-    looks: Looks
+    appearances: Appearances
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9-]*", self.name):
@@ -60,21 +60,22 @@ class BodySpec:
             )
         if not 1 <= len(self.parts) <= MAX_PARTS:
             raise ValueError(f"{self.name}: a body has 1 to {MAX_PARTS} parts, got {len(self.parts)}")
-        for look in (*self.looks.train, *self.looks.test):
-            if not all(0 <= level <= 1 for paint in look for level in paint.colour):
-                raise ValueError(f"{self.name}: colours are three numbers between 0 and 1, got {look}")
-            if len(look) != len(self.parts):
+        for materials in (*self.appearances.train, *self.appearances.test):
+            if not all(0 <= level <= 1 for material in materials for level in material.colour):
+                raise ValueError(f"{self.name}: colours are three numbers between 0 and 1, got {materials}")
+            if len(materials) != len(self.parts):
                 raise ValueError(
-                    f"{self.name}: a look paints each of its {len(self.parts)} parts, got {len(look)} paints"
+                    f"{self.name}: an appearance has a material for each of its {len(self.parts)} parts, "
+                    f"got {len(materials)} materials"
                 )
-        if not self.looks.train or not self.looks.test:
-            raise ValueError(f"{self.name}: needs a look to train on and one that is held out")
+        if not self.appearances.train or not self.appearances.test:
+            raise ValueError(f"{self.name}: needs an appearance to train on and one that is held out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """What a thing at rest covers of the table: all within `radius_m` of a line through its centre, which runs at
-    `angle_rad` and begins and ends at `line_m`."""
+    """Table area covered by an object at rest: a capsule. All within `radius_m` of a line segment at `angle_rad`, from
+    `line_m[0]` to `line_m[1]` along it, with the object's centre at 0."""
 
     angle_rad: float
     line_m: tuple[float, float]
@@ -83,33 +84,34 @@ class Footprint:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectSpec(BodySpec):
-    """A thing that can be lifted. `long_axis` is in its own frame; `rests` are the ways it can lie or stand."""
+    """An object to lift. `long_axis` is in its own frame; `stable_orientations`: Euler angles (rad) at rest."""
 
     long_axis: Point
-    rests: tuple[Point, ...] = ((0.0, 0.0, 0.0),)
+    stable_orientations: tuple[Point, ...] = ((0.0, 0.0, 0.0),)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.rests:
-            raise ValueError(f"{self.name}: needs an orientation to rest in")
+        if not self.stable_orientations:
+            raise ValueError(f"{self.name}: needs a stable orientation")
 
     @functools.cached_property
     def footprints(self) -> tuple[Footprint, ...]:
-        """In each of its `rests`, at its usual size."""
+        """Footprint in each stable orientation, at scale 1."""
         vertices = np.concatenate([part.vertices for part in self.parts])
-        return tuple(_footprint(vertices, np.array(self.long_axis), euler_quaternion(*rest)) for rest in self.rests)
+        axis, orientations = np.array(self.long_axis), self.stable_orientations
+        return tuple(_footprint(vertices, axis, euler_quaternion(*euler)) for euler in orientations)
 
 
-def stands(along: NDArray[np.floating]) -> bool:
-    """Whether a thing whose long axis points along this unit vector [3] stands rather than lies."""
-    return bool(abs(along[2]) > 0.7)
+def is_upright(axis: NDArray[np.floating]) -> bool:
+    """Whether an object whose long axis is this unit vector [3] stands rather than lies."""
+    return bool(abs(axis[2]) > 0.7)
 
 
-def _footprint(vertices: NDArray[np.float64], axis: NDArray[np.float64], turn: NDArray[np.float64]) -> Footprint:
-    corners, along = rotate(turn, vertices)[:, :2], rotate(turn, axis)
-    angle = float(np.arctan2(along[1], along[0]))
+def _footprint(vertices: NDArray[np.float64], axis: NDArray[np.float64], orientation: NDArray[np.float64]) -> Footprint:
+    corners, direction = rotate(orientation, vertices)[:, :2], rotate(orientation, axis)
+    angle = float(np.arctan2(direction[1], direction[0]))
     lengths, widths = corners @ [np.cos(angle), np.sin(angle)], corners @ [-np.sin(angle), np.cos(angle)]
-    if stands(along):
+    if is_upright(direction):
         return Footprint(angle_rad=0.0, line_m=(0.0, 0.0), radius_m=float(np.linalg.norm(corners, axis=1).max()))
     half = float(np.abs(widths).max())
     line = min(float(lengths.min()) + half, 0.0), max(float(lengths.max()) - half, 0.0)
@@ -119,9 +121,9 @@ def _footprint(vertices: NDArray[np.float64], axis: NDArray[np.float64], turn: N
 
 @dataclass(frozen=True, kw_only=True)
 class FixtureSpec(BodySpec):
-    """A thing to place on; its origin is the centre of its base, z up. What lies within `inner_radius_m` lies on it."""
+    """A fixture to place on. Origin: centre of its base, z up. An object within `inner_radius_m` lies on it."""
 
     radius_m: float
     inner_radius_m: float
     friction: float = 0.8
-    sections: tuple[Point, ...] = ((0.0, 0.0, 0.0),)  # where a scripted policy puts things
+    sections: tuple[Point, ...] = ((0.0, 0.0, 0.0),)  # where a scripted policy places objects

@@ -1,4 +1,4 @@
-"""`from sim.bullet import pybullet`: PyBullet without the line about its build that every import of it prints."""
+"""Imports PyBullet without the build line that it prints: `from sim.bullet import pybullet`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["pybullet"]
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """File descriptors 1 and 2 lead nowhere: C libraries print past sys.stdout."""
+    """Redirects file descriptors 1 and 2 to /dev/null: C libraries bypass sys.stdout."""
     flush = ctypes.CDLL(None).fflush
     kept: dict[int, int] = {}
-    flush(None)  # what C printed before is still shown
+    flush(None)  # earlier output of C code is still shown
     try:
         with open(os.devnull, "wb") as nowhere:
             for descriptor in (1, 2):

@@ -13,25 +13,25 @@ from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
 from sim import actions
+from sim.appearances import SPLITS
+from sim.camera_geometry import CameraSpec
 from sim.drawing import SEGMENTS
-from sim.looks import SPLITS
 from sim.options import check_choice
 from sim.policies import Observation
 from sim.scenes import draw_scene, read_factors
-from sim.tasks import TASK_NAMES, task_by_name, verdicts
-from sim.views import CameraSpec
+from sim.tasks import TASK_NAMES, detect_successes, task_by_name
 from sim.world import World
 
 EXTRAS = ("depth", "segmentation")
 
 
 class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
-    """One task, or `task=None` for a new task each reset. Reward 1 when the episode ends in success, else 0.
+    """Pick-place environment. Reward 1 at the end of a successful episode, else 0. `task=None`: a random one per reset.
 
-    An episode terminates by the terminate command. It is truncated after `horizon` steps or by gymnasium's TimeLimit
-    (`max_episode_steps`), whichever comes first; where neither is given, after the task's horizon. `info` holds
-    `task_index`, the privileged `state` [S] and the `verdicts` [N] of every task. `extras` adds `depth` (m) and
-    `segmentation` (values of sim.drawing.SEGMENTS) to the observation.
+    The terminate command terminates an episode. It is truncated after `horizon` steps or by gymnasium's TimeLimit
+    (`max_episode_steps`), whichever comes first; without either, at the task's horizon. `info` holds `task_index`, the
+    privileged `state` [S] and `successes` [N], one per task. `extras` adds `depth` (m) and `segmentation` (indices into
+    sim.drawing.SEGMENTS) to the observation.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 6}
@@ -58,25 +58,25 @@ class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
             check_choice("render mode", render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode
         self._steps = -1  # since the reset
-        self._over = False
+        self._done = False
         self.world = World(image_size, renderer)
         self._extras = tuple(check_choice("extra observation", name, EXTRAS) for name in extras)
         side = (image_size, image_size)
-        observed: dict[str, spaces.Space[Any]] = {
+        observation_spaces: dict[str, spaces.Space[Any]] = {
             "image": spaces.Box(0, 255, (*side, 3), np.uint8),
             "gripper_closed": spaces.Box(0.0, 1.0, (1,), np.float32),
             "gripper_height": spaces.Box(-1.0, 2.0, (1,), np.float32),
         }
-        possible: dict[str, spaces.Space[Any]] = {
+        extra_spaces: dict[str, spaces.Space[Any]] = {
             "depth": spaces.Box(0.0, CameraSpec().far_m, side, np.float32),
             "segmentation": spaces.Box(0, len(SEGMENTS) - 1, side, np.uint8),
         }
-        self.observation_space = spaces.Dict(observed | {name: possible[name] for name in self._extras})
-        reach, turn = actions.MAX_TRANSLATION_M, actions.MAX_YAW_RAD
+        self.observation_space = spaces.Dict(observation_spaces | {name: extra_spaces[name] for name in self._extras})
+        reach, yaw = actions.MAX_TRANSLATION_M, actions.MAX_YAW_RAD
         self.action_space = spaces.Dict(
             {
                 "translation": spaces.Box(-reach, reach, (3,), np.float32),
-                "yaw": spaces.Box(-turn, turn, (), np.float32),
+                "yaw": spaces.Box(-yaw, yaw, (), np.float32),
                 "command": spaces.Discrete(len(actions.COMMANDS)),
             }
         )
@@ -92,12 +92,12 @@ class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
             name = TASK_NAMES[int(self.np_random.integers(len(TASK_NAMES)))]
         self.task = task_by_name(name)
         self.world.reset(draw_scene(self.task, self.np_random, self._factors, self._split))
-        self._steps, self._over = 0, False
+        self._steps, self._done = 0, False
         return self._observe()
 
     def step(self, action: dict[str, Any]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         self._check_is_reset()
-        if self._over:
+        if self._done:
             raise gymnasium.error.ResetNeeded("the episode has ended: call reset")
         translation, yaw = np.asarray(action["translation"], np.float32), np.asarray(action["yaw"], np.float32)
         if translation.shape != (3,) or yaw.size != 1:
@@ -105,10 +105,10 @@ class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
         self.world.step(np.array([*translation, yaw.item(), action["command"]], np.float32))
         self._steps += 1
         terminated = int(action["command"]) == actions.TERMINATE
-        truncated = not terminated and self._time_is_up()
-        self._over = terminated or truncated
+        truncated = not terminated and self._is_last_step()
+        self._done = terminated or truncated
         observation, info = self._observe()
-        reward = float(info["verdicts"][self.task.index]) if self._over else 0.0
+        reward = float(info["successes"][self.task.index]) if self._done else 0.0
         return observation, reward, terminated, truncated, info
 
     def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
@@ -123,9 +123,9 @@ class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
         if self._steps < 0:
             raise gymnasium.error.ResetNeeded("call reset first")
 
-    def _time_is_up(self) -> bool:
-        """Whether this step is the last one. TimeLimit ends an episode without telling the environment, which has to
-        pay the reward: so it is looked for among the callers of `step`."""
+    def _is_last_step(self) -> bool:
+        """Whether this step reaches a time limit. gymnasium's TimeLimit truncates an episode without notifying the
+        environment, which pays the reward, so this looks for TimeLimit among the callers of `step`."""
         steps_left = [] if self._horizon is None else [self._horizon - self._steps]
         for frame, _ in walk_stack(sys._getframe()):
             if frame.f_code is TimeLimit.step.__code__ and (limit := frame.f_locals["self"]).unwrapped is self:
@@ -141,13 +141,13 @@ class PickPlaceEnv(gymnasium.Env[dict[str, Any], dict[str, Any]]):
         }
         if self._extras:
             geometry = self.world.geometry()
-            seen = {"depth": geometry.depth_m, "segmentation": geometry.segmentation}
-            observation |= {name: seen[name] for name in self._extras}
-        return observation, {"task_index": self.task.index, "state": state.vector, "verdicts": verdicts(state)}
+            extras = {"depth": geometry.depth_m, "segmentation": geometry.segmentation}
+            observation |= {name: extras[name] for name in self._extras}
+        return observation, {"task_index": self.task.index, "state": state.vector, "successes": detect_successes(state)}
 
 
 def as_batch(observation: dict[str, Any], info: dict[str, Any]) -> Observation:
-    """One environment's observation as a batch of one, for a `Policy`."""
+    """Wraps the observation of one environment as a batch of one, the input of a `Policy`."""
     return Observation(
         image=observation["image"][None],
         gripper_closed=observation["gripper_closed"],
@@ -157,7 +157,7 @@ def as_batch(observation: dict[str, Any], info: dict[str, Any]) -> Observation:
 
 
 def as_action(vector: NDArray[np.float32]) -> dict[str, Any]:
-    """A policy's action [5] in the form the environment's action space asks for."""
+    """Converts a policy's action [5] to an element of the environment's action space."""
     return {"translation": vector[:3], "yaw": np.array(vector[3], np.float32), "command": int(vector[4])}
 
 

@@ -1,4 +1,5 @@
-"""EGL and open worlds do not survive a fork: Mesa's threads are missing in the child, and would be waited for."""
+"""Refuses forked processes: EGL and open worlds do not survive a fork, because the child would wait for threads of
+Mesa that it does not have."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import os
 
 
 def check_not_forked(what: str, process: int) -> None:
-    """ValueError in a process that was forked from the one in which `what` was started."""
+    """Raises ValueError in a fork of the process that started `what`."""
     if os.getpid() != process:
         raise ValueError(
             f"{what} was started in process {process} and does not work in a fork of it: "

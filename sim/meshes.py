@@ -1,7 +1,6 @@
 """Procedural meshes with normals and texture coordinates: tubes, prisms, boxes, surfaces of revolution.
 
-Shapes: `F` faces. Every face has corners of its own, so that its normals and its place in the texture are its own too.
-Lengths in metres.
+Shapes: `F` faces. Faces share no vertices, so each has its own normals and texture coordinates. Lengths in metres.
 """
 
 from __future__ import annotations
@@ -13,27 +12,27 @@ from numpy.typing import NDArray
 
 Point = tuple[float, float, float]
 UP, SIDEWAYS = (0.0, 0.0, 1.0), (0.0, 1.0, 0.0)
-SMOOTH_COSINE = 0.6  # faces that meet at less than this angle are shaded as one
+SMOOTH_COSINE = 0.6  # faces whose normals differ by less than this angle are shaded smoothly
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Triangles: `vertices` [3F, 3] m, outward `normals` [3F, 3] unit, `uv` [3F, 2] in the texture, v upwards."""
+    """Triangle mesh: `vertices` [3F, 3] (m), outward unit `normals` [3F, 3], texture coordinates `uv` [3F, 2], v up."""
 
     vertices: NDArray[np.float64]
     normals: NDArray[np.float64]
     uv: NDArray[np.float64]
 
     def moved(self, centre: Point = (0.0, 0.0, 0.0), yaw_rad: float = 0.0) -> Mesh:
-        """Turned about z, then shifted."""
+        """A copy, rotated about z, then translated."""
         c, s = np.cos(yaw_rad), np.sin(yaw_rad)
-        turn = np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])
-        return Mesh(self.vertices @ turn + np.array(centre), self.normals @ turn, self.uv)
+        rotation = np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])
+        return Mesh(self.vertices @ rotation + np.array(centre), self.normals @ rotation, self.uv)
 
 
 def inertia(meshes: list[Mesh], mass_kg: float) -> NDArray[np.float64]:
-    """The diagonal [3] (kg m^2) of the inertia tensor of solid bodies of one density, about their common origin."""
-    import trimesh  # training needs the objects' names alone
+    """Diagonal [3] (kg m^2) of the inertia tensor of solids of equal density, about their common origin."""
+    import trimesh  # training needs no more than the objects' names
 
     solids = [trimesh.Trimesh(m.vertices, np.arange(len(m.vertices)).reshape(-1, 3)) for m in meshes]
     volume = sum(solid.volume for solid in solids)
@@ -46,7 +45,7 @@ def inertia(meshes: list[Mesh], mass_kg: float) -> NDArray[np.float64]:
 
 
 def hull(meshes: list[Mesh]) -> NDArray[np.float64]:
-    """The corners [P, 3] of the convex hull of the meshes together: the lowest point in any pose is one of them."""
+    """Vertices [P, 3] of the convex hull of all meshes: the lowest point in any pose is one of them."""
     from scipy.spatial import ConvexHull
 
     points = np.concatenate([mesh.vertices for mesh in meshes])
@@ -54,7 +53,7 @@ def hull(meshes: list[Mesh]) -> NDArray[np.float64]:
 
 
 def tube(path: list[Point], radii: list[float], normal: Point = SIDEWAYS, sides: int = 20) -> Mesh:
-    """A closed tube swept along `path`, which lies in a plane with this `normal`, with a radius at each point."""
+    """A closed tube swept along a planar `path`, with a radius per point; `normal` is that of the plane."""
     centres, radius = np.array(path), np.array(radii)
     tangents = np.gradient(centres, axis=0)
     tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
@@ -77,16 +76,16 @@ def tube(path: list[Point], radii: list[float], normal: Point = SIDEWAYS, sides:
 
 
 def prism(outline: list[tuple[float, float]], length: float) -> Mesh:
-    """A convex outline in x and z, extruded along y and centred there."""
+    """A convex outline in x and z, extruded along y, centred at y = 0."""
     flat = np.array(outline)
     low, size = flat.min(axis=0), np.ptp(flat, axis=0)
     near = np.insert(flat, 1, -length / 2, axis=1)
     far = np.insert(flat, 1, length / 2, axis=1)
-    picture = (flat - low) / size
+    flat_uv = (flat - low) / size
     corners, uv = [], []
     for k in range(1, len(flat) - 1):
         corners += [near[[0, k, k + 1]], far[[0, k + 1, k]]]
-        uv += [picture[[0, k, k + 1]], picture[[0, k + 1, k]]]
+        uv += [flat_uv[[0, k, k + 1]], flat_uv[[0, k + 1, k]]]
     for k in range(len(flat)):
         j = (k + 1) % len(flat)
         corners += [np.stack([near[k], far[k], far[j]]), np.stack([near[k], far[j], near[j]])]
@@ -95,7 +94,7 @@ def prism(outline: list[tuple[float, float]], length: float) -> Mesh:
 
 
 def box(size: Point, centre: Point = (0.0, 0.0, 0.0)) -> Mesh:
-    """A box whose upright faces show their texture upright."""
+    """A box with textures upright on its vertical faces."""
     corners, uv = [], []
     for axis in range(3):
         for sign in (-1.0, 1.0):
@@ -103,9 +102,9 @@ def box(size: Point, centre: Point = (0.0, 0.0, 0.0)) -> Mesh:
             normal[axis] = sign
             up = np.array(UP) if axis != 2 else np.array([sign, 0.0, 0.0])
             right = np.cross(up, normal)
-            for walk in (((-1, -1), (1, -1), (1, 1)), ((-1, -1), (1, 1), (-1, 1))):
-                corners.append([(normal + a * right + b * up) * np.array(size) / 2 for a, b in walk])
-                uv.append([((a + 1) / 2, (b + 1) / 2) for a, b in walk])
+            for triangle in (((-1, -1), (1, -1), (1, 1)), ((-1, -1), (1, 1), (-1, 1))):
+                corners.append([(normal + a * right + b * up) * np.array(size) / 2 for a, b in triangle])
+                uv.append([((a + 1) / 2, (b + 1) / 2) for a, b in triangle])
     return _shaded(np.array(corners), np.array(uv), 0.9).moved(centre)
 
 
@@ -116,12 +115,12 @@ def revolve(profile: list[tuple[float, float]], sides: int = 36) -> Mesh:
     spokes = np.stack([np.cos(angle), np.sin(angle), np.zeros_like(angle)], axis=-1)
     rings = outline[:, :1, None] * spokes + outline[:, 1:, None] * np.array(UP)
     radius = outline[:, :1, None] / outline[:, 0].max()
-    corners, uv = _strips(rings, 0.5 + 0.5 * radius * spokes[None, :, :2])  # seen from above
+    corners, uv = _strips(rings, 0.5 + 0.5 * radius * spokes[None, :, :2])  # projected from above
     return _shaded(corners, uv, SMOOTH_COSINE)
 
 
 def _strips(rings: NDArray[np.float64], uv: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Two triangles for each cell of a grid of points [R, S, 3] and their texture coordinates [R, S, 2]."""
+    """Two triangles per cell of a grid of points [R, S, 3], with their texture coordinates [R, S, 2]."""
 
     def triangles(grid: NDArray[np.float64]) -> NDArray[np.float64]:
         a, b, c, d = grid[:-1, :-1], grid[:-1, 1:], grid[1:, 1:], grid[1:, :-1]
@@ -132,7 +131,7 @@ def _strips(rings: NDArray[np.float64], uv: NDArray[np.float64]) -> tuple[NDArra
 
 
 def _shaded(corners: NDArray[np.float64], uv: NDArray[np.float64], crease_cosine: float) -> Mesh:
-    """Triangles [F, 3, 3] with normals averaged over neighbours that bend less than the crease."""
+    """A mesh of triangles [F, 3, 3] with normals averaged over adjacent faces below the crease angle."""
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     area = np.linalg.norm(normal, axis=1)
     keep = area > 1e-12
@@ -153,5 +152,5 @@ def _shaded(corners: NDArray[np.float64], uv: NDArray[np.float64], crease_cosine
 
 
 def smooth(vertices: NDArray[np.float64], faces: NDArray[np.int64], crease_cosine: float) -> Mesh:
-    """An indexed mesh ([V, 3] and [F, 3]) shaded across its flat creases, without a texture."""
+    """An untextured mesh from vertices [V, 3] and faces [F, 3], with smooth normals below the crease angle."""
     return _shaded(vertices[faces], np.zeros((len(faces), 3, 2)), crease_cosine)

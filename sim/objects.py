@@ -1,8 +1,8 @@
-"""The seven objects and three fixtures, as data: one record each, with procedural meshes.
+"""The seven objects and three fixtures: one record each, with procedural meshes.
 
-Lengths in metres, masses in kilograms; sizes and weights of the real things, scaled where an 8 cm gripper needs it.
-A part is a mesh with one paint; a collider is a primitive or the convex hull of a part. To add an object, add its
-record to `OBJECTS` (docs/world.md).
+Lengths in metres, masses in kilograms; realistic sizes and masses, scaled where an 8 cm gripper requires it. A part is
+a mesh with one material; a collider is a primitive or a convex hull. To add an object, add its record to `OBJECTS`
+(docs/world.md).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from sim.appearances import Appearance, Appearances, Colour, Material
 from sim.bodies import Collider, FixtureSpec, ObjectSpec
-from sim.looks import Colour, Look, Looks, Paint
 from sim.meshes import UP, Point, box, prism, revolve, tube
 
 
@@ -22,7 +22,7 @@ def _arc(radius: float, half_angle: float, count: int) -> list[Point]:
 
 
 def _chain(path: list[Point], radii: list[float]) -> tuple[Collider, ...]:
-    """Capsules along a path in the x-y plane, each as thick as the mean of its ends."""
+    """Capsules along a path in the x-y plane; each has the mean radius of its two ends."""
     out = []
     for (a, b), (ra, rb) in zip(pairwise(path), pairwise(radii), strict=True):
         start, end = np.array(a), np.array(b)
@@ -34,8 +34,8 @@ def _chain(path: list[Point], radii: list[float]) -> tuple[Collider, ...]:
     return tuple(out)
 
 
-def _looks(train: list[Look], test: list[Look]) -> Looks:
-    return Looks(tuple(train), tuple(test))
+def _appearances(train: list[Appearance], test: list[Appearance]) -> Appearances:
+    return Appearances(tuple(train), tuple(test))
 
 
 def _banana() -> ObjectSpec:
@@ -44,27 +44,27 @@ def _banana() -> ObjectSpec:
     stalk = tube(
         [(path[-1][0] + 0.001, path[-1][1], 0.0), (path[-1][0] + 0.012, path[-1][1] - 0.009, 0.0)], [0.005, 0.004], UP
     )
-    brown = Paint((0.35, 0.25, 0.10))
+    brown = Material((0.35, 0.25, 0.10))
     return ObjectSpec(
         name="banana",
         mass_kg=0.12,
         friction=0.8,
         parts=(tube(path, radii, UP), stalk),
         colliders=(*_chain(path[1:-1:2], radii[1:-1:2]), Collider("hull", points=stalk.vertices)),
-        looks=_looks(
+        appearances=_appearances(
             train=[
-                (Paint((0.95, 0.80, 0.12), "blush", (0.80, 0.72, 0.20)), brown),
-                (Paint((0.93, 0.76, 0.10), "speckles", (0.45, 0.28, 0.08)), brown),
-                (Paint((0.86, 0.84, 0.25), "blush", (0.55, 0.70, 0.20)), Paint((0.40, 0.45, 0.15))),
-                (Paint((0.98, 0.86, 0.30)), Paint((0.55, 0.45, 0.15))),
+                (Material((0.95, 0.80, 0.12), "blush", (0.80, 0.72, 0.20)), brown),
+                (Material((0.93, 0.76, 0.10), "speckles", (0.45, 0.28, 0.08)), brown),
+                (Material((0.86, 0.84, 0.25), "blush", (0.55, 0.70, 0.20)), Material((0.40, 0.45, 0.15))),
+                (Material((0.98, 0.86, 0.30)), Material((0.55, 0.45, 0.15))),
             ],
             test=[
-                (Paint((0.66, 0.78, 0.20), "blush", (0.40, 0.62, 0.16)), Paint((0.30, 0.45, 0.12))),
-                (Paint((0.88, 0.66, 0.10), "blush", (0.40, 0.26, 0.08)), brown),
+                (Material((0.66, 0.78, 0.20), "blush", (0.40, 0.62, 0.16)), Material((0.30, 0.45, 0.12))),
+                (Material((0.88, 0.66, 0.10), "blush", (0.40, 0.26, 0.08)), brown),
             ],
         ),
         long_axis=(1.0, 0.0, 0.0),
-        rests=((0.146, 0.0, 0.0), (np.pi - 0.146, 0.0, 0.0)),
+        stable_orientations=((0.146, 0.0, 0.0), (np.pi - 0.146, 0.0, 0.0)),
     )
 
 
@@ -77,49 +77,49 @@ def _sausage() -> ObjectSpec:
         friction=0.8,
         parts=(tube(path, radii, UP),),
         colliders=_chain([path[1], path[4], path[7]], [0.015, 0.016, 0.015]),
-        looks=_looks(
+        appearances=_appearances(
             train=[
-                (Paint((0.62, 0.22, 0.13), "speckles", (0.75, 0.40, 0.28)),),
-                (Paint((0.70, 0.30, 0.18), "blush", (0.50, 0.18, 0.10)),),
-                (Paint((0.78, 0.45, 0.32), "speckles", (0.55, 0.25, 0.18)),),
-                (Paint((0.50, 0.16, 0.12)),),
+                (Material((0.62, 0.22, 0.13), "speckles", (0.75, 0.40, 0.28)),),
+                (Material((0.70, 0.30, 0.18), "blush", (0.50, 0.18, 0.10)),),
+                (Material((0.78, 0.45, 0.32), "speckles", (0.55, 0.25, 0.18)),),
+                (Material((0.50, 0.16, 0.12)),),
             ],
             test=[
-                (Paint((0.85, 0.62, 0.48), "blush", (0.70, 0.42, 0.30)),),
-                (Paint((0.58, 0.26, 0.20), "stripes", (0.36, 0.13, 0.09)),),
+                (Material((0.85, 0.62, 0.48), "blush", (0.70, 0.42, 0.30)),),
+                (Material((0.58, 0.26, 0.20), "stripes", (0.36, 0.13, 0.09)),),
             ],
         ),
         long_axis=(1.0, 0.0, 0.0),
-        rests=(FLAT, FLIPPED),
+        stable_orientations=(FLAT, FLIPPED),
     )
 
 
 def _carrot() -> ObjectSpec:
-    body: list[Point] = [(-0.075, 0, 0), (-0.06, 0, 0), (-0.02, 0, 0), (0.03, 0, 0), (0.058, 0, 0), (0.064, 0, 0)]
+    path: list[Point] = [(-0.075, 0, 0), (-0.06, 0, 0), (-0.02, 0, 0), (0.03, 0, 0), (0.058, 0, 0), (0.064, 0, 0)]
     radii = [0.003, 0.006, 0.0115, 0.0165, 0.0175, 0.010]
-    root = tube(body, radii, UP)
+    root = tube(path, radii, UP)
     leaves = tube([(0.062, 0, 0), (0.075, 0, 0), (0.092, 0, 0)], [0.006, 0.012, 0.004], UP)
-    green = Paint((0.18, 0.50, 0.15), "stripes", (0.26, 0.60, 0.20))
+    green = Material((0.18, 0.50, 0.15), "stripes", (0.26, 0.60, 0.20))
     return ObjectSpec(
         name="carrot",
         mass_kg=0.08,
         friction=0.8,
         parts=(root, leaves),
         colliders=(Collider("hull", points=root.vertices), Collider("hull", points=leaves.vertices)),
-        looks=_looks(
+        appearances=_appearances(
             train=[
-                (Paint((0.96, 0.45, 0.08), "rings", (0.92, 0.41, 0.07)), green),
-                (Paint((0.90, 0.38, 0.10), "blush", (0.80, 0.45, 0.15)), green),
-                (Paint((0.98, 0.56, 0.18)), Paint((0.30, 0.58, 0.22))),
-                (Paint((0.93, 0.48, 0.14), "speckles", (0.75, 0.35, 0.10)), Paint((0.14, 0.42, 0.14))),
+                (Material((0.96, 0.45, 0.08), "rings", (0.92, 0.41, 0.07)), green),
+                (Material((0.90, 0.38, 0.10), "blush", (0.80, 0.45, 0.15)), green),
+                (Material((0.98, 0.56, 0.18)), Material((0.30, 0.58, 0.22))),
+                (Material((0.93, 0.48, 0.14), "speckles", (0.75, 0.35, 0.10)), Material((0.14, 0.42, 0.14))),
             ],
             test=[
-                (Paint((0.48, 0.18, 0.40), "rings", (0.40, 0.14, 0.34)), green),
-                (Paint((0.96, 0.78, 0.30), "blush", (0.90, 0.66, 0.22)), Paint((0.22, 0.46, 0.12))),
+                (Material((0.48, 0.18, 0.40), "rings", (0.40, 0.14, 0.34)), green),
+                (Material((0.96, 0.78, 0.30), "blush", (0.90, 0.66, 0.22)), Material((0.22, 0.46, 0.12))),
             ],
         ),
         long_axis=(1.0, 0.0, 0.0),
-        rests=((0.0, -0.1, 0.0),),
+        stable_orientations=((0.0, -0.1, 0.0),),
     )
 
 
@@ -134,8 +134,8 @@ def _upright(*heights: float) -> list[Point]:
 
 
 def _bottle() -> ObjectSpec:
-    def look(glass: Colour, label: Paint, cap: Colour) -> Look:
-        return (Paint(glass), label, Paint(glass), Paint(cap))
+    def appearance(glass: Colour, label: tuple[Colour, str, Colour], cap: Colour) -> Appearance:
+        return (Material(glass), Material(*label), Material(glass), Material(cap))
 
     return ObjectSpec(
         name="bottle",
@@ -151,27 +151,27 @@ def _bottle() -> ObjectSpec:
             Collider("cylinder", (0.028, 0.11), (0.0, 0.0, -0.025)),
             Collider("cylinder", (0.0145, 0.05), (0.0, 0.0, 0.055)),
         ),
-        looks=_looks(
+        appearances=_appearances(
             train=[
-                look((0.10, 0.45, 0.30), Paint((0.95, 0.95, 0.90), "SODA", (0.10, 0.40, 0.25)), (0.85, 0.15, 0.12)),
-                look((0.35, 0.20, 0.08), Paint((0.90, 0.82, 0.55), "ALE", (0.45, 0.12, 0.08)), (0.75, 0.65, 0.20)),
-                look((0.55, 0.75, 0.85), Paint((0.20, 0.40, 0.80), "AQUA", (1.0, 1.0, 1.0)), (0.15, 0.30, 0.70)),
-                look((0.75, 0.15, 0.15), Paint((0.98, 0.95, 0.85), "band", (0.80, 0.20, 0.15)), (0.95, 0.95, 0.95)),
+                appearance((0.10, 0.45, 0.30), ((0.95, 0.95, 0.90), "SODA", (0.10, 0.40, 0.25)), (0.85, 0.15, 0.12)),
+                appearance((0.35, 0.20, 0.08), ((0.90, 0.82, 0.55), "ALE", (0.45, 0.12, 0.08)), (0.75, 0.65, 0.20)),
+                appearance((0.55, 0.75, 0.85), ((0.20, 0.40, 0.80), "AQUA", (1.0, 1.0, 1.0)), (0.15, 0.30, 0.70)),
+                appearance((0.75, 0.15, 0.15), ((0.98, 0.95, 0.85), "band", (0.80, 0.20, 0.15)), (0.95, 0.95, 0.95)),
             ],
             test=[
-                look((0.30, 0.15, 0.40), Paint((0.85, 0.85, 0.90), "WINE", (0.35, 0.15, 0.45)), (0.15, 0.15, 0.18)),
-                look((0.90, 0.60, 0.15), Paint((0.98, 0.98, 0.95), "stripes", (0.95, 0.65, 0.20)), (0.20, 0.55, 0.25)),
+                appearance((0.30, 0.15, 0.40), ((0.85, 0.85, 0.90), "WINE", (0.35, 0.15, 0.45)), (0.15, 0.15, 0.18)),
+                appearance((0.90, 0.60, 0.15), ((0.98, 0.98, 0.95), "stripes", (0.95, 0.65, 0.20)), (0.20, 0.55, 0.25)),
             ],
         ),
         long_axis=(0.0, 0.0, 1.0),
-        rests=(STANDING, LYING),
+        stable_orientations=(STANDING, LYING),
     )
 
 
 def _can() -> ObjectSpec:
-    def look(paint: Paint, label: Paint) -> Look:
-        metal = Paint((0.75, 0.76, 0.78))
-        return (paint, label, metal, metal)
+    def appearance(material: Material, label: Material) -> Appearance:
+        metal = Material((0.75, 0.76, 0.78))
+        return (material, label, metal, metal)
 
     return ObjectSpec(
         name="can",
@@ -184,20 +184,20 @@ def _can() -> ObjectSpec:
             tube(_upright(-0.049, -0.043), [0.027, 0.031]),
         ),
         colliders=(Collider("cylinder", (0.031, 0.098)),),
-        looks=_looks(
+        appearances=_appearances(
             train=[
-                look(Paint((0.80, 0.10, 0.12)), Paint((0.96, 0.92, 0.80), "SOUP", (0.80, 0.10, 0.12))),
-                look(Paint((0.15, 0.45, 0.20)), Paint((0.92, 0.94, 0.88), "PEAS", (0.10, 0.45, 0.15))),
-                look(Paint((0.80, 0.82, 0.85)), Paint((0.15, 0.30, 0.65), "TUNA", (1.0, 1.0, 1.0))),
-                look(Paint((0.15, 0.15, 0.18)), Paint((0.85, 0.20, 0.15), "COLA", (1.0, 1.0, 1.0))),
+                appearance(Material((0.80, 0.10, 0.12)), Material((0.96, 0.92, 0.80), "SOUP", (0.80, 0.10, 0.12))),
+                appearance(Material((0.15, 0.45, 0.20)), Material((0.92, 0.94, 0.88), "PEAS", (0.10, 0.45, 0.15))),
+                appearance(Material((0.80, 0.82, 0.85)), Material((0.15, 0.30, 0.65), "TUNA", (1.0, 1.0, 1.0))),
+                appearance(Material((0.15, 0.15, 0.18)), Material((0.85, 0.20, 0.15), "COLA", (1.0, 1.0, 1.0))),
             ],
             test=[
-                look(Paint((0.95, 0.75, 0.15)), Paint((0.98, 0.96, 0.90), "CORN", (0.85, 0.55, 0.05))),
-                look(Paint((0.45, 0.20, 0.50)), Paint((0.90, 0.85, 0.92), "dots", (0.45, 0.20, 0.50))),
+                appearance(Material((0.95, 0.75, 0.15)), Material((0.98, 0.96, 0.90), "CORN", (0.85, 0.55, 0.05))),
+                appearance(Material((0.45, 0.20, 0.50)), Material((0.90, 0.85, 0.92), "dots", (0.45, 0.20, 0.50))),
             ],
         ),
         long_axis=(0.0, 0.0, 1.0),
-        rests=(STANDING, LYING),
+        stable_orientations=(STANDING, LYING),
     )
 
 
@@ -208,8 +208,8 @@ def _milk() -> ObjectSpec:
     ridge = box((0.006, 2 * w, 0.012), (0.0, 0.0, top - 0.003))
     filled = np.concatenate([body.vertices, gable.vertices])
 
-    def look(carton: Colour, colour: Colour, pattern: str) -> Look:
-        return (Paint(carton), Paint(colour, pattern, carton), Paint(colour), Paint(carton))
+    def appearance(carton: Colour, colour: Colour, pattern: str) -> Appearance:
+        return (Material(carton), Material(colour, pattern, carton), Material(colour), Material(carton))
 
     return ObjectSpec(
         name="milk",
@@ -217,28 +217,28 @@ def _milk() -> ObjectSpec:
         friction=0.7,
         parts=(body, box((2 * w + 0.001, 2 * w + 0.001, 0.045), (0.0, 0.0, -0.005)), gable, ridge),
         colliders=(Collider("hull", points=filled), Collider("hull", points=ridge.vertices)),
-        looks=_looks(
+        appearances=_appearances(
             train=[
-                look((0.96, 0.96, 0.98), (0.15, 0.35, 0.85), "MILK"),
-                look((0.96, 0.96, 0.92), (0.12, 0.50, 0.25), "MILK"),
-                look((0.94, 0.90, 0.82), (0.45, 0.28, 0.16), "COCOA"),
-                look((0.98, 0.96, 0.96), (0.82, 0.15, 0.20), "dots"),
+                appearance((0.96, 0.96, 0.98), (0.15, 0.35, 0.85), "MILK"),
+                appearance((0.96, 0.96, 0.92), (0.12, 0.50, 0.25), "MILK"),
+                appearance((0.94, 0.90, 0.82), (0.45, 0.28, 0.16), "COCOA"),
+                appearance((0.98, 0.96, 0.96), (0.82, 0.15, 0.20), "dots"),
             ],
             test=[
-                look((0.98, 0.96, 0.88), (0.92, 0.55, 0.10), "JUICE"),
-                look((0.85, 0.88, 0.95), (0.35, 0.20, 0.55), "stripes"),
+                appearance((0.98, 0.96, 0.88), (0.92, 0.55, 0.10), "JUICE"),
+                appearance((0.85, 0.88, 0.95), (0.35, 0.20, 0.55), "stripes"),
             ],
         ),
         long_axis=(0.0, 0.0, 1.0),
-        rests=(STANDING, LYING, ON_EDGE),
+        stable_orientations=(STANDING, LYING, ON_EDGE),
     )
 
 
 def _food() -> ObjectSpec:
     size = (0.05, 0.09, 0.036)
 
-    def look(carton: Colour, label: Paint) -> Look:
-        return (Paint(carton), label)
+    def appearance(carton: Colour, label: Material) -> Appearance:
+        return (Material(carton), label)
 
     return ObjectSpec(
         name="food",
@@ -246,27 +246,27 @@ def _food() -> ObjectSpec:
         friction=0.7,
         parts=(box(size), box((0.0505, 0.055, 0.0365))),
         colliders=(Collider("box", size),),
-        looks=_looks(
+        appearances=_appearances(
             train=[
-                look((0.45, 0.20, 0.55), Paint((0.98, 0.85, 0.30), "RICE", (0.45, 0.20, 0.55))),
-                look((0.85, 0.30, 0.15), Paint((0.98, 0.93, 0.80), "TEA", (0.60, 0.15, 0.10))),
-                look((0.15, 0.45, 0.60), Paint((0.90, 0.96, 0.98), "PASTA", (0.10, 0.30, 0.50))),
-                look((0.95, 0.80, 0.25), Paint((0.75, 0.15, 0.15), "checks", (0.98, 0.95, 0.90))),
+                appearance((0.45, 0.20, 0.55), Material((0.98, 0.85, 0.30), "RICE", (0.45, 0.20, 0.55))),
+                appearance((0.85, 0.30, 0.15), Material((0.98, 0.93, 0.80), "TEA", (0.60, 0.15, 0.10))),
+                appearance((0.15, 0.45, 0.60), Material((0.90, 0.96, 0.98), "PASTA", (0.10, 0.30, 0.50))),
+                appearance((0.95, 0.80, 0.25), Material((0.75, 0.15, 0.15), "checks", (0.98, 0.95, 0.90))),
             ],
             test=[
-                look((0.55, 0.75, 0.30), Paint((0.98, 0.98, 0.90), "OATS", (0.25, 0.45, 0.10))),
-                look((0.20, 0.20, 0.25), Paint((0.85, 0.70, 0.40), "band", (0.20, 0.20, 0.25))),
+                appearance((0.55, 0.75, 0.30), Material((0.98, 0.98, 0.90), "OATS", (0.25, 0.45, 0.10))),
+                appearance((0.20, 0.20, 0.25), Material((0.85, 0.70, 0.40), "band", (0.20, 0.20, 0.25))),
             ],
         ),
         long_axis=(0.0, 1.0, 0.0),
-        rests=(FLAT, ON_EDGE, LYING),
+        stable_orientations=(FLAT, ON_EDGE, LYING),
     )
 
 
 def _wall(
     foot: tuple[float, float], rim: tuple[float, float], thickness: float, count: int = 16
 ) -> tuple[Collider, ...]:
-    """Boxes along a circle, each as high as from `foot` to `rim`: (distance from the middle, height)."""
+    """Boxes along a circle, from `foot` to `rim`: each (distance from the axis, height)."""
     (near, low), (far, high) = foot, rim
     radius, lean = (near + far) / 2, float(np.arctan2(far - near, high - low))
     size = (thickness, 2 * max(near, far) * np.tan(np.pi / count), float(np.hypot(far - near, high - low)))
@@ -296,14 +296,14 @@ def _bowl() -> FixtureSpec:
         radius_m=0.094,
         inner_radius_m=0.085,
         parts=(shell,),
-        looks=_looks(
+        appearances=_appearances(
             train=[
-                (Paint((0.20, 0.55, 0.75)),),
-                (Paint((0.30, 0.60, 0.45)),),
-                (Paint((0.20, 0.25, 0.55)),),
-                (Paint((0.75, 0.78, 0.82)),),
+                (Material((0.20, 0.55, 0.75)),),
+                (Material((0.30, 0.60, 0.45)),),
+                (Material((0.20, 0.25, 0.55)),),
+                (Material((0.75, 0.78, 0.82)),),
             ],
-            test=[(Paint((0.55, 0.40, 0.65)),), (Paint((0.10, 0.40, 0.42)),)],
+            test=[(Material((0.55, 0.40, 0.65)),), (Material((0.10, 0.40, 0.42)),)],
         ),
         colliders=(
             Collider("cylinder", (0.052, 0.006), (0.0, 0.0, 0.003)),
@@ -323,14 +323,14 @@ def _plate() -> FixtureSpec:
         radius_m=0.108,
         inner_radius_m=0.105,
         parts=(shell,),
-        looks=_looks(
+        appearances=_appearances(
             train=[
-                (Paint((0.93, 0.93, 0.90)),),
-                (Paint((0.90, 0.85, 0.70)),),
-                (Paint((0.96, 0.96, 0.98), "dots", (0.75, 0.82, 0.92)),),
-                (Paint((0.70, 0.75, 0.72)),),
+                (Material((0.93, 0.93, 0.90)),),
+                (Material((0.90, 0.85, 0.70)),),
+                (Material((0.96, 0.96, 0.98), "dots", (0.75, 0.82, 0.92)),),
+                (Material((0.70, 0.75, 0.72)),),
             ],
-            test=[(Paint((0.85, 0.90, 0.80)),), (Paint((0.95, 0.93, 0.88), "stripes", (0.88, 0.80, 0.70)),)],
+            test=[(Material((0.85, 0.90, 0.80)),), (Material((0.95, 0.93, 0.88), "stripes", (0.88, 0.80, 0.70)),)],
         ),
         colliders=(
             Collider("cylinder", (0.072, 0.006), (0.0, 0.0, 0.003)),
@@ -347,8 +347,8 @@ def _divider_plate() -> FixtureSpec:
     )
     visible = tuple(box((0.112, 0.006, 0.016)).moved(wall.centre, wall.euler[2]) for wall in walls)
 
-    def look(colour: Colour) -> Look:
-        return (Paint(colour),) * (1 + len(visible))
+    def appearance(colour: Colour) -> Appearance:
+        return (Material(colour),) * (1 + len(visible))
 
     return FixtureSpec(
         name="divider-plate",
@@ -356,14 +356,14 @@ def _divider_plate() -> FixtureSpec:
         radius_m=0.118,
         inner_radius_m=0.115,
         parts=(shell, *visible),
-        looks=_looks(
+        appearances=_appearances(
             train=[
-                look((0.85, 0.35, 0.45)),
-                look((0.90, 0.55, 0.30)),
-                look((0.60, 0.25, 0.30)),
-                look((0.88, 0.62, 0.66)),
+                appearance((0.85, 0.35, 0.45)),
+                appearance((0.90, 0.55, 0.30)),
+                appearance((0.60, 0.25, 0.30)),
+                appearance((0.88, 0.62, 0.66)),
             ],
-            test=[look((0.75, 0.45, 0.75)), look((0.95, 0.70, 0.55))],
+            test=[appearance((0.75, 0.45, 0.75)), appearance((0.95, 0.70, 0.55))],
         ),
         colliders=(
             Collider("cylinder", (0.116, 0.006), (0.0, 0.0, 0.003)),

@@ -1,7 +1,7 @@
-"""The OpenGL renderer (EGL, without a window): textured bodies, one light with shadows, depth and segmentation.
+"""The OpenGL renderer (headless, through EGL): textured bodies, one light with shadows, depth and segmentation.
 
-PyBullet's own EGL plugin always draws a 4096 x 4096 shadow map of 20 x 20 m, with mipmaps, whatever the picture's size
-(docs/world.md). This one shadows the workspace alone, and may be opened many times in a process.
+PyBullet's own EGL plugin always renders a 4096 x 4096 shadow map of 20 x 20 m, with mipmaps, whatever the image size
+(docs/world.md). This one maps shadows in the workspace only, and may be opened many times in a process.
 """
 
 from __future__ import annotations
@@ -18,60 +18,60 @@ import moderngl
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.appearances import SPLITS, TABLES, Material, texture
 from sim.bodies import MAX_PARTS
-from sim.drawing import TABLE, Body, Geometry, segment_of
+from sim.camera_geometry import CameraSpec
+from sim.drawing import TABLE, Geometry, RenderBody, segment_of
 from sim.forks import check_not_forked
-from sim.looks import SPLITS, TABLES, Paint, texture
 from sim.meshes import Mesh
 from sim.scenes import Scene
-from sim.views import CameraSpec
 
 BACKGROUND = (0.70, 0.72, 0.75)
 SHADOWED_CENTRE_M = np.array([0.52, 0.0, 0.12])
 SHADOWED_RADIUS_M = 0.62
-SMALL_PICTURE_PX = 160
-SHADOW_PX = (512, 1024)  # side of the shadow map of small and of larger pictures
+SMALL_IMAGE_PX = 160
+SHADOW_PX = (512, 1024)  # side of the shadow map for small and for larger images
 
 VERTEX = """
 #version 330
 in vec3 position; in vec3 normal; in vec2 uv; in float part;
-uniform mat4 model, view, lens, to_shadow; uniform float scale; uniform float layers[8];
-out vec3 facing; out vec3 place; out vec3 shadow_place; out vec3 picture;
+uniform mat4 model, view, projection, to_shadow; uniform float scale; uniform float layers[8];
+out vec3 world_normal; out vec3 world_position; out vec3 shadow_position; out vec3 texture_coordinate;
 void main() {
     vec4 world = model * vec4(position * scale, 1.0);
-    place = world.xyz;
-    facing = mat3(model) * normal;
-    shadow_place = (to_shadow * world).xyz * 0.5 + 0.5;
-    picture = vec3(uv, layers[int(part)]);
-    gl_Position = lens * view * world;
+    world_position = world.xyz;
+    world_normal = mat3(model) * normal;
+    shadow_position = (to_shadow * world).xyz * 0.5 + 0.5;
+    texture_coordinate = vec3(uv, layers[int(part)]);
+    gl_Position = projection * view * world;
 }
 """
 FRAGMENT = """
 #version 330
-in vec3 facing; in vec3 place; in vec3 shadow_place; in vec3 picture;
+in vec3 world_normal; in vec3 world_position; in vec3 shadow_position; in vec3 texture_coordinate;
 uniform vec3 light, light_colour, ambient, eye, tint; uniform float gloss;
-uniform sampler2DShadow shadow; uniform sampler2DArray paint;
+uniform sampler2DShadow shadow; uniform sampler2DArray materials;
 out vec4 colour;
 void main() {
-    vec3 normal = normalize(facing);
-    float slope = dot(normal, light);
+    vec3 normal = normalize(world_normal);
+    float cosine = dot(normal, light);
     float lit = 0.0;
-    if (slope > 0.0) {
-        vec3 at = shadow_place;
-        at.z -= 0.0015 + 0.002 * (1.0 - slope);
-        lit = texture(shadow, at) * slope;
+    if (cosine > 0.0) {
+        vec3 sample_at = shadow_position;
+        sample_at.z -= 0.0015 + 0.002 * (1.0 - cosine);
+        lit = texture(shadow, sample_at) * cosine;
     }
-    vec3 half_way = normalize(light + normalize(eye - place));
-    float gleam = gloss * pow(max(dot(normal, half_way), 0.0), 24.0) * lit;
-    vec3 base = tint * texture(paint, picture).rgb;
-    colour = vec4(base * (ambient * (0.85 + 0.15 * normal.z) + light_colour * lit) + light_colour * gleam, 1.0);
+    vec3 half_vector = normalize(light + normalize(eye - world_position));
+    float specular = gloss * pow(max(dot(normal, half_vector), 0.0), 24.0) * lit;
+    vec3 base = tint * texture(materials, texture_coordinate).rgb;
+    colour = vec4(base * (ambient * (0.85 + 0.15 * normal.z) + light_colour * lit) + light_colour * specular, 1.0);
 }
 """
 DEPTH_VERTEX = """
 #version 330
 in vec3 position;
-uniform mat4 model, view, lens; uniform float scale;
-void main() { gl_Position = lens * view * model * vec4(position * scale, 1.0); }
+uniform mat4 model, view, projection; uniform float scale;
+void main() { gl_Position = projection * view * model * vec4(position * scale, 1.0); }
 """
 DEPTH_FRAGMENT = """
 #version 330
@@ -90,7 +90,7 @@ class OpenGLError(ValueError):
 
 
 def open_context() -> Any:
-    """An EGL context, or `OpenGLError`; a plain ValueError in a forked process, where it would wait for ever."""
+    """Creates an EGL context. OpenGLError if EGL does not start; ValueError in a fork, where it would hang."""
     check_not_forked("EGL", _first_process())
     _load_triton()
     try:
@@ -102,14 +102,14 @@ def open_context() -> Any:
 
 @functools.cache
 def _first_process() -> int:
-    """The process that opened the first context: one forked from it inherits the answer."""
+    """Id of the process that opened the first context; its forks inherit the cached value."""
     return os.getpid()
 
 
 @functools.cache
 def _load_triton() -> None:
-    """Torch loads Triton at some later time. Triton and Mesa each bring an LLVM whose symbols everybody sees, and the
-    one that is loaded second uses those of the first. Mesa survives that, Triton ends the process."""
+    """Loads Triton before Mesa, because torch would load it later. Both export the symbols of their own LLVM, and the
+    library loaded second resolves to those of the first: Mesa survives that, Triton crashes the process."""
     spec = importlib.util.find_spec("triton")
     library = Path((spec and spec.origin) or "/none").parent / "_C" / "libtriton.so"
     if library.is_file():
@@ -118,90 +118,91 @@ def _load_triton() -> None:
 
 
 class OpenGLRenderer:
-    """Draws the bodies of a PyBullet client. `dress` is called once for each scene, `render` for each picture."""
+    """Renders the bodies of a PyBullet client. Call `set_appearance` once per scene and `render` once per image."""
 
-    def __init__(self, meshes: dict[str, list[Mesh]], paints: list[Paint]) -> None:
+    def __init__(self, meshes: dict[str, list[Mesh]], materials: list[Material]) -> None:
         self._context = c = open_context()
         with c:  # a process may have several contexts
             self._shade = c.program(vertex_shader=VERTEX, fragment_shader=FRAGMENT)
             self._depth_only = c.program(vertex_shader=DEPTH_VERTEX, fragment_shader=DEPTH_FRAGMENT)
             self._segment = c.program(vertex_shader=DEPTH_VERTEX, fragment_shader=SEGMENT_FRAGMENT)
             self._arrays = {name: self._upload(parts) for name, parts in meshes.items()}
-            self._layers = {paint: layer for layer, paint in enumerate(dict.fromkeys(paints))}
-            self._paints = _texture_array(c, [texture(paint) for paint in self._layers])
+            self._layers = {material: layer for layer, material in enumerate(dict.fromkeys(materials))}
+            self._materials = _texture_array(c, [texture(material) for material in self._layers])
             self._tables = _texture_array(c, [make() for split in SPLITS for make in TABLES[split]])
             c.enable_only(moderngl.DEPTH_TEST | moderngl.CULL_FACE)
         self._targets: dict[int, tuple[Any, Any]] = {}
         self._shadows: dict[int, tuple[Any, Any]] = {}
 
     def _upload(self, parts: list[Mesh]) -> tuple[Any, Any, Any]:
-        """A vertex array for each of the three programs."""
+        """Vertex arrays of one body, for the shading, depth and segmentation programs."""
         c = self._context
         rows = np.concatenate(
             [np.column_stack([m.vertices, m.normals, m.uv, np.full(len(m.vertices), k)]) for k, m in enumerate(parts)]
         )
         shaded = self._indexed(rows)
-        places = self._indexed(rows[:, :3])
+        positions = self._indexed(rows[:, :3])
         return (
             c.vertex_array(self._shade, [(shaded[0], "3f 3f 2f f", "position", "normal", "uv", "part")], shaded[1]),
-            c.vertex_array(self._depth_only, [(places[0], "3f", "position")], places[1]),
-            c.vertex_array(self._segment, [(places[0], "3f", "position")], places[1]),
+            c.vertex_array(self._depth_only, [(positions[0], "3f", "position")], positions[1]),
+            c.vertex_array(self._segment, [(positions[0], "3f", "position")], positions[1]),
         )
 
     def _indexed(self, rows: NDArray[np.float64]) -> tuple[Any, Any]:
         unique, index = np.unique(np.round(rows, 6), axis=0, return_inverse=True)
         return self._context.buffer(unique.astype("f4").tobytes()), self._context.buffer(index.astype("i4").tobytes())
 
-    def dress(self, scene: Scene, bodies: list[Body]) -> None:
-        """Take the looks, the light and the camera of a scene whose bodies are these."""
+    def set_appearance(self, scene: Scene, bodies: list[RenderBody]) -> None:
+        """Takes materials, light and camera pose from the scene; `bodies` are all that is rendered from now on."""
         self._scene = scene
-        tables = sum(len(TABLES[split]) for split in SPLITS[: SPLITS.index(scene.split)])
-        self._drawn: list[tuple[Body, NDArray[np.float32]]] = []
+        first_table = sum(len(TABLES[split]) for split in SPLITS[: SPLITS.index(scene.split)])
+        self._bodies: list[tuple[RenderBody, NDArray[np.float32]]] = []
         for body in bodies:
             if body.name == TABLE:
-                layers = [tables + scene.table_look]
+                layers = [first_table + scene.table_appearance]
             else:
-                layers = [self._layers[paint] for paint in body.paints]
-            self._drawn.append((body, np.resize(np.array(layers, "f4"), MAX_PARTS)))
-        self._view, self._lens = scene.camera.view(), scene.camera.lens()
-        self._light_view, self._light_lens = _light_matrices(np.array(scene.light.direction))
+                layers = [self._layers[material] for material in body.materials]
+            self._bodies.append((body, np.resize(np.array(layers, "f4"), MAX_PARTS)))
+        self._view, self._projection = scene.camera.view_matrix(), scene.camera.projection_matrix()
+        self._light_view, self._light_projection = _light_matrices(np.array(scene.light.direction))
 
     def render(self, size: int, poses: list[NDArray[np.float64]]) -> NDArray[np.uint8]:
-        """The picture [size, size, 3] of the bodies at these poses [4, 4], in the order of `dress`."""
+        """Renders an image, uint8 [size, size, 3]. `poses` [4, 4]: body -> world, in the order of `set_appearance`."""
         with self._context:
             return self._render(size, [_bytes(pose) for pose in poses])
 
     def _render(self, size: int, poses: list[bytes]) -> NDArray[np.uint8]:
         self._draw_shadow(size, poses)
-        frame, picture = self._target(size)
+        frame, image = self._target(size)
         frame.use()
         frame.clear(*BACKGROUND)
         program, light = self._shade, self._scene.light
         program["view"].write(_bytes(self._view))
-        program["lens"].write(_bytes(self._lens))
-        program["to_shadow"].write(_bytes(self._light_lens @ self._light_view))
+        program["projection"].write(_bytes(self._projection))
+        program["to_shadow"].write(_bytes(self._light_projection @ self._light_view))
         program["light"].value = light.direction
         program["light_colour"].value = light.colour
         program["ambient"].value = light.ambient
         program["eye"].value = self._scene.camera.eye_m
-        program["shadow"].value, program["paint"].value = 0, 1
+        program["shadow"].value, program["materials"].value = 0, 1
         self._shadow_map(size)[1].use(0)
-        self._paints.use(1)
+        self._materials.use(1)
         self._tables.use(2)
-        for (body, layers), pose in zip(reversed(self._drawn), reversed(poses), strict=True):  # the table last
+        # the table last: its texture array differs
+        for (body, layers), pose in zip(reversed(self._bodies), reversed(poses), strict=True):
             program["model"].write(pose)
             program["scale"].value = body.scale
             program["tint"].value = body.tint
             program["layers"].write(layers.tobytes())
             program["gloss"].value = body.gloss
             if body.name == TABLE:
-                program["paint"].value = 2
+                program["materials"].value = 2
             self._arrays[body.name][0].render()
-        frame.read_into(picture, components=3, alignment=1)
-        return picture[::-1].copy()
+        frame.read_into(image, components=3, alignment=1)
+        return image[::-1].copy()
 
     def geometry(self, size: int, poses: list[NDArray[np.float64]]) -> Geometry:
-        """Depth and segmentation of the same view."""
+        """Renders depth and segmentation."""
         with self._context:
             return self._geometry(size, poses)
 
@@ -211,8 +212,8 @@ class OpenGLRenderer:
         frame.clear(0.0, 0.0, 0.0)
         program = self._segment
         program["view"].write(_bytes(self._view))
-        program["lens"].write(_bytes(self._lens))
-        for (body, _), pose in zip(self._drawn, poses, strict=True):
+        program["projection"].write(_bytes(self._projection))
+        for (body, _), pose in zip(self._bodies, poses, strict=True):
             program["model"].write(_bytes(pose))
             program["scale"].value = body.scale
             program["segment"].value = segment_of(body)
@@ -227,8 +228,8 @@ class OpenGLRenderer:
         frame.clear()
         program = self._depth_only
         program["view"].write(_bytes(self._light_view))
-        program["lens"].write(_bytes(self._light_lens))
-        for (body, _), pose in zip(self._drawn, poses, strict=True):
+        program["projection"].write(_bytes(self._light_projection))
+        for (body, _), pose in zip(self._bodies, poses, strict=True):
             if body.name != TABLE:
                 program["model"].write(pose)
                 program["scale"].value = body.scale
@@ -242,7 +243,7 @@ class OpenGLRenderer:
         return self._targets[size]
 
     def _shadow_map(self, size: int) -> tuple[Any, Any]:
-        side = SHADOW_PX[size > SMALL_PICTURE_PX]
+        side = SHADOW_PX[size > SMALL_IMAGE_PX]
         if side not in self._shadows:
             depth = self._context.depth_texture((side, side))
             depth.compare_func, depth.filter = "<=", (moderngl.LINEAR, moderngl.LINEAR)
@@ -254,22 +255,22 @@ class OpenGLRenderer:
         self._context.release()
 
 
-def _texture_array(context: Any, pictures: list[NDArray[np.uint8]]) -> Any:
-    size = pictures[0].shape[0]
-    data = np.stack([picture[::-1] for picture in pictures])
-    array = context.texture_array((size, size, len(pictures)), 3, data.tobytes(), alignment=1)
+def _texture_array(context: Any, images: list[NDArray[np.uint8]]) -> Any:
+    size = images[0].shape[0]
+    data = np.stack([image[::-1] for image in images])
+    array = context.texture_array((size, size, len(images)), 3, data.tobytes(), alignment=1)
     array.build_mipmaps()
     array.filter = (moderngl.LINEAR_MIPMAP_NEAREST, moderngl.LINEAR)
     return array
 
 
 def _light_matrices(direction: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """World -> light and light -> clip space of an orthographic view along the light."""
+    """View and projection matrices [4, 4] of the shadow map: orthographic, along the light."""
     eye = CameraSpec(eye_m=tuple(SHADOWED_CENTRE_M + 1.5 * direction), look_at_m=tuple(SHADOWED_CENTRE_M))
     near, far = 0.3, 2.7
-    lens = np.diag([1 / SHADOWED_RADIUS_M, 1 / SHADOWED_RADIUS_M, -2 / (far - near), 1.0])
-    lens[2, 3] = -(far + near) / (far - near)
-    return eye.view(), lens
+    projection = np.diag([1 / SHADOWED_RADIUS_M, 1 / SHADOWED_RADIUS_M, -2 / (far - near), 1.0])
+    projection[2, 3] = -(far + near) / (far - near)
+    return eye.view_matrix(), projection
 
 
 def _bytes(matrix: NDArray[np.float64]) -> bytes:

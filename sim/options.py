@@ -1,4 +1,4 @@
-"""Command-line options from frozen dataclasses, and errors that name the choices."""
+"""Command-line options from frozen dataclasses, errors that name the valid choices, and signals that stop a command."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 Config = TypeVar("Config")
-# What a terminal that closes, a batch queue and its requeueing (`#SBATCH --signal=USR1@90`) send before they kill.
+# Sent by a closing terminal, or by a batch queue before it kills or requeues (`#SBATCH --signal=USR1@90`).
 STOP_SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 PACKAGES = ("sim", "data", "models", "train", "eval", "bench")
 MAX_SEED = 2**32 - 1  # of NumPy's legacy generators and of lightning.seed_everything
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C (SIGINT), or one of `STOP_SIGNALS`: whatever handles Ctrl-C handles them all."""
+    """Raised by `STOP_SIGNALS`. A KeyboardInterrupt, so that all code that handles Ctrl-C handles it."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -33,30 +33,30 @@ class Stopped(KeyboardInterrupt):
 
 
 def nearest(name: str, choices: Sequence[str]) -> str:
-    """'choose from a, b. Did you mean a?'"""
-    bare = {choice.lstrip("-"): choice for choice in choices}  # that two options begin with dashes is no likeness
+    """The choices, with the nearest match if any: 'choose from a, b. Did you mean a?'"""
+    bare = {choice.lstrip("-"): choice for choice in choices}  # leading dashes are no similarity
     near = difflib.get_close_matches(name.lstrip("-"), bare, n=1, cutoff=0.5)
     return f"choose from {', '.join(choices)}." + (f" Did you mean {bare[near[0]]!r}?" if near else "")
 
 
 def check_choice(kind: str, name: str, choices: Sequence[str]) -> str:
-    """`name` if it is one of `choices`, else a ValueError that lists them with the nearest match."""
+    """Returns `name` if it is one of `choices`, else raises a ValueError that lists them with the nearest match."""
     if name not in choices:
         raise ValueError(f"unknown {kind} {name!r}: {nearest(name, choices)}")
     return name
 
 
 def changed(old: Mapping[str, Any], new: Mapping[str, Any], free: Container[str] = ()) -> str:
-    """'size 64 (now 472), seed 0 (now 1)': the options that differ, but for the `free` ones; empty where none does."""
+    """The options that differ, except `free` ones: 'size 64 (now 472), seed 0 (now 1)'. Empty if none do."""
     keys = [key for key in {**old, **new} if key not in free and old.get(key) != new.get(key)]
     return ", ".join(f"{key} {old.get(key)!r} (now {new.get(key)!r})" for key in keys)
 
 
 def run_command(command: Callable[[], int | None]) -> int:
-    """Exit status of a command: an error of its input is one line and 2; a reader that has had enough is none; a signal
-    that stops it is 128 and its number."""
+    """Runs a command and returns its exit status: 2 and one line on stderr for invalid input, 128 plus the number of a
+    signal that stopped it. A reader that closes the pipe is no error."""
     _begin_in_utf8()
-    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that are no letter
+    for stream in (sys.stdout, sys.stderr):  # file names may hold undecodable bytes
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -76,18 +76,18 @@ def run_command(command: Callable[[], int | None]) -> int:
 
 
 def _begin_in_utf8() -> None:
-    """Under a locale of another encoding, begin again in Python's UTF-8 mode (PEP 540): libraries name files in UTF-8
-    whatever the locale. The terminal keeps its encoding; a letter that it lacks is escaped."""
+    """Restarts the process in Python's UTF-8 mode (PEP 540) if the locale has another encoding, because libraries
+    encode file names as UTF-8 whatever the locale. Output keeps the terminal's encoding, with escapes."""
     main = sys.modules["__main__"].__spec__
     if sys.getfilesystemencoding() == "utf-8" or main is None or main.name.partition(".")[0] not in PACKAGES:
         return
-    told = {"PYTHONUTF8": "1", "PYTHONIOENCODING": f"{sys.stdout.encoding}:backslashreplace"}
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **told})
+    variables = {"PYTHONUTF8": "1", "PYTHONIOENCODING": f"{sys.stdout.encoding}:backslashreplace"}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **variables})
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[None]:
-    """Within, each of `STOP_SIGNALS` raises `Stopped`; those that a parent had ignored (nohup) stay ignored."""
+    """Context in which `STOP_SIGNALS` raise `Stopped`. Signals that the parent ignores (nohup) stay ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -107,15 +107,14 @@ def _raise_stopped(number: int, frame: object) -> None:
 
 
 def leave_signals() -> None:
-    """In a worker process: the signals that stop a command are the parent's to handle, but for SIGTERM, by which a
-    parent ends its workers."""
+    """Ignores stop signals in a worker process: the parent handles them, and ends its workers by SIGTERM."""
     for number in (signal.SIGINT, *STOP_SIGNALS):
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
 
 
 def stop_status(stop: KeyboardInterrupt) -> int:
-    """The exit status of a command that was stopped."""
+    """Exit status of a command that was stopped."""
     return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
 
 
@@ -126,14 +125,16 @@ def _nobody_reads(pipe: int) -> bool:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that answers an unknown option with the nearest ones."""
+    """An argument parser that answers an unknown option with the nearest known one."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             parser: argparse.ArgumentParser = self
             for action in self._actions:
-                if isinstance(action, argparse._SubParsersAction):  # an option after a command is the command's
+                if isinstance(
+                    action, argparse._SubParsersAction
+                ):  # options after a subcommand are those of the subcommand
                     parser = action.choices[getattr(parsed, action.dest)]
             known = [option for action in parser._actions for option in action.option_strings if option != "-h"]
             self.error(f"unknown option {unknown[0]!r}: {nearest(unknown[0].split('=')[0], known)}")
@@ -144,7 +145,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def check_least(config: object, least: int, *names: str) -> None:
-    """ValueError for an option that is below `least`, 0 or 1."""
+    """Raises ValueError for an option below `least`, 0 or 1."""
     for name in names:
         if not getattr(config, name) >= least:
             bound = "0 or more" if least == 0 else f"at least {least}"
@@ -152,7 +153,7 @@ def check_least(config: object, least: int, *names: str) -> None:
 
 
 def check_seed(config: object, *names: str) -> None:
-    """ValueError for a seed that some generator would refuse; an option may hold several."""
+    """Raises ValueError for a seed that some generator would refuse; an option may hold several seeds."""
     for name in names:
         value = getattr(config, name)
         for seed in value if isinstance(value, tuple) else (value,):
@@ -160,13 +161,13 @@ def check_seed(config: object, *names: str) -> None:
 
 
 def check_is_seed(name: str, seed: int) -> None:
-    """ValueError for a seed outside 0 to MAX_SEED."""
+    """Raises ValueError for a seed outside 0 to MAX_SEED."""
     if not 0 <= seed <= MAX_SEED:
         raise ValueError(f"{name} is 0 or more and at most {MAX_SEED}, got {seed}")
 
 
 def check_part(config: object, *names: str) -> None:
-    """ValueError for an option that is no part of a whole."""
+    """Raises ValueError for an option outside 0 to 1."""
     for name in names:
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"{name} is between 0 and 1, got {getattr(config, name)}")
@@ -178,29 +179,29 @@ def option(default: Any, text: str) -> Any:
 
 
 def add_options(parser: argparse.ArgumentParser, config: type, defaults: Any = None) -> None:
-    """One `--option` per field of a dataclass, `-` and `_` alike. Unset options are absent from the namespace."""
+    """Adds one `--option` per field of a dataclass, `-` and `_` alike. Unset options are absent from the namespace."""
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
         kind = hints[field.name]
         default = getattr(defaults, field.name, field.default)
-        told = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        shown = "required" if default is dataclasses.MISSING else f"default {'none' if told == '' else told}"
+        text = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        shown = "required" if default is dataclasses.MISSING else f"default {'none' if text == '' else text}"
         names = [f"--{field.name.replace('_', '-')}"]
         if "_" in field.name:
             names.append(f"--{field.name}")
-        text = field.metadata.get("help", "")
+        description = field.metadata.get("help", "")
         parser.add_argument(
             *names,
             dest=field.name,
             type=_reader(kind),
             default=argparse.SUPPRESS,
             metavar=_metavar(kind),
-            help=f"{text} ({shown})".strip(),
+            help=f"{description} ({shown})".strip(),
         )
 
 
 def from_options(config: type[Config], options: dict[str, Any], **base: Any) -> Config:
-    """The dataclass from `base` values overridden by parsed options; a missing required field is a ValueError."""
+    """Builds the dataclass from `base` and parsed options, which win. ValueError if a required field is missing."""
     names = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
     values = {**base, **{key: value for key, value in options.items() if key in names}}
     for field in dataclasses.fields(config):  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Jobs for worker processes, of this machine or of a Ray cluster; results come as they are ready, in any order."""
+"""Runs jobs in worker processes, on this machine or a Ray cluster, and yields results in order of completion."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from sim.options import STOP_SIGNALS, leave_signals
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 BACKENDS = ("local", "ray")
-AHEAD = 2  # jobs submitted for each worker
-MAX_DEATHS = 3  # of workers, one after another with nothing finished in between
+AHEAD = 2  # jobs submitted per worker
+MAX_DEATHS = 3  # consecutive deaths of workers without a finished job
 
 
 def run_jobs(
@@ -32,11 +32,11 @@ def run_jobs(
     workers: int,
     backend: str = "local",
 ) -> Generator[Result, None, None]:
-    """`make_worker(*arguments)` is called once in each worker, and what it returns once for each job.
+    """Runs `make_worker(*arguments)` once per worker and calls the result once per job; yields the results.
 
-    Jobs are taken as workers come free for them, two ahead. An error of a job is raised here. A worker that dies is
-    replaced and its jobs are done again; ValueError where that does not help. Closing the iterator, like the end of
-    this process, ends the workers at once.
+    Jobs are taken lazily, two ahead per worker. Exceptions of a job are raised here. A worker that dies is replaced and
+    its jobs are repeated; ValueError after `MAX_DEATHS` deaths in a row. Closing the iterator, or the end of this
+    process, kills the workers at once.
     """
     yield from (_local if backend == "local" else _ray)(make_worker, arguments, iter(jobs), workers)
 
@@ -59,8 +59,8 @@ def _in_pools(start: Callable[[Connection], None], jobs: Iterator[Any], workers:
             unfinished[next(numbers)] = job
         if not unfinished:
             return
-        ours, theirs = context.Pipe()
-        pool = ProcessPoolExecutor(min(workers, len(unfinished)), context, initializer=start, initargs=(theirs,))
+        parent_end, worker_end = context.Pipe()
+        pool = ProcessPoolExecutor(min(workers, len(unfinished)), context, initializer=start, initargs=(worker_end,))
         try:
             running = {pool.submit(_call, job): number for number, job in unfinished.items()}
             while running:
@@ -78,15 +78,15 @@ def _in_pools(start: Callable[[Connection], None], jobs: Iterator[Any], workers:
             if deaths == MAX_DEATHS:
                 raise ValueError("worker processes die (out of memory?); fewer --workers need less") from None
         finally:
-            ours.close()
-            # else the rest of a result that a worker's end cut short would be waited for
+            parent_end.close()
+            # or shutdown would wait for the rest of a result that its killed worker never sends
             pool._result_queue._writer.close()  # type: ignore[attr-defined]
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _start_tracker() -> None:
-    """multiprocessing's helper process, deaf to the signals that stop a command: else it dies of what a batch queue
-    sends to all processes of a job, and says so at length."""
+    """Starts multiprocessing's resource tracker with stop signals blocked: a batch queue sends them to all processes of
+    a job, and the tracker would die with a long traceback."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         resource_tracker.ensure_running()
@@ -96,11 +96,11 @@ def _start_tracker() -> None:
 
 def _start(scratch: str, make_worker: Callable[..., Any], arguments: tuple[Any, ...], parent: Connection) -> None:
     leave_signals()
-    tempfile.tempdir = scratch  # what a worker leaves there goes with the iterator: it ends without cleaning up
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    tempfile.tempdir = scratch  # killed workers do not clean up: the iterator removes this folder
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
     try:
         _call.run = make_worker(*arguments)  # type: ignore[attr-defined]
-    except Exception as error:  # is raised by the first job, else the pool would just break
+    except Exception as error:  # raised by the first job: raised here, it would only break the pool
         _call.run = functools.partial(_refuse, error)  # type: ignore[attr-defined]
 
 
@@ -108,8 +108,8 @@ def _refuse(error: Exception, job: Any) -> None:
     raise error
 
 
-def _end_with(parent: Connection) -> None:
-    """Nothing is ever sent: the other end closes with the iterator, or with the process that held it."""
+def _exit_with_parent(parent: Connection) -> None:
+    """Exits when the parent's end of the pipe closes, with the iterator or with its process. Nothing is ever sent."""
     parent.poll(None)
     os._exit(1)
 
@@ -119,7 +119,7 @@ def _call(job: Any) -> Any:
 
 
 class _Actor:
-    """A worker of the cluster. An error of its start is raised by its first job, as here."""
+    """A worker of the Ray cluster. As in `_start`, a failure to start is raised by the first job."""
 
     def __init__(self, make_worker: Callable[..., Callable[[Any], Any]], arguments: tuple[Any, ...]) -> None:
         try:
@@ -139,10 +139,10 @@ def _ray(
     except ImportError:
         raise ValueError("backend ray needs Ray: pip install -e '.[ray]'") from None
     if not ray.is_initialized():
-        ray.init(log_to_driver=False)  # the cluster of RAY_ADDRESS, else one of this machine
+        ray.init(log_to_driver=False)  # the cluster at RAY_ADDRESS, else a local one
     remote = ray.remote(num_cpus=1, max_restarts=MAX_DEATHS, max_task_retries=MAX_DEATHS)(_Actor)
-    room = int(ray.cluster_resources().get("CPU", 1))  # an actor beyond it would wait for ever, with its jobs
-    actors = [remote.remote(make_worker, arguments) for _ in range(max(1, min(workers, room)))]
+    num_cpus = int(ray.cluster_resources().get("CPU", 1))  # any further actor would wait for ever
+    actors = [remote.remote(make_worker, arguments) for _ in range(max(1, min(workers, num_cpus)))]
     running: dict[Any, Any] = {}
 
     def submit(actor: Any) -> None:

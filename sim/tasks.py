@@ -1,7 +1,7 @@
 """The ten tasks of the CDS paper (app. C.2) and their success detectors.
 
-A detector is a pure predicate over a `SceneState`, live or from disk, with any leading dimensions. As in MT-Opt every
-detector can judge every episode: an episode collected for one task may succeed at another, or at none.
+A detector is a pure predicate over a `SceneState`, live or from disk, with any leading dimensions. As in MT-Opt, every
+detector applies to every episode: one collected for a task may succeed at another, or at none.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from sim.options import check_choice
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES, SceneState
 
 LIFT_HEIGHT_M = 0.06  # the lowest point of a lifted object is at least this high
-LEAST_GRIP_M = 0.005  # fingers closer than this hold nothing between them: it lies on top of them
-REST_SPEED_M_S = 0.05  # a placed object moves slower than this
-REST_SPIN_RAD_S = 1.0
-STANDING_M = 0.02  # a fixture whose base is higher than this does not stand on the table
-UPRIGHT_COSINE = 0.94  # a fixture tilted by more than 20 degrees holds nothing
+LEAST_GRIP_M = 0.005  # with a smaller gap the object lies on top of the fingers
+REST_SPEED_M_S = 0.05  # a placed object is slower than both
+REST_ANGULAR_SPEED_RAD_S = 1.0
+STANDING_M = 0.02  # a fixture with a higher base does not stand on the table
+UPRIGHT_COSINE = 0.94  # a fixture tilted by more than 20 degrees has tipped over
 
 
 def lifted(state: SceneState, *, object_index: int) -> NDArray[np.bool_]:
-    """True where the object is held between the closed fingers, high, clear of table, other objects and fixtures."""
+    """True where the object is lifted: held between closed fingers, touching no table, other object or fixture."""
     i = object_index
     return (
         (state["object_present"][..., i] > 0)
@@ -41,8 +41,7 @@ def lifted(state: SceneState, *, object_index: int) -> NDArray[np.bool_]:
 
 
 def placed(state: SceneState, *, fixture_index: int) -> NDArray[np.bool_]:
-    """True where some object rests inside the rim of the fixture, which stands upright, and touches neither the robot
-    nor anything else."""
+    """True where some object is placed: at rest inside the rim of the upright fixture, touching nothing else."""
     f = fixture_index
     quaternion = state["fixture_orientation"][..., f, :]
     up_z = 1.0 - 2.0 * (quaternion[..., 0] ** 2 + quaternion[..., 1] ** 2)
@@ -56,15 +55,15 @@ def placed(state: SceneState, *, fixture_index: int) -> NDArray[np.bool_]:
         & (state["object_on_arm"] == 0)
         & (np.linalg.norm(offset, axis=-1) <= FIXTURES[FIXTURE_NAMES[f]].inner_radius_m)
         & (np.linalg.norm(state["object_velocity"], axis=-1) < REST_SPEED_M_S)
-        & (np.linalg.norm(state["object_spin"], axis=-1) < REST_SPIN_RAD_S)
+        & (np.linalg.norm(state["object_angular_velocity"], axis=-1) < REST_ANGULAR_SPEED_RAD_S)
     )
-    stands = (up_z >= UPRIGHT_COSINE) & (state["fixture_position"][..., f, 2] < STANDING_M)
-    return (state["fixture_present"][..., f] > 0) & stands & resting.any(-1)
+    upright = (up_z >= UPRIGHT_COSINE) & (state["fixture_position"][..., f, 2] < STANDING_M)
+    return (state["fixture_present"][..., f] > 0) & upright & resting.any(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
-    """One task: `success(state) -> bool[...]`; `target` is the index of its object (lift) or its fixture (place)."""
+    """One task. `success(state) -> bool[...]` is its detector; `target` indexes the object (lift) or fixture."""
 
     name: str
     index: int
@@ -85,7 +84,7 @@ def _table() -> dict[str, TaskSpec]:
     }
 
 
-TASKS: dict[str, TaskSpec] = _table()  # the order of this table is the order of the one-hot
+TASKS: dict[str, TaskSpec] = _table()  # in the order of the task one-hot
 TASK_NAMES: tuple[str, ...] = tuple(TASKS)
 SKILLS: tuple[str, ...] = tuple(spec.skill for spec in TASKS.values())
 
@@ -104,6 +103,6 @@ def check_tasks(names: tuple[str, ...]) -> None:
             raise ValueError(f"task {name} is named twice")
 
 
-def verdicts(state: SceneState) -> NDArray[np.bool_]:
-    """Every task's verdict: `[...]` states -> bool `[..., N]` in the order of `TASKS`."""
+def detect_successes(state: SceneState) -> NDArray[np.bool_]:
+    """Runs every task's detector: states [...] -> bool [..., N], in the order of `TASKS`."""
     return np.stack([spec.success(state) for spec in TASKS.values()], axis=-1)

@@ -1,4 +1,4 @@
-"""Writes the objects, the fixtures and a light Panda as URDF and OBJ files, the one format PyBullet reads in full."""
+"""Writes objects, fixtures and a simplified Panda as URDF and OBJ files, the only format PyBullet reads completely."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sim.meshes import Mesh
 
 
 def write_body(spec: BodySpec, folder: Path, visible: bool) -> Path:
-    """`<name>.urdf` in `folder`, with an OBJ per convex hull and, for PyBullet's own renderer, per `visible` part."""
+    """Writes `<name>.urdf`, with an OBJ file per convex hull and, if `visible` (for TinyRenderer), per part."""
     shapes = []
     for number, mesh in enumerate(spec.parts if visible else ()):
         path = _write_obj(mesh, folder / f"{spec.name}-{number}.obj")
@@ -34,8 +34,8 @@ def write_body(spec: BodySpec, folder: Path, visible: bool) -> Path:
 
 
 def write_panda(folder: Path, visible: bool) -> Path:
-    """PyBullet's Panda, colliding as the corners of its convex hulls, which load faster than its meshes. If `visible`
-    it is drawn with its collision meshes: 4 thousand triangles instead of 100."""
+    """Writes PyBullet's Panda with convex hulls as colliders, which load faster than its meshes. If `visible`, its
+    visual shapes are the collision meshes: 4 thousand triangles instead of 100 thousand."""
     source = Path(pybullet_data.getDataPath()) / "franka_panda"
     text = (source / "panda.urdf").read_text(encoding="utf-8").replace("package://meshes", str(source / "meshes"))
     for name in [f"link{number}" for number in range(8)] + ["hand"]:
@@ -55,7 +55,7 @@ def write_panda(folder: Path, visible: bool) -> Path:
 
 
 def read_obj(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The vertices [V, 3] and the triangles [F, 3] of an OBJ file."""
+    """Reads the vertices [V, 3] and triangles [F, 3] of an OBJ file."""
     vertices, faces = [], []
     for line in path.read_text(encoding="utf-8").splitlines():
         kind, *values = line.split() or [""]

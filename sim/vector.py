@@ -1,4 +1,4 @@
-"""Many environments at once: gymnasium's vector API over worker processes, pictures through shared memory."""
+"""Vector environments: gymnasium's vector API over worker processes, with observations in shared memory."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ def make_vector(
     autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
     max_episode_steps: int | None = None,
     autoreset: str | AutoresetMode | None = None,
-    **world: Any,
+    **env_options: Any,
 ) -> AsyncVectorEnv:
-    """`num_envs` environments `PickPlaceEnv(task, **world)`, each in a process of its own; several tasks take turns.
+    """`num_envs` environments `PickPlaceEnv(task, **env_options)`, each in its own process; several tasks alternate.
 
-    `autoreset_mode` is one of gymnasium's or its name: NextStep, SameStep or Disabled. `max_episode_steps` is
-    gymnasium's too: the smaller of it and `horizon` counts, -1 is none. Observations are copies of the shared memory,
-    so that a final observation is never overwritten (gymnasium #1132). Also what `gymnasium.make_vec` makes.
-    `autoreset` is another name of `autoreset_mode`.
+    The vector entry point of `gymnasium.make_vec`. `autoreset_mode` (alias `autoreset`): gymnasium's enum, or NextStep,
+    SameStep or Disabled. `max_episode_steps`: the smaller of it and `horizon` applies, -1 is none. Observations are
+    copied from shared memory, so a final observation is never overwritten (gymnasium #1132).
     """
     autoreset_mode = autoreset or autoreset_mode
     tasks = [task] if task is None or isinstance(task, str) else list(task)
@@ -39,8 +38,8 @@ def make_vector(
     if isinstance(autoreset_mode, str):
         check_choice("autoreset mode", autoreset_mode, [mode.value for mode in AutoresetMode])
     if max_episode_steps not in (None, -1):
-        horizon = world.get("horizon")
-        world["horizon"] = max_episode_steps if horizon is None else min(horizon, max_episode_steps)
-    world["renderer"] = resolve_renderer(world.get("renderer", "auto"))  # once for all of them
-    makers = [partial(PickPlaceEnv, tasks[number % len(tasks)], **world) for number in range(num_envs)]
+        horizon = env_options.get("horizon")
+        env_options["horizon"] = max_episode_steps if horizon is None else min(horizon, max_episode_steps)
+    env_options["renderer"] = resolve_renderer(env_options.get("renderer", "auto"))  # once, not per worker
+    makers = [partial(PickPlaceEnv, tasks[number % len(tasks)], **env_options) for number in range(num_envs)]
     return AsyncVectorEnv(makers, shared_memory=True, copy=True, context="spawn", autoreset_mode=autoreset_mode)

@@ -1,6 +1,6 @@
-"""The pick-place world: a Franka Panda over a table, simulated by PyBullet. This file owns the only step loop.
+"""The pick-place world: a Franka Panda at a table, simulated by PyBullet. The only file that steps the physics.
 
-After `reset` everything happens by physics: fingers hold by friction, no constraint, no attachment, no teleport.
+After `reset` everything moves by physics alone: the fingers hold by friction, without constraint or teleport.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim import actions
+from sim.appearances import TABLE_TEXTURE_M, Material
 from sim.bodies import BodySpec
 from sim.bullet import pybullet
 from sim.camera import Camera
-from sim.drawing import TABLE, Body, Geometry
-from sim.looks import TABLE_TEXTURE_M, Paint
+from sim.drawing import TABLE, Geometry, RenderBody
 from sim.meshes import Mesh, Point, box, hull, inertia, smooth
 from sim.objects import FIXTURES, OBJECTS
 from sim.rotations import rotate
@@ -34,33 +34,33 @@ from sim.state import FIXTURE_NAMES, OBJECT_NAMES, SceneState
 from sim.urdf import read_obj, write_body, write_panda
 
 TIMESTEP_S = 1 / 240
-FINE_STEPS = 4  # in place of one while something falls or tumbles fast: 30 cm end at 2.4 m/s, 10 mm in 1/240 s
+FINE_STEPS = 4  # substeps while an object falls or tumbles fast: a fall of 30 cm ends at 2.4 m/s, 10 mm in 1/240 s
 FAST_M_S, FAST_RAD_S = 0.7, 10.0
-LOOK_EVERY = 4  # steps, for what is fast
-STEPS_PER_ACTION = 40  # 6 actions a second
-STEPS_PER_GRIPPER_COMMAND = 24  # more, when the fingers have to travel
+SPEED_CHECK_EVERY = 4  # steps
+STEPS_PER_ACTION = 40  # 6 actions per second
+STEPS_PER_GRIPPER_COMMAND = 24  # in addition, when the fingers move
 SETTLE_STEPS = 30
-WORKSPACE_M = np.array([[0.34, -0.30, 0.008], [0.70, 0.30, 0.36]])  # of the point between the finger tips
-WINDUP_M = 0.08  # how far the goal may be ahead of a blocked arm
+WORKSPACE_M = np.array([[0.34, -0.30, 0.008], [0.70, 0.30, 0.36]])  # of the point between the fingertips
+WINDUP_M = 0.08  # maximum distance between the goal and a blocked arm
 FINGER_OPEN_M = 0.04  # each finger
 FINGER_FORCE_N = 25.0
 ARM_JOINTS = tuple(range(7))
 FINGER_LINKS = (9, 10)
 MOVING_JOINTS = (*ARM_JOINTS, *FINGER_LINKS)
-TIP_LINK = 11  # "panda_grasptarget": the point between the finger tips
-ARM_FORCES_N_M = [45.0, 45.0, 45.0, 45.0, 12.0, 12.0, 12.0]  # beside its weight, of 87 for the large ones
-ARM_GAIN, FINGER_GAIN = 0.12, 0.1  # of the way to the goal in a step
+TIP_LINK = 11  # "panda_grasptarget": the point between the fingertips
+ARM_FORCES_N_M = [45.0, 45.0, 45.0, 45.0, 12.0, 12.0, 12.0]  # besides gravity compensation; rated 87 for large joints
+ARM_GAIN, FINGER_GAIN = 0.12, 0.1  # fraction of the position error corrected per step
 HOME_RAD = [0.0, -0.2, 0.0, -2.35, 0.0, 2.15, 0.785]
 CONTACT_M = 0.0005
-CONTACT_ERP = 0.4  # part of an overlap undone in a step: by 0.2 a pressed thing sinks 9 mm, by 0.9 what falls flies up
+CONTACT_ERP = 0.4  # of a penetration undone per step; at 0.2 a pressed object sinks 9 mm, at 0.9 a falling one bounces
 TABLE_M = ((1.50, 1.70, 0.20), (0.40, 0.0, -0.10))  # edges and centre; the top is z = 0
 TABLE_FRICTION = 0.8
-ACTUATION_NOISE = (0.05, 0.001, 0.009)  # of a motion: share of it, m, rad (standard deviations)
-ROBOT_PAINT, FINGER_PAINT = Paint((0.92, 0.92, 0.93)), Paint((0.18, 0.18, 0.20))
+ACTUATION_NOISE = (0.05, 0.001, 0.009)  # standard deviations: fraction of the motion, m, rad
+ROBOT_MATERIAL, FINGER_MATERIAL = Material((0.92, 0.92, 0.93)), Material((0.18, 0.18, 0.20))
 
 
 class _Target(NamedTuple):
-    """Where an action sends the gripper."""
+    """Gripper pose and command that an action asks for."""
 
     goal_m: NDArray[np.float64]
     yaw_rad: float
@@ -68,15 +68,15 @@ class _Target(NamedTuple):
 
 
 class World:
-    """One scene at a time. `reset` builds it, `step` acts, `snapshot` tells everything, `render` shows it."""
+    """A simulated scene. `reset` builds it, `step` acts, `snapshot` returns its state, `render` its camera image."""
 
     def __init__(self, image_size: int = 472, renderer: str = "auto") -> None:
         self.camera = Camera(image_size, renderer)
         self._client = -1
 
     def _open(self) -> None:
-        """Start PyBullet and the renderer: not before the first reset, because neither survives a fork."""
-        visible = self.camera.renderer == "tiny"  # or a ValueError
+        """Starts PyBullet and the renderer. Called by the first reset, not earlier, because neither survives a fork."""
+        visible = self.camera.renderer == "tiny"  # raises ValueError without EGL
         opened = contextlib.ExitStack()
         self._release = weakref.finalize(self, _release, os.getpid(), opened)
         self._client = pybullet.connect(pybullet.DIRECT)
@@ -92,13 +92,13 @@ class World:
         self._hulls = [hull(list(spec.parts)) for spec in OBJECTS.values()]
         self._robot, meshes = self._robot_bodies(shown)
         meshes |= {spec.name: list(spec.parts) for spec in specs} | {TABLE: [_table_mesh()]}
-        looks = [look for spec in specs for look in (*spec.looks.train, *spec.looks.test)]
-        paints = [ROBOT_PAINT, FINGER_PAINT, *(paint for look in looks for paint in look)]
-        self.camera.open(self._client, folder, meshes, paints)
+        appearances = [a for spec in specs for a in (*spec.appearances.train, *spec.appearances.test)]
+        materials = [ROBOT_MATERIAL, FINGER_MATERIAL, *(material for a in appearances for material in a)]
+        self.camera.open(self._client, folder, meshes, materials)
         opened.callback(self.camera.close)
 
     def close(self) -> None:
-        """Release what `reset` opened, as the end of the object does."""
+        """Releases PyBullet and the renderer; also happens when the world is garbage-collected."""
         if self._client >= 0:
             self._release()
             self._client = -1
@@ -106,7 +106,7 @@ class World:
     # ------------------------------------------------------------------ reset
 
     def reset(self, scene: Scene) -> None:
-        """Build a scene and let it come to rest."""
+        """Builds a scene and lets it settle."""
         if self._client < 0:
             try:
                 self._open()
@@ -123,24 +123,26 @@ class World:
         self.scene = scene
         self._rng = np.random.default_rng(scene.noise_seed)
         self._yaw, self._goal = scene.start_yaw_rad, np.array(scene.start_m)
-        self._waiting = deque([_Target(self._goal, self._yaw, actions.NONE)] * scene.delay_steps)
+        self._delayed = deque([_Target(self._goal, self._yaw, actions.NONE)] * scene.delay_steps)
         self._set_arm(FINGER_OPEN_M)
         for item in scene.fixtures:
             spec = FIXTURES[FIXTURE_NAMES[item.index]]
-            self._fixtures[item.index] = self._spawn(spec, item, (*item.spot_m, 0.001))
+            self._fixtures[item.index] = self._spawn(spec, item, (*item.position_xy_m, 0.001))
         for item in scene.objects:
-            height = 0.001 - self._lowest(item, item.turn)
-            self._objects[item.index] = self._spawn(OBJECTS[OBJECT_NAMES[item.index]], item, (*item.spot_m, height))
+            height = 0.001 - self._lowest(item, item.orientation)
+            self._objects[item.index] = self._spawn(
+                OBJECTS[OBJECT_NAMES[item.index]], item, (*item.position_xy_m, height)
+            )
         if scene.task.skill == "place":
             self._put_into_hand(scene.objects[0])
         else:
-            self._settle(SETTLE_STEPS)
-        self.camera.dress(scene, self._bodies())
+            self._simulate(SETTLE_STEPS)
+        self.camera.set_appearance(scene, self._bodies())
 
     def _load_table_and_robot(self) -> None:
-        """From nothing: bodies that have moved before, or are made again, give other last bits to an equal episode."""
+        """Starts from an empty simulation: reused or recreated bodies would change the last bits of equal episodes."""
         c = self._client
-        self._steps_in_one = 1
+        self._substeps = 1
         pybullet.resetSimulation(physicsClientId=c)
         pybullet.setGravity(0, 0, -9.81, physicsClientId=c)
         pybullet.setPhysicsEngineParameter(
@@ -154,10 +156,10 @@ class World:
         size, centre = TABLE_M
         half = [edge / 2 for edge in size]
         shape = pybullet.createCollisionShape(pybullet.GEOM_BOX, halfExtents=half, physicsClientId=c)
-        look = -1
+        visual = -1
         if self.camera.renderer == "tiny":
             mesh = _table_mesh()
-            look = pybullet.createVisualShape(
+            visual = pybullet.createVisualShape(
                 pybullet.GEOM_MESH,
                 vertices=mesh.vertices.tolist(),
                 indices=list(range(len(mesh.vertices))),
@@ -165,7 +167,7 @@ class World:
                 uvs=mesh.uv.tolist(),
                 physicsClientId=c,
             )
-        self._table = pybullet.createMultiBody(0, shape, look, centre, physicsClientId=c)
+        self._table = pybullet.createMultiBody(0, shape, visual, centre, physicsClientId=c)
         pybullet.changeDynamics(self._table, -1, lateralFriction=TABLE_FRICTION, physicsClientId=c)
         self._panda = pybullet.loadURDF(str(self._panda_urdf), useFixedBase=True, physicsClientId=c)
         for link in FINGER_LINKS:
@@ -173,60 +175,62 @@ class World:
                 self._panda, link, lateralFriction=1.2, spinningFriction=0.02, rollingFriction=0.002, physicsClientId=c
             )
 
-    def _robot_bodies(self, urdf: Path) -> tuple[list[Body], dict[str, list[Mesh]]]:
-        """The Panda's links as bodies to draw, and their meshes."""
+    def _robot_bodies(self, urdf: Path) -> tuple[list[RenderBody], dict[str, list[Mesh]]]:
+        """The Panda's links as bodies to render, and their meshes."""
         c = self._client
         panda = pybullet.loadURDF(str(urdf), useFixedBase=True, physicsClientId=c)
         bodies, meshes = [], {}
-        for _, link, _, _, path, position, turn, *_ in pybullet.getVisualShapeData(panda, physicsClientId=c):
+        for _, link, _, _, path, position, orientation, *_ in pybullet.getVisualShapeData(panda, physicsClientId=c):
             vertices, faces = read_obj(Path(path.decode()))
             name = f"robot-{link}"
-            meshes[name] = [smooth(rotate(np.array(turn), vertices) + np.array(position), faces, 0.75)]
-            paint = FINGER_PAINT if link in FINGER_LINKS else ROBOT_PAINT
-            bodies.append(Body(name=name, segment="robot", uid=panda, link=link, paints=(paint,), gloss=0.12))
+            meshes[name] = [smooth(rotate(np.array(orientation), vertices) + np.array(position), faces, 0.75)]
+            material = FINGER_MATERIAL if link in FINGER_LINKS else ROBOT_MATERIAL
+            bodies.append(
+                RenderBody(name=name, segment="robot", uid=panda, link=link, materials=(material,), gloss=0.12)
+            )
         pybullet.removeBody(panda, physicsClientId=c)
         return bodies, meshes
 
-    def _bodies(self) -> list[Body]:
-        """Everything to draw, the table first."""
+    def _bodies(self) -> list[RenderBody]:
+        """All bodies to render, the table first."""
         scene = self.scene
-        table = Body(name=TABLE, segment=TABLE, uid=self._table, tint=scene.table_tint)
-        things = [table, *(replace(body, uid=self._panda) for body in self._robot)]
+        table = RenderBody(name=TABLE, segment=TABLE, uid=self._table, tint=scene.table_tint)
+        bodies = [table, *(replace(body, uid=self._panda) for body in self._robot)]
         items: list[tuple[Item, BodySpec, int]] = [
             *((item, OBJECTS[OBJECT_NAMES[item.index]], self._objects[item.index]) for item in scene.objects),
             *((item, FIXTURES[FIXTURE_NAMES[item.index]], self._fixtures[item.index]) for item in scene.fixtures),
         ]
         for item, spec, uid in items:
-            paints = spec.looks.of(scene.split)[item.look]
-            things.append(
-                Body(
+            materials = spec.appearances.of(scene.split)[item.appearance]
+            bodies.append(
+                RenderBody(
                     name=spec.name,
                     segment=spec.name,
                     uid=uid,
                     scale=item.scale,
-                    paints=paints,
+                    materials=materials,
                     tint=item.tint,
                     gloss=0.18,
                 )
             )
-        return things
+        return bodies
 
     def _put_into_hand(self, item: Item) -> None:
-        """Close the fingers on an object that is kept in place until they hold it."""
+        """Closes the fingers on an object, which is kept in place until they hold it."""
         body = self._objects[item.index]
-        drop = max(0.0, -self._lowest(item, item.turn) - 0.035)  # tall things hang lower, clear of the palm
-        spot = [self._goal[0], self._goal[1], self._goal[2] - drop]
+        drop = max(0.0, -self._lowest(item, item.orientation) - 0.035)  # tall objects hang lower, clear of the palm
+        position = [self._goal[0], self._goal[1], self._goal[2] - drop]
         self._command(self._goal, self._yaw, 0.0)
         for _ in range(48):
-            pybullet.resetBasePositionAndOrientation(body, spot, item.turn, physicsClientId=self._client)
+            pybullet.resetBasePositionAndOrientation(body, position, item.orientation, physicsClientId=self._client)
             pybullet.resetBaseVelocity(body, [0, 0, 0], [0, 0, 0], physicsClientId=self._client)
-            self._settle(1)
-        self._settle(SETTLE_STEPS)
+            self._simulate(1)
+        self._simulate(SETTLE_STEPS)
 
     def _spawn(self, spec: BodySpec, item: Item, position: Point) -> int:
         c = self._client
         body: int = pybullet.loadURDF(
-            str(self._urdfs[spec.name]), position, item.turn, globalScaling=item.scale, physicsClientId=c
+            str(self._urdfs[spec.name]), position, item.orientation, globalScaling=item.scale, physicsClientId=c
         )
         pybullet.changeDynamics(
             body,
@@ -243,48 +247,52 @@ class World:
     # ------------------------------------------------------------------ step
 
     def step(self, action: NDArray[np.float32]) -> None:
-        """Move by the action's translation and yaw, then open or close the gripper if it is asked to.
+        """Moves by the action's translation and yaw, then executes its gripper command.
 
-        A delayed world carries out the action before this one. Raises ValueError for what is not an action."""
+        With a delay, executes the previous action instead. Raises ValueError for an invalid action."""
         self.camera.check_process()
         action = actions.clip(action)
-        share, spread_m, spread_rad = ACTUATION_NOISE
+        relative, noise_m, noise_rad = ACTUATION_NOISE
         noise = self.scene.actuation_noise * self._rng.normal(size=(4, 2))
-        motion = action[:4] * (1 + share * noise[:, 0]) + noise[:, 1] * [*[spread_m] * 3, spread_rad]
-        reach = WINDUP_M + len(self._waiting) * actions.MAX_TRANSLATION_M
+        motion = action[:4] * (1 + relative * noise[:, 0]) + noise[:, 1] * [*[noise_m] * 3, noise_rad]
+        reach = WINDUP_M + len(self._delayed) * actions.MAX_TRANSLATION_M
         tip = np.array(self._tip_position())
         goal = np.clip(self._goal + motion[:3], *WORKSPACE_M)
-        self._goal = np.clip(goal, tip - reach, tip + reach)  # a blocked arm does not wind its goal up
+        self._goal = np.clip(goal, tip - reach, tip + reach)  # anti-windup for a blocked arm
         self._yaw = float(np.clip(self._yaw + motion[3], -2.0, 2.0))
-        self._waiting.append(_Target(self._goal, self._yaw, int(action[4])))
-        self._carry_out(self._waiting.popleft())
+        self._delayed.append(_Target(self._goal, self._yaw, int(action[4])))
+        self._execute(self._delayed.popleft())
 
-    def _carry_out(self, target: _Target) -> None:
+    def _execute(self, target: _Target) -> None:
         closed = self._finger_goal == 0.0
         self._command(target.goal_m, target.yaw_rad, self._finger_goal)
-        self._settle(STEPS_PER_ACTION)
+        self._simulate(STEPS_PER_ACTION)
         if (target.command == actions.CLOSE and not closed) or (target.command == actions.OPEN and closed):
             self._command(target.goal_m, target.yaw_rad, 0.0 if target.command == actions.CLOSE else FINGER_OPEN_M)
-            self._settle(STEPS_PER_GRIPPER_COMMAND)
+            self._simulate(STEPS_PER_GRIPPER_COMMAND)
 
-    def _settle(self, steps: int) -> None:
+    def _simulate(self, steps: int) -> None:
         for number in range(steps):
-            if number % LOOK_EVERY == 0:
-                self._choose_step()
-            pybullet.setJointMotorControlArray(  # torques hold for one step
-                self._panda, ARM_JOINTS, pybullet.TORQUE_CONTROL, forces=self._weight_n_m, physicsClientId=self._client
+            if number % SPEED_CHECK_EVERY == 0:
+                self._update_substeps()
+            pybullet.setJointMotorControlArray(  # torques last for one step
+                self._panda,
+                ARM_JOINTS,
+                pybullet.TORQUE_CONTROL,
+                forces=self._gravity_torques_n_m,
+                physicsClientId=self._client,
             )
             pybullet.stepSimulation(physicsClientId=self._client)
 
-    def _choose_step(self) -> None:
-        """Finer steps as long as something falls or tumbles fast."""
+    def _update_substeps(self) -> None:
+        """Uses finer steps while an object falls or tumbles fast."""
         steps = 1
         for body in self._objects.values():
             (_, _, fall), (roll, pitch, _) = pybullet.getBaseVelocity(body, physicsClientId=self._client)
             if abs(fall) / FAST_M_S + (abs(roll) + abs(pitch)) / FAST_RAD_S > 1:
                 steps = FINE_STEPS
-        if steps != self._steps_in_one:
-            self._steps_in_one = steps
+        if steps != self._substeps:
+            self._substeps = steps
             pybullet.setPhysicsEngineParameter(numSubSteps=steps, physicsClientId=self._client)
             self._drive()
 
@@ -293,12 +301,12 @@ class World:
         return tuple(state[4])  # type: ignore[return-value]
 
     def _joint_goal(self, goal_m: NDArray[np.float64], yaw_rad: float, iterations: int) -> list[float]:
-        turn = pybullet.getQuaternionFromEuler([np.pi, 0.0, yaw_rad])
+        orientation = pybullet.getQuaternionFromEuler([np.pi, 0.0, yaw_rad])
         joints = pybullet.calculateInverseKinematics(
             self._panda,
             TIP_LINK,
             goal_m.tolist(),
-            turn,
+            orientation,
             maxNumIterations=iterations,
             residualThreshold=1e-5,
             physicsClientId=self._client,
@@ -320,11 +328,11 @@ class World:
         angles = [state[0] for state in pybullet.getJointStates(self._panda, MOVING_JOINTS, physicsClientId=c)]
         still = [0.0] * len(angles)
         torques = pybullet.calculateInverseDynamics(self._panda, angles, still, still, physicsClientId=c)
-        self._weight_n_m = torques[: len(ARM_JOINTS)]  # the arm carries its own weight, as the Panda does
+        self._gravity_torques_n_m = torques[: len(ARM_JOINTS)]  # gravity compensation, as in the Panda's controller
         self._drive()
 
     def _drive(self) -> None:
-        """Motors towards the goals, as fast in finer steps."""
+        """Sets the motor goals, with gains that keep the speed per action in finer steps."""
         for joints, goals, forces, gain in (
             (ARM_JOINTS, self._arm_goal, ARM_FORCES_N_M, ARM_GAIN),
             (FINGER_LINKS, [self._finger_goal] * 2, [FINGER_FORCE_N] * 2, FINGER_GAIN),
@@ -335,40 +343,41 @@ class World:
                 pybullet.POSITION_CONTROL,
                 targetPositions=goals,
                 forces=forces,
-                positionGains=[gain / self._steps_in_one] * len(joints),
+                positionGains=[gain / self._substeps] * len(joints),
                 physicsClientId=self._client,
             )
 
     # ------------------------------------------------------------------ observe
 
     def render(self) -> NDArray[np.uint8]:
-        """The camera's picture, uint8 [H, W, 3]."""
+        """Renders the camera image, uint8 [H, W, 3]."""
         return self.camera.render()
 
     def geometry(self) -> Geometry:
-        """Depth and segmentation of the same view."""
+        """Renders depth and segmentation of the camera image."""
         return self.camera.geometry()
 
     def snapshot(self) -> SceneState:
+        """Reads the privileged state of the scene."""
         c = self._client
         state = SceneState.empty()
         object_of = {body: index for index, body in self._objects.items()}
         fixture_of = {body: index for index, body in self._fixtures.items()}
         for item in self.scene.objects:
             index, body = item.index, self._objects[item.index]
-            position, turn = pybullet.getBasePositionAndOrientation(body, physicsClientId=c)
-            velocity, spin = pybullet.getBaseVelocity(body, physicsClientId=c)
+            position, orientation = pybullet.getBasePositionAndOrientation(body, physicsClientId=c)
+            velocity, angular_velocity = pybullet.getBaseVelocity(body, physicsClientId=c)
             state["object_present"][index] = 1
             state["object_position"][index] = position
-            state["object_orientation"][index] = turn
+            state["object_orientation"][index] = orientation
             state["object_velocity"][index] = velocity
-            state["object_spin"][index] = spin
-            state["object_bottom"][index] = position[2] + self._lowest(item, turn)
+            state["object_angular_velocity"][index] = angular_velocity
+            state["object_bottom"][index] = position[2] + self._lowest(item, orientation)
         for index, body in self._fixtures.items():
-            position, turn = pybullet.getBasePositionAndOrientation(body, physicsClientId=c)
+            position, orientation = pybullet.getBasePositionAndOrientation(body, physicsClientId=c)
             state["fixture_present"][index] = 1
             state["fixture_position"][index] = position
-            state["fixture_orientation"][index] = turn
+            state["fixture_orientation"][index] = orientation
         for index, body in self._objects.items():
             for contact in pybullet.getContactPoints(bodyA=body, physicsClientId=c):
                 other, link, distance = contact[2], contact[4], contact[8]
@@ -398,14 +407,14 @@ class World:
         state["target"][...] = self.scene.task.target
         return state
 
-    def _lowest(self, item: Item, turn: Sequence[float]) -> float:
-        """How high the lowest point of an object lies above its centre (m): a negative number."""
-        down = pybullet.getMatrixFromQuaternion(turn)[6:]
+    def _lowest(self, item: Item, orientation: Sequence[float]) -> float:
+        """Height (m) of an object's lowest point relative to its centre: a negative number."""
+        down = pybullet.getMatrixFromQuaternion(orientation)[6:]
         return float((self._hulls[item.index] @ down).min()) * item.scale
 
 
 def _release(process: int, opened: contextlib.ExitStack) -> None:
-    """A forked process leaves a world to the one that opened it."""
+    """Closes a world, unless this is a fork of the process that opened it."""
     if os.getpid() == process:
         opened.close()
 

@@ -20,7 +20,7 @@ from sim.benchmarks.table import BENCHMARKS
 from sim.env import PickPlaceEnv
 from sim.policies import Observation
 from sim.state import STATE_SIZE, SceneState
-from sim.tasks import TASK_NAMES, TASKS, verdicts
+from sim.tasks import TASK_NAMES, TASKS, detect_successes
 
 # Read when torch is first imported, which is later, and by every process that a test starts: networks this small run
 # slower on several threads, and much slower where these have to share the cores with other processes.
@@ -43,7 +43,7 @@ def _final_state(accepted):
             state["object_present"][6] = 1
             state["object_on_fixture"][6, target] = 1
             state["fixture_present"][target] = 1
-    assert {TASK_NAMES[i] for i in np.flatnonzero(verdicts(state))} == set(accepted)
+    assert {TASK_NAMES[i] for i in np.flatnonzero(detect_successes(state))} == set(accepted)
     return state
 
 
@@ -63,7 +63,7 @@ def _make_episode(task="lift-banana", steps=2, accepted=(), levels=None, rng=Non
         noise=0.5,
         action=action,
         state=state,
-        verdict=verdicts(SceneState(state)),
+        verdict=detect_successes(SceneState(state)),
         frames=tuple(codec.encode(np.full((side, side, 3), level, np.uint8)) for level in levels),
     )
 

@@ -1,4 +1,4 @@
-"""Both renderers: the same geometry, depth and segmentation, the looks of the scene, and what happens without EGL."""
+"""Both renderers: geometry, depth, segmentation, appearance of the scene, and the fallback without EGL."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def scene_of(task="lift-can", seed=0, **changes):
 @pytest.mark.parametrize("size", [64, 472])
 def test_both_renderers_show_the_same_geometry(size):
     worlds = [World(size, renderer) for renderer in ("egl", "tiny")]
-    overlap = []
+    ious = []
     for number, task in enumerate(TASK_NAMES):
         scene = draw_scene(TASKS[task], np.random.default_rng(number))
         for world in worlds:
             world.reset(scene)
         assert np.array_equal(worlds[0].snapshot().vector, worlds[1].snapshot().vector)
         egl, tiny = (world.geometry() for world in worlds)
-        overlap += overlaps(egl.segmentation, tiny.segmentation, LARGE_PX)
+        ious += overlaps(egl.segmentation, tiny.segmentation, LARGE_PX)
         same = (egl.segmentation == tiny.segmentation) & (egl.segmentation > 0)
         assert np.median(np.abs(egl.depth_m - tiny.depth_m)[same]) < 1e-3
     for world in worlds:
         world.close()
-    assert len(overlap) > 25
-    assert min(overlap) >= 0.97
+    assert len(ious) > 25
+    assert min(ious) >= 0.97
 
 
 def test_the_depth_of_the_table_is_its_distance_along_the_optical_axis(world):
@@ -68,7 +68,7 @@ def test_the_depth_of_the_table_is_its_distance_along_the_optical_axis(world):
     assert geometry.depth_m.max() <= scene.camera.far_m
 
 
-def test_the_segmentation_holds_the_things_of_the_scene_and_no_others(world):
+def test_the_segmentation_holds_the_bodies_of_the_scene_and_no_others(world):
     scene = scene_of("place-plate")
     world.reset(scene)
     shown = {SEGMENTS[value] for value in np.unique(world.geometry().segmentation)}
@@ -76,20 +76,20 @@ def test_the_segmentation_holds_the_things_of_the_scene_and_no_others(world):
     assert len(shown) <= 7
 
 
-def test_looks_tables_and_light_are_those_of_the_scene(world):
-    pictures = []
-    for changes in ({}, {"table_look": 3}, {"light": Light(ambient=(0.2, 0.2, 0.2))}, {"split": "test"}):
+def test_appearances_tables_and_light_are_those_of_the_scene(world):
+    images = []
+    for changes in ({}, {"table_appearance": 3}, {"light": Light(ambient=(0.2, 0.2, 0.2))}, {"split": "test"}):
         world.reset(scene_of(**changes))
-        pictures.append(world.render().astype(int))
-    for other in pictures[1:]:
-        assert np.abs(other - pictures[0]).mean() > 3
-    assert pictures[2].mean() < pictures[0].mean() - 10
+        images.append(world.render().astype(int))
+    for other in images[1:]:
+        assert np.abs(other - images[0]).mean() > 3
+    assert images[2].mean() < images[0].mean() - 10
 
 
 def test_a_shadow_falls_where_the_light_comes_from_the_other_side(world):
     """The table beside a standing can is darker on the side away from the light."""
     scene = scene_of()
-    can = replace(scene.objects[0], spot_m=(0.52, 0.0), turn=(0.0, 0.0, 0.0, 1.0))
+    can = replace(scene.objects[0], position_xy_m=(0.52, 0.0), orientation=(0.0, 0.0, 0.0, 1.0))
     means = {}
     for side in (-1.0, 1.0):
         light = Light(direction=(0.0, 0.6 * side, 0.8))
@@ -101,9 +101,9 @@ def test_a_shadow_falls_where_the_light_comes_from_the_other_side(world):
     assert (change[table] > 20).sum() > 30
 
 
-def test_one_scene_gives_one_picture_in_another_process(world):
+def test_one_scene_gives_the_same_image_in_another_process(world):
     world.reset(scene_of("lift-milk", 4))
-    picture = world.render()
+    image = world.render()
     script = (
         "import sys, zlib, numpy as np; from sim.world import World; from sim.scenes import draw_scene;"
         "from sim.tasks import TASKS; world = World(160, sys.argv[1]);"
@@ -112,16 +112,16 @@ def test_one_scene_gives_one_picture_in_another_process(world):
     )
     run = [sys.executable, "-c", script, world.camera.renderer]
     printed = subprocess.run(run, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout
-    assert int(printed.split()[-1]) == zlib.crc32(picture.tobytes())
+    assert int(printed.split()[-1]) == zlib.crc32(image.tobytes())
 
 
-def test_several_worlds_may_draw_in_one_process(world):
+def test_several_worlds_may_render_in_one_process(world):
     other = World(64, world.camera.renderer)
     alone = []
     for each, task in ((world, "lift-can"), (other, "place-bowl")):
         each.reset(scene_of(task))
         alone.append(each.render())
-    assert [picture.shape[0] for picture in alone] == [160, 64]
+    assert [image.shape[0] for image in alone] == [160, 64]
     for _ in range(2):
         assert np.array_equal(world.render(), alone[0])
         assert np.array_equal(other.render(), alone[1])
@@ -132,7 +132,7 @@ def test_several_worlds_may_draw_in_one_process(world):
 
 @needs_egl
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_what_torch_loads_later_does_not_end_the_process():
+def test_loading_triton_after_mesa_does_not_crash_the_process():
     """Mesa's LLVM and Triton's, see sim/opengl.py."""
     script = (
         "import numpy as np; from sim.world import World; from sim.scenes import draw_scene; "

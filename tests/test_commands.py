@@ -87,14 +87,14 @@ def test_help_is_given_and_is_no_error(typed, line, mentions):
         ("eval --checkpoint nowhere.ckpt", "nowhere.ckpt: no such checkpoint"),
         ("eval --checkpoints nowhere.ckpt", "Did you mean '--checkpoint'?"),
         ("eval --checkpoint nowhere.ckpt --tasks lift-cann", "Did you mean 'lift-can'?"),
-        ("eval --checkpoint nowhere.ckpt --policies exprt", "unknown policy 'exprt'"),
+        ("eval --checkpoint nowhere.ckpt --policies scriptd", "unknown policy 'scriptd'"),
         ("eval --checkpoint nowhere.ckpt --split tset", "unknown split 'tset'"),
         ("eval --checkpoint nowhere.ckpt --randomise lihgt", "Did you mean 'light'?"),
         ("data collect --out nowhere --randomise sise", "Did you mean 'size'?"),
         ("sim watch --task lift-cann", "Did you mean 'lift-can'?"),
         (
-            "sim watch --policy exprt",
-            "unknown policy 'exprt': choose from expert, crude, random. Did you mean 'expert'?",
+            "sim watch --policy scriptd",
+            "unknown policy 'scriptd': choose from scripted, crude, random. Did you mean 'scripted'?",
         ),
         ("sim watch --out nowhere/film.mp4", "unknown file format '.mp4': choose from .gif, .webp, .png"),
     ],
@@ -138,9 +138,9 @@ def test_every_preset_resolves_with_hyphens_and_underscores_alike(typed, preset)
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
-def test_watch_writes_a_film_of_every_step_with_the_verdict_drawn_in(typed, tmp_path, suffix):
+def test_watch_writes_a_film_of_every_step_with_the_detected_tasks_drawn_in(typed, tmp_path, suffix):
     path = tmp_path / "films" / f"can{suffix}"
-    line = f"sim watch --task lift-can --policy expert --size 160 --renderer tiny --out {path} --window no"
+    line = f"sim watch --task lift-can --policy scripted --size 160 --renderer tiny --out {path} --window no"
     status, out, _ = typed(line)
     assert status == 0
     assert out.endswith(str(path))

@@ -112,7 +112,7 @@ def evaluation(tiny_checkpoint, tiny_dataset, tmp_path_factory):
         "checkpoint": str(run / "last.ckpt"),
         "episodes": 1,
         "tasks": TASKS_USED,
-        "policies": ("checkpoint", "expert"),
+        "policies": ("checkpoint", "scripted"),
         "workers": 1,
         "data": str(tiny_dataset),
     }
@@ -129,7 +129,7 @@ def test_an_evaluation_writes_a_row_per_task_and_policy(evaluation):
     run, _ = evaluation
     payload = json.loads((run / "eval.json").read_text())
     rows = [(row["task"], row["policy"]) for row in payload["results"]]
-    assert rows == [(task, policy) for policy in ("checkpoint", "expert") for task in TASKS_USED]
+    assert rows == [(task, policy) for policy in ("checkpoint", "scripted") for task in TASKS_USED]
     assert [(row["task"], row["episodes"]) for row in payload["data"]] == [(task, 3) for task in TASKS_USED]
     assert payload["steps"] == 4
     assert payload["renderer"] == "tiny"
@@ -151,7 +151,7 @@ def test_the_report_is_one_file_that_needs_nothing_else(evaluation):
 
 def test_the_report_shows_tasks_intervals_routing_curves_and_films(evaluation):
     page = (evaluation[0] / "report.html").read_text()
-    for text in (*TASKS_USED, "95% interval", "Routing", "total loss", "trained policy", "scripted expert", "the data"):
+    for text in (*TASKS_USED, "95% interval", "Routing", "total loss", "trained policy", "scripted policy", "the data"):
         assert text in page
     assert page.count("<figure>") == 2  # the checkpoint's one episode of each task
 
@@ -167,7 +167,7 @@ def test_one_seed_gives_one_result_whatever_the_number_of_workers(evaluation, tm
 def test_a_finished_evaluation_may_be_reused_only_with_the_same_options(evaluation, tmp_path, capsys):
     run, options = evaluation
     shutil.copytree(run, tmp_path / "run")
-    reusing = {**options, "checkpoint": str(tmp_path / "run" / "last.ckpt"), "policies": ("expert",), "reuse": True}
+    reusing = {**options, "checkpoint": str(tmp_path / "run" / "last.ckpt"), "policies": ("scripted",), "reuse": True}
     evaluate(EvalConfig(**reusing))
     assert "already there" not in capsys.readouterr().out
     first = (tmp_path / "run" / "report.html").stat().st_mtime_ns
@@ -274,8 +274,8 @@ def test_the_table_is_printed_though_nothing_can_be_written_any_more(evaluation,
 
     monkeypatch.setattr("eval.report.write_atomic", full)
     with pytest.raises(OSError, match=r"report\.html"):
-        evaluate(EvalConfig(**{**options, "out": str(tmp_path), "policies": ("expert",)}))
-    assert re.search(r"average of all +expert +[\d.]+%", capsys.readouterr().out)
+        evaluate(EvalConfig(**{**options, "out": str(tmp_path), "policies": ("scripted",)}))
+    assert re.search(r"average of all +scripted +[\d.]+%", capsys.readouterr().out)
 
 
 def test_acting_with_another_renderer_than_the_trained_one_is_refused_naming_both(tiny_checkpoint, tmp_path):

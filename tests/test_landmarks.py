@@ -1,4 +1,4 @@
-"""The privileged targets of the auxiliary prediction, on states made by hand."""
+"""Landmarks, the targets of the auxiliary losses, on hand-made states."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import pybullet
 import pytest
 
+from sim.camera_geometry import CameraSpec, project
 from sim.drawing import SEGMENTS
 from sim.landmarks import MAX_OFFSET, OFFSET_UNIT_M, Landmarks, landmarks
 from sim.scenes import draw_scene
 from sim.state import OBJECT_NAMES, SceneState
 from sim.tasks import TASKS
-from sim.views import CameraSpec, project
 from sim.world import World
 
 BANANA, BOTTLE = 0, 1  # long along x, long along z
@@ -46,7 +46,7 @@ def test_offsets_are_clipped():
     assert landmarks(state).value[BANANA, :3].tolist() == [MAX_OFFSET, -MAX_OFFSET, 0.0]
 
 
-def test_the_turn_is_twice_the_angle_between_long_axis_and_fingers():
+def test_the_angle_is_twice_the_angle_between_long_axis_and_fingers():
     """The fingers lie along y: a banana along x is a quarter turn away (-1, 0), one along y is aligned (1, 0)."""
     state = everything()
     for angle_deg, expected in ((0, (-1, 0)), (90, (1, 0)), (270, (1, 0)), (45, (0, -1)), (120, (0.5, 3**0.5 / 2))):
@@ -54,11 +54,11 @@ def test_the_turn_is_twice_the_angle_between_long_axis_and_fingers():
         assert landmarks(state).value[BANANA, 3:].tolist() == pytest.approx(2 * np.array(expected), abs=1e-5)
 
 
-def test_the_turn_of_a_standing_bottle_is_zero():
+def test_the_angle_of_a_standing_bottle_is_zero():
     assert landmarks(everything()).value[BOTTLE, 3:].tolist() == [0.0, 0.0]
 
 
-def test_what_is_not_there_has_no_landmark():
+def test_an_absent_object_has_no_landmark():
     state = everything()
     state["object_position"][:] = [0.1, 0.2, 0.0]
     state["fixture_position"][:] = [0.3, 0.1, 0.0]
@@ -76,7 +76,7 @@ def test_a_batch_of_states_gets_the_landmarks_of_each_alone():
         assert np.allclose(getattr(together, field.name)[1, 2], getattr(alone, field.name), atol=1e-5), field.name
 
 
-def test_the_points_are_the_landmarks_and_the_finger_tips():
+def test_the_points_are_the_landmarks_and_the_fingertips():
     state = SceneState.empty()
     state["object_present"][[0, 1]] = 1
     assert np.flatnonzero(landmarks(state).point_present).tolist() == [0, 1, 10]
@@ -86,11 +86,11 @@ def test_the_camera_projects_as_pybullet_does():
     camera = CameraSpec(eye_m=(1.0, -0.2, 0.6), look_at_m=(0.5, 0.1, 0.0))
     points = np.random.default_rng(0).uniform([0.3, -0.3, 0.0], [0.7, 0.3, 0.3], (20, 3))
     view = np.reshape(pybullet.computeViewMatrix(camera.eye_m, camera.look_at_m, [0, 0, 1]), (4, 4)).T
-    lens = pybullet.computeProjectionMatrixFOV(camera.field_of_view_deg, 1.0, camera.near_m, camera.far_m)
-    clip = np.concatenate([points, np.ones((20, 1))], axis=1) @ (np.reshape(lens, (4, 4)).T @ view).T
+    projection = pybullet.computeProjectionMatrixFOV(camera.field_of_view_deg, 1.0, camera.near_m, camera.far_m)
+    clip = np.concatenate([points, np.ones((20, 1))], axis=1) @ (np.reshape(projection, (4, 4)).T @ view).T
     expected = 0.5 + clip[:, :2] / clip[:, 3:] * [0.5, -0.5]
-    assert np.allclose(np.reshape(view, (4, 4)), camera.view(), atol=1e-6)
-    assert np.allclose(np.reshape(lens, (4, 4)).T, camera.lens(), atol=1e-6)
+    assert np.allclose(np.reshape(view, (4, 4)), camera.view_matrix(), atol=1e-6)
+    assert np.allclose(np.reshape(projection, (4, 4)).T, camera.projection_matrix(), atol=1e-6)
     assert np.allclose(project(points, np.array(camera.eye_m), camera.axes(), camera), expected, atol=1e-5)
 
 

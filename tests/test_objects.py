@@ -9,8 +9,8 @@ import numpy as np
 import pybullet
 import pytest
 
+from sim.appearances import Appearances, Material
 from sim.bodies import Collider
-from sim.looks import Looks, Paint
 from sim.meshes import box, hull, inertia, tube
 from sim.objects import FIXTURES, OBJECTS
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES
@@ -73,25 +73,27 @@ def test_a_fixtures_radius_is_that_of_its_mesh_and_its_base_lies_at_zero(name):
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_every_look_paints_every_part_and_no_look_is_held_out_and_trained_on(name):
+def test_every_appearance_has_a_material_per_part_and_occurs_in_one_split(name):
     spec = BODIES[name]
-    looks = spec.looks.train + spec.looks.test
-    assert all(len(look) == len(spec.parts) for look in looks)
-    assert len(set(looks)) == len(looks) >= 6
-    assert spec.looks.train
-    assert spec.looks.test
+    appearances = spec.appearances.train + spec.appearances.test
+    assert all(len(materials) == len(spec.parts) for materials in appearances)
+    assert len(set(appearances)) == len(appearances) >= 6
+    assert spec.appearances.train
+    assert spec.appearances.test
 
 
-def test_a_record_that_does_not_paint_every_part_and_an_unknown_pattern_are_refused():
-    with pytest.raises(ValueError, match="banana: a look paints each of its 1 parts, got 2 paints"):
+def test_an_appearance_without_a_material_per_part_and_an_unknown_pattern_are_refused():
+    with pytest.raises(
+        ValueError, match="banana: an appearance has a material for each of its 1 parts, got 2 materials"
+    ):
         replace(OBJECTS["banana"], parts=OBJECTS["banana"].parts[:1])
     with pytest.raises(ValueError, match=r"unknown pattern 'specles'.*Did you mean 'speckles'"):
-        Paint((1, 1, 1), "specles")
+        Material((1, 1, 1), "specles")
 
 
-def test_every_object_is_drawn_in_its_own_colours():
-    usual = [spec.looks.train[0] for spec in BODIES.values()]
-    assert len(set(usual)) == len(usual)
+def test_every_object_has_its_own_default_colours():
+    defaults = [spec.appearances.train[0] for spec in BODIES.values()]
+    assert len(set(defaults)) == len(defaults)
 
 
 def test_the_inertia_of_a_cylinder_is_that_of_the_textbook():
@@ -107,16 +109,16 @@ def test_the_hull_of_a_box_is_its_corners():
     assert sorted(map(tuple, np.abs(hull([box((2, 4, 6))])))) == [(1.0, 2.0, 3.0)] * 8
 
 
-def test_a_boxs_picture_stands_upright_on_its_upright_faces():
+def test_a_boxs_texture_is_upright_on_its_vertical_faces():
     mesh = box((1, 1, 1))
     upright = np.abs(mesh.normals[:, 2]) < 0.5
     assert np.array_equal(mesh.uv[upright, 1] > 0.5, mesh.vertices[upright, 2] > 0)
 
 
 def reach(collider, directions):
-    """How far a collider reaches in each direction [K, 3] (m)."""
-    turn = np.reshape(pybullet.getMatrixFromQuaternion(pybullet.getQuaternionFromEuler(collider.euler)), (3, 3))
-    local, centre = directions @ turn, directions @ np.array(collider.centre)
+    """Extent [K] (m) of a collider in each direction [K, 3]: its support function."""
+    rotation = np.reshape(pybullet.getMatrixFromQuaternion(pybullet.getQuaternionFromEuler(collider.euler)), (3, 3))
+    local, centre = directions @ rotation, directions @ np.array(collider.centre)
     if collider.points is not None:
         return centre + (local @ np.array(collider.points).T).max(axis=1)
     if collider.kind == "box":
@@ -127,18 +129,18 @@ def reach(collider, directions):
 
 
 @pytest.mark.parametrize("spec", [*OBJECTS.values(), *FIXTURES.values()], ids=lambda spec: spec.name)
-def test_what_is_seen_is_what_collides(spec):
-    """Else a tip pokes through the table it lies on, or things rest on thin air."""
+def test_meshes_and_colliders_have_the_same_extent(spec):
+    """Otherwise a tip would show inside the table, or objects would rest on nothing."""
     directions = np.random.default_rng(0).normal(size=(2000, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    seen = (directions @ np.concatenate([part.vertices for part in spec.parts]).T).max(axis=1)
-    touched = np.max([reach(collider, directions) for collider in spec.colliders], axis=0)
-    assert (seen - touched).max() < 0.003
-    assert (touched - seen).max() < 0.008
+    visual = (directions @ np.concatenate([part.vertices for part in spec.parts]).T).max(axis=1)
+    collision = np.max([reach(collider, directions) for collider in spec.colliders], axis=0)
+    assert (visual - collision).max() < 0.003
+    assert (collision - visual).max() < 0.008
 
 
 @pytest.mark.parametrize("spec", FIXTURES.values(), ids=lambda spec: spec.name)
-def test_a_fixture_is_as_high_as_it_is_seen_wherever_a_thing_may_be_put(spec, tmp_path):
+def test_a_fixtures_colliders_are_as_high_as_its_mesh_everywhere(spec, tmp_path):
     """Rays from above onto its colliders and onto its meshes: a bowl is hollow in both."""
     client = pybullet.connect(pybullet.DIRECT)
     triangles = np.concatenate([part.vertices for part in spec.parts]).reshape(-1, 3, 3)
@@ -148,16 +150,16 @@ def test_a_fixture_is_as_high_as_it_is_seen_wherever_a_thing_may_be_put(spec, tm
     try:
         pybullet.loadURDF(str(write_body(spec, tmp_path, visible=False)), physicsClientId=client)
         rays = [[(x, y, z) for x, y in across] for z in (0.2, -0.1)]
-        touched = np.array([hit[3][2] for hit in pybullet.rayTestBatch(*rays, physicsClientId=client)])
+        collision = np.array([hit[3][2] for hit in pybullet.rayTestBatch(*rays, physicsClientId=client)])
     finally:
         pybullet.disconnect(client)
-    seen = np.max([heights(triangle, across) for triangle in triangles], axis=0)
-    assert np.quantile(np.abs(seen - touched), 0.95) < 0.004  # the rest are edges of walls
-    assert np.abs(seen - touched).mean() < 0.0015
+    visual = np.max([heights(triangle, across) for triangle in triangles], axis=0)
+    assert np.quantile(np.abs(visual - collision), 0.95) < 0.004  # the rest are edges of walls
+    assert np.abs(visual - collision).mean() < 0.0015
 
 
 def heights(triangle, points):
-    """The height of a triangle [3, 3] over points [K, 2]; 0 beside it."""
+    """Height [K] of a triangle [3, 3] at points [K, 2]; 0 outside of it."""
     (a, b, c), flat = triangle, np.stack([triangle[1] - triangle[0], triangle[2] - triangle[0]], axis=1)[:2]
     if abs(np.linalg.det(flat)) < 1e-12:
         return np.zeros(len(points))
@@ -171,8 +173,11 @@ def heights(triangle, points):
         ({"colliders": ()}, "a collider"),
         ({"mass_kg": 0.0}, "a weight"),
         ({"name": "a/b"}, "small letters"),
-        ({"rests": ()}, "an orientation to rest in"),
-        ({"looks": Looks(((Paint((255.0, 0.0, 0.0)),),), ((Paint((1.0, 0.0, 0.0)),),))}, "between 0 and 1"),
+        ({"stable_orientations": ()}, "a stable orientation"),
+        (
+            {"appearances": Appearances(((Material((255.0, 0.0, 0.0)),),), ((Material((1.0, 0.0, 0.0)),),))},
+            "between 0 and 1",
+        ),
     ],
 )
 def test_a_record_that_makes_no_sense_is_refused(wrong, message):

@@ -1,4 +1,4 @@
-"""Jobs in worker processes: all of them are done, and a worker's end is nobody else's."""
+"""Worker processes: every job is done once, errors are raised in the parent, and dead workers are replaced."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def broken(message):
 
 
 def dying(folder, times):
-    """The first jobs, `times` of them, kill their worker."""
+    """A worker that the first `times` jobs kill."""
     return functools.partial(_die, Path(folder), times)
 
 

@@ -1,4 +1,4 @@
-"""Scenes as data, before any physics: every factor by itself, the splits, the draws."""
+"""Scenes as data, before any physics: each factor of randomisation, the splits, the layout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sim.looks import SPLITS, TABLES
+from sim.appearances import SPLITS, TABLES
 from sim.objects import FIXTURES, OBJECTS
 from sim.rotations import euler_quaternion, multiply, rotate
 from sim.scenes import FACTORS, SIZES, draw_scene, read_factors
@@ -20,13 +20,13 @@ def scenes(task, factors="all", split="train", count=60):
     return [draw_scene(TASKS[task], np.random.default_rng(seed), factors, split) for seed in range(count)]
 
 
-FACTOR_OF = {  # what of a scene each factor decides; fields of its items as "items.field"
+FIELDS_OF = {  # factor -> fields of a scene that it changes; those of its items as "items.field"
     "size": {"items.scale", "items.mass_kg"},
     "mass": {"items.mass_kg"},
     "friction": {"items.friction"},
-    "look": {"items.look", "items.tint"},
+    "look": {"items.appearance", "items.tint"},
     "light": {"light"},
-    "table": {"table_look", "table_tint"},
+    "table": {"table_appearance", "table_tint"},
     "camera": {"camera"},
     "distractors": {"items.count"},
     "start": {"start_m", "start_yaw_rad"},
@@ -45,22 +45,22 @@ def parts(scene):
 
 
 @pytest.mark.parametrize("factor", FACTORS)
-def test_a_factor_changes_what_is_its_own_and_nothing_else(factor):
+def test_a_factor_changes_its_own_fields_and_nothing_else(factor):
     changed = set()
     for none, one in zip(scenes("lift-can", "none", count=20), scenes("lift-can", factor, count=20), strict=True):
-        if factor == "distractors":  # more of them are other bodies: compare those in both
+        if factor == "distractors":  # compares the bodies that both scenes hold
             shared = min(len(none.objects), len(one.objects))
             if len(none.objects) != len(one.objects):
                 changed.add("items.count")
             none, one = replace(none, objects=none.objects[:shared]), replace(one, objects=one.objects[:shared])
         before, after = parts(none), parts(one)
         changed |= {name for name in before if before[name] != after[name]}
-    assert changed == FACTOR_OF[factor]
+    assert changed == FIELDS_OF[factor]
 
 
 @pytest.mark.parametrize("factor", [name for name in FACTORS if name != "distractors"])
 def test_switching_a_factor_off_leaves_every_other_as_it_was(factor):
-    own = FACTOR_OF[factor] | ({"items.turn"} if factor == "start" else set())  # what the hand holds turns with it
+    own = FIELDS_OF[factor] | ({"items.orientation"} if factor == "start" else set())  # of the held object
     differ = set()
     pairs = zip(scenes("place-bowl", "all", count=9), scenes("place-bowl", f"all,-{factor}", count=9), strict=True)
     for everything, less in pairs:
@@ -69,12 +69,12 @@ def test_switching_a_factor_off_leaves_every_other_as_it_was(factor):
     assert differ == own
 
 
-def test_without_randomisation_things_have_the_sizes_weights_and_looks_of_their_records():
+def test_without_randomisation_bodies_have_the_sizes_masses_and_appearances_of_their_records():
     for scene in scenes("place-plate", "none", count=5):
         for item in scene.objects:
             spec = OBJECTS[OBJECT_NAMES[item.index]]
-            assert (item.scale, item.mass_kg, item.friction, item.look) == (1.0, spec.mass_kg, spec.friction, 0)
-        assert (scene.delay_steps, scene.actuation_noise, scene.table_look) == (0, 0.0, 0)
+            assert (item.scale, item.mass_kg, item.friction, item.appearance) == (1.0, spec.mass_kg, spec.friction, 0)
+        assert (scene.delay_steps, scene.actuation_noise, scene.table_appearance) == (0, 0.0, 0)
 
 
 def test_no_size_of_the_held_out_split_occurs_in_training():
@@ -89,18 +89,18 @@ def test_no_size_of_the_held_out_split_occurs_in_training():
     assert max(sizes["test"]) > high
 
 
-def test_no_look_of_the_held_out_split_occurs_in_training():
-    worn = {split: set() for split in SPLITS}
+def test_no_appearance_of_the_held_out_split_occurs_in_training():
+    used = {split: set() for split in SPLITS}
     for split in SPLITS:
         for scene in scenes("lift-can", "all", split, 100) + scenes("place-bowl", "all", split, 100):
             for item in scene.objects:
-                worn[split].add(OBJECTS[OBJECT_NAMES[item.index]].looks.of(split)[item.look])
+                used[split].add(OBJECTS[OBJECT_NAMES[item.index]].appearances.of(split)[item.appearance])
             for item in scene.fixtures:
-                worn[split].add(FIXTURES[FIXTURE_NAMES[item.index]].looks.of(split)[item.look])
-            worn[split].add(TABLES[split][scene.table_look]().tobytes())
-    assert not worn["train"] & worn["test"]
-    assert len(worn["train"]) > 30
-    assert len(worn["test"]) > 15
+                used[split].add(FIXTURES[FIXTURE_NAMES[item.index]].appearances.of(split)[item.appearance])
+            used[split].add(TABLES[split][scene.table_appearance]().tobytes())
+    assert not used["train"] & used["test"]
+    assert len(used["train"]) > 30
+    assert len(used["test"]) > 15
 
 
 def test_the_held_out_split_differs_even_where_nothing_is_randomised():
@@ -109,7 +109,7 @@ def test_the_held_out_split_differs_even_where_nothing_is_randomised():
 
 
 @pytest.mark.parametrize("task", TASK_NAMES)
-def test_a_scene_holds_what_its_task_needs(task):
+def test_a_scene_holds_the_objects_and_fixtures_of_its_task(task):
     for scene in scenes(task, count=30):
         indices = [item.index for item in scene.objects]
         assert len(set(indices)) == len(indices)
@@ -130,9 +130,9 @@ def test_every_object_is_held_in_some_place_scene_and_every_number_of_distractor
 def test_objects_seldom_start_close_to_each_other():
     gaps = []
     for scene in scenes("lift-milk", count=100):
-        spots = np.array([item.spot_m for item in scene.objects])
-        distance = np.linalg.norm(spots[:, None] - spots[None], axis=-1)
-        gaps.append(distance[np.triu_indices(len(spots), 1)].min())
+        positions = np.array([item.position_xy_m for item in scene.objects])
+        distance = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
+        gaps.append(distance[np.triu_indices(len(positions), 1)].min())
     assert np.median(gaps) >= 0.125
     assert min(gaps) > 0.07
 
@@ -153,7 +153,7 @@ def test_factors_are_read_from_words():
         scenes("lift-can", split="tset", count=1)
 
 
-def test_quaternions_turn_about_x_then_y_then_z():
+def test_euler_angles_rotate_about_x_then_y_then_z():
     quarter = np.pi / 2
     assert rotate(euler_quaternion(quarter, 0, 0), np.array([0.0, 1.0, 0.0])) == pytest.approx([0, 0, 1])
     assert rotate(euler_quaternion(0, quarter, 0), np.array([0.0, 0.0, 1.0])) == pytest.approx([1, 0, 0])
@@ -163,7 +163,7 @@ def test_quaternions_turn_about_x_then_y_then_z():
 
 
 def test_nothing_overlaps_and_everything_rests_where_it_was_put():
-    """Else things are flung apart, and the first picture shows another scene than the one that was drawn."""
+    """Otherwise objects are flung apart, and the first image shows another scene than the one sampled."""
     world = World(48, "tiny")
     for number in range(60):
         task = TASKS[TASK_NAMES[number % 7]]
@@ -171,8 +171,8 @@ def test_nothing_overlaps_and_everything_rests_where_it_was_put():
         world.reset(scene)
         state = world.snapshot()
         for item in scene.objects:
-            away = np.linalg.norm(state["object_position"][item.index][:2] - item.spot_m)
-            assert away < 0.005, (number, item.index)
+            distance = np.linalg.norm(state["object_position"][item.index][:2] - item.position_xy_m)
+            assert distance < 0.005, (number, item.index)
             assert np.linalg.norm(state["object_velocity"][item.index]) < 0.03, (number, item.index)
-            assert np.linalg.norm(state["object_spin"][item.index]) < 0.5, (number, item.index)
+            assert np.linalg.norm(state["object_angular_velocity"][item.index]) < 0.5, (number, item.index)
     world.close()

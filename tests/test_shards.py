@@ -21,7 +21,7 @@ from data.replay import Replay
 from data.shards import MAGIC, TRAILER, Episode, read_shard, write_shard
 from sim.files import DatasetError
 from sim.state import STATE_SIZE, SceneState
-from sim.tasks import verdicts
+from sim.tasks import detect_successes
 
 ATTRIBUTES = {"policy": "crude", "renderer": "tiny", "seed": 5, "source": 0, "checkpoint_sha256": ""}
 ATTRIBUTES |= {"size": 16, "split": "train", "randomise": "none"}
@@ -41,7 +41,7 @@ def random_episode(task, steps, number, codec_name="jpeg"):
         noise=number / 8,
         action=action,
         state=state,
-        verdict=verdicts(SceneState(state)),
+        verdict=detect_successes(SceneState(state)),
         frames=tuple(codec.encode(frame, codec_name) for frame in frames),
     )
 

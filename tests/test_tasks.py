@@ -1,4 +1,4 @@
-"""The detectors, on states made by hand. Every negative differs from a positive in one thing."""
+"""The success detectors on hand-made states. Every negative differs from a positive in one respect."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES, STATE_SIZE, SceneState
-from sim.tasks import SKILLS, TASK_NAMES, TASKS, task_by_name, verdicts
+from sim.tasks import SKILLS, TASK_NAMES, TASKS, detect_successes, task_by_name
 
 BANANA, BOTTLE, CARROT = (OBJECT_NAMES.index(name) for name in ("banana", "bottle", "carrot"))
 BOWL, PLATE = (FIXTURE_NAMES.index(name) for name in ("bowl", "plate"))
@@ -37,7 +37,7 @@ def carrot_in_bowl():
 
 
 def accepted(state):
-    return {TASK_NAMES[index] for index in np.flatnonzero(verdicts(state))}
+    return {TASK_NAMES[index] for index in np.flatnonzero(detect_successes(state))}
 
 
 def test_the_task_table_is_the_papers_ten_tasks_in_order():
@@ -176,7 +176,9 @@ def test_an_object_in_a_bowl_that_is_carried_is_not_placed():
     assert accepted(state) == set()
 
 
-@pytest.mark.parametrize(("name", "still", "moving"), [("object_velocity", 0.04, 0.06), ("object_spin", 0.9, 1.1)])
+@pytest.mark.parametrize(
+    ("name", "still", "moving"), [("object_velocity", 0.04, 0.06), ("object_angular_velocity", 0.9, 1.1)]
+)
 def test_an_object_that_still_rolls_is_not_placed(name, still, moving):
     state = carrot_in_bowl()
     state[name][CARROT] = [0, still, 0]
@@ -220,9 +222,9 @@ def test_an_object_that_also_touches_the_table_is_not_placed():
 def test_nothing_is_placed_on_a_fixture_that_tipped_over(axis):
     state = carrot_in_bowl()
     for angle_deg, expected in ((15, {"place-bowl"}), (25, set()), (180, set())):
-        turn = np.zeros(4)
-        turn[axis], turn[3] = np.sin(np.radians(angle_deg / 2)), np.cos(np.radians(angle_deg / 2))
-        state["fixture_orientation"][BOWL] = turn
+        orientation = np.zeros(4)
+        orientation[axis], orientation[3] = np.sin(np.radians(angle_deg / 2)), np.cos(np.radians(angle_deg / 2))
+        state["fixture_orientation"][BOWL] = orientation
         assert accepted(state) == expected
 
 
@@ -242,14 +244,14 @@ def test_one_placed_object_is_enough_where_another_was_spilt():
     assert accepted(state) == {"place-bowl"}
 
 
-def test_a_batch_of_states_gets_the_verdicts_of_each_alone():
+def test_a_batch_of_states_gets_the_successes_of_each_alone():
     states = [lifted_banana(), carrot_in_bowl(), SceneState.empty()]
     batch = SceneState(np.stack([[state.vector for state in states]] * 2))
-    together = verdicts(batch)
+    together = detect_successes(batch)
     assert together.shape == (2, 3, 10)
     assert together.dtype == np.bool_
     for row in together:
-        assert np.array_equal(row, [verdicts(state) for state in states])
+        assert np.array_equal(row, [detect_successes(state) for state in states])
     assert together.sum() == 4
 
 

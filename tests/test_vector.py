@@ -1,4 +1,4 @@
-"""Many environments at once: the same episodes as one at a time, and pictures that stay what they were."""
+"""Vector environments: the same episodes as single environments, and observations that are never overwritten."""
 
 from __future__ import annotations
 
@@ -84,12 +84,12 @@ def test_gymnasium_makes_the_same_vector_by_the_registered_name():
     ],
 )
 def test_gymnasiums_arguments_mean_what_they_mean_elsewhere(kind, arguments, ends):
-    world = {"task": "lift-can", "image_size": 48, "renderer": "tiny", "render_mode": "rgb_array"}
-    envs = gymnasium.make_vec("switchyard/PickPlace-v0", num_envs=2, max_episode_steps=3, **world, **arguments)
+    env_options = {"task": "lift-can", "image_size": 48, "renderer": "tiny", "render_mode": "rgb_array"}
+    envs = gymnasium.make_vec("switchyard/PickPlace-v0", num_envs=2, max_episode_steps=3, **env_options, **arguments)
     assert type(envs) is kind
     envs.reset(seed=0)
     assert [int(envs.step(STILL)[3].all()) for _ in ends] == ends
-    assert [picture.shape for picture in envs.render()] == [(48, 48, 3)] * 2
+    assert [image.shape for image in envs.render()] == [(48, 48, 3)] * 2
     envs.close()
 
 

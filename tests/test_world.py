@@ -1,4 +1,4 @@
-"""The pick-place world by physics alone, mostly with 64 px pictures of TinyRenderer."""
+"""The pick-place world and its environment, mostly with 64 px images of TinyRenderer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import multiprocessing as mp
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import gymnasium
@@ -18,11 +19,12 @@ import sim.world
 from sim import actions
 from sim.camera import resolve_renderer
 from sim.env import PickPlaceEnv, as_action, as_batch
+from sim.episodes import play
+from sim.image_sizes import frame_size
 from sim.policies import AimlessPolicy, CrudePolicy, RandomPolicy, ScriptedPolicy
 from sim.scenes import draw_scene
 from sim.state import OBJECT_NAMES, SceneState
-from sim.tasks import SKILLS, TASK_NAMES, TASKS, verdicts
-from sim.views import frame_size
+from sim.tasks import SKILLS, TASK_NAMES, TASKS, detect_successes
 from sim.world import World
 
 RENDERER = resolve_renderer("auto")
@@ -37,28 +39,22 @@ def env():
 
 
 def run(env, policy, task, seed):
-    """The last (observation, reward, terminated, truncated, info), and the number of steps."""
-    rng = np.random.default_rng(seed)
-    observation, info = env.reset(seed=seed, options={"task": task})
-    steps, terminated, truncated = 0, False, False
-    while not (terminated or truncated):
-        action = policy.act(as_batch(observation, info), np.array([TASKS[task].index]), rng)[0]
-        observation, reward, terminated, truncated, info = env.step(as_action(action))
-        steps += 1
-    return observation, reward, terminated, truncated, info, steps
+    """The reward, the last info, and the number of steps of an episode."""
+    *_, last = steps = list(play(env, policy, TASKS[task], seed, np.random.default_rng(seed)))
+    return last.reward, last.info, len(steps) - 1
 
 
 @pytest.mark.parametrize("task", TASK_NAMES)
-def test_the_scripted_expert_solves_every_task(env, task):
+def test_the_scripted_policy_solves_every_task(env, task):
     outcomes = [run(env, ScriptedPolicy(0.0), task, seed) for seed in (1, 2, 3)]
-    assert sum(outcome[1] for outcome in outcomes) >= 2
-    for _, reward, _, _, info, steps in outcomes:
-        assert reward == info["verdicts"][TASKS[task].index]
+    assert sum(reward for reward, _, _ in outcomes) >= 2
+    for reward, info, steps in outcomes:
+        assert reward == info["successes"][TASKS[task].index]
         assert steps <= 25
 
 
 def test_random_actions_hardly_ever_solve_a_task(env):
-    assert sum(run(env, RandomPolicy(), TASK_NAMES[seed], seed)[1] for seed in range(10)) <= 2
+    assert sum(run(env, RandomPolicy(), TASK_NAMES[seed], seed)[0] for seed in range(10)) <= 2
 
 
 @pytest.mark.parametrize("task", TASK_NAMES)
@@ -67,7 +63,7 @@ def test_a_new_scene_shows_the_task_and_does_not_solve_it(env, task):
         _, info = env.reset(seed=seed, options={"task": task})
         state = SceneState(info["state"])
         assert state["target"] == TASKS[task].target
-        assert not info["verdicts"][TASKS[task].index]
+        assert not info["successes"][TASKS[task].index]
         if SKILLS[TASKS[task].index] == "lift":
             assert state["object_present"][TASKS[task].target] == 1
             assert 3 <= state["object_present"].sum() <= 5
@@ -83,39 +79,34 @@ def test_a_new_scene_shows_the_task_and_does_not_solve_it(env, task):
 def test_a_held_object_stays_in_the_hand_while_it_is_moved_and_falls_when_the_fingers_open(env):
     """Held by friction alone: nothing but the fingers keeps it up, and letting go lets it go."""
     for seed in range(3):
-        *_, info, _ = run(env, ScriptedPolicy(0.0), "lift-can", seed)
-        if not info["verdicts"][TASKS["lift-can"].index]:
+        _, info, _ = run(env, ScriptedPolicy(0.0), "lift-can", seed)
+        if not info["successes"][TASKS["lift-can"].index]:
             continue
         can = OBJECT_NAMES.index("can")
         for _ in range(2):
             env.world.step(np.array([0.0, 0.0, 0.05, 0.0, actions.NONE], np.float32))
         high = env.world.snapshot()
-        assert verdicts(high)[TASKS["lift-can"].index]
+        assert detect_successes(high)[TASKS["lift-can"].index]
         assert high["object_bottom"][can] > 0.12
         env.world.step(np.array([0.0, 0.0, 0.0, 0.0, actions.OPEN], np.float32))
         for _ in range(4):
             env.world.step(STILL)
         low = env.world.snapshot()
-        assert low["object_bottom"][can] < 0.06  # on the table, or on what lies there
+        assert low["object_bottom"][can] < 0.06  # on the table, or on an object that lies there
         assert low["object_on_table"][can] == 1
-        assert not verdicts(low)[TASKS["lift-can"].index]
+        assert not detect_successes(low)[TASKS["lift-can"].index]
         return
-    pytest.fail("the expert lifted no can in three scenes")
+    pytest.fail("the scripted policy lifted no can in three scenes")
 
 
-def test_one_seed_gives_bit_identical_states_and_pictures_in_two_fresh_worlds():
+def test_one_seed_gives_bit_identical_states_and_images_in_two_fresh_worlds():
     histories = []
     for _ in range(2):
         env = PickPlaceEnv(image_size=64, renderer="tiny")
         history = []
         for task in ("lift-food", "place-bowl"):
-            rng = np.random.default_rng(5)
-            observation, info = env.reset(seed=5, options={"task": task})
-            history.append((info["state"], observation["image"]))
-            for _ in range(8):
-                action = ScriptedPolicy(1.0).act(as_batch(observation, info), np.array([TASKS[task].index]), rng)[0]
-                observation, _, _, _, info = env.step(as_action(action))
-                history.append((info["state"], observation["image"]))
+            episode = play(env, ScriptedPolicy(1.0), TASKS[task], 5, np.random.default_rng(5))
+            history += [(step.info["state"], step.observation["image"]) for step in islice(episode, 9)]
         env.close()
         histories.append(history)
     for (state, image), (other_state, other_image) in zip(*histories, strict=True):
@@ -123,7 +114,7 @@ def test_one_seed_gives_bit_identical_states_and_pictures_in_two_fresh_worlds():
         assert np.array_equal(image, other_image)
 
 
-def test_other_seeds_give_other_scenes_and_pictures_follow_the_scene(env):
+def test_other_seeds_give_other_scenes_and_the_image_follows_the_scene(env):
     first, info = env.reset(seed=0, options={"task": "lift-can"})
     second, other = env.reset(seed=1, options={"task": "lift-can"})
     assert not np.array_equal(info["state"], other["state"])
@@ -134,7 +125,7 @@ def test_other_seeds_give_other_scenes_and_pictures_follow_the_scene(env):
 
 
 def histories(world, seeds):
-    """The bits of every state and of the last picture of one crude episode for each seed, tasks in turn."""
+    """The bytes of all states and of the last image of one crude episode per seed; the tasks alternate."""
     out = []
     for seed in seeds:
         task, rng = TASKS[TASK_NAMES[seed % len(TASK_NAMES)]], np.random.default_rng([5, seed])
@@ -156,7 +147,7 @@ def fresh_histories(seeds):
         world.close()
 
 
-def test_after_a_thousand_resets_episodes_equal_to_the_last_bit_those_of_a_fresh_world_in_another_process():
+def test_after_a_thousand_resets_episodes_are_bit_identical_to_those_of_a_fresh_world_in_another_process():
     world = World(48, RENDERER)
     rng = np.random.default_rng(0)
     for count in range(1000):
@@ -170,7 +161,7 @@ def test_after_a_thousand_resets_episodes_equal_to_the_last_bit_those_of_a_fresh
 
 
 def methods_and_their_calls():
-    """For each method of World: the names of everything it calls."""
+    """Method of World -> names of all attributes that it calls."""
     tree = ast.parse(Path(sim.world.__file__).read_text())
     world = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "World")
     return {
@@ -192,28 +183,28 @@ def test_nothing_is_attached_and_after_reset_nothing_is_moved_but_by_physics():
         name = todo.pop()
         reached.add(name)
         todo += [called for called in calls[name] if called in calls and called not in reached]
-    assert "_settle" in reached
+    assert "_simulate" in reached
     teleports = {"resetBasePositionAndOrientation", "resetBaseVelocity", "resetJointState", "applyExternalForce"}
     assert not teleports & set().union(*(calls[name] for name in reached))
     assert "resetBasePositionAndOrientation" in calls["_put_into_hand"]  # the search would find it
 
 
-def test_a_472_px_picture_shows_a_scene():
+def test_a_472_px_image_shows_a_scene():
     world = World(472, "tiny")
     world.reset(draw_scene(TASKS["place-bowl"], np.random.default_rng(0)))
-    picture = world.render()
+    image = world.render()
     world.close()
-    assert picture.shape == (472, 472, 3)
-    assert picture.dtype == np.uint8
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
-    assert picture.std(axis=(0, 1)).min() > 10
+    assert image.shape == (472, 472, 3)
+    assert image.dtype == np.uint8
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 100
+    assert image.std(axis=(0, 1)).min() > 10
 
 
 def test_stored_frames_are_larger_than_the_crop_as_512_is_to_472():
     assert [frame_size(size) for size in (48, 64, 128, 472)] == [56, 72, 144, 512]
 
 
-def test_a_picture_smaller_than_48_px_and_an_unknown_renderer_are_refused():
+def test_an_image_smaller_than_48_px_and_an_unknown_renderer_are_refused():
     with pytest.raises(ValueError, match="at least 48 px, got 47"):
         World(47, "tiny")
     with pytest.raises(ValueError, match=r"unknown renderer 'tinny'.*Did you mean 'tiny'"):
@@ -273,21 +264,16 @@ def test_gymnasiums_time_limit_and_the_horizon_end_an_episode_at_the_smaller_one
 
 
 def test_success_at_gymnasiums_time_limit_is_rewarded(env):
-    def play(env, seed):
-        rng, policy, task = np.random.default_rng(seed), ScriptedPolicy(0.0), TASKS["lift-can"].index
-        observation, info = env.reset(seed=seed, options={"task": "lift-can"})
-        done = False
-        while not done:
-            action = policy.act(as_batch(observation, info), np.array([task]), rng)[0]
-            observation, reward, terminated, truncated, info = env.step(as_action(action))
-            done = terminated or truncated
-            yield bool(info["verdicts"][task]), reward, truncated
+    def steps_of(env, seed):
+        task = TASKS["lift-can"]
+        _, *steps = play(env, ScriptedPolicy(0.0), task, seed, np.random.default_rng(seed))
+        return [(bool(step.info["successes"][task.index]), step.reward, step.done) for step in steps]
 
-    solved = {seed: [verdict for verdict, *_ in play(env, seed)] for seed in (1, 2, 3)}
-    seed = next(seed for seed, verdicts in solved.items() if any(verdicts[:-1]))
+    solved = {seed: [success for success, *_ in steps_of(env, seed)] for seed in (1, 2, 3)}
+    seed = next(seed for seed, successes in solved.items() if any(successes[:-1]))
     steps = solved[seed].index(True) + 1
     limited = gymnasium.wrappers.TimeLimit(env, steps)
-    assert list(play(limited, seed)) == [(False, 0.0, False)] * (steps - 1) + [(True, 1.0, True)]
+    assert steps_of(limited, seed) == [(False, 0.0, False)] * (steps - 1) + [(True, 1.0, True)]
 
 
 def test_the_terminate_command_terminates(env):
@@ -359,14 +345,14 @@ def test_close_and_open_move_the_fingers(still_env):
 
 
 def test_noise_spoils_the_scripted_policy_but_not_always(env):
-    won = sum(run(env, ScriptedPolicy(1.5), TASK_NAMES[seed % 10], seed)[1] for seed in range(20))
-    assert 2 <= won <= 18
+    successes = sum(run(env, ScriptedPolicy(1.5), TASK_NAMES[seed % 10], seed)[0] for seed in range(20))
+    assert 2 <= successes <= 18
 
 
 def test_the_crude_policy_fails_often_at_lifting_and_sometimes_at_placing(env):
-    won = [run(env, CrudePolicy(), TASK_NAMES[seed % 10], seed)[1] for seed in range(100)]
-    lifts = [reward for seed, reward in enumerate(won) if seed % 10 < 7]
-    places = [reward for seed, reward in enumerate(won) if seed % 10 >= 7]
+    rewards = [run(env, CrudePolicy(), TASK_NAMES[seed % 10], seed)[0] for seed in range(100)]
+    lifts = [reward for seed, reward in enumerate(rewards) if seed % 10 < 7]
+    places = [reward for seed, reward in enumerate(rewards) if seed % 10 >= 7]
     assert 0.25 < np.mean(lifts) < 0.6
     assert 0.6 < np.mean(places) < 0.97
 
@@ -376,14 +362,14 @@ def test_the_aimless_policy_succeeds_at_other_tasks_as_often_as_at_its_own(env):
     for seed in range(40):
         task = TASKS[TASK_NAMES[seed % 10]]
         run(env, AimlessPolicy(0.5), task.name, seed)
-        won = verdicts(SceneState(env.world.snapshot().vector))
-        own += won[task.index]
-        others += won.any() and not won[task.index]
+        successes = detect_successes(SceneState(env.world.snapshot().vector))
+        own += successes[task.index]
+        others += successes.any() and not successes[task.index]
     assert own >= 4  # of 3 to 5 objects, of 3 fixtures
     assert others >= 10
 
 
-def test_a_delayed_world_carries_out_each_action_one_step_later(still_env):
+def test_a_delayed_world_executes_each_action_one_step_later(still_env):
     world = still_env.world
     rng = np.random.default_rng(0)
     scene = replace(draw_scene(TASKS["lift-can"], rng, "none"), delay_steps=1)
@@ -413,7 +399,7 @@ def test_actuation_noise_disturbs_a_motion_a_little_and_by_the_seed_alone():
     assert 1e-4 < np.abs(ends[1] - ends[0]).max() < 0.02
 
 
-def test_what_needs_a_reset_says_so():
+def test_a_step_or_an_image_before_a_reset_is_refused():
     env = PickPlaceEnv("lift-can", 64, "tiny")
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(env.action_space.sample())

@@ -9,9 +9,9 @@ from data.sharing import RULES
 from models.acting import ActingConfig
 from models.cem import CEMConfig
 from models.qnetwork import CONDITIONINGS, NetworkConfig
+from sim.image_sizes import SMALL_PX
 from sim.options import check_choice, check_least, check_part, check_seed, option
 from sim.tasks import TASK_NAMES, check_tasks
-from sim.views import SMALL_PX
 from train.precision import PRECISIONS
 
 LEARNERS = ("qtopt", "clone")

@@ -16,9 +16,9 @@ from data.replay import Replay
 from models.acting import ActingConfig, best_action, crop
 from models.qnetwork import QNetwork
 from sim.actions import COMMANDS, MAX_TRANSLATION_M
+from sim.camera_geometry import CameraSpec, project
 from sim.state import SceneState
 from sim.tasks import TASK_NAMES, task_by_name
-from sim.views import CameraSpec, project
 from train.qtopt_config import QTOptConfig
 
 SHOWN_TASKS = 4

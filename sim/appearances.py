@@ -1,4 +1,4 @@
-"""Looks: colours and procedural textures of objects, fixtures and the table, in a training set and a held-out one."""
+"""Appearances: colours and procedural textures of objects, fixtures and the table, split into train and test."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sim.options import check_choice
 
 Colour = tuple[float, float, float]
 SPLITS = ("train", "test")
-TEXTURE_PX = 64  # of an object's part
+TEXTURE_PX = 64  # of a part of an object or fixture
 TABLE_TEXTURE_PX = 256
-TABLE_TEXTURE_M = 0.5  # one repeat of it
+TABLE_TEXTURE_M = 0.5  # one period of the texture
 
 
 @dataclass(frozen=True)
-class Paint:
-    """One part's look: `colour`, and where its pattern is (a name of `PATTERNS`, or a text in capitals) `second`."""
+class Material:
+    """Material of a part: `colour`, and `second` where its pattern is (a name in `PATTERNS`, or a text in capitals)."""
 
     colour: Colour
     pattern: str = "plain"
@@ -31,24 +31,24 @@ class Paint:
             check_choice("pattern", self.pattern, tuple(PATTERNS))
 
 
-Look = tuple[Paint, ...]  # one paint for each part of the body
+Appearance = tuple[Material, ...]  # one material per part of the body
 
 
 @dataclass(frozen=True)
-class Looks:
-    """What a body may look like. The first of `train` is its usual look; those of `test` never occur in training."""
+class Appearances:
+    """The possible appearances of a body. `train[0]` is the default; those of `test` never occur in training."""
 
-    train: tuple[Look, ...]
-    test: tuple[Look, ...]
+    train: tuple[Appearance, ...]
+    test: tuple[Appearance, ...]
 
-    def of(self, split: str) -> tuple[Look, ...]:
+    def of(self, split: str) -> tuple[Appearance, ...]:
         return {"train": self.train, "test": self.test}[split]
 
 
-def texture(paint: Paint) -> NDArray[np.uint8]:
-    """The picture [TEXTURE_PX, TEXTURE_PX, 3] of a paint, first row on top."""
-    mask = PATTERNS[paint.pattern](TEXTURE_PX) if paint.pattern in PATTERNS else _text(paint.pattern)
-    return _mixed(mask, paint.colour, paint.second)
+def texture(material: Material) -> NDArray[np.uint8]:
+    """Texture image [TEXTURE_PX, TEXTURE_PX, 3] of a material, top row first."""
+    mask = PATTERNS[material.pattern](TEXTURE_PX) if material.pattern in PATTERNS else _text(material.pattern)
+    return _mixed(mask, material.colour, material.second)
 
 
 def _mixed(mask: NDArray[np.float64], colour: Colour, second: Colour) -> NDArray[np.uint8]:
@@ -57,7 +57,7 @@ def _mixed(mask: NDArray[np.float64], colour: Colour, second: Colour) -> NDArray
 
 
 def _grid(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Across and down, each [size, size], from 0 to 1."""
+    """Texture coordinates x (right) and y (down), each [size, size], in 0 to 1."""
     line = (np.arange(size) + 0.5) / size
     return np.broadcast_to(line[None, :], (size, size)), np.broadcast_to(line[:, None], (size, size))
 
@@ -97,25 +97,25 @@ def _blush(size: int) -> NDArray[np.float64]:
 
 
 def _noise(size: int, cells: int, seed: int, stretch: int = 1) -> NDArray[np.float64]:
-    """Smooth random values that repeat at the edges, `cells` across and `cells / stretch` down, from 0 to 1."""
+    """Smooth periodic noise in 0 to 1, with `cells` cells across and `cells / stretch` down."""
     from PIL import Image
 
     knots = np.random.default_rng(seed).random((max(1, cells // stretch), cells))
-    picture = np.tile((255 * knots).astype(np.uint8), (3, 3))
-    large = np.asarray(Image.fromarray(picture).resize((3 * size, 3 * size), Image.Resampling.BICUBIC), np.float64)
+    tiled = np.tile((255 * knots).astype(np.uint8), (3, 3))
+    large = np.asarray(Image.fromarray(tiled).resize((3 * size, 3 * size), Image.Resampling.BICUBIC), np.float64)
     return large[size : 2 * size, size : 2 * size] / 255
 
 
 def _text(text: str) -> NDArray[np.float64]:
-    """The words in the middle, twice around."""
+    """The text at half height, twice around the part."""
     from PIL import Image, ImageDraw, ImageFont
 
-    picture = Image.new("L", (2 * TEXTURE_PX, 2 * TEXTURE_PX))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("L", (2 * TEXTURE_PX, 2 * TEXTURE_PX))
+    draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=TEXTURE_PX * 1.5 / max(3, len(text)))
     for middle in (0.5 * TEXTURE_PX, 1.5 * TEXTURE_PX):
         draw.text((middle, TEXTURE_PX), text, fill=255, font=font, anchor="mm")
-    return np.asarray(picture.resize((TEXTURE_PX, TEXTURE_PX), Image.Resampling.BOX), np.float64) / 255
+    return np.asarray(image.resize((TEXTURE_PX, TEXTURE_PX), Image.Resampling.BOX), np.float64) / 255
 
 
 PATTERNS: dict[str, Callable[[int], NDArray[np.float64]]] = {
@@ -154,7 +154,7 @@ def _tiles(light: Colour, dark: Colour, count: int) -> NDArray[np.uint8]:
     return _mixed(((np.floor(x * count) + np.floor(y * count)) % 2).astype(np.float64), light, dark)
 
 
-TABLES: dict[str, tuple[Callable[[], NDArray[np.uint8]], ...]] = {  # -> picture [TABLE_TEXTURE_PX, TABLE_TEXTURE_PX, 3]
+TABLES: dict[str, tuple[Callable[[], NDArray[np.uint8]], ...]] = {  # -> image [TABLE_TEXTURE_PX, TABLE_TEXTURE_PX, 3]
     "train": (
         partial(_stone, (0.60, 0.55, 0.50), (0.52, 0.47, 0.42), 0),
         partial(_wood, (0.78, 0.62, 0.43), (0.62, 0.45, 0.28), 10),
