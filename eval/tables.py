@@ -150,7 +150,7 @@ def _states(files: Sequence[Path], found: list[dict[str, Any]]) -> list[str]:
     }
     head = f"{benchmark.name} {found[0]['recipe']}, {found[0]['algorithm']}, {found[0]['updates']} updates"
     out = [head]
-    if benchmark.metric == "success":
+    if found[0]["metric"] == "success":
         out.append(table("success, %", "success", 1, scale=100))
     else:
         out.append(table("return", "returns", 1, blank | returns if returns else None))

@@ -195,7 +195,7 @@ def test_a_damaged_dataset_is_one_line_on_the_terminal(typed, tmp_path):
         "train sac --out nowhere --seed",
         "train cql --data nowhere --out nowhere --seeds 0,",
         "data collect --out nowhere --seed",
-        "data locomotion --out nowhere --seed",
+        "data collect-state --out nowhere --seed",
         "data split nowhere nowhere/a nowhere/b --seed",
         "eval --checkpoint nowhere.ckpt --out nowhere --seed",
         "sim watch --window no --out nowhere/film.gif --seed",

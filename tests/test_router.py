@@ -127,7 +127,7 @@ def test_hipi_judges_shared_transitions_by_all_tasks_and_keeps_the_own_ones():
 
 
 def test_own_transitions_are_weighed_too_in_the_given_part_of_the_steps():
-    router, generator = router_of(2, own_part=0.5, temperature=0.1), torch.Generator().manual_seed(0)
+    router, generator = router_of(2, weigh_own_probability=0.5, temperature=0.1), torch.Generator().manual_seed(0)
     batch, values = rows([0, 0, 1, 1], [0, 0, 1, 1]), q(0.4, 0.3, 0.8, 0.7)
     weights = torch.stack([router.weigh(batch, values, generator) for _ in range(200)])
     weighed = weights[:, ::2] < 1  # the best own one has Delta 0
@@ -282,7 +282,7 @@ def test_all_that_is_remembered_travels_with_the_state_dict():
         ({"granularity": "episodes"}, "Did you mean 'episode'"),
         ({"percentile": 101.0}, "percentile is 0 to 100"),
         ({"temperature": -1.0}, "temperature is 0 or more"),
-        ({"own_part": 1.5}, "own_part is between 0 and 1"),
+        ({"weigh_own_probability": 1.5}, "weigh_own_probability is between 0 and 1"),
         ({"tau_low": 2.0, "tau_high": 1.0}, "tau_low is above 0 and at most tau_high"),
     ],
 )

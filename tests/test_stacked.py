@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import tensor
 
+from models.distributions import gaussian_kl
 from models.losses import weighted_mean
-from models.stacked import LOG_STD, StackedMLP, TanhGaussian, TwinQ, gaussian_kl
+from models.stacked import StackedMLP, TwinQ
+from models.state_policies import LOG_STD, TanhGaussianPolicy
 
 
 def test_means_are_weighted_member_by_member():
@@ -34,7 +36,7 @@ def test_a_twin_q_is_two_networks_of_state_and_action_joined():
         for member in range(2):
             row = which * 2 + member
             joined = torch.cat([state[member][:, None].expand(-1, 8, -1), action[member]], -1)
-            layer = [(weights[f"body.layers.{k}.weight"][row], weights[f"body.layers.{k}.bias"][row]) for k in range(3)]
+            layer = [(weights[f"mlp.layers.{k}.weight"][row], weights[f"mlp.layers.{k}.bias"][row]) for k in range(3)]
             x = (joined @ layer[0][0] + layer[0][1]).relu()
             x = (x @ layer[1][0] + layer[1][1]).relu()
             x = x @ layer[2][0] + layer[2][1]
@@ -46,13 +48,13 @@ def test_a_twin_q_is_two_networks_of_state_and_action_joined():
 
 def test_the_density_of_a_squashed_gaussian_is_torchs():
     torch.manual_seed(0)
-    policy, state = TanhGaussian(2, 5, (7,), 3), torch.randn(2, 4, 5)
+    policy, state = TanhGaussianPolicy(2, 5, (7,), 3), torch.randn(2, 4, 5)
     action, density = policy.sample(state, 6, torch.Generator().manual_seed(0))
     mean, std = policy(state)
     normal = torch.distributions.Normal(mean[:, :, None], std[:, :, None])
     squashed = torch.distributions.TransformedDistribution(normal, torch.distributions.TanhTransform())
     assert torch.allclose(squashed.log_prob(action).sum(-1), density, atol=1e-4)
-    assert torch.allclose(policy.log_density(state, action[:, :, 0]), density[:, :, 0], atol=1e-4)
+    assert torch.allclose(policy.log_prob(state, action[:, :, 0]), density[:, :, 0], atol=1e-4)
     assert (std.log() >= LOG_STD[0]).all()
 
 
