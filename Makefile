@@ -1,9 +1,10 @@
 # Switchyard. `make help` lists the targets; every variable can be overridden: make collect EPISODES=100 SIZE=64
 SHELL := /bin/bash
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 PRESET ?= vision-472
 EPISODES ?= 100000
@@ -36,9 +37,13 @@ help:  ## list the targets
 setup: $(READY)  ## make .venv with the tested versions
 $(READY): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (a few minutes, 6 GB: the torch wheel)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed (PyBullet has no newer wheel): make PYTHON=... ")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) and "Python 3.11 or 3.12 is needed: make PYTHON=...")'
 	@$(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@if $(PY) -c 'import sys; sys.exit(sys.version_info < (3, 12))' && ! $(PY) -c 'import sim.bullet' 2>/dev/null; then \
+	    echo "building PyBullet, which has no wheel for Python 3.12: ten minutes of one core, needs a C++ compiler"; \
+	    $(INSTALL) numpy setuptools wheel && \
+	    $(INSTALL) --force-reinstall --no-deps --no-cache-dir --no-build-isolation pybullet; fi
+	@$(INSTALL) -e '.[dev]'
 	@touch $(READY)
 
 demo: $(READY)  ## collect, share, train, evaluate and report, at most 15 minutes on two cores

@@ -1,4 +1,5 @@
-"""Imports PyBullet without the build line that it prints: `from sim.bullet import pybullet`."""
+"""`from sim.bullet import pybullet`: PyBullet with numpy support, without the line about its build that it prints when
+it is imported."""
 
 from __future__ import annotations
 
@@ -8,6 +9,11 @@ import os
 from collections.abc import Iterator
 
 __all__ = ["pybullet"]
+
+INSTALL = (
+    "`make setup` installs it; by hand, on Python 3.12 too: pip install numpy setuptools wheel && "
+    "pip install --force-reinstall --no-deps --no-cache-dir --no-build-isolation 'pybullet>=3.2.7'"
+)
 
 
 @contextlib.contextmanager
@@ -30,5 +36,11 @@ def _silence() -> Iterator[None]:
             os.close(copy)
 
 
-with _silence():
-    import pybullet
+try:
+    with _silence():
+        import pybullet
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"PyBullet is not installed. {INSTALL}", name=error.name) from error
+
+if not pybullet.isNumpyEnabled():
+    raise ImportError(f"PyBullet was built without numpy: rendering would be very slow. {INSTALL}", name="pybullet")

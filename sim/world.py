@@ -81,7 +81,6 @@ class World:
         self._release = weakref.finalize(self, _release, os.getpid(), opened)
         self._client = pybullet.connect(pybullet.DIRECT)
         opened.callback(pybullet.disconnect, self._client)
-        assert pybullet.isNumpyEnabled(), "PyBullet was built without numpy: rendering would be very slow"
         folder = Path(tempfile.mkdtemp(prefix="switchyard-"))
         opened.callback(shutil.rmtree, folder, ignore_errors=True)
         specs: list[BodySpec] = [*OBJECTS.values(), *FIXTURES.values()]

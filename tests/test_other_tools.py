@@ -158,6 +158,23 @@ def test_a_pybullet_that_does_not_load_says_why(tmp_path):
     assert done.stderr.endswith("ImportError: libfoo.so is missing\n")
 
 
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("def isNumpyEnabled(): return 0", "ImportError: PyBullet was built without numpy"),
+        ("raise ModuleNotFoundError('no pybullet', name='pybullet')", "ModuleNotFoundError: PyBullet is not installed"),
+    ],
+)
+def test_a_pybullet_that_lacks_numpy_or_is_missing_is_refused_with_the_install_command(tmp_path, source, complaint):
+    (tmp_path / "pybullet.py").write_text(source)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import sim.env"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(complaint)
+    assert "--no-build-isolation 'pybullet" in last
+
+
 def test_minaris_export_has_the_environments_observation_space(write_dataset, make_episode, tmp_path):
     minari = pytest.importorskip("minari")
     replay = Replay(write_dataset(tmp_path / "dataset", [[make_episode()]]))
