@@ -1,4 +1,4 @@
-"""Adding an object is one record in one table: state, tasks, detectors, looks, scenes and experts follow."""
+"""Adding an object takes one record in one table: state, tasks, detectors, appearances, scenes and experts follow."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sim.tasks import TASK_NAMES, TASKS
 
 assert TASK_NAMES.index("lift-brick") == 7 and len(TASK_NAMES) == 11, TASK_NAMES
 env = PickPlaceEnv("lift-brick", image_size=64, renderer="tiny")
-won, colours = 0, 0
+successes, colours = 0, 0
 for seed in range(3):
     observation, info = env.reset(seed=seed)
     assert info["verdicts"].shape == (11,)
@@ -40,8 +40,8 @@ for seed in range(3):
         action = ScriptedPolicy().act(as_batch(observation, info), np.array([TASKS["lift-brick"].index]), rng)[0]
         observation, reward, terminated, truncated, info = env.step(as_action(action))
         done = terminated or truncated
-    won += reward
-print(int(won), colours, O)
+    successes += reward
+print(int(successes), colours, O)
 """
 
 
