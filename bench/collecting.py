@@ -1,9 +1,9 @@
 """Episodes per second of `data.collect` with one and with two worker processes, at 64 px.
 
-Start-up (interpreters, imports, the first world) is taken out by difference: a long and a short collection are timed
-with the same number of workers, and the rate is that of the episodes between them. Where the long one takes less than
-twice the time of the short one, start-up drowns the difference and no figure is given. The same seed makes the same
-episodes whatever the number of workers, so both rates are of the same work.
+Start-up (interpreters, imports, the first world) is excluded by difference: a long and a short collection are timed
+with the same number of workers, and the rate is that of the additional episodes. If the long one takes less than twice
+the time of the short one, start-up dominates and no figure is given. The same seed gives the same episodes with any
+number of workers, so both rates are of the same work.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from data.plan import CollectConfig
 SIZE_PX = 64
 NUM_WORKERS = 2
 LEAST_RATIO = 1.7
-EPISODES_PER_SHARD = 10  # a whole number of shards for every worker, so that none idles at the end
+EPISODES_PER_SHARD = 10  # every worker has a whole number of shards, so that none idles at the end
 
 
 def run(quick: bool) -> list[Row]:
@@ -34,7 +34,7 @@ def run(quick: bool) -> list[Row]:
             double.append(two)
     names = [f"collecting {SIZE_PX} px, workers: {workers}" for workers in (1, NUM_WORKERS)]
     if not single:
-        note = f"no figure: {episodes} episodes are too few to tell from start-up"
+        note = f"no figure: {episodes} episodes are too few to separate from start-up"
         return [Row(name=name, value=None, unit="episodes/s", note=note) for name in names]
     ratios = [two / one for one, two in zip(single, double, strict=True)]
     rate = statistics.median(single)
@@ -58,7 +58,7 @@ def run(quick: bool) -> list[Row]:
 
 
 def _episodes_per_s(workers: int, episodes: int, per_shard: int) -> float | None:
-    """Of the episodes beyond one shard for each worker."""
+    """Rate over the episodes beyond one shard for each worker."""
     first = workers * per_shard
     assert episodes > first
     short_s = _collect_s(workers, first, per_shard)

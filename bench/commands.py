@@ -1,4 +1,4 @@
-"""Commands of Switchyard as processes of their own: started, waited for, and looked at from outside."""
+"""Run commands of Switchyard as subprocesses, and inspect their processes from outside."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNTRIED = "not tried: not allowed here"
 
 
 class Ended(NamedTuple):
-    """How a command ended. `stayed`: whether a process that it started outlived it."""
+    """Result of a command. `stayed`: whether a process that it started outlived it."""
 
     returncode: int
     stderr: str
@@ -31,7 +31,7 @@ class Ended(NamedTuple):
 def start(
     command: Sequence[str], folder: Path, stderr: int = subprocess.DEVNULL, **variables: str
 ) -> subprocess.Popen[str]:
-    """In a process group of its own, with these variables beside the environment's."""
+    """Start a command in its own process group, with additional environment variables."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=stderr, text=True, process_group=0
@@ -39,20 +39,20 @@ def start(
 
 
 def ended_by(command: Sequence[str], folder: Path, **variables: str) -> Ended:
-    """The command has ended; subprocess.TimeoutExpired where it hangs."""
+    """Run a command to its end; subprocess.TimeoutExpired if it hangs."""
     return end_of(start(command, folder, subprocess.PIPE, **variables))
 
 
 def end_of(running: subprocess.Popen[str]) -> Ended:
-    """Of a command that was started with its stderr in a pipe. Whatever stays is killed."""
+    """Wait for a command that was started with its stderr in a pipe, and kill what outlives it."""
     try:
-        said = running.communicate(timeout=HANGS_S)[1]
+        stderr = running.communicate(timeout=HANGS_S)[1]
         end = time.monotonic() + 10
         while (stayed := _group_lives(running.pid)) and time.monotonic() < end:
             time.sleep(0.05)
     finally:
         kill_group(running)
-    return Ended(running.returncode, said, stayed)
+    return Ended(running.returncode, stderr, stayed)
 
 
 def run(command: Sequence[str], folder: Path, **variables: str) -> None:
@@ -73,7 +73,7 @@ def workers_of(parent: int) -> list[int]:
 
 
 def lives(process: int) -> bool:
-    """And is not just waiting for its parent to take notice of its end."""
+    """Whether a process runs; a zombie does not."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
     return False

@@ -1,4 +1,4 @@
-"""Random damage to shards and manifests: each is refused by the name of the file, or read unchanged."""
+"""Fuzzing of shards and manifests: each mutation must be refused by file name, or be read unchanged."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ REFUSED, UNCHANGED = "refused by name", "read unchanged"
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Of all shards and manifests, by path."""
+    """Content of all shards and manifests, by path."""
     paths = sorted([*folder.rglob("*.h5"), *folder.rglob(MANIFEST)])
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def mutations(work: Path, count: int, rng: random.Random) -> Counter[str]:
-    """In a process of its own, so that a crash or a hang is an outcome too."""
+    """Count the outcomes of random mutations, in a separate process, so that a crash or a hang is an outcome too."""
     options = CollectConfig(
         out=str(work / "whole"), tasks=("lift-can",), episodes=6, episodes_per_shard=2, size=48, renderer="tiny"
     )
@@ -64,7 +64,7 @@ def mutations(work: Path, count: int, rng: random.Random) -> Counter[str]:
 
 
 def _mutate_all(out: Connection, work: Path, options: CollectConfig, seeds: list[int]) -> None:
-    sys.stderr = io.StringIO()  # what a collection says of its progress
+    sys.stderr = io.StringIO()  # silences the progress of collections
     for seed in seeds:
         try:
             out.send(_mutate(work / "mutated", options, random.Random(seed)))
@@ -116,12 +116,12 @@ def _damage(victim: Path, kind: str, shards: list[Path], rng: random.Random) -> 
         return
     elif victim.name == CONFIG:
         data = bytearray(content.replace(b"1", b"2", 1))
-    elif victim.suffix == ".h5":  # with the right checksum at its end: another's shard, not a damaged one
+    elif victim.suffix == ".h5":  # with a valid checksum at its end: a foreign shard, not a damaged one
         victim.write_bytes(content[: -TRAILER.size])
         with h5py.File(victim, "r+") as file:
             file.attrs[rng.choice(["schema", "state_version", "sim_version", "seed"])] = rng.randrange(30, 90)
-        body = victim.read_bytes()
-        data = bytearray(body + TRAILER.pack(MAGIC, zlib.crc32(body)))
+        payload = victim.read_bytes()
+        data = bytearray(payload + TRAILER.pack(MAGIC, zlib.crc32(payload)))
     else:
         manifest = json.loads(content)
         manifest[rng.choice(["schema", "sim_version", "size"])] = rng.randrange(30, 90)
@@ -132,13 +132,13 @@ def _damage(victim: Path, kind: str, shards: list[Path], rng: random.Random) -> 
 def _everything(folder: Path) -> list[bytes]:
     replay = Replay(folder)
     frames = replay.read(range(replay.num_steps + replay.num_episodes))
-    about = [replay.episode_task.tobytes(), replay.episode_length.tobytes(), replay.success.tobytes()]
-    about.append(repr((replay.size, replay.frame_size, replay.renderer, replay.randomise, replay.split)).encode())
-    return about + [f.picture + f.action.tobytes() + f.state.tobytes() + f.verdict.tobytes() for f in frames]
+    metadata = [replay.episode_task.tobytes(), replay.episode_length.tobytes(), replay.success.tobytes()]
+    metadata.append(repr((replay.size, replay.frame_size, replay.renderer, replay.randomise, replay.split)).encode())
+    return metadata + [f.image + f.action.tobytes() + f.state.tobytes() + f.verdict.tobytes() for f in frames]
 
 
 def _read(folder: Path, expected: list[bytes]) -> str:
-    """As a training does."""
+    """Read every frame, as a training does."""
     try:
         return UNCHANGED if _everything(folder) == expected else "SILENT DIFFERENCE"
     except DatasetError as error:
@@ -156,7 +156,7 @@ def _check(folder: Path, changed: list[Path]) -> str:
 
 
 def _adopt(folder: Path, options: CollectConfig, expected: list[bytes]) -> str:
-    """As a collection that goes on without a manifest: what it lists must be what was collected."""
+    """Resume the collection without its manifest: what it lists must be what was collected."""
     (folder / MANIFEST).unlink()
     try:
         collect(replace(options, out=str(folder)))

@@ -1,10 +1,10 @@
-"""Data: frames delivered to the training step beside raw JPEG decoding and beside other loaders, memory, opening,
-and what an episode costs to collect as a dataset grows.
+"""Data pipeline: loader throughput against raw JPEG decoding and other loaders, memory, opening time, and cost of an
+episode as a dataset grows.
 
-The picture loaders alternate block by block over the same episodes at 472 px (frames of 512), random transitions, two
-processes each; a ratio is the median over the pairs. Raw decoding is simplejpeg over the same bytes, already in memory,
-in as many processes. The PNG peer keeps a pickle of two PNG pictures for each transition; the HDF5 peer keeps raw
-frames, like robomimic, at eight times the bytes.
+The loaders alternate block by block over the same episodes at 472 px (frames of 512), random transitions, two processes
+each; a ratio is the median over the pairs. Raw decoding is simplejpeg over the same bytes, already in memory, in as
+many processes. The PNG peer keeps a pickle of two PNG images for each transition; the HDF5 peer keeps raw frames, like
+robomimic, at eight times the bytes.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
 from bench.report import Row
-from data import codec, shards
+from data import codec
 from data.batches import BatchStream, Sampler, SamplerConfig
 from data.collect import Collector, collect
 from data.loader import Loader
 from data.manifest import Manifest, write_manifest
 from data.plan import CollectConfig, ShardJob
 from data.replay import Replay
-from data.shards import Episode, write_shard
+from data.shards import Episode, ManifestEntry, write_shard
 from data.sharing import RULES
 from sim.state import SceneState
 from sim.tasks import TASK_NAMES, detect_successes
@@ -57,23 +57,23 @@ def run(quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="switchyard-bench-") as name:
         work = Path(name)
         return [
-            *_pictures(work, quick),
+            *_loaders(work, quick),
             *_memory(work, quick),
             *_opening(work, quick),
             *_growing(work, quick),
         ]
 
 
-# ---------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------- loaders
 
 
-def _pictures(work: Path, quick: bool) -> list[Row]:
+def _loaders(work: Path, quick: bool) -> list[Row]:
     episodes, batches, rounds = (10, 4, 1) if quick else (60, 100, 7)
     folder = work / "vision"
     collect(CollectConfig(out=str(folder), episodes=episodes, size=472, workers=WORKERS))
     replay = Replay(folder)
     frames = np.concatenate([list(replay.frames_of(episode)) for episode in range(replay.num_episodes)])
-    stored = sum(shard.row.bytes for shard in replay.shards)
+    stored = sum(shard.entry.bytes for shard in replay.shards)
     png, hdf5 = work / "png", work / "raw.h5"
     _write_png(replay, png)
     _write_hdf5(replay, hdf5)
@@ -95,10 +95,10 @@ def _pictures(work: Path, quick: bool) -> list[Row]:
     size = f"{replay.frame_size} px, {WORKERS} processes, {rounds} rounds"
     each = stored / len(frames)  # bytes
     disk = f"{each / 1e3:.0f} kB a frame; 100,000 episodes of 25 steps: {each * 2.6e6 / 1e9:.0f} GB"
-    times = sum(path.stat().st_size for path in png.iterdir()) / stored, hdf5.stat().st_size / stored
+    sizes = sum(path.stat().st_size for path in png.iterdir()) / stored, hdf5.stat().st_size / stored
     return [
         Row(
-            name="frames delivered at 472 px beside raw JPEG decoding",
+            name="frames delivered at 472 px, vs raw JPEG decoding",
             value=middle["ours"],
             unit="frames/s",
             peer=middle["raw"],
@@ -107,27 +107,27 @@ def _pictures(work: Path, quick: bool) -> list[Row]:
             note=f"{size}; floor {1e3 * WORKERS / middle['raw']:.2g} ms a frame and process; {disk}",
         ),
         Row(
-            name="beside a pickle of PNG pictures for each transition",
+            name="vs a pickle of PNG images for each transition",
             value=middle["ours"],
             unit="frames/s",
             peer=middle["png"],
             ratio=ratio("png"),
             target=3.0,
-            note=f"the peer takes {times[0]:.1f} times the bytes",
+            note=f"the peer takes {sizes[0]:.1f} times the bytes",
         ),
         Row(
-            name="beside raw frames in HDF5, as robomimic keeps them",
+            name="vs raw frames in HDF5, as robomimic keeps them",
             value=middle["ours"],
             unit="frames/s",
             peer=middle["hdf5"],
             ratio=ratio("hdf5"),
-            note=f"the peer takes {times[1]:.1f} times the bytes, here all in the page cache",
+            note=f"the peer takes {sizes[1]:.1f} times the bytes, here all in the page cache",
         ),
     ]
 
 
 def _rate(counts: Iterator[int]) -> float:
-    """Frames a second, the first batches left out: they pay for processes and for new memory."""
+    """Frames per second after WARM batches, which pay for process start and fresh memory."""
     for _ in range(WARM):
         next(counts)
     begin = time.perf_counter()
@@ -150,24 +150,24 @@ def _deliver(loader: Iterable[Sized], batches: int) -> Iterator[int]:
 
 
 def _raw(replay: Replay, frames: NDArray[np.int64], batches: int) -> Iterator[int]:
-    """As many frames as the batches hold, decoded into one place."""
+    """Decode as many frames as the batches hold into one buffer."""
     rng = np.random.default_rng(0)
     count = 2 * PER_TASK * len(TASK_NAMES)
-    pictures = [frame.picture for frame in replay.read(rng.choice(frames, min(len(frames), 400), replace=False))]
+    images = [frame.image for frame in replay.read(rng.choice(frames, min(len(frames), 400), replace=False))]
     context = mp.get_context("fork")
-    with context.Pool(WORKERS, initializer=_hold, initargs=(pictures,)) as pool:
+    with context.Pool(WORKERS, initializer=_hold, initargs=(images,)) as pool:
         yield from pool.imap_unordered(_decode, [count] * (batches + WARM))
 
 
-def _hold(pictures: list[bytes]) -> None:
-    _decode.pictures = pictures  # type: ignore[attr-defined]
+def _hold(images: list[bytes]) -> None:
+    _decode.images = images  # type: ignore[attr-defined]
 
 
 def _decode(count: int) -> int:
-    pictures: list[bytes] = _decode.pictures  # type: ignore[attr-defined]
-    frame = codec.decode(pictures[0])
+    images: list[bytes] = _decode.images  # type: ignore[attr-defined]
+    frame = codec.decode(images[0])
     for number in range(count):
-        codec.decode(pictures[number % len(pictures)], frame)
+        codec.decode(images[number % len(images)], frame)
     return count
 
 
@@ -176,9 +176,9 @@ def _write_png(replay: Replay, folder: Path) -> None:
     number = 0
     for episode in range(replay.num_episodes):
         files = []
-        for picture in replay.pictures(replay.frames_of(episode)):
+        for image in replay.images(replay.frames_of(episode)):
             out = io.BytesIO()
-            Image.fromarray(picture).save(out, "png")
+            Image.fromarray(image).save(out, "png")
             files.append(out.getvalue())
         for first, second in itertools.pairwise(files):
             (folder / f"{number}.pkl").write_bytes(pickle.dumps({"image": first, "next_image": second}))
@@ -202,7 +202,7 @@ class _PNG(IterableDataset[torch.Tensor]):
 def _write_hdf5(replay: Replay, path: Path) -> None:
     with h5py.File(path, "w") as file:
         for episode in range(replay.num_episodes):
-            file[f"data/demo_{episode}/obs/image"] = replay.pictures(replay.frames_of(episode))
+            file[f"data/demo_{episode}/obs/image"] = replay.images(replay.frames_of(episode))
 
 
 class _HDF5(IterableDataset[torch.Tensor]):
@@ -225,11 +225,11 @@ class _HDF5(IterableDataset[torch.Tensor]):
 
 
 def _memory(work: Path, quick: bool) -> list[Row]:
-    """A training that may keep a tenth of its dataset in memory, beside one that may keep all of it."""
+    """Memory of a training whose cache holds a tenth of its dataset, and of one whose cache holds all of it."""
     episodes, steps = (20, 10) if quick else (600, 400)
     folder = work / "small"
     collect(CollectConfig(out=str(folder), episodes=episodes, size=64, workers=WORKERS))
-    size = sum(shard.row.bytes for shard in Replay(folder).shards) / 2**20
+    size = sum(shard.entry.bytes for shard in Replay(folder).shards) / 2**20
     limits = {"tenth": max(1, int(size / 10)), "all": int(2 * size) + 1}
     marks = {name: _training_mib(folder, work / name, limit, steps) for name, limit in limits.items()}
     begin, end = marks["tenth"]
@@ -247,7 +247,7 @@ def _memory(work: Path, quick: bool) -> list[Row]:
 
 
 def _training_mib(data: Path, out: Path, limit_mib: int, steps: int) -> tuple[float, float]:
-    """Median memory at the end of the first third of the time that it takes, and at the end."""
+    """Median memory (MiB) after a third of the training time, and at its end."""
     options = {"preset": "online", "data": data, "out": out, "steps": steps, "cache-mib": limit_mib, "workers": WORKERS}
     command = [sys.executable, "-m", "train", *(str(v) for k, value in options.items() for v in (f"--{k}", value))]
     marks = []
@@ -263,7 +263,7 @@ def _training_mib(data: Path, out: Path, limit_mib: int, steps: int) -> tuple[fl
 
 
 def _proportional_mib(process: int) -> float:
-    """Of this process and its children; pages they share count once."""
+    """Proportional set size (PSS) of a process and its children: shared pages count once."""
     total = 0
     children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="utf-8").split()
     for each in (process, *children):
@@ -289,12 +289,12 @@ print(json.dumps([seconds, peak_kib / 1024, replay.num_episodes]))
 
 
 def _opening(work: Path, quick: bool) -> list[Row]:
-    """4,000 shards of 25 episodes of 25 steps, with tiny pictures; all are links to the bytes of one."""
+    """Open 4,000 shards of 25 episodes of 25 steps, with tiny images; all are hard links to one file."""
     count, episodes, steps = (40, 25, 25) if quick else (4000, 25, 25)
     folder = work / "large"
     folder.mkdir()
     state = np.stack([SceneState.empty().vector] * (steps + 1))
-    picture = codec.encode(np.zeros((8, 8, 3), np.uint8))
+    image = codec.encode(np.zeros((8, 8, 3), np.uint8))
     made = [
         Episode(
             task_index=number % len(TASK_NAMES),
@@ -304,15 +304,15 @@ def _opening(work: Path, quick: bool) -> list[Row]:
             action=np.zeros((steps, 5), np.float32),
             state=state,
             verdict=detect_successes(SceneState(state)),
-            frames=(picture,) * (steps + 1),
+            frames=(image,) * (steps + 1),
         )
         for number in range(episodes)
     ]
-    row = write_shard(folder / "shard-0.h5", made, {**ATTRIBUTES, "policy": "none", "source": 0})
+    entry = write_shard(folder / "shard-0.h5", made, {**ATTRIBUTES, "policy": "none", "source": 0})
     for number in range(1, count):
         os.link(folder / "shard-0.h5", folder / f"shard-{number}.h5")
-    rows = tuple(replace(row, name=f"shard-{number}.h5") for number in range(count))
-    write_manifest(folder, replace(TINY, shards=rows))
+    entries = tuple(replace(entry, name=f"shard-{number}.h5") for number in range(count))
+    write_manifest(folder, replace(TINY, shards=entries))
     answers = []
     for _ in range(3):
         done = subprocess.run(
@@ -331,19 +331,18 @@ def _opening(work: Path, quick: bool) -> list[Row]:
 
 
 def _growing(work: Path, quick: bool) -> list[Row]:
-    """The first shards of a collection, and after a thousand episodes the same shards again, with the manifest's
-    writing: the same work, by the same worker."""
+    """Cost of the first shards of a collection and of the same shards after a thousand episodes, manifest included."""
     total, again, per_shard = (40, 1, 10) if quick else (1000, 10, 10)
     config = CollectConfig(out=str(work / "growing"), size=64, tasks=("lift-can",), episodes=total, renderer="tiny")
     (work / "growing").mkdir()
     collector = Collector(work / "growing", config, ATTRIBUTES, [{}], work)
-    rows: list[shards.Row] = []
+    entries: list[ManifestEntry] = []
 
     def make(number: int) -> float:
         begin = time.perf_counter()
         job = ShardJob(source=0, task="lift-can", first=number * per_shard, last=(number + 1) * per_shard)
-        rows.append(collector(job)[1])
-        write_manifest(work / "growing", replace(TINY, shards=tuple(rows)))
+        entries.append(collector(job)[1])
+        write_manifest(work / "growing", replace(TINY, shards=tuple(entries)))
         return time.perf_counter() - begin
 
     make(0)  # the first reset builds the world
@@ -354,7 +353,7 @@ def _growing(work: Path, quick: bool) -> list[Row]:
     ratio = statistics.median(b / a for a, b in zip(early, late, strict=True))
     return [
         Row(
-            name=f"cost of an episode after {total} of them, beside the first",
+            name=f"cost of an episode after {total} of them, vs the first",
             value=1e3 * statistics.median(late) / per_shard,
             unit="ms/episode",
             peer=1e3 * statistics.median(early) / per_shard,

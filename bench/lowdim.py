@@ -39,10 +39,10 @@ def run(quick: bool) -> list[Row]:
             theirs.append(updates / told["seconds"])
             drawing.append(told["drawing"] / told["seconds"])
     ratios = [a / b for a, b in zip(ours, theirs, strict=bool(theirs))]
-    notes = [f"{own.about['precision']}, {SEEDS[device]} seed(s) on {own.about['device']}"]
+    notes = [f"{own.metadata['precision']}, {SEEDS[device]} seed(s) on {own.metadata['device']}"]
     if peer is not None:
         alone = [rate / (1 - part) for rate, part in zip(theirs, drawing, strict=True)]
-        notes.append(f"peer d3rlpy {peer.about['version']}, {statistics.median(alone):.3g} without drawing batches")
+        notes.append(f"peer d3rlpy {peer.metadata['version']}, {statistics.median(alone):.3g} without drawing batches")
         notes.append(f"{pairs} pairs, ratios {min(ratios):.1f} to {max(ratios):.1f}")
         peer.close()
     own.close()

@@ -1,7 +1,6 @@
-"""The two sides of a comparison, each a process of its own, and the environments of peers, which need packages that
-nobody else should.
+"""Benchmarks against peers: each side is a separate process, and a peer has a virtual environment for its packages.
 
-A side prints a line of JSON when it is ready, what it has to tell; then it answers each line of its input with one."""
+A side prints a line of JSON metadata when it is ready, then answers each line of its input with a line of JSON."""
 
 from __future__ import annotations
 
@@ -19,11 +18,11 @@ ROOT = Path(__file__).parents[1]
 
 
 class SideError(RuntimeError):
-    """A side of the comparison that did not start or did not answer."""
+    """A side of the comparison did not start or did not answer."""
 
 
 class Side:
-    """One of the two processes. What it prints besides its answers goes to a log file."""
+    """One process of a comparison; all output but its answers goes to a log file."""
 
     def __init__(self, name: str, command: Sequence[str]) -> None:
         self._name = name
@@ -33,7 +32,7 @@ class Side:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT
             )
-        self.about = self._answer()
+        self.metadata = self._answer()
 
     def ask(self, line: str) -> dict[str, float]:
         assert self._process.stdin is not None
@@ -44,8 +43,8 @@ class Side:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            said = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise SideError(f"{self._name} ended: {(said or ['nothing in its log'])[-1]} (see {self._log})")
+            lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise SideError(f"{self._name} ended: {(lines or ['nothing in its log'])[-1]} (see {self._log})")
         return json.loads(line)
 
     def close(self) -> None:
@@ -53,7 +52,7 @@ class Side:
 
 
 def interpreter(name: str, packages: Sequence[str]) -> Path | None:
-    """The python of a peer's own environment, made on first use; None where it cannot be made."""
+    """The python of a peer's virtual environment, created on first use; None if that fails."""
     venv = RESULTS / name
     python, ready = venv / "bin" / "python", venv / ".ready"
     if ready.is_file() and ready.read_text(encoding="utf-8") == " ".join(packages):

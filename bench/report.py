@@ -1,4 +1,4 @@
-"""What a benchmark reports: rows, the machine they were measured on, the table and the JSON file."""
+"""Benchmark reports: rows of results with the machine they were measured on, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measured figure. `peer` is what it is compared with, in the same unit; what was not measured is None.
+    """One measurement; None where not measured. `peer`: the value it is compared with, in the same unit.
 
-    `ratio` is always "how many times as fast as the peer". `target` is the least wanted ratio or value, `most` the
-    greatest.
+    `ratio`: speed-up over the peer. `target` and `most`: lower and upper bound of the ratio or the value.
     """
 
     name: str
@@ -42,7 +41,7 @@ class Row:
 
 
 def machine() -> dict[str, Any]:
-    """The kind of machine; the number of cores is that of this process's affinity."""
+    """Description of the machine; the cores are those in this process's affinity."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
@@ -60,18 +59,18 @@ def _cpu_model() -> str:
     return platform.machine()
 
 
-def write_json(rows: list[Row], about: dict[str, Any], path: Path) -> Path:
+def write_json(rows: list[Row], metadata: dict[str, Any], path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     values = [asdict(row) | {"passed": row.passed} for row in rows]
-    write_atomic(path, (json.dumps({"machine": about, "rows": values}, indent=1) + "\n").encode())
+    write_atomic(path, (json.dumps({"machine": metadata, "rows": values}, indent=1) + "\n").encode())
     return path
 
 
-def print_table(rows: list[Row], about: dict[str, Any]) -> None:
+def print_table(rows: list[Row], metadata: dict[str, Any]) -> None:
     head = ("benchmark", "value", "unit", "peer", "ratio", "target", "passed")
     cells = [head, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
-    print("\n" + ", ".join(f"{key} {value}" for key, value in about.items()))
+    print("\n" + ", ".join(f"{key} {value}" for key, value in metadata.items()))
     for line, note in zip(cells, ["note", *(row.note for row in rows)], strict=True):
         left = line[0].ljust(widths[0])
         rest = [text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True)]

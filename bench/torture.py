@@ -1,9 +1,9 @@
-"""`make torture`: kills at random moments, random damage, a full disk, two collections at once; and of trainings, what
-clusters and containers do to them (bench/torture_training.py). Half an hour.
+"""`make torture`: fault injection for datasets: kills at random moments, random damage, a full disk, two collections at
+once; trainings under the faults of clusters and containers are in bench/torture_training.py. Takes half an hour.
 
-What must hold: after any kill the manifest opens, a check finds nothing, and the same command ends with exactly the
-asked episodes, byte for byte those of an undisturbed run. After any damage a dataset is refused by the name of the
-file, or read unchanged, and the check sees every changed byte of a shard.
+Invariants: after any kill the manifest opens, `check` finds no error, and the same command ends with exactly the
+requested episodes, byte for byte those of an undisturbed run. After any damage a dataset is refused by file name, or
+read unchanged, and `check` sees every changed byte of a shard.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ def main() -> int:
         work = Path(name)
         wrong += _kills(work, options.kills, rng)
         outcomes = mutations(work, options.mutations, rng)
-        wrong += _tell(f"{options.mutations} mutations", outcomes, (REFUSED, UNCHANGED))
-        wrong += _tell("a file too large for the disk", Counter([_full_disk(work)]), (KEPT,))
-        wrong += _tell("a full disk", Counter([_tmpfs(work)]), (KEPT, UNTRIED))
-        wrong += _tell("two collections in one folder", Counter([_two(work)]), (CLEAR,))
-        wrong += _tell("a folder that is read-only", Counter([_read_only(work)]), (CLEAR, UNTRIED))
+        wrong += _report(f"{options.mutations} mutations", outcomes, (REFUSED, UNCHANGED))
+        wrong += _report("a file too large for the disk", Counter([_full_disk(work)]), (KEPT,))
+        wrong += _report("a full disk", Counter([_tmpfs(work)]), (KEPT, UNTRIED))
+        wrong += _report("two collections in one folder", Counter([_two(work)]), (CLEAR,))
+        wrong += _report("a folder that is read-only", Counter([_read_only(work)]), (CLEAR, UNTRIED))
         for what, happened, fine in torture_training.trials(work, options.kills, rng):
-            wrong += _tell(what, Counter(happened), fine)
+            wrong += _report(what, Counter(happened), fine)
     print("\n".join(wrong) or "all held")
     return 1 if wrong else 0
 
@@ -89,7 +89,7 @@ KEPT = "clear error, finished shards kept, and the same command goes on"
 CLEAR = "clear error, nothing changed"
 
 
-def _tell(what: str, outcomes: Counter[str], fine: tuple[str, ...]) -> list[str]:
+def _report(what: str, outcomes: Counter[str], fine: tuple[str, ...]) -> list[str]:
     print(f"{what}: " + ", ".join(f"{count} {text}" for text, count in sorted(outcomes.items())), flush=True)
     return [f"WRONG: {what}: {text}" for text in outcomes if text not in fine]
 
@@ -98,7 +98,7 @@ def _tell(what: str, outcomes: Counter[str], fine: tuple[str, ...]) -> list[str]
 
 
 class Scenario(NamedTuple):
-    """Commands, run one after another in a folder; the last is the one that is killed."""
+    """Commands run one after another in a folder; the last is killed."""
 
     name: str
     commands: tuple[tuple[str, ...], ...]
@@ -126,13 +126,13 @@ def _kills(work: Path, count: int, rng: random.Random) -> list[str]:
         took_s = time.monotonic() - begin
         content = files_of(whole)
         outcomes = Counter(_kill(work / "killed", scenario, content, took_s, rng) for _ in range(times))
-        wrong += _tell(f"{times} kills of {scenario.name} ({took_s:.0f} s)", outcomes, (RESUMED, LATE))
+        wrong += _report(f"{times} kills of {scenario.name} ({took_s:.0f} s)", outcomes, (RESUMED, LATE))
         shutil.rmtree(whole)
     return wrong
 
 
 def _prepared(folder: Path, scenario: Scenario) -> Path:
-    """A folder in which all but the last command ran."""
+    """Run all but the last command in a new folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     (folder / "mix.toml").write_text(MIX, encoding="utf-8")
@@ -142,7 +142,7 @@ def _prepared(folder: Path, scenario: Scenario) -> Path:
 
 
 def _kill(folder: Path, scenario: Scenario, content: dict[str, bytes], took_s: float, rng: random.Random) -> str:
-    """Kill the parent or one of its workers, look, go on, compare."""
+    """Kill the parent or one of its workers, check, resume, compare."""
     _prepared(folder, scenario)
     running = start(scenario.commands[-1], folder)
     try:
@@ -179,14 +179,14 @@ def _different(one: dict[str, bytes], other: dict[str, bytes]) -> str:
     return ", ".join(sorted(name for name in {*one, *other} if one.get(name) != other.get(name)))
 
 
-# ---------------------------------------------------------------------- refusals of the system
+# ---------------------------------------------------------------------- errors of the system
 
 
 ONE = (*COLLECT, "--tasks", "lift-can", "--episodes-per-shard", "20", "--workers", "2")
 
 
 def _full_disk(work: Path) -> str:
-    """No file may grow beyond 200 kB: no shard of twenty fits."""
+    """A file size limit of 200 kB, less than a shard of twenty episodes."""
     folder = work / "limited"
     folder.mkdir()
     run((*ONE, "--episodes", "20"), folder)
@@ -195,7 +195,7 @@ def _full_disk(work: Path) -> str:
 
 
 def _tmpfs(work: Path) -> str:
-    """A file system of 1.5 MB, which a hundred episodes do not fit into."""
+    """A file system of 1.5 MB, too small for a hundred episodes."""
     folder = work / "small"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "none", folder], capture_output=True).returncode:
@@ -211,10 +211,10 @@ def _tmpfs(work: Path) -> str:
 
 
 def _goes_on(folder: Path, before: dict[str, bytes], ended: Ended) -> str:
-    """Whether a collection that could not write said so, kept what there was, and is ended by the same command."""
-    said = ended.errors
-    if ended.returncode != 2 or len(said) != 1 or "set" not in said[0] or "Traceback" in ended.stderr:
-        return f"said {ended.stderr[-300:]}"
+    """Whether a collection that could not write printed an error, kept its shards, and can be resumed."""
+    errors = ended.errors
+    if ended.returncode != 2 or len(errors) != 1 or "set" not in errors[0] or "Traceback" in ended.stderr:
+        return f"stderr: {ended.stderr[-300:]}"
     shards = {name: data for name, data in before.items() if name.endswith(".h5")}
     if not shards.items() <= files_of(folder).items() or check(folder / "set").wrong:
         return "lost a shard"
@@ -239,7 +239,7 @@ def _two(work: Path) -> str:
 
 
 def _read_only(work: Path) -> str:
-    """The superuser may write anywhere, unless it gives that right away."""
+    """A read-only folder; a superuser drops the capability to write anywhere."""
     folder = work / "read-only"
     folder.mkdir()
     run((*ONE, "--episodes", "20"), folder)
@@ -253,9 +253,9 @@ def _read_only(work: Path) -> str:
         path.chmod(path.stat().st_mode & 0o555 | 0o444)
     with _writable_again(folder / "set"):
         ended = ended_by(command, folder)
-    said = ended.errors
-    clear = ended.returncode == 2 and len(said) == 1 and "set" in said[0] and "Traceback" not in ended.stderr
-    return CLEAR if clear and files_of(folder) == content else f"said {ended.stderr[-300:]}"
+    errors = ended.errors
+    clear = ended.returncode == 2 and len(errors) == 1 and "set" in errors[0] and "Traceback" not in ended.stderr
+    return CLEAR if clear and files_of(folder) == content else f"stderr: {ended.stderr[-300:]}"
 
 
 @contextlib.contextmanager

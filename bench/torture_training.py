@@ -1,8 +1,8 @@
-"""What clusters and containers do to trainings, for `make torture`: damaged data under the loader, a temporary folder
-on another file system, a disk that fills, signals of a batch queue, little /dev/shm, no flock.
+"""Fault injection for trainings, for `make torture`: damaged data under the loader, a temporary folder on another file
+system, a disk that fills, signals of a batch queue, little /dev/shm, no flock.
 
-What must hold: a training that cannot go on ends with all its processes, one line and status 2; what it saved before
-stays; nothing is written outside --out; and the same command ends with the weights of an undisturbed run.
+Invariants: a training that cannot continue ends with all its processes, one line and status 2; its checkpoints stay;
+nothing is written outside --out; and the same command ends with the weights of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from models.checkpoint import CheckpointError, read_checkpoint
 
 PYTHON = sys.executable
 HELD = "as it should be"
-Trial = tuple[str, list[str], tuple[str, ...]]  # what, how it ended each time, which of that is fine
+Trial = tuple[str, list[str], tuple[str, ...]]  # (name, outcome of each repetition, accepted outcomes)
 COLLECT = (PYTHON, "-m", "data", "collect", "--renderer", "tiny", "--workers", "2")
 TRAIN = (PYTHON, "-m", "train", "--preset", "demo", "--data", "set", "--out", "run", "--image-size", "48")
 SHORT = ("--batch-size", "20", "--log-every", "2", "--checkpoint-every", "2", "--learning-rate-decay", "no")
@@ -35,7 +35,7 @@ NO_FLOCK = "#include <errno.h>\nint flock(int file, int operation) { errno = ENO
 
 
 def trials(work: Path, kills: int, rng: random.Random) -> Iterator[Trial]:
-    """Each as it has ended."""
+    """Run the trials one after another."""
     data = work / "data"
     data.mkdir()
     run((*COLLECT, "--out", "set", "--size", "48", "--episodes", "20", "--episodes-per-shard", "4"), data)
@@ -63,23 +63,23 @@ def trials(work: Path, kills: int, rng: random.Random) -> Iterator[Trial]:
     for number in (signal.SIGUSR1, signal.SIGTERM):
         yield tried(f"{number.name} under SLURM", functools.partial(_signal, number))
     yield tried("a collection under SLURM's SIGUSR1", _signal_collection)
-    yield tried("64 MB of /dev/shm, pictures of 472 px", lambda folder: _little_shm(folder, work))
+    yield tried("64 MB of /dev/shm, images of 472 px", lambda folder: _little_shm(folder, work))
     yield tried("no flock", _no_flock)
 
 
 def _ends_with_one_line(ended: Ended, *named: str) -> str:
-    said = ended.errors
-    clear = ended.returncode == 2 and len(said) == 1 and "Traceback" not in ended.stderr
-    if clear and all(name in said[0] for name in named) and not ended.stayed:
+    errors = ended.errors
+    clear = ended.returncode == 2 and len(errors) == 1 and "Traceback" not in ended.stderr
+    if clear and all(name in errors[0] for name in named) and not ended.stayed:
         return HELD
-    return f"status {ended.returncode}, processes stayed: {ended.stayed}, said {ended.stderr[-300:]}"
+    return f"status {ended.returncode}, processes stayed: {ended.stayed}, stderr: {ended.stderr[-300:]}"
 
 
 # ---------------------------------------------------------------------- data
 
 
 def _own_data(folder: Path) -> Path:
-    """The dataset as a copy that may be spoilt; a shard of it."""
+    """Replace the dataset by a copy that may be damaged; returns one of its shards."""
     data = (folder / "set").resolve()
     (folder / "set").unlink()
     shutil.copytree(data, folder / "set")
@@ -88,16 +88,16 @@ def _own_data(folder: Path) -> Path:
 
 def _damaged(folder: Path, rng: random.Random) -> str:
     shard = _own_data(folder)
-    row = Replay(folder / "set").shards[1].row
+    entry = Replay(folder / "set").shards[1].entry
     content = bytearray(shard.read_bytes())
-    for place in range(row.at["frame/image"] + rng.randrange(400), len(content) - 2000, 400):
+    for place in range(entry.at["frame/image"] + rng.randrange(400), len(content) - 2000, 400):
         content[place] ^= 1 << rng.randrange(8)
     shard.write_bytes(content)
     return _ends_with_one_line(ended_by((*TRAIN, *SHORT, "--steps", "400", "--workers", "2"), folder), shard.name)
 
 
 def _gone(folder: Path) -> str:
-    """After the training has begun."""
+    """Shards deleted during the training."""
     shard = _own_data(folder)
     running = start((*TRAIN, *SHORT, "--steps", "5000"), folder, subprocess.PIPE)
     _wait_for(folder / "run" / "last.ckpt", running)
@@ -117,7 +117,7 @@ def _pointer(folder: Path) -> str:
 
 @contextlib.contextmanager
 def _mounted(folder: Path, size: str) -> Iterator[bool]:
-    """A small file system on this folder; False where that is not allowed."""
+    """Mount a small file system on this folder; False if that is not permitted."""
     folder.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
     mounted = subprocess.run(command, capture_output=True).returncode == 0
@@ -170,7 +170,7 @@ def _full_disk(folder: Path) -> str:
 
 
 def _goes_on(folder: Path, *more: str, **variables: str) -> str:
-    """Whether the same command goes on from the last checkpoint."""
+    """Whether the same command resumes from the last checkpoint."""
     steps = _saved(folder)
     run((*TRAIN, *SHORT, "--steps", str(steps + 3), *more), folder, **variables)
     return HELD if _saved(folder) == steps + 3 else "did not go on"
@@ -180,7 +180,7 @@ def _goes_on(folder: Path, *more: str, **variables: str) -> str:
 
 
 def _signal(number: signal.Signals, folder: Path) -> str:
-    """To all processes of the job, in a working folder of its own; then the requeued command, and one undisturbed."""
+    """Signal all processes of a job in its own working folder, requeue it, and compare with an undisturbed run."""
     working = folder / "working"
     working.mkdir()
     paths = {"--data": str(folder / "set"), "--out": str(folder / "run")}
@@ -215,7 +215,7 @@ def _signal_collection(folder: Path) -> str:
 
 
 def _little_shm(folder: Path, work: Path) -> str:
-    """In a mount namespace of its own, and without one of the batch's pictures in /dev/shm."""
+    """Train in a mount namespace with 64 MB of /dev/shm, less than a batch of images."""
     if not (work / "large" / "set").exists():
         (work / "large").mkdir()
         run((*COLLECT, "--out", "set", *LARGE), work / "large")
@@ -244,7 +244,7 @@ def _no_flock(folder: Path) -> str:
 
 
 def _saved(folder: Path) -> int:
-    """The step of the last checkpoint; CheckpointError where it is none."""
+    """Step of the last checkpoint; CheckpointError if it cannot be read."""
     steps: int = read_checkpoint(folder / "run" / "last.ckpt")["switchyard"]["steps"]
     return steps
 

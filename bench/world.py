@@ -36,8 +36,8 @@ def run(quick: bool) -> list[Row]:
 def _compare(size_px: int, target: float, core: int, peer: Path | None, quick: bool) -> list[Row]:
     num_pairs, own_steps, peer_steps = (1, 10, 8) if quick else (9, 120, 24)
     own = Side(f"own-{size_px}", [sys.executable, "-m", "bench.own_world", str(size_px), str(core)])
-    own.ask(f"block {own_steps // 4}")  # warms the caches
-    notes = [f"{own.about['renderer']} renderer, one core"]
+    own.ask(f"block {own_steps // 4}")  # caches warm, files read
+    notes = [f"{own.metadata['renderer']} renderer, one core"]
     other = _start_peer(size_px, core, peer, notes)
     own_answers, long_answers, peer_answers = [], [], []
     for _ in range(num_pairs):
@@ -108,7 +108,7 @@ def _stored_frame(size_px: int, core: int, num_steps: int) -> Row:
     side.ask(f"block {num_steps // 4}")
     seconds = side.ask(f"block {num_steps}")["seconds"]
     side.close()
-    note = f"{side.about['renderer']} renderer; the size stored for {size_px} px"
+    note = f"{side.metadata['renderer']} renderer; the size stored for {size_px} px"
     return Row(name=f"world {stored_px} px", value=num_steps / seconds, unit="steps/s", note=note)
 
 

@@ -39,34 +39,38 @@ def _parser() -> Parser:
             added.add_argument(place, type=Path)
         return added
 
-    add_options(command("collect", "collect episodes into a new dataset, or go on with one"), CollectConfig)
+    add_options(command("collect", "collect episodes into a new dataset, or resume or extend one"), CollectConfig)
     collecting = command("collect-state", "make a dataset of a state benchmark by a recipe (docs/benchmarks.md)")
     add_options(collecting, CollectStateConfig)
     collecting.add_argument("--print-missing", action="store_true", help="print the trainings it needs first, and stop")
-    command("info", "what a dataset holds, and how large it is", "folder")
-    checking = command("check", "read everything, and say what is wrong where", "folder")
+    command("info", "print the content and size of a dataset", "folder")
+    checking = command("check", "read everything and report errors by file", "folder")
     checking.add_argument("--workers", type=int, default=WORKERS)
-    viewing = command("view", "a self-contained page of episodes, frame by frame", "folder")
+    viewing = command("view", "write a self-contained HTML page to browse episodes frame by frame", "folder")
     viewing.add_argument("--out", type=Path, help="default: view.html in the folder")
-    viewing.add_argument("--episodes", type=int, default=40, help="at most, tasks and outcomes in turn (default 40)")
+    viewing.add_argument(
+        "--episodes", type=int, default=40, help="at most, alternating tasks and outcomes (default 40)"
+    )
     viewing.add_argument("--tasks", type=lambda text: tuple(text.split(",")), default=TASK_NAMES, metavar="A,B,...")
     viewing.add_argument("--outcome", default="all", help=f"of {', '.join(OUTCOMES)}")
-    merging = command("merge", "one dataset of several, by a manifest that lists their shards where they lie", "out")
+    merging = command("merge", "merge datasets: a manifest that lists their shards in place", "out")
     merging.add_argument("folders", type=Path, nargs="+")
-    merging.add_argument("--copy", action="store_true", help="copy the shards too: the new folder stands alone")
-    splitting = command(
-        "split", "two datasets of one, by manifests, each task and outcome alike", "folder", "first", "second"
+    merging.add_argument(
+        "--copy", action="store_true", help="copy the shards too, so that the new folder is self-contained"
     )
-    splitting.add_argument("--share", type=float, default=0.9, help="of the episodes, for the first (default 0.9)")
+    splitting = command(
+        "split", "split a dataset in two manifests, stratified by task and outcome", "folder", "first", "second"
+    )
+    splitting.add_argument("--fraction", type=float, default=0.9, help="of the episodes, for the first (default 0.9)")
     splitting.add_argument("--seed", type=int, default=0)
     conditions = ", ".join(condition.example for condition in CONDITIONS.values())
-    for name, which in (("select", "for which all conditions hold"), ("drop", "but those for which all hold")):
-        selecting = command(name, f"a dataset of the episodes {which}, by a manifest (docs/data.md)", "folder", "out")
+    for name, which in (("select", "that match all conditions"), ("drop", "except those that match all conditions")):
+        selecting = command(name, f"write a manifest of the episodes {which} (docs/data.md)", "folder", "out")
         text = f"conditions, separated by commas: {conditions}"
         selecting.add_argument("--where", required=name == "drop", metavar="CONDITIONS", help=text)
         if name == "select":
-            selecting.add_argument("--per-task", type=int, help="at most so many episodes of each task, the first ones")
-    exporting = command("export", "write a dataset in another layout", "folder", "out")
+            selecting.add_argument("--per-task", type=int, help="at most the first so many episodes of each task")
+    exporting = command("export", "write a dataset in another format", "folder", "out")
     exporting.add_argument("--format", required=True, help=f"of {', '.join(EXPORTS)}")
     return parser
 
@@ -74,7 +78,7 @@ def _parser() -> Parser:
 def _collect(**options: object) -> None:
     config = from_options(CollectConfig, options)
     if any(source.policy == TRAINED for source in config.sources):
-        from eval.policy import exploring  # with torch, which scripted policies do without
+        from eval.policy import exploring  # imports torch, which scripted policies do not need
 
         collect(config, exploring)
     else:
@@ -121,8 +125,8 @@ def _merge(out: Path, folders: list[Path], copy: bool) -> None:
     print_info(Replay(out))
 
 
-def _split(folder: Path, first: Path, second: Path, share: float, seed: int) -> None:
-    split(folder, first, second, share, seed)
+def _split(folder: Path, first: Path, second: Path, fraction: float, seed: int) -> None:
+    split(folder, first, second, fraction, seed)
     for out in (first, second):
         print_info(Replay(out))
 
@@ -153,9 +157,9 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
 
 
 def print_info(replay: Replay) -> None:
-    """Episodes, steps and own successes per task, then in how many of all episodes each task's detector says yes."""
-    files = {shard.path.resolve(): shard.row for shard in replay.shards}  # two selections may share one
-    used, stored = (sum(getattr(row, key) for row in files.values()) for key in ("bytes", "frames"))
+    """Print the size of a dataset, and for each task its episodes, success rate and successes among all episodes."""
+    files = {shard.path.resolve(): shard.entry for shard in replay.shards}  # two selections may share one
+    used, stored = (sum(getattr(entry, key) for entry in files.values()) for key in ("bytes", "frames"))
     each = used / stored * (replay.num_steps + replay.num_episodes) / replay.num_episodes
     print(
         f"{replay.folder}: {replay.num_episodes} episodes, {replay.num_steps} steps, {len(replay.shards)} shards, "
@@ -167,7 +171,7 @@ def print_info(replay: Replay) -> None:
     for index, name in enumerate(TASK_NAMES):
         own = replay.episode_task == index
         rate = f"{replay.success[own, index].mean():.1%}" if own.any() else "-"
-        policies = sorted({replay.shards[shard].row.policy for shard in replay.episode_shard[own]})
+        policies = sorted({replay.shards[shard].entry.policy for shard in replay.episode_shard[own]})
         print(f"{name:<22}{own.sum():>9}{rate:>9}{replay.success[:, index].sum():>13}  {', '.join(policies)}")
 
 

@@ -1,4 +1,4 @@
-"""`python -m data check`: reads everything that a dataset holds and says what is wrong where."""
+"""`python -m data check`: verifies checksums, schema and detectors of a whole dataset and reports errors by file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data import codec
-from data.claim import read_options
-from data.manifest import Manifest, read_manifest, some_of
+from data.collection import read_options
+from data.manifest import Manifest, read_manifest, select_episodes
 from data.plan import CONFIG
 from data.progress import LINE_EVERY_S
-from data.shards import Row, Shard, read_listed, read_shard, shard_files
+from data.shards import ManifestEntry, Shard, read_listed, read_shard, shard_files
 from sim import actions
 from sim.files import DatasetError
 from sim.parallel import run_jobs
@@ -26,19 +26,19 @@ from sim.scenes import read_factors
 from sim.state import SceneState
 from sim.tasks import TASK_NAMES, TASKS, detect_successes
 
-Key = tuple[str, int, int]  # origin, task, number: what makes an episode the one it is
+Key = tuple[str, int, int]  # (origin, task, number) identifies an episode
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    frames: int  # that were read
-    wrong: tuple[str, ...]  # file by file, empty where all is well
-    unfinished: tuple[str, ...]  # what a collection that was interrupted left to do: nothing is wrong with it
+    frames: int  # number of frames read
+    wrong: tuple[str, ...]  # errors, by file
+    unfinished: tuple[str, ...]  # what an interrupted collection has left to do, which is no error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Of one shard: what is wrong, and which episodes it holds."""
+    """Errors of one shard, and the episodes it holds."""
 
     wrong: tuple[str, ...]
     episodes: tuple[Key, ...] = ()
@@ -46,30 +46,30 @@ class Finding:
 
 
 def check(folder: Path, workers: int = 1) -> Report:
-    """Read everything that a dataset's manifest lists. DatasetError without a manifest."""
+    """Read and verify everything that the manifest lists; DatasetError without a manifest."""
     manifest = read_manifest(folder)
     wrong: list[str] = []
     seen: dict[Key, str] = {}
     frames = 0
-    about, rows = (folder, manifest), manifest.shards
-    results = map(Checker(*about), rows) if workers == 1 else run_jobs(Checker, about, rows, workers)
-    said = time.monotonic()
-    findings: list[tuple[Row, Finding]] = []
+    arguments, entries = (folder, manifest), manifest.shards
+    results = map(Checker(*arguments), entries) if workers == 1 else run_jobs(Checker, arguments, entries, workers)
+    printed = time.monotonic()
+    findings: list[tuple[ManifestEntry, Finding]] = []
     for result in results:
         findings.append(result)
-        if time.monotonic() - said > LINE_EVERY_S:
-            said = time.monotonic()
-            print(f"{len(findings)} of {len(rows)} shards read", file=sys.stderr)
-    for row, found in sorted(findings, key=lambda pair: pair[0].name):
+        if time.monotonic() - printed > LINE_EVERY_S:
+            printed = time.monotonic()
+            print(f"{len(findings)} of {len(entries)} shards read", file=sys.stderr)
+    for entry, found in sorted(findings, key=lambda pair: pair[0].name):
         wrong += found.wrong
         frames += found.frames
         for key in found.episodes:
             if key in seen:
                 episode = f"episode {key[2]} of {TASK_NAMES[key[1]]}"
-                wrong.append(f"{folder / row.name}: holds {episode}, as {seen[key]} does")
-            seen[key] = row.name
+                wrong.append(f"{folder / entry.name}: holds {episode}, as {seen[key]} does")
+            seen[key] = entry.name
     unfinished: tuple[str, ...] = ()
-    if (folder / CONFIG).is_file():  # of one collection: merged and split datasets have gaps by design
+    if (folder / CONFIG).is_file():  # merged and split datasets have gaps by design
         try:
             unfinished = tuple(_unfinished(folder, manifest, read_options(folder), () if wrong else seen.keys()))
         except DatasetError as error:
@@ -77,11 +77,11 @@ def check(folder: Path, workers: int = 1) -> Report:
     return Report(frames=frames, wrong=tuple(wrong), unfinished=unfinished)
 
 
-def _unfinished(folder: Path, manifest: Manifest, about: dict[str, Any], episodes: Iterable[Key]) -> Iterator[str]:
-    asked = sum(about["asked"][-1])
-    if manifest.episodes < asked and not about["until"]:
+def _unfinished(folder: Path, manifest: Manifest, metadata: dict[str, Any], episodes: Iterable[Key]) -> Iterator[str]:
+    asked = sum(metadata["asked"][-1])
+    if manifest.episodes < asked and not metadata["until"]:
         yield f"{folder}: {manifest.episodes} of the {asked} episodes that were asked for; collect goes on"
-    names = {row.name for row in manifest.shards}
+    names = {entry.name for entry in manifest.shards}
     unlisted = [path.name for path in shard_files(folder) if path.name not in names]
     if unlisted:
         yield f"{folder}: {len(unlisted)} shards are not listed yet, {unlisted[0]} for one; collect lists them"
@@ -94,29 +94,29 @@ def _unfinished(folder: Path, manifest: Manifest, about: dict[str, Any], episode
 
 
 class Checker:
-    """Reads one shard after another."""
+    """Worker of a check: verifies a shard by its manifest entry."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._folder, self._manifest = folder, replace(manifest, shards=())
 
-    def __call__(self, row: Row) -> tuple[Row, Finding]:
+    def __call__(self, entry: ManifestEntry) -> tuple[ManifestEntry, Finding]:
         try:
-            return row, self._read(row)
+            return entry, self._read(entry)
         except DatasetError as error:
-            return row, Finding(wrong=(str(error),))
+            return entry, Finding(wrong=(str(error),))
         except (ValueError, OSError) as error:
-            return row, Finding(wrong=(f"{self._folder / row.name}: {error}",))
+            return entry, Finding(wrong=(f"{self._folder / entry.name}: {error}",))
 
-    def _read(self, row: Row) -> Finding:
-        path = self._folder / row.name
-        shard = Shard(path, row)
+    def _read(self, entry: ManifestEntry) -> Finding:
+        path = self._folder / entry.name
+        shard = Shard(path, entry)
         shard.frames([0])  # is it the file that the manifest lists?
-        read_listed(path, row)
+        read_listed(path, entry)
         real, tables, attributes = read_shard(path)
         place = {first: number for number, first in enumerate(real.first)}
-        chosen = [place[first] for first in row.first if first in place]
+        chosen = [place[first] for first in entry.first if first in place]
         wrong = []
-        if replace(some_of(real, chosen), name=row.name) != row:
+        if replace(select_episodes(real, chosen), name=entry.name) != entry:
             wrong.append("the manifest says otherwise of it")
         for key in ("renderer", "size", "split"):
             if attributes[key] != getattr(self._manifest, key):
@@ -124,11 +124,11 @@ class Checker:
         if set(read_factors(attributes["randomise"])) - set(self._manifest.randomise):
             wrong.append(f"randomises {attributes['randomise']}, its dataset {', '.join(self._manifest.randomise)}")
         wrong += self._tables(tables)
-        listed = [first + k for first, length in zip(row.first, row.length, strict=True) for k in range(length + 1)]
+        listed = [first + k for first, length in zip(entry.first, entry.length, strict=True) for k in range(length + 1)]
         side = self._manifest.frame_size
         for number, frame in zip(listed, shard.frames(listed), strict=True):
             try:
-                codec.decode(frame.picture, np.empty((side, side, 3), np.uint8))
+                codec.decode(frame.image, np.empty((side, side, 3), np.uint8))
             except ValueError as error:
                 wrong.append(f"frame {number}: {error}")
         return Finding(

@@ -1,4 +1,4 @@
-"""Frames as bytes: JPEG (simplejpeg, else torchvision on a bare GPU machine), or lossless, by Zstandard."""
+"""Image codecs: JPEG (simplejpeg, or torchvision on a machine without it) and lossless Zstandard."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ZSTD_LEVEL = 3
 
 
 def encode(frame: Frame, codec: str = "jpeg", quality: int = 95) -> bytes:
-    """A frame uint8 [H, W, 3] as a JPEG file without chroma subsampling, or its numbers compressed."""
+    """Encode a frame uint8 [H, W, 3] as JPEG without chroma subsampling, or as its raw pixels under Zstandard."""
     if codec == "zstd":
         import zstandard
 
@@ -31,13 +31,12 @@ def is_jpeg(data: bytes) -> bool:
 
 
 def decode(data: bytes, out: Frame | None = None) -> Frame:
-    """A square frame uint8 [H, H, 3], in `out` where that is given; ValueError where the bytes are no picture of its
-    size."""
+    """Decode a square frame uint8 [H, H, 3], into `out` if given; ValueError if the bytes are no image of its size."""
     frame = _decode_jpeg(data, out) if is_jpeg(data) else _decode_zstd(data)
     if out is None or frame is out:
         return frame
     if frame.shape != out.shape:
-        raise ValueError(f"a picture of shape {frame.shape} where {out.shape} was expected")
+        raise ValueError(f"an image of shape {frame.shape} where {out.shape} was expected")
     out[...] = frame
     return out
 
@@ -50,7 +49,7 @@ def _decode_zstd(data: bytes) -> Frame:
     try:
         numbers = np.frombuffer(zstandard.ZstdDecompressor().decompress(data), np.uint8)
     except zstandard.ZstdError as error:
-        raise ValueError(f"neither a JPEG nor a Zstandard picture ({error})") from error
+        raise ValueError(f"neither a JPEG nor a Zstandard image ({error})") from error
     side = math.isqrt(len(numbers) // 3)
     return numbers.reshape(side, side, 3).copy()
 
@@ -62,24 +61,24 @@ def _jpeg_decoder() -> Callable[[bytes, Frame | None], Frame]:
         import torch
         from torchvision.io import ImageReadMode, decode_jpeg
 
-        def through_torchvision(data: bytes, out: Frame | None) -> Frame:
+        def with_torchvision(data: bytes, out: Frame | None) -> Frame:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torchvision announces the move of its codecs at every call
+                warnings.simplefilter("ignore")  # torchvision warns of the move of its codecs at every call
                 try:
                     image = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
                 except RuntimeError as error:
                     raise ValueError(str(error)) from error
             return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
 
-        return through_torchvision
+        return with_torchvision
 
-    def through_simplejpeg(data: bytes, out: Frame | None) -> Frame:
+    def with_simplejpeg(data: bytes, out: Frame | None) -> Frame:
         if out is not None and simplejpeg.decode_jpeg_header(data)[:2] == out.shape[:2]:
             simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out)
             return out
         return simplejpeg.decode_jpeg(data, colorspace="RGB")
 
-    return through_simplejpeg
+    return with_simplejpeg
 
 
 _decode_jpeg = _jpeg_decoder()

@@ -1,7 +1,7 @@
-"""Datasets for other programs: LeRobot's layout (codebase v3.0, images in parquet) and Minari's (0.5, HDF5).
+"""Export to other formats: LeRobot (codebase v3.0, images in parquet) and Minari (0.5, HDF5).
 
-JPEG pictures are passed on as they are stored, others as PNG. LeRobot's rows are steps: the last frame of an episode,
-at which nothing is done, is not among them. Minari's observations have it.
+JPEG frames are copied as stored, lossless ones become PNG. LeRobot's rows are steps, so the last frame of an episode,
+which has no action, is left out; Minari's observations include it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data import codec
-from data.manifest import whole_folder
+from data.manifest import atomic_folder
 from data.replay import Replay
 from data.shards import Frame
 from sim.actions import COMMANDS, MAX_TRANSLATION_M, MAX_YAW_RAD
@@ -32,20 +32,20 @@ FILES_IN_CHUNK = 1000
 Export = Callable[[Replay, Path], None]
 
 
-def whole(write: Export) -> Export:
-    """The export whose folder appears whole or not at all."""
+def atomic(write: Export) -> Export:
+    """Decorate an exporter to write its folder atomically."""
 
     @functools.wraps(write)
     def export(replay: Replay, out: Path) -> None:
-        with whole_folder(out) as making:
+        with atomic_folder(out) as making:
             write(replay, making)
 
     return export
 
 
-@whole
+@atomic
 def to_lerobot(replay: Replay, out: Path) -> None:
-    """`LeRobotDataset("switchyard/pick-place", root=out)` reads it."""
+    """Write the LeRobot layout, read by `LeRobotDataset("switchyard/pick-place", root=out)`."""
     try:
         import pandas as pd
         import pyarrow as pa
@@ -86,31 +86,33 @@ def to_lerobot(replay: Replay, out: Path) -> None:
 
     for episode, frames in _episodes(replay):
         task, steps = int(replay.episode_task[episode]), len(frames) - 1
-        won = bool(replay.success[episode, task])
+        success = bool(replay.success[episode, task])
         last = [step == steps - 1 for step in range(steps)]
         new = {
             "observation.image": [{"bytes": _file(frame), "path": None} for frame in frames[:-1]],
             "observation.state": [_gripper(frame).tolist() for frame in frames[:-1]],
             "observation.environment_state": [frame.state.tolist() for frame in frames[:-1]],
             "action": [frame.action.tolist() for frame in frames[:-1]],
-            "next.reward": [float(won and end) for end in last],
+            "next.reward": [float(success and end) for end in last],
             "next.done": last,
-            "next.success": [won and end for end in last],
+            "next.success": [success and end for end in last],
             "timestamp": [step / ACTIONS_PER_S for step in range(steps)],
             "frame_index": list(range(steps)),
             "episode_index": [episode] * steps,
             "index": list(range(index, index + steps)),
             "task_index": [task] * steps,
         }
-        stats.add(new, replay.pictures([replay.frames_of(episode)[0]]))
+        stats.add(new, replay.images([replay.frames_of(episode)[0]]))
         for key, values in new.items():
             rows.setdefault(key, []).extend(values)
-        where = {"data/chunk_index": file // FILES_IN_CHUNK, "data/file_index": file % FILES_IN_CHUNK}
-        about = {"episode_index": episode, "tasks": [TASK_NAMES[task]], "length": steps}
-        begin = {"dataset_from_index": index, "dataset_to_index": index + steps}
-        episodes.append({**about, **where, **begin, "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
+        location = {"data/chunk_index": file // FILES_IN_CHUNK, "data/file_index": file % FILES_IN_CHUNK}
+        metadata = {"episode_index": episode, "tasks": [TASK_NAMES[task]], "length": steps}
+        bounds = {"dataset_from_index": index, "dataset_to_index": index + steps}
+        episodes.append(
+            {**metadata, **location, **bounds, "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
+        )
         index += steps
-        size += sum(len(frame.picture) for frame in frames)
+        size += sum(len(frame.image) for frame in frames)
         if size > FILE_BYTES:
             flush()
             rows, size, file = {}, 0, file + 1
@@ -138,9 +140,9 @@ def to_lerobot(replay: Replay, out: Path) -> None:
     (out / "meta" / "info.json").write_text(json.dumps(info, indent=1), encoding="utf-8")
 
 
-@whole
+@atomic
 def to_minari(replay: Replay, out: Path) -> None:
-    """`minari.MinariDataset(out / "data")` reads it; in Minari's own folder `minari.load_dataset` finds it by name."""
+    """Write Minari's layout, read by `minari.MinariDataset(out / "data")`, or by name in Minari's own folder."""
     data = out / "data"
     data.mkdir()
     with h5py.File(data / "main_data.hdf5", "w", track_order=True, locking=False) as file:
@@ -153,9 +155,9 @@ def to_minari(replay: Replay, out: Path) -> None:
             gripper = np.stack([_gripper(frame) for frame in frames])
             group = file.create_group(f"episode_{episode}")
             group.attrs.update({"id": episode, "total_steps": steps, "task": TASK_NAMES[task]})
-            pictures = group.create_dataset("observations/image", len(frames), h5py.vlen_dtype(np.uint8))
+            images = group.create_dataset("observations/image", len(frames), h5py.vlen_dtype(np.uint8))
             for number, frame in enumerate(frames):
-                pictures[number] = np.frombuffer(_file(frame), np.uint8)
+                images[number] = np.frombuffer(_file(frame), np.uint8)
             tables = {
                 "observations/gripper_closed": gripper[:, :1],
                 "observations/gripper_height": gripper[:, 1:],
@@ -205,16 +207,16 @@ def _episodes(replay: Replay) -> Iterator[tuple[int, list[Frame]]]:
 
 
 def _file(frame: Frame) -> bytes:
-    """Its picture as a file that any program opens."""
-    if codec.is_jpeg(frame.picture):
-        return frame.picture
+    """The image of a frame as a JPEG or PNG file."""
+    if codec.is_jpeg(frame.image):
+        return frame.image
     out = io.BytesIO()
-    Image.fromarray(codec.decode(frame.picture)).save(out, "png")
+    Image.fromarray(codec.decode(frame.image)).save(out, "png")
     return out.getvalue()
 
 
 def _gripper(frame: Frame) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """[2]: closed (0 or 1), height (m)."""
+    """Gripper state [2]: closed (0 or 1), height (m)."""
     state = SceneState(frame.state)
     return np.array([state["gripper_closed"], state["gripper_position"][2]], np.float32)
 
@@ -229,18 +231,17 @@ def _box(kind: str, shape: list[int], low: float, high: float) -> dict[str, Any]
 
 
 class _Stats:
-    """Running least, greatest, mean and spread of each column; of pictures per channel, in [0, 1], and of each
-    episode's first alone."""
+    """Running min, max, mean and std of each column; for images per channel in [0, 1], over first frames only."""
 
     def __init__(self) -> None:
         self._sums: dict[str, dict[str, Any]] = {}
 
     def add(self, rows: dict[str, list[Any]], first: NDArray[np.uint8]) -> None:
         for key, values in rows.items():
-            is_picture = key == "observation.image"
-            table = first.reshape(-1, 3) / 255 if is_picture else np.array(values, np.float64).reshape(len(values), -1)
+            is_image = key == "observation.image"
+            table = first.reshape(-1, 3) / 255 if is_image else np.array(values, np.float64).reshape(len(values), -1)
             new = {"min": table.min(0), "max": table.max(0), "sum": table.sum(0), "squares": (table**2).sum(0)}
-            new |= {"rows": len(table), "count": 1 if is_picture else len(table)}
+            new |= {"rows": len(table), "count": 1 if is_image else len(table)}
             old = self._sums.get(key, new)
             joined = (
                 {name: old[name] + new[name] for name in ("sum", "squares", "rows", "count")} if old is not new else new
@@ -252,9 +253,9 @@ class _Stats:
         out = {}
         for key, sums in self._sums.items():
             mean = sums["sum"] / sums["rows"]
-            spread = np.sqrt(np.maximum(sums["squares"] / sums["rows"] - mean**2, 0))
+            std = np.sqrt(np.maximum(sums["squares"] / sums["rows"] - mean**2, 0))
             shape = (3, 1, 1) if key == "observation.image" else (-1,)
-            found = {"min": sums["min"], "max": sums["max"], "mean": mean, "std": spread}
+            found = {"min": sums["min"], "max": sums["max"], "mean": mean, "std": std}
             out[key] = {name: value.reshape(shape).tolist() for name, value in found.items()}
             out[key]["count"] = [sums["count"]]
         return out

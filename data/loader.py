@@ -1,10 +1,10 @@
-"""Loading: batches from worker processes, whose decoded pictures pass through shared memory that is used again.
+"""Data loader: worker processes decode batches into reusable buffers of shared memory.
 
-New memory is dear: on a virtual machine the system took 35 to 50 ms to hand out the 47 MB of 60 frames of 512 px, whose
-decoding takes 77 ms. So workers decode into a few places that they share with the training, and have each back when
-the last tensor on it is gone. The places are anonymous memory that forked workers inherit: nothing of it is in
-/dev/shm, of which a container has 64 MB. Where there is a GPU the pictures are copied into pinned memory, which PyTorch
-keeps; workers then send tensors, through /dev/shm if that has room for them.
+Fresh memory is expensive: on a virtual machine the system took 35 to 50 ms to allocate the 47 MB of 60 frames of
+512 px, whose decoding takes 77 ms. So workers decode into a few slots shared with the training process; a slot is free
+again when the last tensor on it is gone. Slots are anonymous memory inherited by forked workers: nothing of it is in
+/dev/shm, which is 64 MB in a container. With a GPU, images are copied to pinned memory, which PyTorch caches; workers
+then send tensors, through /dev/shm if it has room for them.
 """
 
 from __future__ import annotations
@@ -29,20 +29,19 @@ from data.batches import Batch, BatchStream
 from sim.options import leave_signals
 
 SHARED_MEMORY = "/dev/shm"
-PREFETCH = 2  # batches each worker is asked for ahead
-HELD = 2  # batches of the training: the one under way, and the next, which Lightning fetches before
-NOWHERE = -1
+PREFETCH = 2  # batches that each worker prepares ahead
+HELD = 2  # batches held by the training: the current one, and the next, which Lightning prefetches
+NO_SLOT = -1
 
 
 class Loader:
-    """An iterable over the stream's batches, in its order, whatever the number of workers; 0 loads in this process.
+    """Iterable over the stream's batches, in the same order for any number of workers; 0 loads in this process.
 
-    On a machine with a GPU the batches come in pinned memory. An error of a file or of memory in a worker is raised
-    here as it is."""
+    Batches are in pinned memory if there is a GPU. File and memory errors of a worker are raised here unchanged."""
 
     def __init__(self, stream: BatchStream, workers: int) -> None:
         self._stream, self._workers = stream, workers
-        self.waited_s = 0.0  # for batches, in all
+        self.waited_s = 0.0  # total time spent waiting for batches
 
     def __iter__(self) -> Iterator[Batch]:
         batches = self._batches()
@@ -53,33 +52,33 @@ class Loader:
             yield batch
 
     def _batches(self) -> Iterator[Batch]:
-        """They never end."""
+        """Endless."""
         pin = torch.cuda.is_available()
         if not self._workers:
             yield from (batch.pin_memory() if pin else batch for batch in self._stream)
             return
-        shape, count = self._stream.sampler.pictures_shape, self._workers * PREFETCH + HELD
+        shape, count = self._stream.sampler.images_shape, self._workers * PREFETCH + HELD
         sends_tensors = pin and _has_room(count * math.prod(shape))
-        places = Places(0 if sends_tensors or not self._stream.sampler.decodes else count, shape)
+        slots = ImageSlots(0 if sends_tensors or not self._stream.sampler.decodes else count, shape)
         loader = DataLoader(
-            _Filling(self._stream, places, sends_tensors),
+            _WorkerBatches(self._stream, slots, sends_tensors),
             batch_size=None,
-            collate_fn=_unchanged,
+            collate_fn=_identity,
             num_workers=self._workers,
             prefetch_factor=PREFETCH,
-            worker_init_fn=_begin,
-            multiprocessing_context="fork",  # the places are inherited
+            worker_init_fn=_init_worker,
+            multiprocessing_context="fork",  # the slots are inherited
             pin_memory=sends_tensors,
         )
-        for sent, place in loader:
+        for sent, slot in loader:
             if isinstance(sent, Exception):
                 raise sent
-            batch = sent if isinstance(sent, Batch) else places.take(sent, place)
+            batch = sent if isinstance(sent, Batch) else slots.take(sent, slot)
             yield batch.pin_memory() if pin and not sends_tensors else batch
 
 
 def _has_room(size: int) -> bool:
-    """Whether so many bytes fit into what processes share files by."""
+    """Whether twice as many bytes are free in /dev/shm."""
     try:
         free = os.statvfs(SHARED_MEMORY)
     except OSError:
@@ -87,13 +86,13 @@ def _has_room(size: int) -> bool:
     return free.f_bavail * free.f_frsize > 2 * size
 
 
-def _begin(worker: int) -> None:
-    """What a worker does first: leave the signals that stop a training to the training, and end with it.
+def _init_worker(worker: int) -> None:
+    """Ignore the signals that stop a training, which handles them, and exit with the parent process.
 
-    torch's own look at the parent does not end a worker whose next batch no longer fits into the pipe. The last worker
-    ends first: each holds open what those before it watch."""
+    torch's own watchdog does not end a worker whose next batch no longer fits into the pipe. The last worker ends
+    first: each holds open the pipes that earlier workers watch."""
     leave_signals()
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of this and of the threads that begin here
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in this thread and those started below
     for wait in (_end_with_parent, _end_by_parent):
         threading.Thread(target=wait, daemon=True).start()
 
@@ -106,67 +105,66 @@ def _end_with_parent() -> None:
 
 
 def _end_by_parent() -> None:
-    """SIGTERM ends a worker if it comes from its parent, which sends it before it waits for the end; a batch queue
-    sends it to all processes of a job."""
+    """Exit on a SIGTERM of the parent, which sends it before it joins the worker; a batch queue sends SIGTERM to all
+    processes of a job, which a worker ignores."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
 
 
-def _unchanged(sent: Any) -> Any:
+def _identity(sent: Any) -> Any:
     return sent
 
 
-class Places:
-    """Shared memory for the pictures [P, H, W, 3] of `count` batches, and which of them are in use."""
+class ImageSlots:
+    """Shared memory for the images [2 B, H, W, 3] of `count` batches, with a flag for each slot in use."""
 
     def __init__(self, count: int, shape: tuple[int, ...]) -> None:
         memory = mmap.mmap(-1, max(1, count * math.prod(shape)))
-        self._pictures = torch.frombuffer(memory, dtype=torch.uint8)[: count * math.prod(shape)].view(count, *shape)
-        self._in_use = mmap.mmap(-1, max(1, count))  # a byte each, 1 while it is
+        self._images = torch.frombuffer(memory, dtype=torch.uint8)[: count * math.prod(shape)].view(count, *shape)
+        self._in_use = mmap.mmap(-1, max(1, count))  # a byte for each slot
         try:
-            self._claiming = mp.Lock()
+            self._lock = mp.Lock()
         except OSError as error:
             raise OSError(error.errno, error.strerror, SHARED_MEMORY) from error
 
-    def claim(self) -> tuple[int, Tensor | None]:
-        """A free place and its memory; nowhere where the training keeps more batches than usual."""
-        with self._claiming:
-            for place in range(len(self._pictures)):
-                if not self._in_use[place]:
-                    self._in_use[place] = 1
-                    return place, self._pictures[place]
-        return NOWHERE, None
+    def acquire(self) -> tuple[int, Tensor | None]:
+        """A free slot and its memory; (NO_SLOT, None) if the training holds more batches than usual."""
+        with self._lock:
+            for slot in range(len(self._images)):
+                if not self._in_use[slot]:
+                    self._in_use[slot] = 1
+                    return slot, self._images[slot]
+        return NO_SLOT, None
 
-    def take(self, sent: dict[str, NDArray[Any]], place: int) -> Batch:
-        """The batch of these arrays and the pictures at the place, if they are at one, which is free again when no
-        tensor is on them."""
-        if place == NOWHERE:
+    def take(self, sent: dict[str, NDArray[Any]], slot: int) -> Batch:
+        """The batch of these arrays and of the images in the slot, if any, which is free when no tensor is on it."""
+        if slot == NO_SLOT:
             return Batch(**{name: torch.from_numpy(values) for name, values in sent.items()})
-        array = self._pictures[place].numpy()  # `from_numpy` holds on to it as long as a tensor is on its memory
-        pictures = torch.from_numpy(array).permute(0, 3, 1, 2)
-        weakref.finalize(array, self._in_use.__setitem__, place, 0).atexit = False
-        half = len(pictures) // 2
+        array = self._images[slot].numpy()  # `from_numpy` references it as long as a tensor is on its memory
+        images = torch.from_numpy(array).permute(0, 3, 1, 2)
+        weakref.finalize(array, self._in_use.__setitem__, slot, 0).atexit = False
+        half = len(images) // 2
         rest = {name: torch.from_numpy(values) for name, values in sent.items()}
-        return Batch(image=pictures[:half], next_image=pictures[half:], **rest)
+        return Batch(image=images[:half], next_image=images[half:], **rest)
 
 
-class _Filling(IterableDataset[tuple[Batch | dict[str, NDArray[Any]] | Exception, int]]):
-    """In a worker: what batches hold beside the pictures at a place, and the place; whole batches where there is none;
-    or the error that ends it.
+class _WorkerBatches(IterableDataset[tuple[Batch | dict[str, NDArray[Any]] | Exception, int]]):
+    """Runs in a worker and yields (batch, slot): the arrays of a batch without its images, which are in the slot; the
+    whole batch without a slot; or the error that ends the worker.
 
-    Arrays go through the queue as bytes. As tensors each would be a file of shared memory of its own."""
+    Arrays go through the queue as bytes. Each tensor would be a shared-memory file of its own."""
 
-    def __init__(self, stream: BatchStream, places: Places, sends_tensors: bool) -> None:
-        self._stream, self._places, self._sends_tensors = stream, places, sends_tensors
+    def __init__(self, stream: BatchStream, slots: ImageSlots, sends_tensors: bool) -> None:
+        self._stream, self._slots, self._sends_tensors = stream, slots, sends_tensors
 
     def __iter__(self) -> Iterator[tuple[Batch | dict[str, NDArray[Any]] | Exception, int]]:
         info = get_worker_info()
         assert info is not None
         try:
             for steps, targets in self._stream.draws(info.id, info.num_workers):
-                place, memory = self._places.claim()
+                slot, memory = self._slots.acquire()
                 batch = self._stream.sampler.load(steps, targets, memory)
-                yield (batch if self._sends_tensors else batch.arrays(pictures=memory is None)), place
-        except (ValueError, OSError, MemoryError) as error:  # others come with their traceback, as torch sends them
-            yield error, NOWHERE
+                yield (batch if self._sends_tensors else batch.arrays(images=memory is None)), slot
+        except (ValueError, OSError, MemoryError) as error:  # torch sends others with their traceback
+            yield error, NO_SLOT

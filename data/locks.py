@@ -1,7 +1,7 @@
-"""Locks: a folder belongs to one process at a time, also on file systems without `flock` (some Lustre and NFS mounts).
+"""Lock files: one process at a time in a folder, also on file systems without `flock` (some Lustre and NFS mounts).
 
-There a lock is a file that is created exclusively and names its process: host, machine, boot, PID namespace, process
-id, and the time at which the process started, which tells a reused id apart.
+Without `flock` a lock is a file created exclusively that names its process: host, machine, boot, PID namespace, process
+id, and start time, which distinguishes a reused id.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from sim.files import HOLDER, DatasetError
 
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 ENDED = ("Z", "X")  # states of a process that has ended
-MACHINE_ID = Path("/etc/machine-id")  # hosts of one name are told apart by it
+MACHINE_ID = Path("/etc/machine-id")  # distinguishes hosts of the same name
 HIDDEN = "hidden"  # a process of another user, where /proc is mounted with hidepid
 
 
 @contextlib.contextmanager
 def lock_file(lock: Path, refusal: str) -> Iterator[None]:
-    """Hold this file, whose folder is made if need be; DatasetError with the `refusal` where another process does."""
+    """Hold this lock file, creating its folder; DatasetError with the `refusal` if another process holds it."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("ab") as file, contextlib.ExitStack() as held:
         try:
@@ -43,10 +43,10 @@ def lock_file(lock: Path, refusal: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lock_by_name(holder: Path, refusal: str) -> Iterator[None]:
-    """Hold by creating this file, which is removed at the end.
+    """Hold a lock by creating this file, which is removed at the end.
 
-    A stale file is removed under a lock of its own, after a second look, so that no process removes the file of one
-    that was faster; then all that want the lock try to create it again."""
+    A stale file is removed under a second lock, after a second look, so that no process removes the file of a faster
+    one; then all contenders try to create it again."""
     mine = _this_process()
     while not _create(holder, mine):
         if _is_stale(holder, refusal):
@@ -61,12 +61,12 @@ def _lock_by_name(holder: Path, refusal: str) -> Iterator[None]:
 
 
 def _create(path: Path, content: dict[str, Any]) -> bool:
-    """Make the file with its content in one step; False where there is one."""
+    """Create the file with its content in one step; False if it exists."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.write_text(json.dumps(content), encoding="utf-8")
     try:
         os.link(temporary, path)
-    except (FileExistsError, FileNotFoundError):  # the latter: the holder has swept the temporary file away
+    except (FileExistsError, FileNotFoundError):  # the latter: the holder removed the temporary file
         return False
     except OSError:  # no links on this file system either (FUSE, SMB): two steps, the first of which is exclusive
         try:
@@ -80,9 +80,9 @@ def _create(path: Path, content: dict[str, Any]) -> bool:
 
 
 def _is_stale(holder: Path, refusal: str) -> bool:
-    """Whether the file is of a process of this host that has ended; False without a file.
+    """Whether the holder is a process of this host that has ended; False without a file.
 
-    DatasetError where the process runs, and where that cannot be known."""
+    DatasetError if the process runs, or if that cannot be known."""
     if (found := _read(holder)) is None:
         return False
     here = _this_process()
@@ -99,7 +99,7 @@ def _is_stale(holder: Path, refusal: str) -> bool:
 
 
 def _read(holder: Path) -> dict[str, Any] | None:
-    """What the file says, {} for a file of another kind; None without a file."""
+    """Content of the lock file, {} if it cannot be parsed; None without a file."""
     try:
         found = json.loads(holder.read_bytes())
     except FileNotFoundError:
@@ -121,7 +121,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _start_of(process: int) -> str | None:
-    """When a process started, in clock ticks since boot; None if it has ended, HIDDEN if that cannot be read."""
+    """Start time of a process in clock ticks since boot; None if it has ended, HIDDEN if it cannot be read."""
     try:
         stat = Path(f"/proc/{process}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):

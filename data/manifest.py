@@ -1,7 +1,7 @@
-"""Manifests: the list of a dataset's shards, with what each episode is, so that opening a dataset opens no shard.
+"""Manifests: a dataset's list of shards with the metadata of each episode, so that opening a dataset opens no shard.
 
-A manifest may list shards of other folders, and some episodes of a shard: merging and splitting copy no picture. It
-carries its own checksum, and those by which everything in the shards is checked (data/shards.py).
+A manifest may list shards of other folders and a subset of a shard's episodes, so merge and split copy no frame. It
+carries its own checksum and those that verify every byte of the shards (data/shards.py).
 """
 
 from __future__ import annotations
@@ -21,32 +21,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.locks import lock_file
-from data.shards import MADE_AGAIN, SCHEMA_VERSION, Row, read_listed, require, shard_files, unpack_verdicts
+from data.shards import (
+    MADE_AGAIN,
+    SCHEMA_VERSION,
+    ManifestEntry,
+    read_listed,
+    require_shards,
+    shard_files,
+    unpack_success,
+)
 from sim.files import DatasetError, is_nonempty, read_json, write_atomic
 from sim.options import check_is_seed
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES
 
 MANIFEST = "manifest.json"
-SHARED = ("size", "frame_size", "renderer", "split")  # what datasets must have in common to be merged
+MERGE_KEYS = ("size", "frame_size", "renderer", "split")  # must be equal for datasets to be merged
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    size: int  # what the network sees, px
-    frame_size: int  # what is stored, px
+    size: int  # network input, px
+    frame_size: int  # stored frames, px
     renderer: str
     split: str
     randomise: tuple[str, ...]
-    shards: tuple[Row, ...]
+    shards: tuple[ManifestEntry, ...]
 
     @property
     def episodes(self) -> int:
-        return sum(len(row.task) for row in self.shards)
+        return sum(len(entry.task) for entry in self.shards)
 
     @property
     def steps(self) -> int:
-        return sum(sum(row.length) for row in self.shards)
+        return sum(sum(entry.length) for entry in self.shards)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -58,11 +66,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "steps": manifest.steps,
         **vars(manifest),
         "randomise": list(manifest.randomise),
-        "shards": [vars(row) | {"name": _as_utf8(row.name)} for row in manifest.shards],
+        "shards": [vars(entry) | {"name": _as_utf8(entry.name)} for entry in manifest.shards],
     }
     values["crc32"] = checksum(values)
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in values.items() if key != "shards"]
-    shards = ",\n".join(json.dumps(row) for row in values["shards"])  # one a line: a person may read it, and `diff`
+    shards = ",\n".join(json.dumps(entry) for entry in values["shards"])  # one a line, for `diff`
     write_atomic(folder / MANIFEST, ("{" + ",\n".join(lines) + f',\n"shards": [\n{shards}\n]}}\n').encode())
 
 
@@ -90,15 +98,15 @@ def read_manifest(folder: Path) -> Manifest:
             f"this is world {SIM_VERSION} with {TASK_NAMES}"
         )
     try:
-        fields = {name: values[name] for name in (*SHARED, "randomise")}
-        shards = tuple(Row(**row | {"name": _from_utf8(row["name"])}) for row in values["shards"])
+        fields = {name: values[name] for name in (*MERGE_KEYS, "randomise")}
+        shards = tuple(ManifestEntry(**entry | {"name": _from_utf8(entry["name"])}) for entry in values["shards"])
         return Manifest(**{**fields, "randomise": tuple(fields["randomise"])}, shards=shards)
     except (AttributeError, KeyError, TypeError, UnicodeError) as error:
         raise DatasetError(f"{path}: not a manifest this version can read ({error!r})") from error
 
 
 def _as_utf8(name: str) -> str:
-    """A file's name as a manifest keeps it: its bytes as UTF-8, whatever the encoding of the locale."""
+    """A file name as the manifest keeps it: its bytes as UTF-8, whatever the encoding of the locale."""
     return os.fsencode(name).decode(errors="surrogateescape")
 
 
@@ -112,34 +120,34 @@ def checksum(values: dict[str, Any]) -> int:
 
 
 def merge(out: Path, folders: Sequence[Path], *, copy: bool = False, replace_manifest: bool = False) -> Manifest:
-    """One dataset of several: a manifest in `out` that lists all their shards where they lie, which must stay there.
+    """Merge datasets: a manifest in `out` that lists all their shards in place, by relative paths.
 
-    `copy`: the shards are copied, whole, and `out` stands alone. `replace_manifest`: it may hold an earlier one.
-    DatasetError where the datasets differ in what they must share, or hold an episode twice."""
+    `copy`: copy whole shards, so that `out` is self-contained. `replace_manifest`: `out` may hold an earlier manifest.
+    DatasetError if the datasets differ in one of MERGE_KEYS, or hold the same episode twice."""
     if not folders:
         raise DatasetError("nothing to merge: name at least one dataset")
     manifests = [read_manifest(folder) for folder in folders]
-    for key in SHARED:
+    for key in MERGE_KEYS:
         values = {str(folder): getattr(manifest, key) for folder, manifest in zip(folders, manifests, strict=True)}
         if len(set(values.values())) > 1:
             raise DatasetError(f"cannot merge: {key} differs, {values}")
-    rows: list[Row] = []
+    entries: list[ManifestEntry] = []
     seen: dict[tuple[str, int, int], Path] = {}
     for folder, manifest in zip(folders, manifests, strict=True):
-        require(folder / row.name for row in manifest.shards)
-        for row in manifest.shards:
-            for task, number in zip(row.task, row.number, strict=True):
-                if other := seen.get((row.origin, task, number)):
+        require_shards(folder / entry.name for entry in manifest.shards)
+        for entry in manifest.shards:
+            for task, number in zip(entry.task, entry.number, strict=True):
+                if other := seen.get((entry.origin, task, number)):
                     raise DatasetError(
                         f"cannot merge: {folder} and {other} both hold episode {number} of {TASK_NAMES[task]} "
-                        f"({row.origin}); collect one of them with another --seed"
+                        f"({entry.origin}); collect one of them with another --seed"
                     )
-                seen[row.origin, task, number] = folder
-            rows.append(replace(row, name=os.path.relpath((folder / row.name).resolve(), out.resolve())))
+                seen[entry.origin, task, number] = folder
+            entries.append(replace(entry, name=os.path.relpath((folder / entry.name).resolve(), out.resolve())))
     randomise = tuple(sorted({factor for manifest in manifests for factor in manifest.randomise}))
     if not replace_manifest:
         check_new(out)
-    merged = replace(manifests[0], randomise=randomise, shards=tuple(rows))
+    merged = replace(manifests[0], randomise=randomise, shards=tuple(entries))
     if copy:
         return _write_copy(out, merged)
     out.mkdir(parents=True, exist_ok=True)
@@ -148,22 +156,23 @@ def merge(out: Path, folders: Sequence[Path], *, copy: bool = False, replace_man
 
 
 def _write_copy(out: Path, manifest: Manifest) -> Manifest:
-    """The dataset with its shards copied into `out`, each once and under a name of its own."""
-    rows = {row.name: row for row in manifest.shards}
-    names = {name: f"{number:06d}-{Path(name).name}" for number, name in enumerate(rows)}
-    copied = replace(manifest, shards=tuple(replace(row, name=names[row.name]) for row in manifest.shards))
-    with whole_folder(out) as making:
+    """Copy each shard once into `out`, under a unique name, and write the manifest of the copies."""
+    entries = {entry.name: entry for entry in manifest.shards}
+    names = {name: f"{number:06d}-{Path(name).name}" for number, name in enumerate(entries)}
+    copied = replace(manifest, shards=tuple(replace(entry, name=names[entry.name]) for entry in manifest.shards))
+    with atomic_folder(out) as making:
         for name, own in names.items():
             source = Path(os.path.normpath(out.resolve() / name))
-            write_atomic(making / own, read_listed(source, rows[name]))
+            write_atomic(making / own, read_listed(source, entries[name]))
         write_manifest(making, copied)
     return copied
 
 
 @contextlib.contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` when all is written. Until then it lies hidden beside it; what a process
-    that was killed has left there is removed by the next attempt. DatasetError where `out` is not new."""
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """Yield a hidden folder beside `out` to fill, renamed to `out` on success and removed on error.
+
+    The next attempt removes what a killed process left there. DatasetError if `out` is not new."""
     check_new(out)
     out = out.resolve()
     if out.is_mount():
@@ -190,89 +199,89 @@ def whole_folder(out: Path) -> Iterator[Path]:
             lock.unlink(missing_ok=True)
 
 
-def split(folder: Path, first: Path, second: Path, share: float, seed: int) -> tuple[Manifest, Manifest]:
-    """Two datasets of one: `first` has a random `share` of the episodes of each task and outcome, `second` the others.
+def split(folder: Path, first: Path, second: Path, fraction: float, seed: int) -> tuple[Manifest, Manifest]:
+    """Stratified random split: `fraction` of the episodes of each task and outcome go to `first`, the rest to `second`.
 
-    Both list the shards of `folder` where they lie."""
+    Both list the shards of `folder` in place."""
     check_is_seed("seed", seed)
-    if not 0 < share < 1:
-        raise ValueError(f"share is between 0 and 1, got {share}")
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction is between 0 and 1, got {fraction}")
     if first.resolve() == second.resolve():
         raise DatasetError(f"{first}: both halves in one folder")
     manifest = read_manifest(folder)
-    require(folder / row.name for row in manifest.shards)
+    require_shards(folder / entry.name for entry in manifest.shards)
     rng = np.random.default_rng(seed)
     episodes = episodes_of(manifest)
     kind = 2 * episodes.task + episodes.own_success
     in_first = np.zeros(manifest.episodes, np.bool_)
     for number in range(2 * len(TASK_NAMES)):
         group = np.flatnonzero(kind == number)
-        in_first[rng.permutation(group)[: int(share * len(group) + rng.random())]] = True  # on average
+        in_first[rng.permutation(group)[: int(fraction * len(group) + rng.random())]] = True  # on average
     halves = ((first, in_first), (second, ~in_first))
     for out, chosen in halves:
         check_new(out)
         if not chosen.any():
-            raise DatasetError(f"{folder}: too few episodes for a share of {share:g}: nothing is left for {out}")
+            raise DatasetError(f"{folder}: too few episodes for a fraction of {fraction:g}: nothing is left for {out}")
     one, other = (write_selection(out, folder, manifest, chosen) for out, chosen in halves)
     return one, other
 
 
 @dataclass(frozen=True, kw_only=True)
 class Episodes:
-    """The episodes [E] that a manifest lists, in its order."""
+    """Metadata of the episodes [E] of a dataset, in the order of its manifest."""
 
     policy: NDArray[np.str_]
     task: NDArray[np.int64]
     number: NDArray[np.int64]
     length: NDArray[np.int64]  # steps
-    success: NDArray[np.bool_]  # [E, N], the verdict of each task's detector
+    success: NDArray[np.bool_]  # [E, N], at every task
 
     @property
     def own_success(self) -> NDArray[np.bool_]:
-        """[E], of the task that each episode was collected for."""
+        """[E] success of each episode at the task it was collected for."""
         return self.success[np.arange(len(self.task)), self.task]
 
 
 def episodes_of(manifest: Manifest) -> Episodes:
-    rows = manifest.shards
-    counts = [len(row.task) for row in rows]
+    entries = manifest.shards
+    counts = [len(entry.task) for entry in entries]
     task, number, length, success = (
-        np.array([value for row in rows for value in getattr(row, key)], np.int64)
+        np.array([value for entry in entries for value in getattr(entry, key)], np.int64)
         for key in ("task", "number", "length", "success")
     )
     return Episodes(
-        policy=np.repeat(np.array([row.policy for row in rows], np.str_), counts),
+        policy=np.repeat(np.array([entry.policy for entry in entries], np.str_), counts),
         task=task,
         number=number,
         length=length,
-        success=unpack_verdicts(success),
+        success=unpack_success(success),
     )
 
 
 def write_selection(out: Path, folder: Path, manifest: Manifest, chosen: NDArray[np.bool_]) -> Manifest:
-    """A dataset in `out` of the `chosen` episodes [E] of the one in `folder`, which lists its shards where they lie."""
-    ends = np.cumsum([len(row.task) for row in manifest.shards])
+    """Write a manifest in `out` of the `chosen` [E] episodes of `folder`; its shards are listed in place."""
+    ends = np.cumsum([len(entry.task) for entry in manifest.shards])
     wanted = [np.flatnonzero(part).tolist() for part in np.split(chosen, ends[:-1])]
-    rows = [
-        replace(some_of(row, numbers), name=os.path.relpath((folder / row.name).resolve(), out.resolve()))
-        for row, numbers in zip(manifest.shards, wanted, strict=True)
+    entries = [
+        replace(select_episodes(entry, numbers), name=os.path.relpath((folder / entry.name).resolve(), out.resolve()))
+        for entry, numbers in zip(manifest.shards, wanted, strict=True)
         if numbers
     ]
     out.mkdir(parents=True, exist_ok=True)
-    selected = replace(manifest, shards=tuple(rows))
+    selected = replace(manifest, shards=tuple(entries))
     write_manifest(out, selected)
     return selected
 
 
-def some_of(row: Row, numbers: Sequence[int]) -> Row:
-    """A row that lists these of its episodes."""
-    tables = (row.task, row.number, row.first, row.length, row.success)
+def select_episodes(entry: ManifestEntry, numbers: Sequence[int]) -> ManifestEntry:
+    """The entry with only these of its episodes."""
+    tables = (entry.task, entry.number, entry.first, entry.length, entry.success)
     task, number, first, length, success = ([values[n] for n in numbers] for values in tables)
-    return replace(row, task=task, number=number, first=first, length=length, success=success)
+    return replace(entry, task=task, number=number, first=first, length=length, success=success)
 
 
 def check_new(out: Path) -> None:
-    """DatasetError where there is something in this folder, or a file in its place."""
+    """DatasetError if this folder is not empty, or is a file."""
     if out.is_file():
         raise DatasetError(f"{out}: a file; name a new folder")
     if is_nonempty(out):

@@ -1,4 +1,4 @@
-"""What a collection is to make: its options, its sources of episodes, and the shards that hold them."""
+"""Plan of a collection: its options, its sources of episodes, and the list of shards to write."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from sim.policies import COLLECTORS
 from sim.scenes import FACTORS, read_factors
 from sim.tasks import TASK_NAMES, check_tasks
 
-CONFIG = "collect.json"  # what a folder collects, beside its manifest
+CONFIG = "collect.json"  # options of the collection, beside the manifest
 TRAINED = "checkpoint"
 POLICIES = (*COLLECTORS, TRAINED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Episodes of these tasks by one policy. `noise` of a checkpoint: the probability of a random action."""
+    """Episodes of these tasks by one policy; `noise` of a checkpoint is epsilon, of epsilon-greedy."""
 
     tasks: tuple[str, ...]
     policy: str
     noise: float
     checkpoint: str
-    episodes: int  # in all; the tasks take turns
+    episodes: int  # total, dealt evenly to the tasks
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
@@ -50,7 +50,7 @@ class Source:
             raise ValueError(f"with noise 1 every action of a {TRAINED} is random: give its part, such as --noise 0.2")
 
 
-OF_A_SOURCE = tuple(Source.__dataclass_fields__)
+SOURCE_FIELDS = tuple(Source.__dataclass_fields__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,25 +58,25 @@ class CollectConfig:
     """What to collect. `size` is the network's crop in px; frames are stored a little larger (sim/image_sizes.py)."""
 
     out: str = field(metadata={"help": "folder of the dataset"})
-    episodes: int = option(2000, "in all; the tasks take turns")
-    size: int = option(472, "what the network will see, px")
+    episodes: int = option(2000, "total, dealt evenly to the tasks")
+    size: int = option(472, "image size of the network, px")
     workers: int = option(len(os.sched_getaffinity(0)), "processes")
     tasks: tuple[str, ...] = option(TASK_NAMES, "tasks to collect")
     policy: str = option("crude", f"of {', '.join(POLICIES)}")
     noise: float = option(
-        1.0, "of the policy; scripted: each episode at or below it; checkpoint: of a random action, epsilon"
+        1.0, "of the policy; scripted: its maximum over the episodes; checkpoint: epsilon of epsilon-greedy"
     )
-    checkpoint: str = option("", "of a trained policy")
+    checkpoint: str = option("", "trained policy, for --policy checkpoint")
     mix: str = option("", "TOML file of [[source]] tables: tasks, policy, noise, checkpoint, episodes (of each task)")
-    until: float = option(0.0, "end a task when its last --window episodes succeed at this rate; 0: never")
-    window: int = option(100, "episodes that --until looks at")
-    seed: int = option(0, "of everything")
+    until: float = option(0.0, "stop a task early when its last --window episodes succeed at this rate; 0: never")
+    window: int = option(100, "number of episodes over which --until takes the rate")
+    seed: int = option(0, "of all random numbers")
     renderer: str = option("auto", f"of {', '.join(RENDERERS)}")
     randomise: str = option("all", f"all, none, or some of {', '.join(FACTORS)}")
-    split: str = option("train", f"of {', '.join(SPLITS)}: looks and sizes that never occur in the other")
-    codec: str = option("jpeg", f"of {', '.join(codec.CODECS)}: zstd loses nothing, in 2 to 4 times the space")
+    split: str = option("train", f"of {', '.join(SPLITS)}: appearances and sizes, disjoint")
+    codec: str = option("jpeg", f"of {', '.join(codec.CODECS)}: zstd is lossless, at 2 to 4 times the size")
     quality: int = option(95, "of JPEG frames, 1 to 100")
-    episodes_per_shard: int = option(20, "episodes in one file")
+    episodes_per_shard: int = option(20, "number of episodes in a shard")
     backend: str = option("local", f"of {', '.join(BACKENDS)}: processes here, or on the Ray cluster of RAY_ADDRESS")
 
     def __post_init__(self) -> None:
@@ -92,16 +92,16 @@ class CollectConfig:
             raise ValueError(f"quality is 1 to 100, got {self.quality}")
         if not 0 <= self.until <= 1:
             raise ValueError(f"until is a rate between 0 and 1, got {self.until}")
-        said = [name for name in OF_A_SOURCE if getattr(self, name) != self.__dataclass_fields__[name].default]
-        if self.mix and said:
-            raise ValueError(f"the mix says {', '.join(said)} for each source: leave --{said[0]} out")
-        _ = self.sources  # its own checks
+        given = [name for name in SOURCE_FIELDS if getattr(self, name) != self.__dataclass_fields__[name].default]
+        if self.mix and given:
+            raise ValueError(f"the mix says {', '.join(given)} for each source: leave --{given[0]} out")
+        _ = self.sources  # runs the checks of each source
 
     @functools.cached_property
     def sources(self) -> tuple[Source, ...]:
-        """The mix, or the one source that the options describe."""
+        """The sources of the mix, or the single source given by the options."""
         if not self.mix:
-            return (Source(**{name: getattr(self, name) for name in OF_A_SOURCE}),)
+            return (Source(**{name: getattr(self, name) for name in SOURCE_FIELDS}),)
         try:
             with Path(self.mix).open("rb") as file:
                 tables = tomllib.load(file).get("source")
@@ -114,9 +114,9 @@ class CollectConfig:
 
 def _read_source(table: dict[str, Any]) -> Source:
     fields: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(CollectConfig)}
-    values = {name: fields[name] for name in OF_A_SOURCE if name != "episodes"} | table
+    values = {name: fields[name] for name in SOURCE_FIELDS if name != "episodes"} | table
     for name in values:
-        check_choice("entry of a source", name, OF_A_SOURCE)
+        check_choice("entry of a source", name, SOURCE_FIELDS)
     tasks, episodes = values["tasks"], values.get("episodes")
     if not isinstance(tasks, (list, tuple)):
         raise ValueError(f"tasks is a list of names, got {tasks!r}")
@@ -128,7 +128,7 @@ def _read_source(table: dict[str, Any]) -> Source:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """Episodes `first` to `last` (not included) of one task of one source."""
+    """A shard to write: episodes `first` to `last` (excluded) of one task of one source."""
 
     source: int
     task: str
@@ -140,20 +140,20 @@ class ShardJob:
         return f"{self.task}-{self.source}-{self.first:06d}.h5"
 
     @property
-    def lane(self) -> tuple[int, str]:
+    def key(self) -> tuple[int, str]:
         return self.source, self.task
 
 
 def plan(config: CollectConfig, asked: Sequence[Sequence[int]]) -> list[ShardJob]:
-    """All shards, in an order in which the tasks of all sources advance together.
+    """All shards, interleaved so that the tasks of all sources advance together.
 
-    `asked` is how many episodes of each source were asked for, the first time and each time since: a dataset that
-    grows keeps every shard, also one that is not full, and goes on after it.
+    `asked`: number of episodes of each source, at the first request and each later one. A dataset that grows keeps
+    every shard, even one that is not full, and continues after it.
     """
     jobs = []
     for index, source in enumerate(config.sources):
         for position, task in enumerate(source.tasks):
-            ends = [share_of(counts[index], len(source.tasks), position) for counts in asked]
+            ends = [episodes_of_task(counts[index], len(source.tasks), position) for counts in asked]
             for begin, end in zip([0, *ends], ends, strict=False):
                 for first in range(begin, end, config.episodes_per_shard):
                     last = min(first + config.episodes_per_shard, end)
@@ -161,6 +161,6 @@ def plan(config: CollectConfig, asked: Sequence[Sequence[int]]) -> list[ShardJob
     return [job for _, job in sorted(jobs, key=lambda pair: pair[0])]
 
 
-def share_of(episodes: int, tasks: int, position: int) -> int:
-    """How many of the episodes are of the task at this position, where the tasks take turns."""
+def episodes_of_task(episodes: int, tasks: int, position: int) -> int:
+    """Number of episodes of the task at this position when they are dealt round-robin."""
     return episodes // tasks + (position < episodes % tasks)

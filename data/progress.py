@@ -1,4 +1,4 @@
-"""What a collection tells while it runs: a table of tasks that is redrawn on a terminal, else a line now and then."""
+"""Progress of a collection: a live table of tasks on a terminal, else a line every LINE_EVERY_S."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 import time
 
 from data.plan import ShardJob
-from data.shards import Row, successes
+from data.shards import ManifestEntry, successes
 from sim.tasks import TASKS
 
 LINE_EVERY_S = 15.0
@@ -14,7 +14,7 @@ ERASE_UPWARDS = "\x1b[{}F\x1b[J"
 
 
 class Progress:
-    """Counts shards as they are finished. `close` leaves the last table on the terminal."""
+    """Counts finished shards; `close` leaves the last table on the terminal."""
 
     def __init__(self, jobs: list[ShardJob]) -> None:
         self._tasks = {name: Tally() for name in TASKS if any(job.task == name for job in jobs)}
@@ -23,21 +23,21 @@ class Progress:
         self._live = sys.stderr.isatty()
         self._lines = 0
         self._made = 0
-        self._begin = self._said = time.monotonic()
+        self._begin = self._printed = time.monotonic()
 
-    def count(self, job: ShardJob, row: Row, seconds: float = 0.0) -> None:
-        """A shard that took `seconds` of a worker; one that was there already took none."""
+    def count(self, job: ShardJob, entry: ManifestEntry, seconds: float = 0.0) -> None:
+        """Count a shard that took a worker `seconds`, 0 if it was on disk already."""
         tally = self._tasks[job.task]
-        tally.episodes += len(row.task)
-        tally.won += sum(successes(row, TASKS[job.task].index))
+        tally.episodes += len(entry.task)
+        tally.successes += sum(successes(entry, TASKS[job.task].index))
         if seconds:
-            tally.frames += row.frames
+            tally.frames += entry.frames
             tally.seconds += seconds
-            self._made += len(row.task)
+            self._made += len(entry.task)
             if self._live:
                 self._redraw()
-            elif time.monotonic() - self._said > LINE_EVERY_S:
-                self._said = time.monotonic()
+            elif time.monotonic() - self._printed > LINE_EVERY_S:
+                self._printed = time.monotonic()
                 print(self._total(), file=sys.stderr)
 
     def say(self, text: str) -> None:
@@ -55,7 +55,7 @@ class Progress:
         self._erase()
         lines = [f"{'task':<22}{'episodes':>16}{'success':>9}{'frames/s':>10}  (of one worker)"]
         for name, tally in self._tasks.items():
-            rate = f"{tally.won / tally.episodes:.1%}" if tally.episodes else "-"
+            rate = f"{tally.successes / tally.episodes:.1%}" if tally.episodes else "-"
             speed = f"{tally.frames / tally.seconds:.1f}" if tally.seconds else "-"
             lines.append(f"{name:<22}{f'{tally.episodes} of {tally.asked}':>16}{rate:>9}{speed:>10}")
         lines.append(self._total())
@@ -69,16 +69,18 @@ class Progress:
 
     def _total(self) -> str:
         tallies = self._tasks.values()
-        done, asked, won = (sum(getattr(t, name) for t in tallies) for name in ("episodes", "asked", "won"))
+        done, asked, successful = (
+            sum(getattr(t, name) for t in tallies) for name in ("episodes", "asked", "successes")
+        )
         pace = self._made / (time.monotonic() - self._begin)
-        left_s = (asked - done) / pace if pace else 0.0
-        rate = f"{won / done:.1%}" if done else "-"
-        return f"{done} of {asked} episodes, success {rate}, {pace:.1f} episodes/s, {left_s / 60:.0f} min left"
+        remaining_s = (asked - done) / pace if pace else 0.0
+        rate = f"{successful / done:.1%}" if done else "-"
+        return f"{done} of {asked} episodes, success {rate}, {pace:.1f} episodes/s, {remaining_s / 60:.0f} min left"
 
 
 class Tally:
-    """Of one task."""
+    """Counts of one task."""
 
     def __init__(self) -> None:
-        self.asked = self.episodes = self.won = self.frames = 0
+        self.asked = self.episodes = self.successes = self.frames = 0
         self.seconds = 0.0

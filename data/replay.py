@@ -1,4 +1,4 @@
-"""Replay: what each episode of a dataset is, in memory; its frames on disk, read one by one and checked.
+"""Replay buffer on disk: episode metadata in memory, frames read one by one and verified.
 
 `E` episodes, `N` tasks. Steps and frames are numbered through the dataset: an episode of t steps has t + 1 frames, and
 step s of episode e goes from frame s + e to frame s + e + 1.
@@ -18,17 +18,16 @@ from numpy.typing import NDArray
 
 from data import codec
 from data.manifest import read_manifest
-from data.shards import Frame, Row, Shard, require, unpack_verdicts
+from data.shards import Frame, ManifestEntry, Shard, require_shards, unpack_success
 from sim.files import DatasetError
 
-OBJECTS_BYTES = 500  # of the Python objects around a cached frame's numbers
+OBJECTS_BYTES = 500  # overhead of the Python objects of a cached frame
 
 
 class Replay:
-    """A dataset. It holds no open file, so that it may be shared across a fork.
+    """A dataset of episodes, opened by its manifest. It holds no open file, so it may cross a fork.
 
-    Frames that were read stay in memory, as they are on disk, up to `cache_bytes` in this process; the longest there
-    goes first.
+    Up to `cache_bytes` of encoded frames are cached in each process; the oldest entry is evicted first.
     """
 
     def __init__(self, folder: str | Path, cache_bytes: int = 0) -> None:
@@ -37,16 +36,16 @@ class Replay:
         manifest = read_manifest(self.folder)
         if not manifest.episodes:
             raise DatasetError(f"{self.folder}: the dataset holds no finished shard yet")
-        self.size, self.frame_size = manifest.size, manifest.frame_size  # what the network sees and what is stored, px
+        self.size, self.frame_size = manifest.size, manifest.frame_size  # px: network input, stored frames
         self.renderer, self.split, self.randomise = manifest.renderer, manifest.split, list(manifest.randomise)
-        rows = manifest.shards
-        self.shards = [Shard(self.folder / row.name, row) for row in rows]
-        require(shard.path for shard in self.shards)
-        self.episode_task = _joined(row.task for row in rows)  # [E]
-        self.episode_length = _joined(row.length for row in rows)  # [E], steps
-        self.success = unpack_verdicts(_joined(row.success for row in rows))  # bool [E, N], every task's verdict
-        self.episode_shard = np.repeat(np.arange(len(rows)), [len(row.task) for row in rows])
-        self._first_in_shard = _joined(row.first for row in rows)
+        entries = manifest.shards
+        self.shards = [Shard(self.folder / entry.name, entry) for entry in entries]
+        require_shards(shard.path for shard in self.shards)
+        self.episode_task = _joined(entry.task for entry in entries)  # [E]
+        self.episode_length = _joined(entry.length for entry in entries)  # [E], steps
+        self.success = unpack_success(_joined(entry.success for entry in entries))  # bool [E, N], at every task
+        self.episode_shard = np.repeat(np.arange(len(entries)), [len(entry.task) for entry in entries])
+        self._first_in_shard = _joined(entry.first for entry in entries)
         self.num_episodes = len(self.episode_task)
         self.last_step = np.cumsum(self.episode_length) - 1  # [E]
         self._last_frame = self.last_step + np.arange(1, self.num_episodes + 1)
@@ -56,17 +55,17 @@ class Replay:
 
     @functools.cached_property
     def episode_key(self) -> NDArray[np.int64]:
-        """[E] digests of what each episode is, wherever its shard lies: its frames and states (by their checksums), its
-        task, number and origin."""
-        return np.array([key for shard in self.shards for key in _keys(shard.row)], np.int64)
+        """[E] digests that identify episodes wherever their shards lie: of frames and states (by checksum), task,
+        number and origin."""
+        return np.array([key for shard in self.shards for key in _keys(shard.entry)], np.int64)
 
     @property
-    def world(self) -> dict[str, Any]:
-        """The world of these data, as `PickPlaceEnv` takes it and checkpoints tell it."""
+    def env_options(self) -> dict[str, Any]:
+        """Keyword arguments of the `PickPlaceEnv` in which these data were collected; checkpoints keep them."""
         return {"renderer": self.renderer, "randomise": self.randomise, "split": self.split}
 
     def require(self, size: int, renderer: str) -> None:
-        """DatasetError where these are not the data of a policy that sees `size` px of this renderer."""
+        """DatasetError if the data do not fit a policy of this image size (px) and renderer."""
         if (self.size, self.renderer) != (size, renderer):
             raise DatasetError(
                 f"{self.folder}: {self.size} px, {self.renderer}: not the data of a policy of {size} px, {renderer}"
@@ -74,34 +73,34 @@ class Replay:
 
     @property
     def own_success(self) -> NDArray[np.bool_]:
-        """[E], of the task that each episode was collected for."""
+        """[E] success of each episode at the task it was collected for."""
         return self.success[np.arange(self.num_episodes), self.episode_task]
 
     def steps_of_tasks(self, num_tasks: int) -> NDArray[np.int64]:
-        """[N] steps that were collected for each task."""
+        """[N] number of steps collected for each task."""
         return np.bincount(self.episode_task, self.episode_length, num_tasks).astype(np.int64)
 
     def steps_by_outcome(self, num_tasks: int) -> NDArray[np.int64]:
-        """[2, N, N] steps of episodes that fail and that succeed at a task (row), by the task that collected them."""
+        """[2, N, N] number of steps in (failures, successes) at a target task (row), by source task (column)."""
         source = np.arange(num_tasks)[:, None] == self.episode_task
-        won = (self.success * self.episode_length[:, None]).T @ source.T
-        return np.stack([self.steps_of_tasks(num_tasks) - won, won]).astype(np.int64)
+        successes = (self.success * self.episode_length[:, None]).T @ source.T
+        return np.stack([self.steps_of_tasks(num_tasks) - successes, successes]).astype(np.int64)
 
     def episode_of(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The episode of each of these steps."""
+        """Episode index of each step."""
         return np.searchsorted(self.last_step, steps, side="left")
 
-    def steps_left(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Of each step's episode, the step itself included: 1 at its last."""
+    def steps_to_go(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Steps to the end of the episode, the step itself included: 1 at the last."""
         return self.last_step[self.episode_of(steps)] - steps + 1
 
     def frames_of(self, episode: int) -> range:
-        """The numbers of an episode's frames."""
+        """Frame numbers of an episode."""
         last = int(self.last_step[episode]) + episode + 1
         return range(last - int(self.episode_length[episode]), last + 1)
 
     def read(self, frames: NDArray[np.int64] | Sequence[int]) -> list[Frame]:
-        """Frames by their number, as they are stored, in the order asked for."""
+        """Encoded frames by number, in the order asked for."""
         wanted = np.asarray(frames, np.int64)
         found = {number: self._cache[number] for number in wanted.tolist() if number in self._cache}
         missing = np.array(sorted(set(wanted.tolist()) - found.keys()), np.int64)
@@ -122,14 +121,14 @@ class Replay:
         while self.cached_bytes > self.cache_bytes:
             self.cached_bytes -= _size(self._cache.pop(next(iter(self._cache))))
 
-    def pictures(self, frames: NDArray[np.int64] | Sequence[int]) -> NDArray[np.uint8]:
-        """uint8 [B, H, W, 3]."""
-        return np.stack([codec.decode(frame.picture) for frame in self.read(frames)])
+    def images(self, frames: NDArray[np.int64] | Sequence[int]) -> NDArray[np.uint8]:
+        """Decoded frames, uint8 [B, H, W, 3]."""
+        return np.stack([codec.decode(frame.image) for frame in self.read(frames)])
 
 
-def _keys(row: Row) -> Iterator[int]:
-    whole = f"{row.index_crc32} {row.frames} {row.origin}"
-    for episode in zip(row.task, row.number, row.first, row.length, strict=True):
+def _keys(entry: ManifestEntry) -> Iterator[int]:
+    whole = f"{entry.index_crc32} {entry.frames} {entry.origin}"
+    for episode in zip(entry.task, entry.number, entry.first, entry.length, strict=True):
         digest = hashlib.blake2b(f"{whole} {episode}".encode(), digest_size=8).digest()
         yield int.from_bytes(digest, "little", signed=True)
 
@@ -139,10 +138,10 @@ def _joined(parts: Iterable[list[int]]) -> NDArray[np.int64]:
 
 
 def _runs(values: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Begin and end of each stretch of equal values."""
+    """(begin, end) of each run of equal values."""
     edges = [0, *(np.flatnonzero(np.diff(values)) + 1).tolist(), len(values)]
     return list(itertools.pairwise(edges)) if len(values) else []
 
 
 def _size(frame: Frame) -> int:
-    return len(frame.picture) + frame.action.nbytes + frame.state.nbytes + frame.verdict.nbytes + OBJECTS_BYTES
+    return len(frame.image) + frame.action.nbytes + frame.state.nbytes + frame.verdict.nbytes + OBJECTS_BYTES

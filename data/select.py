@@ -1,4 +1,4 @@
-"""`python -m data select` and `drop`: some episodes of a dataset, by what its manifest says of them."""
+"""`python -m data select` and `drop`: filter the episodes of a dataset by the metadata in its manifest."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from numpy.typing import NDArray
 
 from data.manifest import Episodes, check_new, episodes_of, read_manifest, write_selection
 from data.plan import POLICIES
-from data.shards import require
+from data.shards import require_shards
 from sim.files import DatasetError
 from sim.options import check_choice
 from sim.tasks import SKILLS, TASK_NAMES, TASKS
 
-Mask = NDArray[np.bool_]  # [E], one entry an episode
+Mask = NDArray[np.bool_]  # [E], one value for each episode
 SIGNS = {"<=": np.less_equal, ">=": np.greater_equal, "<": np.less, ">": np.greater, "=": np.equal}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
+    """A named predicate on episodes, such as `length<=20`."""
+
     example: str
-    signs: tuple[str, ...]  # that may stand between its name and its value
-    holds: Callable[[Episodes, str, str], Mask]  # for which episodes, by the sign and the text of the value
+    signs: tuple[str, ...]  # allowed comparison operators
+    holds: Callable[[Episodes, str, str], Mask]  # (episodes, sign, text of the value) -> where it is true
 
 
 def _outcome(name: str, succeeds: bool) -> Condition:
@@ -42,8 +44,8 @@ def _name(kind: str, example: str, choices: tuple[str, ...], holds: Callable[[Ep
 
 def _number(example: str, values: Callable[[Episodes], NDArray[np.int64]]) -> Condition:
     def holds(episodes: Episodes, sign: str, text: str) -> Mask:
-        if sign == "=" and (span := re.fullmatch(r"(\d*)\s*:\s*(\d*)", text)):
-            first, end = int(span[1] or 0), float(span[2] or "inf")
+        if sign == "=" and (bounds := re.fullmatch(r"(\d*)\s*:\s*(\d*)", text)):
+            first, end = int(bounds[1] or 0), float(bounds[2] or "inf")
             return (values(episodes) >= first) & (values(episodes) < end)
         if not text.isdecimal():
             raise ValueError(f"{text!r} is neither a whole number nor a range A:B; write it as in {example}")
@@ -68,10 +70,10 @@ CONDITIONS = {
 
 
 def select(folder: Path, out: Path, where: str | None, *, per_task: int | None = None, drop: bool = False) -> int:
-    """A dataset in `out` of the episodes for which all conditions of `where` hold, or with `drop` of the others; of
-    each task at most the first `per_task`. Returns how many episodes there were.
+    """Write a manifest in `out` of the episodes that match `where`, or with `drop` of the others; of each task at most
+    the first `per_task`. Returns the number of episodes before the selection.
 
-    It lists the shards of `folder` where they lie. DatasetError where no episode is left."""
+    The shards of `folder` are listed in place. DatasetError if no episode is left."""
     if where is None and per_task is None:
         raise ValueError("nothing to select by: give --where, --per-task, or both")
     if per_task is not None and per_task < 1:
@@ -85,19 +87,19 @@ def select(folder: Path, out: Path, where: str | None, *, per_task: int | None =
         which = "all" if drop else "none"
         text = f"nothing is left, of its {manifest.episodes} episodes {which} fulfil {where!r}"
         raise DatasetError(f"{folder}: {text}")
-    require(folder / row.name for row in manifest.shards)
+    require_shards(folder / entry.name for entry in manifest.shards)
     check_new(out)
     write_selection(out, folder, manifest, chosen)
     return manifest.episodes
 
 
 def holding(episodes: Episodes, where: str) -> Mask:
-    """For which episodes all of these conditions hold: separated by commas, each with alternatives separated by `|`."""
+    """Mask of the episodes that match: conditions are separated by commas (and), alternatives by `|` (or)."""
     return np.logical_and.reduce([_any(episodes, text) for text in where.split(",")])
 
 
 def _any(episodes: Episodes, text: str) -> Mask:
-    """For which episodes one of the alternatives holds; one that is only a value has the name and sign before it."""
+    """Mask of the episodes that match one alternative; a bare value reuses the name and sign before it."""
     masks, name, sign = [], "", ""
     for alternative in text.split("|"):
         parts = re.split(r"(<=|>=|<|>|=)", alternative, maxsplit=1)

@@ -1,23 +1,23 @@
-"""Shards: HDF5 files of a few episodes each, whole or absent, every byte under a checksum.
+"""Shards: HDF5 files of a few episodes each, written atomically, every byte covered by a checksum.
 
 Keys (`E` episodes, `P` frames, `N` tasks, `S` numbers of a state; an episode of t steps has t + 1 frames):
 
     episode/task        int64   [E]     index of the task it was collected for
-    episode/number      int64   [E]     with the attributes `seed` and `source`, and the task, all its randomness
+    episode/number      int64   [E]     with the task and the attributes `seed` and `source`: the episode's random seed
     episode/length      int64   [E]     steps t
     episode/terminated  bool    [E]     ended by the terminate command (else truncated at the horizon)
-    episode/noise       float32 [E]     noise of the policy that acted
-    frame/action        float32 [P, 5]  taken at this frame: translation (m), yaw (rad), command; 0 at an episode's last
+    episode/noise       float32 [E]     noise of the collecting policy
+    frame/action        float32 [P, 5]  taken at this frame: translation (m), yaw (rad), command; 0 at the last frame
     frame/state         float32 [P, S]  SceneState vector, sim/state.py
-    frame/verdict       bool    [P, N]  every task's detector on that state
-    frame/image         uint8   [sum]   the pictures one after another, each a JPEG file or Zstandard of its numbers
-    frame/offset        int64   [P + 1] where each begins
-    frame/crc32         uint32  [P]     of each frame's picture, state, verdict and action together
+    frame/verdict       bool    [P, N]  output of every task's success detector on that state
+    frame/image         uint8   [sum]   the encoded images one after another: JPEG, or raw pixels under Zstandard
+    frame/offset        int64   [P + 1] where each image begins
+    frame/crc32         uint32  [P]     of each frame's image, state, verdict and action together
 
-Each frame is stored once. All tables are contiguous in the file, and the manifest's row of a shard says where: a reader
-takes a frame by `pread` alone, parses no HDF5, holds no file open, and trusts nothing that a checksum does not cover.
-After the HDF5 file come eight bytes, `SYRD` and its CRC-32: a shard that no manifest lists is checked by them before
-HDF5 sees it.
+Each frame is stored once. All tables are contiguous in the file, and the shard's entry in the manifest gives their
+offsets: a reader takes a frame by `pread` alone, parses no HDF5, holds no file open, and trusts nothing that a checksum
+does not cover. After the HDF5 file come eight bytes, `SYRD` and its CRC-32, by which a shard that no manifest lists is
+verified before HDF5 parses it.
 """
 
 from __future__ import annotations
@@ -58,22 +58,22 @@ ROW_BYTES = {"frame/action": 4 * ACTION_SIZE, "frame/state": 4 * STATE_SIZE, "fr
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """What a manifest tells of a shard, and of each episode [E] that it lists: not necessarily all of the shard's."""
+class ManifestEntry:
+    """A manifest's entry for one shard, with the metadata of each listed episode [E], which may be a subset."""
 
     name: str  # path of the file, relative to the manifest's folder
     bytes: int
     crc32: int  # of the file
     frames: int  # in the whole shard
     index_crc32: int  # of frame/offset and frame/crc32
-    at: dict[str, int]  # key of a frame table -> where it begins in the file
-    policy: str  # name of what acted
-    origin: str  # with a task and a number, what makes an episode the one it is: of the attributes, those of ORIGIN
+    at: dict[str, int]  # key of a frame table -> its offset in the file
+    policy: str  # name of the collecting policy
+    origin: str  # the attributes ORIGIN; with task and number they identify an episode
     task: list[int]  # [E]
     number: list[int]  # [E]
     first: list[int]  # [E], number of the first frame within the shard
     length: list[int]  # [E], steps
-    success: list[int]  # [E], bit i: the detector of task i accepts the end
+    success: list[int]  # [E], bit i: the detector of task i accepts the last frame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class Episode:
     action: NDArray[np.float32]  # [T, 5]
     state: NDArray[np.float32]  # [T + 1, S]
     verdict: NDArray[np.bool_]  # [T + 1, N]
-    frames: tuple[bytes, ...]  # T + 1 pictures
+    frames: tuple[bytes, ...]  # T + 1 encoded images
 
     def __post_init__(self) -> None:
         steps = len(self.action)
@@ -101,19 +101,19 @@ class Episode:
 class Frame:
     """One frame as it is stored."""
 
-    picture: bytes
+    image: bytes  # encoded, data/codec.py
     action: NDArray[np.float32]  # [5]
     state: NDArray[np.float32]  # [S]
     verdict: NDArray[np.bool_]  # [N]
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """What may be shards in this folder, in the order of their names."""
+    """The HDF5 files of this folder, sorted by name; junk files (sim/files.py) are skipped."""
     return sorted(path for path in folder.glob("*.h5") if not is_junk(path))
 
 
-def write_shard(path: Path, episodes: Sequence[Episode], attributes: Mapping[str, Any]) -> Row:
-    """Write the shard whole or not at all; returns its row of the manifest. Equal arguments give equal bytes."""
+def write_shard(path: Path, episodes: Sequence[Episode], attributes: Mapping[str, Any]) -> ManifestEntry:
+    """Write the shard atomically; returns its manifest entry. Equal arguments give equal bytes."""
     pad = np.zeros((1, ACTION_SIZE), np.float32)
     tables: dict[str, NDArray[Any]] = {
         "episode/task": np.array([episode.task_index for episode in episodes], np.int64),
@@ -125,37 +125,35 @@ def write_shard(path: Path, episodes: Sequence[Episode], attributes: Mapping[str
         "frame/state": np.concatenate([episode.state for episode in episodes]),
         "frame/verdict": np.concatenate([episode.verdict for episode in episodes]),
     }
-    pictures = [picture for episode in episodes for picture in episode.frames]
+    images = [image for episode in episodes for image in episode.frames]
     rest = zip(*(tables[key] for key in ("frame/action", "frame/state", "frame/verdict")), strict=True)
-    sums = [
-        frame_crc32(picture, *(row.tobytes() for row in rows)) for picture, rows in zip(pictures, rest, strict=True)
-    ]
-    tables["frame/image"] = np.frombuffer(b"".join(pictures), np.uint8)
-    tables["frame/offset"] = np.cumsum([0, *(len(picture) for picture in pictures)], dtype=np.int64)
+    sums = [frame_crc32(image, *(row.tobytes() for row in rows)) for image, rows in zip(images, rest, strict=True)]
+    tables["frame/image"] = np.frombuffer(b"".join(images), np.uint8)
+    tables["frame/offset"] = np.cumsum([0, *(len(image) for image in images)], dtype=np.int64)
     tables["frame/crc32"] = np.array(sums, np.uint32)
     content = hdf5_image(path.name, tables, {**VERSIONS, "tasks": json.dumps(TASK_NAMES), **attributes})
     write_atomic(path, content + TRAILER.pack(MAGIC, zlib.crc32(content)))
     return read_shard(path)[0]
 
 
-def frame_crc32(picture: bytes, action: bytes, state: bytes, verdict: bytes) -> int:
-    return zlib.crc32(verdict, zlib.crc32(state, zlib.crc32(action, zlib.crc32(picture))))
+def frame_crc32(image: bytes, action: bytes, state: bytes, verdict: bytes) -> int:
+    return zlib.crc32(verdict, zlib.crc32(state, zlib.crc32(action, zlib.crc32(image))))
 
 
 def index_crc32(offset: NDArray[np.int64], crc32: NDArray[np.uint32]) -> int:
     return zlib.crc32(crc32.tobytes(), zlib.crc32(offset.tobytes()))
 
 
-def read_shard(path: Path) -> tuple[Row, dict[str, NDArray[Any]], dict[str, Any]]:
-    """Parse and verify a whole shard -> its row of the manifest, its tables (but the pictures), its attributes."""
+def read_shard(path: Path) -> tuple[ManifestEntry, dict[str, NDArray[Any]], dict[str, Any]]:
+    """Parse and verify a whole shard -> (manifest entry, tables without the images, attributes)."""
     if not path.is_file():
         raise DatasetError(f"{path}: missing; {MADE_AGAIN}")
     content = path.read_bytes()
-    body, trailer = content[: -TRAILER.size], content[-TRAILER.size :]
-    if len(trailer) < TRAILER.size or TRAILER.unpack(trailer) != (MAGIC, zlib.crc32(body)):
+    payload, trailer = content[: -TRAILER.size], content[-TRAILER.size :]
+    if len(trailer) < TRAILER.size or TRAILER.unpack(trailer) != (MAGIC, zlib.crc32(payload)):
         raise DatasetError(f"{path}: damaged, or not a Switchyard shard: the checksum at its end does not match")
     try:
-        with h5py.File(io.BytesIO(body), "r") as file:
+        with h5py.File(io.BytesIO(payload), "r") as file:
             attributes = dict(file.attrs)
             _check_attributes(path, attributes)
             tables = {key: file[key][()] for key in (*EPISODE_TABLES, *FRAME_TABLES)}
@@ -179,7 +177,7 @@ def read_shard(path: Path) -> tuple[Row, dict[str, NDArray[Any]], dict[str, Any]
     if wrong or not len(lengths) or (lengths < 1).any() or (lengths + 1).sum() != frames or None in at.values():
         raise DatasetError(f"{path}: damaged shard, its tables disagree about how much it holds {wrong or ''}".strip())
     first = np.cumsum(lengths + 1) - (lengths + 1)
-    row = Row(
+    entry = ManifestEntry(
         name=path.name,
         bytes=len(content),
         crc32=zlib.crc32(content),
@@ -192,17 +190,17 @@ def read_shard(path: Path) -> tuple[Row, dict[str, NDArray[Any]], dict[str, Any]
         number=tables["episode/number"].tolist(),
         first=first.tolist(),
         length=lengths.tolist(),
-        success=pack_verdicts(tables["frame/verdict"][first + lengths]),
+        success=pack_success(tables["frame/verdict"][first + lengths]),
     )
-    Shard(path, row).frames(range(frames))
+    Shard(path, entry).frames(range(frames))
     del tables["frame/image"]
-    return row, tables, attributes
+    return entry, tables, attributes
 
 
-def read_listed(path: Path, row: Row) -> bytes:
-    """The file that a manifest's row describes; DatasetError where it is another."""
+def read_listed(path: Path, entry: ManifestEntry) -> bytes:
+    """The bytes of a listed shard; DatasetError if they differ from its manifest entry."""
     content = path.read_bytes()
-    if zlib.crc32(content) != row.crc32:
+    if zlib.crc32(content) != entry.crc32:
         raise DatasetError(
             f"{path}: damaged shard, the checksum of the file does not match; delete it and collect again"
         )
@@ -220,8 +218,8 @@ def _check_attributes(path: Path, attributes: dict[str, Any]) -> None:
         raise DatasetError(f"{path}: recorded for the tasks {attributes['tasks']}, not for {TASK_NAMES}")
 
 
-def require(paths: Iterable[Path]) -> None:
-    """DatasetError where one of these shards is not there; folders are listed, no shard is opened."""
+def require_shards(paths: Iterable[Path]) -> None:
+    """DatasetError if one of these shards is missing; lists folders, opens no shard."""
     wanted = sorted(set(paths))
     present = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in {p.parent for p in wanted}}
     missing = [path for path in wanted if path.name not in present[path.parent]]
@@ -230,34 +228,34 @@ def require(paths: Iterable[Path]) -> None:
 
 
 def _remedy(path: Path) -> str:
-    """What to do about a shard that is missing; one of another folder is listed as `FOLDER/../OTHER/NAME`."""
+    """Advice for a missing shard; a shard of another folder is listed as `FOLDER/../OTHER/NAME`."""
     return MADE_AGAIN if path == Path(os.path.normpath(path)) else MOVED_ALONE
 
 
-def successes(row: Row, task_index: int) -> list[bool]:
-    """Of the episodes that a row lists: whether the task's detector accepts the end."""
-    return [success >> task_index & 1 > 0 for success in row.success]
+def successes(entry: ManifestEntry, task_index: int) -> list[bool]:
+    """Success of each listed episode at this task."""
+    return [success >> task_index & 1 > 0 for success in entry.success]
 
 
-def pack_verdicts(verdict: NDArray[np.bool_]) -> list[int]:
-    """bool [E, N] -> one number an episode, bit i for task i: how the manifest tells success."""
-    return [int(v) for v in verdict @ (1 << np.arange(verdict.shape[1], dtype=np.int64))]
+def pack_success(success: NDArray[np.bool_]) -> list[int]:
+    """Success bool [E, N] -> a bit mask for each episode, bit i for task i, as the manifest keeps it."""
+    return [int(v) for v in success @ (1 << np.arange(success.shape[1], dtype=np.int64))]
 
 
-def unpack_verdicts(packed: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """[E] -> bool [E, N]."""
+def unpack_success(packed: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Bit masks [E] -> success bool [E, N]."""
     return (packed[:, None] >> np.arange(len(TASK_NAMES))) & 1 > 0
 
 
 class Shard:
-    """Frames of one shard, as the manifest's row describes it. Nothing is read before the first frame."""
+    """Random access to the frames of one shard by its manifest entry; opens no file before the first read."""
 
-    def __init__(self, path: Path, row: Row) -> None:
-        self.path, self.row = path, row
+    def __init__(self, path: Path, entry: ManifestEntry) -> None:
+        self.path, self.entry = path, entry
         self._index: tuple[NDArray[np.int64], NDArray[np.uint32]] | None = None
 
     def frames(self, numbers: Sequence[int]) -> list[Frame]:
-        """These frames, checked. DatasetError where the file is not the one that the manifest lists."""
+        """Read and verify these frames; DatasetError if the file is not the one that the manifest lists."""
         try:
             handle = os.open(self.path, os.O_RDONLY)
         except FileNotFoundError:
@@ -273,27 +271,27 @@ class Shard:
             os.close(handle)
 
     def _read_index(self, handle: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
-        size, at = os.fstat(handle).st_size, self.row.at
-        if size != self.row.bytes:
+        size, at = os.fstat(handle).st_size, self.entry.at
+        if size != self.entry.bytes:
             raise DatasetError(
-                f"{self.path}: {size} bytes where the manifest says {self.row.bytes}: damaged, or another shard"
+                f"{self.path}: {size} bytes where the manifest says {self.entry.bytes}: damaged, or another shard"
             )
-        frames = self.row.frames
+        frames = self.entry.frames
         offset = np.frombuffer(os.pread(handle, 8 * (frames + 1), at["frame/offset"]), np.int64)
         crc32 = np.frombuffer(os.pread(handle, 4 * frames, at["frame/crc32"]), np.uint32)
-        if index_crc32(offset, crc32) != self.row.index_crc32:
+        if index_crc32(offset, crc32) != self.entry.index_crc32:
             raise DatasetError(f"{self.path}: damaged shard, the checksum of its index does not match")
         return offset, crc32
 
     def _read_frame(self, handle: int, number: int, offset: NDArray[np.int64], crc32: NDArray[np.uint32]) -> Frame:
-        at = self.row.at
+        at = self.entry.at
         begin, end = int(offset[number]), int(offset[number + 1])
-        picture = os.pread(handle, end - begin, at["frame/image"] + begin)
+        image = os.pread(handle, end - begin, at["frame/image"] + begin)
         action, state, verdict = (os.pread(handle, n, at[key] + number * n) for key, n in ROW_BYTES.items())
-        if frame_crc32(picture, action, state, verdict) != crc32[number]:
+        if frame_crc32(image, action, state, verdict) != crc32[number]:
             raise DatasetError(f"{self.path}: damaged shard, the checksum of frame {number} does not match")
         return Frame(
-            picture=picture,
+            image=image,
             action=np.frombuffer(action, np.float32),
             state=np.frombuffer(state, np.float32),
             verdict=np.frombuffer(verdict, np.bool_),

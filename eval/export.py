@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.manifest import whole_folder
+from data.manifest import atomic_folder
 from eval.policy import CEMPolicy
 from models.cem import sample_uniform
 from models.checkpoint import ACTING, CheckpointFile, read_checkpoint, to_bytes
@@ -128,7 +128,7 @@ def export(config: ExportConfig) -> None:
     if policy.network.config.prior:
         parts["prior"] = Prior(policy.network)
     programs = {}
-    with whole_folder(out) as making:
+    with atomic_folder(out) as making:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="torch")  # of how it shares what is the same in two places
             for name, part in parts.items():

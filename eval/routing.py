@@ -200,7 +200,7 @@ def _score(policy: CEMPolicy, replay: Replay, numbers: NDArray[np.int64], target
         state = SceneState(np.stack([frame.state for frame in stored]))
         gripper = np.stack([state["gripper_closed"], state["gripper_position"][:, 2]], axis=1)
         action = torch.from_numpy(np.stack([frame.action for frame in stored]))
-        frames = np.stack([codec.decode(frame.picture) for frame in stored])
+        frames = np.stack([codec.decode(frame.image) for frame in stored])
         parts.append(_score_frames(policy, frames, torch.from_numpy(gripper), action, target))
     return Scores.concatenate(parts)
 
@@ -251,7 +251,7 @@ def _film(replay: Replay, routed: RoutedEpisode, target: int) -> str:
     source = TASK_NAMES[replay.episode_task[routed.episode]]
     won = replay.success[routed.episode, target]
     verdict = f"<b class={'yes' if won else 'no'}>{'accepted' if won else 'not accepted'}</b>"
-    frames = list(replay.pictures(replay.frames_of(routed.episode)))
+    frames = list(replay.images(replay.frames_of(routed.episode)))
     return (
         f"<figure>{charts.film(frames, source)}<figcaption>weight {routed.weight:.2f}, Q {routed.q:.2f}: of {source}, "
         f"episode {routed.episode}, {verdict}</figcaption></figure>"

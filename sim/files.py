@@ -1,4 +1,4 @@
-"""Files: written atomically, hashed, read as JSON; folders: whether anything lies in them."""
+"""File primitives: atomic writes, hashes, JSON, and whether a folder is empty."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-HOLDER = ".holder"  # how the files end by which data/locks.py holds a folder
+HOLDER = ".holder"  # suffix of lock files, data/locks.py
 JUNK = (".DS_Store", "._*", ".directory", ".nfs*", ".snapshot", ".Trash-*", "desktop.ini", "lost+found", "Thumbs.db")
 
 
 class DatasetError(ValueError):
-    """A file of a dataset is missing, damaged or foreign; the message names it and says what is wrong with it."""
+    """A file of a dataset is missing, damaged or foreign; the message names the file and the error."""
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """The file with this content, or no file: written under a temporary name, flushed, renamed."""
+    """Write a file atomically: under a temporary name, flushed to disk, then renamed."""
     temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
@@ -33,7 +33,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of a file to be; OSError where it cannot be written there, before hours of work for it."""
+    """Create the parent folder and try to write there; OSError now rather than after hours of work."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -46,24 +46,24 @@ def check_writable(path: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what `write_atomic` left when it was killed."""
+    """Remove the temporary files of a killed `write_atomic`."""
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
 def is_nonempty(folder: Path, *ours: str) -> bool:
-    """Whether anything lies in the folder but files of these names, locks, junk, and what `write_atomic` left."""
+    """Whether the folder holds anything but files of these names, locks, junk and temporary files."""
     entries = folder.iterdir() if folder.exists() else ()
     return any(not (e.name in ours or e.name.endswith((".tmp", HOLDER)) or is_junk(e)) for e in entries)
 
 
 def is_junk(path: Path) -> bool:
-    """Whether a desktop, a file system or another computer left this file or folder."""
+    """Whether a desktop or file system left this file or folder (JUNK)."""
     return any(fnmatch.fnmatchcase(path.name, pattern) for pattern in JUNK)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; a DatasetError names the file where there is none."""
+    """Read a JSON object; DatasetError names the file if it holds none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of JSON or of UTF-8

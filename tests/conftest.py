@@ -1,4 +1,4 @@
-"""What several test files share: datasets made by hand, a still world, a tiny collected dataset, a tiny checkpoint."""
+"""Shared fixtures: hand-made datasets, an environment without randomisation, a tiny dataset and a tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TINY_TASKS = ("lift-banana", "place-bowl")
 
 
 def _final_state(accepted):
-    """A state that exactly the `accepted` tasks' detectors say yes to. A placed object is the carrot."""
+    """A state in which exactly the `accepted` tasks succeed. A placed object is the carrot."""
     state = SceneState.empty()
     for name in accepted:
         target = TASKS[name].target
@@ -48,7 +48,7 @@ def _final_state(accepted):
 
 
 def _make_episode(task="lift-banana", steps=2, accepted=(), levels=None, rng=None, number=0, side=16):
-    """An episode of grey frames, one grey level a frame, that ends in a state accepted by `accepted`."""
+    """An episode of grey frames, one level each, whose last state succeeds at the `accepted` tasks."""
     rng = rng or np.random.default_rng(0)
     levels = list(range(0, 20 * (steps + 1), 20)) if levels is None else levels
     state = np.stack([SceneState.empty().vector] * steps + [_final_state(accepted).vector])
@@ -73,18 +73,18 @@ ATTRIBUTES |= {"randomise": "none", "split": "train"}
 
 
 def _write_dataset(folder, shards, side=16):
-    """Shards, each a list of episodes of frames of `side` px, and the manifest that lists them."""
+    """Write shards, each a list of episodes with frames of `side` px, and their manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     attributes = {**ATTRIBUTES, "size": side}
-    rows = [write_shard(folder / f"shard-{n:05d}.h5", episodes, attributes) for n, episodes in enumerate(shards)]
-    about = {"size": side, "frame_size": side, "renderer": "tiny", "randomise": (), "split": "train"}
-    write_manifest(folder, Manifest(**about, shards=tuple(rows)))
+    entries = [write_shard(folder / f"shard-{n:05d}.h5", episodes, attributes) for n, episodes in enumerate(shards)]
+    metadata = {"size": side, "frame_size": side, "renderer": "tiny", "randomise": (), "split": "train"}
+    write_manifest(folder, Manifest(**metadata, shards=tuple(entries)))
     return folder
 
 
 @pytest.fixture(scope="module")
 def still_env():
-    """Nothing randomised: no noise, no delay."""
+    """An environment without randomisation: no noise, no delay."""
     env = PickPlaceEnv(image_size=48, renderer="tiny", randomise="none")
     yield env
     env.close()
@@ -92,7 +92,7 @@ def still_env():
 
 @pytest.fixture(scope="session")
 def observe():
-    """What a policy is given for frames [B, H, H, 3], of an open gripper 20 cm high."""
+    """Makes the observation of a policy from frames [B, H, H, 3], with an open gripper at 20 cm."""
     return lambda frames: Observation(
         image=frames,
         gripper_closed=np.zeros(len(frames), np.float32),
@@ -113,7 +113,7 @@ def write_dataset():
 
 @pytest.fixture(scope="session")
 def tiny_collection():
-    """Options of the tiny dataset; `out` is left to choose."""
+    """Options of the tiny dataset, without `out`."""
     return {
         "episodes": 6,
         "size": 48,
@@ -135,7 +135,7 @@ def tiny_dataset(tmp_path_factory, tiny_collection):
 
 @pytest.fixture(scope="session")
 def tiny_training(tiny_dataset):
-    """Options of a training run of seconds; `out` is left to choose."""
+    """Options of a training run of seconds, without `out`."""
     return {
         "data": str(tiny_dataset),
         "image_size": 48,
@@ -159,7 +159,7 @@ def tiny_training(tiny_dataset):
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory, tiny_training):
-    """The checkpoint of four straight steps. Read it or copy it, never change it."""
+    """The checkpoint of an uninterrupted run of four steps. Read it or copy it, never change it."""
     from train.qtopt_config import QTOptConfig
     from train.qtopt_run import train
 
@@ -168,7 +168,7 @@ def tiny_checkpoint(tmp_path_factory, tiny_training):
 
 @pytest.fixture
 def run(tiny_checkpoint, tmp_path):
-    """A copy of the finished tiny run (four steps), to be continued or spoilt."""
+    """A copy of the finished tiny run (four steps), to be resumed or damaged."""
     folder = tmp_path / "run"
     shutil.copytree(Path(tiny_checkpoint).parent, folder)
     return folder

@@ -1,4 +1,4 @@
-"""The sampler and the stream of batches, on six hand-made episodes whose verdicts differ from their tasks."""
+"""The sampler and the stream of batches, on six hand-made episodes that succeed at other tasks than their own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from data import codec
 from data.batches import BatchStream, Sampler, SamplerConfig
-from data.loader import HELD, PREFETCH, Loader, Places
+from data.loader import HELD, PREFETCH, ImageSlots, Loader
 from data.replay import Replay
 from data.sharing import RULES
 from sim.files import DatasetError
@@ -23,7 +23,7 @@ from sim.tasks import TASKS
 
 BANANA, CAN, BOWL = (TASKS[name].index for name in ("lift-banana", "lift-can", "place-bowl"))
 TASKS_USED = (BANANA, CAN, BOWL)
-EPISODES = [  # collected for, what the detectors say of its end; 2 steps and 3 frames each
+EPISODES = [  # (collected for, succeeds at); 2 steps and 3 frames each
     ("lift-banana", ("lift-banana",)),
     ("lift-banana", ("lift-can",)),
     ("lift-can", ("lift-can",)),
@@ -66,74 +66,74 @@ def test_a_batch_holds_equally_many_transitions_of_each_task_grouped(replay, rul
 
 
 @pytest.mark.parametrize(("shared", "num_shared"), [(0.0, 0), (0.25, 2), (0.5, 4), (1.0, 8)])
-def test_the_shared_part_is_exactly_as_configured(replay, shared, num_shared):
-    episode, target = drawn(sampler_of(replay, shared=shared))
+def test_the_shared_fraction_is_exactly_as_configured(replay, shared, num_shared):
+    episode, target = drawn(sampler_of(replay, shared_fraction=shared))
     is_shared = replay.episode_task[episode] != target
     for task in TASKS_USED:
         assert (is_shared[:, target[0] == task].sum(axis=1) == num_shared).all()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_several_are_offered_for_each_shared_place(replay, processes):
-    """Each process's part holds as many for every task, whatever share is asked for."""
-    sampler = sampler_of(replay, "cds", per_task=4, shared=0.4, offered=3, processes=processes)
+def test_each_shared_transition_has_several_candidates(replay, processes):
+    """Each process has the same number for every task, whatever fraction is configured."""
+    sampler = sampler_of(replay, "cds", per_task=4, shared_fraction=0.4, candidates_per_shared=3, processes=processes)
     for rank in range(processes):
         steps, targets = next(BatchStream(sampler, 0, rank=rank).draws())
         own = replay.episode_task[replay.episode_of(steps)] == targets
         assert targets.tolist() == np.repeat(TASKS_USED, 2 + 3 * 2).tolist()
         assert own.reshape(len(TASKS_USED), 8).sum(1).tolist() == [2] * len(TASKS_USED)
-    assert sampler.pictures_shape[0] == 2 * 8 * len(TASKS_USED)
+    assert sampler.images_shape[0] == 2 * 8 * len(TASKS_USED)
 
 
 def test_a_rule_that_compares_with_own_transitions_finds_one_of_each_task_in_every_batch(replay):
     rng = np.random.default_rng(0)
     for per_task, shared in ((2, 0.75), (3, 0.9), (2, 1.0)):
-        sampler = sampler_of(replay, "cds", per_task=per_task, shared=shared)
+        sampler = sampler_of(replay, "cds", per_task=per_task, shared_fraction=shared)
         draws = [sampler.draw(rng) for _ in range(100)]
         own = np.stack([replay.episode_task[replay.episode_of(steps)] == target for steps, target in draws])
         assert own.reshape(100, len(TASKS_USED), per_task).any(-1).all()
 
 
-@pytest.mark.parametrize(("success", "num_won"), [(0.0, 0), (0.25, 1), (0.5, 2), (1.0, 4)])
-def test_the_share_of_successes_is_exactly_as_configured_among_own_and_shared(replay, success, num_won):
-    """Of those that are shared where others' episodes succeed and fail at the task."""
-    episode, target = drawn(sampler_of(replay, success=success))
-    own, won = replay.episode_task[episode] == target, replay.success[episode, target]
+@pytest.mark.parametrize(("fraction", "num_successes"), [(0.0, 0), (0.25, 1), (0.5, 2), (1.0, 4)])
+def test_the_success_fraction_is_exactly_as_configured_among_own_and_shared(replay, fraction, num_successes):
+    """Among shared ones only if others' episodes both succeed and fail at the task."""
+    episode, target = drawn(sampler_of(replay, success_fraction=fraction))
+    own, success = replay.episode_task[episode] == target, replay.success[episode, target]
     for task in TASKS_USED:
         mine = target[0] == task
         others = replay.success[replay.episode_task != task, task]
         assert (own[:, mine].sum(axis=1) == 4).all()
-        assert ((own & won)[:, mine].sum(axis=1) == num_won).all()
-        assert ((~own & won)[:, mine].sum(axis=1) == (num_won if others.any() else 0)).all()
+        assert ((own & success)[:, mine].sum(axis=1) == num_successes).all()
+        assert ((~own & success)[:, mine].sum(axis=1) == (num_successes if others.any() else 0)).all()
     assert any(replay.success[replay.episode_task != task, task].any() for task in TASKS_USED)
 
 
 def test_unbalanced_shared_transitions_succeed_as_often_as_others_data_do(replay):
     rng = np.random.default_rng(0)
-    sampler = sampler_of(replay, balanced=False)
+    sampler = sampler_of(replay, balance_successes=False)
     draws = [sampler.draw(rng) for _ in range(2000)]
     episode, target = replay.episode_of(np.stack([steps for steps, _ in draws])), draws[0][1]
-    own, won = replay.episode_task[episode] == target, replay.success[episode, target]
+    own, success = replay.episode_task[episode] == target, replay.success[episode, target]
     steps = np.asarray(replay.episode_length)
     for task in TASKS_USED:
         mine = target == task
         others = np.isin(replay.episode_task, TASKS_USED) & (replay.episode_task != task)
-        share = (steps * others * replay.success[:, task]).sum() / (steps * others).sum()
-        assert won[:, mine][~own[:, mine]].mean() == pytest.approx(share, abs=0.02)
-        assert (own & won)[:, mine].sum(axis=1).tolist() == [2] * len(won)
+        fraction = (steps * others * replay.success[:, task]).sum() / (steps * others).sum()
+        assert success[:, mine][~own[:, mine]].mean() == pytest.approx(fraction, abs=0.02)
+        assert (own & success)[:, mine].sum(axis=1).tolist() == [2] * len(success)
 
 
-def test_small_batches_keep_the_shares_on_average(replay):
-    """The paper's preset draws three transitions per task: neither share is a whole number of them."""
+def test_small_batches_keep_the_fractions_on_average(replay):
+    """The paper's preset draws three transitions per task: neither fraction is a whole number of them."""
     rng = np.random.default_rng(0)
     sampler = sampler_of(replay, per_task=3)
     draws = [sampler.draw(rng) for _ in range(2000)]
     episode = replay.episode_of(np.stack([steps for steps, _ in draws]))
     target = draws[0][1]
     own = replay.episode_task[episode] == target
-    won = own & replay.success[episode, target]
+    success = own & replay.success[episode, target]
     assert own.mean() == pytest.approx(0.5, abs=0.02)
-    assert won.sum() / own.sum() == pytest.approx(0.5, abs=0.03)
+    assert success.sum() / own.sum() == pytest.approx(0.5, abs=0.03)
 
 
 @pytest.mark.parametrize(
@@ -154,13 +154,13 @@ def test_a_task_draws_from_the_sources_its_rule_allows(replay, rule, sources):
 def test_uds_keeps_the_success_of_shared_transitions_unknown(replay):
     sampler, rng = sampler_of(replay, "uds"), np.random.default_rng(0)
     drawn = [np.concatenate(parts) for parts in zip(*(sampler.draw(rng) for _ in range(20)), strict=True)]
-    batch, told = sampler.load(*drawn), sampler_of(replay, "all").load(*drawn)
+    batch, relabelled = sampler.load(*drawn), sampler_of(replay, "all").load(*drawn)
     shared = batch.is_shared
-    assert (told.success[shared] > 0).any()
-    assert (told.reward[shared] > 0).any()
+    assert (relabelled.success[shared] > 0).any()
+    assert (relabelled.reward[shared] > 0).any()
     assert (batch.success[shared] == 0).all()
     assert (batch.reward[shared] == 0).all()
-    assert torch.equal(batch.reward[~shared], told.reward[~shared])
+    assert torch.equal(batch.reward[~shared], relabelled.reward[~shared])
     assert (batch.reward[~shared] > 0).any()
 
 
@@ -176,8 +176,8 @@ def test_every_step_of_every_pool_is_drawn(replay):
 
 
 def test_a_task_without_own_success_draws_its_failures(replay, tmp_path, make_episode, write_dataset):
-    lost = Replay(write_dataset(tmp_path / "lost", [[make_episode("lift-banana"), make_episode("lift-banana")]]))
-    steps, _ = sampler_of(lost, "none", (BANANA,)).draw(np.random.default_rng(0))
+    failures = Replay(write_dataset(tmp_path / "set", [[make_episode("lift-banana"), make_episode("lift-banana")]]))
+    steps, _ = sampler_of(failures, "none", (BANANA,)).draw(np.random.default_rng(0))
     assert len(steps) == 8
 
 
@@ -200,10 +200,10 @@ def test_reward_done_and_source_of_every_step_for_every_target(replay):
     names = {BANANA: "lift-banana", CAN: "lift-can", BOWL: "place-bowl"}
     for row, (step, target) in enumerate(zip(steps, targets, strict=True)):
         task, accepted = EPISODES[step // 2]
-        last, won = step % 2 == 1, names[target] in accepted
+        last, success = step % 2 == 1, names[target] in accepted
         assert batch.done[row] == last
-        assert batch.success[row] == won
-        assert batch.reward[row] == (last and won)
+        assert batch.success[row] == success
+        assert batch.reward[row] == (last and success)
         assert batch.task_index[row] == target
         assert batch.source_task_index[row] == TASKS[task].index
         assert batch.is_shared[row] == (names[target] != task)
@@ -216,8 +216,8 @@ def test_image_and_next_image_are_frames_t_and_t_plus_one_of_one_episode(replay)
     batch = sampler_of(replay).load(np.arange(12), np.full(12, BANANA))
     first = np.array([3 * episode + k for episode in range(6) for k in range(2)])
     assert batch.image.shape == batch.next_image.shape == (12, 3, 16, 16)
-    for pictures, frame in ((batch.image, first), (batch.next_image, first + 1)):
-        levels = pictures.float().flatten(1)
+    for images, frame in ((batch.image, first), (batch.next_image, first + 1)):
+        levels = images.float().flatten(1)
         assert (levels - torch.tensor(12.0 * frame)[:, None]).abs().max() <= 2
     for gripper, frame in ((batch.gripper, first), (batch.next_gripper, first + 1)):
         state = SceneState(np.stack([stored.state for stored in replay.read(frame)]))
@@ -229,7 +229,7 @@ def test_image_and_next_image_are_frames_t_and_t_plus_one_of_one_episode(replay)
     assert np.array_equal(batch.point_present, marks.point_present)
 
 
-def test_over_three_steps_the_next_picture_lies_three_on_or_at_the_end(tmp_path, make_episode, write_dataset):
+def test_with_three_steps_the_next_image_is_three_on_or_the_last(tmp_path, make_episode, write_dataset):
     episodes = [
         make_episode("lift-can", 4, ("lift-can",), [20, 40, 60, 80, 100]),
         make_episode("lift-can", 1, (), [120, 140]),
@@ -238,12 +238,12 @@ def test_over_three_steps_the_next_picture_lies_three_on_or_at_the_end(tmp_path,
     batch = sampler_of(replay, tasks=(CAN,), n_step=3).load(np.arange(5), np.full(5, CAN))
     assert batch.image.float().mean(dim=(1, 2, 3)).tolist() == pytest.approx([20, 40, 60, 80, 120], abs=2)
     assert batch.next_image.float().mean(dim=(1, 2, 3)).tolist() == pytest.approx([80, 100, 100, 100, 140], abs=2)
-    assert batch.span.tolist() == [3, 3, 2, 1, 1]
+    assert batch.n_step.tolist() == [3, 3, 2, 1, 1]
     assert batch.done.tolist() == [0, 1, 1, 1, 1]
     assert batch.reward.tolist() == [0, 1, 1, 1, 0]
 
 
-def test_pictures_that_are_decoded_later_are_the_same(replay):
+def test_images_that_are_decoded_later_are_the_same(replay):
     draw = sampler_of(replay).draw(np.random.default_rng(0))
     now, later = (sampler_of(replay, decode=decode).load(*draw) for decode in (True, False))
     assert later.image.numel() == 0
@@ -302,15 +302,15 @@ def test_the_stream_does_not_depend_on_the_number_of_loader_processes(replay):
     assert all(same(a, b) for a, b in zip(alone, together, strict=True))
 
 
-def test_memory_of_pictures_is_used_again_only_when_nobody_holds_a_tensor_on_it(replay, monkeypatch):
+def test_memory_of_images_is_used_again_only_when_nobody_holds_a_tensor_on_it(replay, monkeypatch):
     """A view is held until after the next batch, and then let go."""
     taken = []
-    take = Places.take
-    monkeypatch.setattr(Places, "take", lambda self, batch, place: (taken.append(place), take(self, batch, place))[1])
+    take = ImageSlots.take
+    monkeypatch.setattr(ImageSlots, "take", lambda self, sent, slot: (taken.append(slot), take(self, sent, slot))[1])
     straight = list(islice(BatchStream(sampler_of(replay), 7), 40))
     held = deque(maxlen=1)
     for number, batch in enumerate(islice(Loader(BatchStream(sampler_of(replay), 7), 1), 40)):
-        assert taken[-1] not in [place for _, place, _ in held]
+        assert taken[-1] not in [slot for _, slot, _ in held]
         held.append((number, taken[-1], batch.next_image[5:6]))
         assert all(torch.equal(view, straight[n].next_image[5:6]) for n, _, view in held)
     assert len(taken) == 40

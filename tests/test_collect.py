@@ -1,4 +1,4 @@
-"""Collection with real worker processes: exact numbers, the same data however it was made, safe to interrupt."""
+"""Collection with real worker processes: exact episode counts, determinism, safe to interrupt."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_exactly_the_asked_episodes_are_collected_task_by_task(tiny_dataset):
     assert replay.renderer == "tiny"
     assert (replay.size, replay.frame_size) == (48, 56)
     assert (replay.episode_length <= 25).all()
-    assert replay.pictures([0, 10]).shape == (2, 56, 56, 3)
+    assert replay.images([0, 10]).shape == (2, 56, 56, 3)
     assert sorted(path.name for path in tiny_dataset.iterdir()) == [
         "collect.json",
         "collect.lock",
@@ -61,7 +61,7 @@ def test_exactly_the_asked_episodes_are_collected_task_by_task(tiny_dataset):
     assert check(tiny_dataset).wrong == ()
 
 
-def test_a_shard_tells_where_its_episodes_come_from(tiny_dataset):
+def test_a_shard_records_the_origin_of_its_episodes(tiny_dataset):
     _, tables, attributes = read_shard(tiny_dataset / SECOND_BANANA)
     assert tables["episode/number"].tolist() == [2]
     wanted = {"policy": "crude", "noise": 1.0, "seed": 3, "renderer": "tiny", "size": 48, "randomise": "all"}
@@ -115,7 +115,7 @@ def test_more_episodes_keep_every_shard(copied, tiny_collection, tmp_path):
     manifest = collect(CollectConfig(out=str(copied), **{**tiny_collection, "episodes": 9}))
     assert manifest.episodes == Replay(copied).num_episodes == 9
     assert {name: (copied / name).read_bytes() for name in old} == old
-    numbers = [read_shard(copied / row.name)[1]["episode/number"] for row in manifest.shards]
+    numbers = [read_shard(copied / entry.name)[1]["episode/number"] for entry in manifest.shards]
     assert sorted(np.concatenate(numbers)) == [0, 0, 1, 1, 2, 2, 3, 3, 4]
     assert check(copied).wrong == check(tmp_path / "merged").wrong == ()
 
@@ -135,13 +135,13 @@ def test_a_growth_that_was_stopped_goes_on_to_the_same_bytes(copied, tiny_collec
     assert check(stopped).unfinished == ()
 
 
-def test_a_check_tells_a_gap_from_damage(copied, tiny_collection):
+def test_a_check_distinguishes_a_gap_from_damage(copied, tiny_collection):
     for episodes in (10, 18):
         collect(CollectConfig(out=str(copied), **{**tiny_collection, "episodes": episodes}))
     manifest = read_manifest(copied)
     (copied / "lift-banana-0-000003.h5").unlink()
-    rows = tuple(row for row in manifest.shards if (copied / row.name).exists())
-    write_manifest(copied, replace(manifest, shards=rows))
+    entries = tuple(entry for entry in manifest.shards if (copied / entry.name).exists())
+    write_manifest(copied, replace(manifest, shards=entries))
     report = check(copied)
     assert report.wrong == ()
     assert "16 of the 18 episodes" in report.unfinished[0]
@@ -190,13 +190,13 @@ def test_a_finished_collection_is_left_as_it_is(copied, tiny_collection):
     assert content(copied) == before
 
 
-def test_a_task_ends_early_when_it_succeeds_often_enough(tmp_path, tiny_collection, capfd):
-    """By its first episodes without a gap, whichever worker was the fastest: the result is always the same."""
+def test_a_task_stops_early_when_it_succeeds_often_enough(tmp_path, tiny_collection, capfd):
+    """Decided by the episodes before the first gap, so the result does not depend on which worker was fastest."""
     options = {**tiny_collection, "episodes": 40, "policy": "scripted", "noise": 0.0, "until": 0.9, "window": 4}
     for name, workers in (("one", 1), ("two", 2)):
         folder = tmp_path / name
         manifest = collect(CollectConfig(out=str(folder), **{**options, "workers": workers}))
-        assert {row.name for row in manifest.shards} == {path.name for path in folder.glob("*.h5")}
+        assert {entry.name for entry in manifest.shards} == {path.name for path in folder.glob("*.h5")}
         assert 4 <= manifest.episodes // 2 < 20
         assert re.search(
             r"lift-banana: ended after \d+ of 20 episodes, 100% of its last 4 succeed", capfd.readouterr().err
@@ -204,8 +204,8 @@ def test_a_task_ends_early_when_it_succeeds_often_enough(tmp_path, tiny_collecti
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
-def test_a_task_that_ended_is_not_collected_further(tmp_path, tiny_collection):
-    """The other task never ends, so that all of it is collected; two shards ahead may have been begun."""
+def test_a_task_that_stopped_early_is_not_collected_further(tmp_path, tiny_collection):
+    """The other task never stops early, so all of it is collected; two shards ahead may have been begun."""
     mix = tmp_path / "mix.toml"
     mix.write_text(
         """

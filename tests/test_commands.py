@@ -1,4 +1,4 @@
-"""The three commands as a user types them: help, mistakes, and what learning from disk imports."""
+"""The commands as a user types them: help, mistakes, signals, locales, and what learning from disk imports."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAIN = {
 
 @pytest.fixture
 def typed(capsys):
-    """Runs `python -m ...` in this process: (exit status, what it printed, what it complained), on one line."""
+    """Runs `python -m ...` in this process -> (exit status, stdout, stderr), each on one line."""
 
     def run(line):
         name, *arguments = line.split()
@@ -172,7 +172,7 @@ def test_a_sheet_shows_scenes_of_every_task(typed, tmp_path):
         assert sheet.size == (5 * 64, 4 * (64 + 22))
 
 
-def test_info_prints_what_a_dataset_holds(typed, tiny_dataset):
+def test_info_prints_the_content_of_a_dataset(typed, tiny_dataset):
     status, out, _ = typed(f"data info {tiny_dataset}")
     assert status == 0
     assert "6 episodes" in out
@@ -214,7 +214,7 @@ def test_a_seed_that_no_generator_takes_is_refused_before_anything_is_made(typed
 @pytest.mark.parametrize(
     "line", ["sim watch --window no --size 48 --renderer tiny --out {}", "sim sheet --size 48 --out {}"]
 )
-def test_a_folder_in_the_place_of_a_picture_is_said_before_anything_is_drawn(typed, tmp_path, monkeypatch, line):
+def test_a_folder_in_the_place_of_an_image_is_refused_before_anything_is_drawn(typed, tmp_path, monkeypatch, line):
     monkeypatch.setattr("sim.env.PickPlaceEnv.reset", lambda *_, **__: pytest.fail("an episode began"))
     (tmp_path / "x.png").mkdir()
     status, _, err = typed(line.format(tmp_path / "x.png"))
@@ -234,8 +234,8 @@ def test_a_training_runs_under_a_locale_of_ascii_alone(tiny_training, tmp_path):
     assert (tmp_path / "r\u00fch" / "last.ckpt").is_file()
 
 
-def test_a_terminal_that_lacks_a_letter_is_told_all_the_same(tmp_path):
-    """Of a folder's name, under a locale of ASCII alone."""
+def test_an_error_is_printed_on_a_terminal_that_lacks_a_letter(tmp_path):
+    """A folder name that is not ASCII, in an ASCII locale."""
     folder = tmp_path / "d\u00e4ta"
     folder.mkdir()
     ascii_only = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}

@@ -1,4 +1,4 @@
-"""Folders and files: locks without flock, junk, folders that appear whole, and text in UTF-8 whatever the locale."""
+"""Files and folders: locks without flock, junk files, atomic folders, and UTF-8 text in any locale."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data import export, locks
 from data.check import check
 from data.export import EXPORTS
 from data.locks import lock_file
-from data.manifest import check_new, merge, split, whole_folder
+from data.manifest import atomic_folder, check_new, merge, split
 from data.replay import Replay
 from data.shards import shard_files
 from sim.files import DatasetError, is_nonempty
@@ -210,11 +210,11 @@ def test_a_folder_of_junk_becomes_a_dataset_and_keeps_it(dataset, littered, copy
     assert {path.name for path in littered.parent.iterdir()} == {"set", "littered"}
 
 
-# Whole or absent
+# Atomic folders
 
 
 @pytest.mark.parametrize("format", EXPORTS)
-def test_an_export_is_whole_or_absent(dataset, tmp_path, monkeypatch, format):
+def test_an_export_is_atomic(dataset, tmp_path, monkeypatch, format):
     pytest.importorskip("pyarrow")
     episodes, out = export._episodes, tmp_path / "out"
 
@@ -245,7 +245,7 @@ def test_an_export_may_go_where_only_junk_is(dataset, littered):
 
 def test_a_mount_point_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "is_mount", lambda _: True)
-    with pytest.raises(DatasetError, match=r"a mount point.*name a new folder in it"), whole_folder(tmp_path / "out"):
+    with pytest.raises(DatasetError, match=r"a mount point.*name a new folder in it"), atomic_folder(tmp_path / "out"):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -283,9 +283,9 @@ def opens_text(call):
 
 
 def test_two_commands_do_not_make_one_folder(tmp_path):
-    with whole_folder(tmp_path / "out") as making:
+    with atomic_folder(tmp_path / "out") as making:
         (making / "file").write_text("first", encoding="utf-8")
-        with pytest.raises(DatasetError, match="another command is writing it"), whole_folder(tmp_path / "out"):
+        with pytest.raises(DatasetError, match="another command is writing it"), atomic_folder(tmp_path / "out"):
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out" / "file").read_text(encoding="utf-8") == "first"
@@ -296,8 +296,8 @@ def test_text_is_read_and_written_in_utf8(package):
     for path in (ROOT / package).rglob("*.py"):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(call, ast.Call) and opens_text(call):
-                said = f"{path}:{call.lineno}: {ast.unparse(call)}"
-                assert any(keyword.arg == "encoding" for keyword in call.keywords), said
+                call_text = f"{path}:{call.lineno}: {ast.unparse(call)}"
+                assert any(keyword.arg == "encoding" for keyword in call.keywords), call_text
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def damaged(tiny_dataset, tmp_path):
     """A copy of the tiny dataset in which every picture of one shard is damaged."""
     folder = tmp_path / "damaged"
     shutil.copytree(tiny_dataset, folder)
-    row = Replay(folder).shards[0].row
+    row = Replay(folder).shards[0].entry
     path = folder / row.name
     content = np.frombuffer(path.read_bytes(), np.uint8).copy()
     content[row.at["frame/image"] + 100 :: 500] ^= 255

@@ -48,7 +48,7 @@ def assert_same(straight, folder, rounds):
     plain = [[{k: v for k, v in r.items() if not k.endswith("_s")} for r in each] for each in (straight[1], rounds)]
     assert plain[0] == plain[1]
     buffers = [Replay(each / "buffer") for each in (straight[0], folder)]
-    frames = [[frame.picture for frame in b.read(range(b.num_steps + b.num_episodes))] for b in buffers]
+    frames = [[frame.image for frame in b.read(range(b.num_steps + b.num_episodes))] for b in buffers]
     assert frames[0] == frames[1]
 
 

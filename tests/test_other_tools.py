@@ -1,4 +1,4 @@
-"""The environment in the hands of other programs: forks, environments that nobody closes, silence, Minari's spaces."""
+"""The environment used by other programs: forks, unclosed environments, silent imports, Minari's spaces."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sim.world import World
 
 ROOT = Path(__file__).parents[1]
 RENDERER = resolve_renderer("auto")
-HANG_S = 120  # a process that takes longer waits for ever
+HANG_S = 120  # a process that takes longer hangs
 
 FORK = """
 import gc, json, multiprocessing, sys
@@ -34,7 +34,7 @@ STILL = {"translation": [0.0] * 3, "yaw": 0.0, "command": 0}
 def make(renderer=sys.argv[1]):
     return PickPlaceEnv("lift-can", 48, renderer)
 
-def said(call):
+def message(call):
     try:
         return str(call())
     except ValueError as error:
@@ -42,19 +42,19 @@ def said(call):
 
 def child(answers):
     global env
-    said_by = {
-        "reset": said(lambda: env.reset(seed=0)),
-        "step": said(lambda: env.step(STILL)),
-        "render": said(lambda: env.render()),
-        "new": said(lambda: make().reset(seed=0)[1]["task_index"]),
-        "tiny": said(lambda: make("tiny").reset(seed=0)[1]["task_index"]),
-        "auto": said(lambda: sim.camera.resolve_renderer("auto")),
+    answers_by_use = {
+        "reset": message(lambda: env.reset(seed=0)),
+        "step": message(lambda: env.step(STILL)),
+        "render": message(lambda: env.render()),
+        "new": message(lambda: make().reset(seed=0)[1]["task_index"]),
+        "tiny": message(lambda: make("tiny").reset(seed=0)[1]["task_index"]),
+        "auto": message(lambda: sim.camera.resolve_renderer("auto")),
     }
     sim.camera._why_no_egl.cache_clear()
-    said_by["auto again"] = said(lambda: sim.camera.resolve_renderer("auto"))
+    answers_by_use["auto again"] = message(lambda: sim.camera.resolve_renderer("auto"))
     del env
     gc.collect()
-    answers.put(said_by)
+    answers.put(answers_by_use)
 
 env = make()
 env.reset(seed=0)
@@ -62,13 +62,13 @@ context = multiprocessing.get_context("fork")
 answers = context.Queue()
 process = context.Process(target=child, args=(answers,))
 process.start()
-said_by = answers.get()
+answers_by_use = answers.get()
 process.join()
 env.reset(seed=1)
 if sys.argv[1] == "egl":
     env.close()
-    said_by["vector"] = said(lambda: AsyncVectorEnv([make, make], context="fork").reset(seed=0))
-print(json.dumps(said_by))
+    answers_by_use["vector"] = message(lambda: AsyncVectorEnv([make, make], context="fork").reset(seed=0))
+print(json.dumps(answers_by_use))
 """
 
 
@@ -76,18 +76,18 @@ print(json.dumps(said_by))
 def test_a_forked_process_is_refused_the_worlds_and_the_egl_of_its_parent_at_once(renderer):
     command = [sys.executable, "-W", "ignore", "-c", FORK, renderer]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=HANG_S)
-    said = json.loads(done.stdout)
+    messages = json.loads(done.stdout)
     for use in ("reset", "step", "render"):
-        assert said[use].startswith("this world was started in process ")
-        assert 'AsyncVectorEnv(..., context="spawn")' in said[use]
-    assert said["tiny"] == "5"
+        assert messages[use].startswith("this world was started in process ")
+        assert 'AsyncVectorEnv(..., context="spawn")' in messages[use]
+    assert messages["tiny"] == "5"
     if renderer == "egl":
-        assert said["auto"] == "egl"
+        assert messages["auto"] == "egl"
         for use in ("new", "auto again", "vector"):
-            assert said[use].startswith("EGL was started in process ")
-            assert "\n" not in said[use]
+            assert messages[use].startswith("EGL was started in process ")
+            assert "\n" not in messages[use]
     else:
-        assert said["new"] == "5"
+        assert messages["new"] == "5"
 
 
 def clients():

@@ -1,4 +1,4 @@
-"""What a run begins with, and what it refuses."""
+"""Starting a run: initial weights, and the configurations and datasets that are refused."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def test_a_configuration_that_makes_no_sense_is_refused(tiny_training, wrong, me
 
 def test_without_a_choice_of_tasks_those_of_the_dataset_are_trained(tiny_training, tmp_path, capsys):
     options = {**tiny_training, "tasks": TASK_NAMES, "batch_size": 20, "steps": 1}
-    about = read_checkpoint(train(QTOptConfig(out=str(tmp_path / "run"), **options)))["switchyard"]
-    assert about["trained_tasks"] == ["lift-banana", "place-bowl"]
+    metadata = read_checkpoint(train(QTOptConfig(out=str(tmp_path / "run"), **options)))["switchyard"]
+    assert metadata["trained_tasks"] == ["lift-banana", "place-bowl"]
     assert "holds episodes of 2 tasks" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""Selections: which episodes each condition keeps, on a dataset of six episodes made by hand."""
+"""Selections: the episodes that each condition keeps, on a hand-made dataset of six episodes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data.view import view
 from sim.files import DatasetError
 from sim.tasks import TASK_NAMES
 
-EPISODES = [  # task, number, steps, whose detectors accept the end; the first three scripted, the others crude
+EPISODES = [  # (task, number, steps, succeeds at); the first three scripted, the others crude
     ("lift-can", 0, 2, ("lift-can",)),
     ("lift-can", 1, 5, ()),
     ("place-bowl", 0, 3, ("place-bowl",)),
@@ -39,12 +39,12 @@ def folder(tmp_path, make_episode, write_dataset):
 
 
 def held(folder):
-    """Of each episode of the dataset, its position in EPISODES."""
+    """Position in EPISODES of each episode of the dataset."""
     known = [(task, number) for task, number, *_ in EPISODES]
     return [
         known.index((TASK_NAMES[task], number))
-        for row in read_manifest(folder).shards
-        for task, number in zip(row.task, row.number, strict=True)
+        for entry in read_manifest(folder).shards
+        for task, number in zip(entry.task, entry.number, strict=True)
     ]
 
 
@@ -139,8 +139,8 @@ def test_a_selection_copies_nothing_and_is_whole(folder, tmp_path):
     select(folder, tmp_path / "kept", "success")
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["manifest.json"]
     kept, whole = Replay(tmp_path / "kept"), Replay(folder)
-    assert kept.read(kept.frames_of(2))[0].picture == whole.read(whole.frames_of(4))[0].picture
-    assert [row.name for row in read_manifest(tmp_path / "kept").shards] == [
+    assert kept.read(kept.frames_of(2))[0].image == whole.read(whole.frames_of(4))[0].image
+    assert [entry.name for entry in read_manifest(tmp_path / "kept").shards] == [
         "../set/shard-00000.h5",
         "../set/shard-00001.h5",
     ]
@@ -194,12 +194,12 @@ def test_a_selection_needs_a_new_folder_and_all_shards(folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_commands_say_what_they_kept(folder, tmp_path, capsys):
+def test_the_commands_print_what_they_kept(folder, tmp_path, capsys):
     kept, rest = tmp_path / "kept", tmp_path / "rest"
     assert main(["select", str(folder), str(kept), "--where", "success, length<=6", "--per-task", "1"]) == 0
-    said = capsys.readouterr().out
-    assert f"{kept}: 2 episodes, 5 steps, 1 shards" in said
-    assert f"2 of the 6 episodes of {folder}" in said
+    printed = capsys.readouterr().out
+    assert f"{kept}: 2 episodes, 5 steps, 1 shards" in printed
+    assert f"2 of the 6 episodes of {folder}" in printed
     assert main(["drop", str(folder), str(rest), "--where", "success"]) == 0
     assert f"2 of the 6 episodes of {folder}" in capsys.readouterr().out
     assert held(rest) == [1, 3]

@@ -1,4 +1,4 @@
-"""Shards on disk: what is written is read, and every damage is refused by the name of the file."""
+"""Shards on disk: round trip, and any damage is refused by file name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ATTRIBUTES |= {"size": 16, "split": "train", "randomise": "none"}
 
 
 def random_episode(task, steps, number, codec_name="jpeg"):
-    """Random states, actions and pictures, with the verdicts that the detectors give; its last command terminates."""
+    """Random states, actions and images, with the verdicts of the detectors; the last command terminates."""
     rng = np.random.default_rng(number)
     state = rng.normal(size=(steps + 1, STATE_SIZE)).astype(np.float32)
     frames = rng.integers(0, 256, (steps + 1, 16, 16, 3), dtype=np.uint8)
@@ -69,13 +69,13 @@ def change_bytes(path, old, new):
 @contextlib.contextmanager
 def edited(path):
     """The HDF5 file of a shard, to be changed; its checksum will be right."""
-    body = path.with_suffix(".body")
-    body.write_bytes(path.read_bytes()[: -TRAILER.size])
-    with h5py.File(body, "r+") as file:
+    payload = path.with_suffix(".payload")
+    payload.write_bytes(path.read_bytes()[: -TRAILER.size])
+    with h5py.File(payload, "r+") as file:
         yield file
-    content = body.read_bytes()
+    content = payload.read_bytes()
     path.write_bytes(content + TRAILER.pack(MAGIC, zlib.crc32(content)))
-    body.unlink()
+    payload.unlink()
 
 
 def flipped(data):
@@ -84,33 +84,33 @@ def flipped(data):
 
 
 def stored(episode):
-    """Its frames as they should be read: picture, action (none at the last), state, verdict."""
+    """Frames as they should be read: image, action (zeros at the last), state, verdict."""
     action = np.concatenate([episode.action, np.zeros((1, 5), np.float32)])
     return [
-        (picture, *(row.tobytes() for row in rows))
-        for picture, *rows in zip(episode.frames, action, episode.state, episode.verdict, strict=True)
+        (image, *(row.tobytes() for row in rows))
+        for image, *rows in zip(episode.frames, action, episode.state, episode.verdict, strict=True)
     ]
 
 
 def content(frames):
-    return [(f.picture, f.action.tobytes(), f.state.tobytes(), f.verdict.tobytes()) for f in frames]
+    return [(f.image, f.action.tobytes(), f.state.tobytes(), f.verdict.tobytes()) for f in frames]
 
 
-def test_what_is_written_is_read(dataset):
+def test_a_dataset_is_read_as_it_was_written(dataset):
     replay = Replay(dataset)
     assert (replay.num_episodes, replay.num_steps, replay.size, replay.renderer) == (3, 7, 16, "tiny")
     assert replay.episode_task.tolist() == [3, 7, 0]
     assert replay.episode_length.tolist() == [2, 4, 1]
     assert replay.episode_of(np.arange(7)).tolist() == [0, 0, 1, 1, 1, 1, 2]
-    assert replay.steps_left(np.arange(7)).tolist() == [2, 1, 4, 3, 2, 1, 1]
+    assert replay.steps_to_go(np.arange(7)).tolist() == [2, 1, 4, 3, 2, 1, 1]
     assert [list(replay.frames_of(n)) for n in range(3)] == [[0, 1, 2], [3, 4, 5, 6, 7], [8, 9]]
     assert np.array_equal(replay.success, [e.verdict[-1] for e in EPISODES])
-    row, tables, attributes = read_shard(dataset / FIRST)
+    entry, tables, attributes = read_shard(dataset / FIRST)
     assert tables["episode/terminated"].tolist() == [True, True]
     assert tables["episode/number"].tolist() == [0, 1]
     assert tables["episode/noise"].tolist() == [0.0, 0.125]
     assert (attributes["seed"], attributes["policy"]) == (0, "scripted")
-    assert row == read_manifest(dataset).shards[0]
+    assert entry == read_manifest(dataset).shards[0]
 
 
 def test_every_frame_is_read_under_its_own_number(dataset):
@@ -119,7 +119,7 @@ def test_every_frame_is_read_under_its_own_number(dataset):
     assert content(replay.read(range(10))) == expected
     order = [9, 0, 8, 7, 3, 3]
     assert content(replay.read(order)) == [expected[n] for n in order]
-    assert np.array_equal(replay.pictures(order), np.stack([codec.decode(expected[n][0]) for n in order]))
+    assert np.array_equal(replay.images(order), np.stack([codec.decode(expected[n][0]) for n in order]))
 
 
 def test_equal_episodes_make_equal_bytes(tmp_path):
@@ -137,14 +137,14 @@ def test_the_tables_can_be_read_by_any_hdf5_program(dataset):
 
 
 def test_lossless_frames_lose_nothing_and_are_read_like_jpeg(tmp_path, write_dataset):
-    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    assert np.array_equal(codec.decode(codec.encode(picture, "zstd")), picture)
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    assert np.array_equal(codec.decode(codec.encode(image, "zstd")), image)
     both = write_dataset(tmp_path / "set", [[random_episode(3, 2, 0, "zstd")], [random_episode(3, 2, 1, "jpeg")]])
-    assert Replay(both).pictures([0, 3]).shape == (2, 16, 16, 3)
+    assert Replay(both).images([0, 3]).shape == (2, 16, 16, 3)
     assert check(both) == Report(frames=6, wrong=(), unfinished=())
 
 
-def test_a_picture_of_another_size_is_refused():
+def test_an_image_of_another_size_is_refused():
     data = codec.encode(np.zeros((16, 16, 3), np.uint8))
     with pytest.raises(ValueError, match=r"16.*expected"):
         codec.decode(data, np.empty((8, 8, 3), np.uint8))
@@ -202,7 +202,7 @@ def test_a_shard_in_anothers_place_is_refused(tmp_path, write_dataset):
     for path, data in ((one, second), (two, first)):
         path.write_bytes(data.ljust(longer, b"\0"))
     manifest = read_manifest(dataset)  # as if both had the same length
-    write_manifest(dataset, replace(manifest, shards=tuple(replace(row, bytes=longer) for row in manifest.shards)))
+    write_manifest(dataset, replace(manifest, shards=tuple(replace(entry, bytes=longer) for entry in manifest.shards)))
     with pytest.raises(DatasetError, match=r"shard-00000.h5: damaged shard, the checksum of its index"):
         Replay(dataset).read([0])
 
@@ -342,14 +342,14 @@ def test_a_changed_manifest_is_refused(dataset, old, new):
         Replay(dataset)
 
 
-@pytest.mark.parametrize("lost", ["size", "renderer", "randomise", "split"])
-def test_a_manifest_that_lacks_an_entry_is_refused_by_name(dataset, lost):
+@pytest.mark.parametrize("missing", ["size", "renderer", "randomise", "split"])
+def test_a_manifest_that_lacks_an_entry_is_refused_by_name(dataset, missing):
     path = dataset / "manifest.json"
     values = json.loads(path.read_text())
-    del values[lost], values["crc32"]
+    del values[missing], values["crc32"]
     values["crc32"] = zlib.crc32(json.dumps(values, sort_keys=True).encode())
     path.write_text(json.dumps(values))
-    with pytest.raises(DatasetError, match=rf"manifest\.json.*{lost}"):
+    with pytest.raises(DatasetError, match=rf"manifest\.json.*{missing}"):
         Replay(dataset)
 
 

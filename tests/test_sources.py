@@ -33,7 +33,7 @@ def test_a_mix_gives_each_source_its_episodes(tmp_path, tiny_collection, tiny_ch
     )
     options = {key: value for key, value in tiny_collection.items() if key not in ("tasks", "episodes")}
     manifest = collect(CollectConfig(out=str(tmp_path / "set"), mix=str(mix), **options), exploring)
-    held = {row.name: (row.policy, len(row.task)) for row in manifest.shards}
+    held = {entry.name: (entry.policy, len(entry.task)) for entry in manifest.shards}
     assert held == {
         "lift-banana-0-000000.h5": ("crude", 2),
         "lift-banana-0-000002.h5": ("crude", 1),

@@ -1,4 +1,4 @@
-"""What is done with datasets: merged, split, looked at, handed to other programs."""
+"""Tools for datasets: merge, split, view, export."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sim.tasks import TASK_NAMES, TASKS
 
 @pytest.fixture
 def two(tmp_path, make_episode, write_dataset):
-    """Two datasets of three and two episodes; every frame of an episode is of its own grey."""
+    """Two datasets of three and two episodes; each frame has its own grey level."""
 
     def episode(number, task, accepted):
         return make_episode(task, 2, accepted, [40 * number + 8 * k for k in range(3)], number=number, side=32)
@@ -38,7 +38,7 @@ def two(tmp_path, make_episode, write_dataset):
 
 
 def greys(replay):
-    return [int(replay.pictures([replay.frames_of(e)[0]]).mean().round()) for e in range(replay.num_episodes)]
+    return [int(replay.images([replay.frames_of(e)[0]]).mean().round()) for e in range(replay.num_episodes)]
 
 
 def rewrite(folder, **changes):
@@ -129,10 +129,10 @@ def test_a_folder_with_something_in_it_is_left_alone(two, tmp_path):
     assert greys(Replay(two[1])) == [120, 160]
 
 
-def test_splitting_deals_each_task_and_outcome_by_the_share(tmp_path, make_episode, write_dataset):
+def test_a_split_is_stratified_by_task_and_outcome(tmp_path, make_episode, write_dataset):
     kinds = [("lift-can", ("lift-can",), 20), ("lift-can", (), 10), ("place-bowl", (), 10)]
-    chosen = [(task, won) for task, won, count in kinds for _ in range(count)]
-    episodes = [make_episode(task, 1, won, number=number) for number, (task, won) in enumerate(chosen)]
+    chosen = [(task, accepted) for task, accepted, count in kinds for _ in range(count)]
+    episodes = [make_episode(task, 1, accepted, number=number) for number, (task, accepted) in enumerate(chosen)]
     write_dataset(tmp_path / "set", [episodes[n : n + 7] for n in range(0, 40, 7)])
     halves = split(tmp_path / "set", tmp_path / "first", tmp_path / "second", 0.8, seed=1)
     parts = [Replay(tmp_path / name) for name in ("first", "second")]
@@ -140,8 +140,8 @@ def test_splitting_deals_each_task_and_outcome_by_the_share(tmp_path, make_episo
     for part, counts in zip(parts, ((16, 8, 8), (4, 2, 2)), strict=True):
         own = part.episode_task == can
         assert ((own & part.success[:, can]).sum(), (own & ~part.success[:, can]).sum(), (~own).sum()) == counts
-    held = [(Path(row.name).name, first) for half in halves for row in half.shards for first in row.first]
-    assert sorted(held) == [(row.name, first) for row in read_manifest(tmp_path / "set").shards for first in row.first]
+    held = [(Path(entry.name).name, first) for half in halves for entry in half.shards for first in entry.first]
+    assert sorted(held) == [(e.name, first) for e in read_manifest(tmp_path / "set").shards for first in e.first]
     assert [check(tmp_path / name) for name in ("first", "second")] == [
         Report(frames=2 * count, wrong=(), unfinished=()) for count in (32, 8)
     ]
@@ -185,19 +185,19 @@ def test_the_page_holds_its_frames_and_nothing_that_is_fetched(two, tmp_path):
 def test_the_page_filters_and_scrubs_in_a_browser(two, tmp_path):
     view(Replay(two[0]), tmp_path / "view.html", 40, TASK_NAMES, "all")
     steps = """<script>
-      const said = [$("list").children.length];
-      $("outcome").value = "failure"; $("outcome").onchange(); said.push($("list").children.length);
-      $("list").children[1].click(); said.push($("what").textContent);
+      const shown = [$("list").children.length];
+      $("outcome").value = "failure"; $("outcome").onchange(); shown.push($("list").children.length);
+      $("list").children[1].click(); shown.push($("what").textContent);
       const first = $("frame").src; $("step").value = 2; $("step").oninput();
-      said.push($("frame").src !== first, $("now").textContent);
-      document.body.replaceChildren(JSON.stringify(said));
+      shown.push($("frame").src !== first, $("now").textContent);
+      document.body.replaceChildren(JSON.stringify(shown));
     </script></html>"""
     page = tmp_path / "driven.html"
     page.write_text((tmp_path / "view.html").read_text().replace("</html>", steps))
     browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()]
     out = subprocess.run(browser, capture_output=True, text=True, timeout=60).stdout
-    said = json.loads(re.search(r"<body>(\[.*\])\s*</body>", out)[1])
-    assert said == [3, 2, "episode 2, place-bowl, by scripted: failure", True, "frame 2 of 2, the last"]
+    shown = json.loads(re.search(r"<body>(\[.*\])\s*</body>", out)[1])
+    assert shown == [3, 2, "episode 2, place-bowl, by scripted: failure", True, "frame 2 of 2, the last"]
 
 
 def test_minari_reads_the_export(two, tmp_path):
@@ -208,8 +208,8 @@ def test_minari_reads_the_export(two, tmp_path):
     assert (dataset.total_episodes, dataset.total_steps) == (3, 6)
     for number, episode in enumerate(dataset):
         stored = replay.read(replay.frames_of(number))
-        pictures = replay.pictures(replay.frames_of(number)).astype(int)
-        assert np.abs(episode.observations["image"].astype(int) - pictures).max() <= 3  # two decoders
+        images = replay.images(replay.frames_of(number)).astype(int)
+        assert np.abs(episode.observations["image"].astype(int) - images).max() <= 3  # two decoders
         assert np.array_equal(episode.actions["translation"], [frame.action[:3] for frame in stored[:-1]])
         assert np.array_equal(episode.infos["state"], [frame.state for frame in stored])
         assert dataset.action_space["translation"].contains(episode.actions["translation"][0])
@@ -230,8 +230,8 @@ def test_the_lerobot_export_has_lerobots_files(two, tmp_path):
     features = info["features"].items()
     stored = {key: table.schema.field(key).type for key in data}
     assert {
-        key: str(getattr(stored[key], "value_type", stored[key])) for key, about in features if "image" not in key
-    } == {key: about["dtype"].replace("float32", "float") for key, about in features if "image" not in key}
+        key: str(getattr(stored[key], "value_type", stored[key])) for key, feature in features if "image" not in key
+    } == {key: feature["dtype"].replace("float32", "float") for key, feature in features if "image" not in key}
 
 
 def test_lerobot_reads_the_export(two, tmp_path):
@@ -242,20 +242,20 @@ def test_lerobot_reads_the_export(two, tmp_path):
     dataset = datasets.LeRobotDataset("switchyard/pick-place", root=tmp_path / "out")
     assert (dataset.num_episodes, dataset.num_frames) == (3, 6)
     row = dataset[3]  # the last step of the second episode
-    picture = codec.decode(replay.read([4])[0].picture) / 255
-    assert np.abs(row["observation.image"].permute(1, 2, 0).numpy() - picture).max() <= 3 / 255
+    image = codec.decode(replay.read([4])[0].image) / 255
+    assert np.abs(row["observation.image"].permute(1, 2, 0).numpy() - image).max() <= 3 / 255
     assert np.allclose(row["action"], replay.read([4])[0].action)
     assert (row["task"], bool(row["next.done"])) == ("lift-can", True)
 
 
-def test_the_commands_say_what_they_did(two, tmp_path, capsys):
+def test_the_commands_print_what_they_did(two, tmp_path, capsys):
     a, b = map(str, two)
     both = str(tmp_path / "both")
     assert main(["merge", both, a, b]) == 0
     assert "5 episodes, 10 steps, 3 shards" in capsys.readouterr().out
     assert main(["check", both, "--workers", "1"]) == 0
     assert f"{both}: all 15 frames are as they were written" in capsys.readouterr().out
-    assert main(["split", both, str(tmp_path / "x"), str(tmp_path / "y"), "--share", "0.5"]) == 0
+    assert main(["split", both, str(tmp_path / "x"), str(tmp_path / "y"), "--fraction", "0.5"]) == 0
     assert main(["view", both]) == 0
     assert main(["info", both]) == 0
     assert "100,000 episodes of 25 steps" in capsys.readouterr().out
@@ -278,7 +278,7 @@ def test_a_reader_that_has_had_enough_is_no_error(two):
         ("view nowhere --outcome maybe", "unknown outcome 'maybe'"),
         ("merge out nowhere", "nowhere: no dataset here"),
         ("export nowhere out --format csv", "unknown format 'csv': choose from lerobot, minari"),
-        ("split nowhere a b --share 2", "share is between 0 and 1"),
+        ("split nowhere a b --fraction 2", "fraction is between 0 and 1"),
     ],
 )
 def test_the_commands_refuse_in_one_line(line, message, capsys):

@@ -252,7 +252,7 @@ def test_the_network_learns_to_point_at_things(tiny_training, tmp_path):
     network = CEMPolicy.load(train(QTOptConfig(out=str(tmp_path / "run"), **options))).network
     replay = Replay(tiny_training["data"])
     stored = range(replay.num_steps + replay.num_episodes)
-    frames = torch.from_numpy(replay.pictures(stored)).permute(0, 3, 1, 2)
+    frames = torch.from_numpy(replay.images(stored)).permute(0, 3, 1, 2)
     state = SceneState(np.stack([frame.state for frame in replay.read(stored)]))
     gripper = np.stack([state["gripper_closed"], state["gripper_position"][:, 2]], axis=1)
     marks = landmarks(state)

@@ -187,7 +187,7 @@ class QTOpt(lightning.LightningModule):
             lagged = self.lagged.encode(image, batch.next_gripper)
             logit = self.lagged.score(lagged, batch.next_gripper, action[:, None], batch.task_index)
             value = torch.minimum(value, logit[:, 0].float().sigmoid())
-        return bellman_target(batch.reward, batch.done, batch.span, value, config.discount)
+        return bellman_target(batch.reward, batch.done, batch.n_step, value, config.discount)
 
     def _unseen_actions(self, action: Tensor, generator: torch.Generator) -> Tensor:
         """[B, K, 5]: uniform, and for a part near the data's action, where a flat Q would hide its imprecision."""
@@ -255,7 +255,7 @@ class QTOpt(lightning.LightningModule):
         logits = self.target.score(features, batch.gripper, batch.action[:, None], batch.task_index)
         _, best = best_action(self.target, features, batch.gripper, batch.task_index, self.config.acting, generator)
         q, best = logits[own, 0].float().sigmoid(), best[own]
-        outcome = batch.success[own] * self.config.discount ** (batch.left[own] - 1)
+        outcome = batch.success[own] * self.config.discount ** (batch.steps_to_go[own] - 1)
         gap, error = (best - q).mean(), calibration_error(q, outcome)
         return {"q_acting": q.mean(), "q_best": best.mean(), "q_gap": gap, "calibration_error": error}
 
@@ -315,7 +315,7 @@ class QTOpt(lightning.LightningModule):
             "network": dataclasses.asdict(self.config.network),
             "acting": dataclasses.asdict(self.config.acting),
             "landmark_weight": self.config.landmark_weight,
-            **(self.replay.world if self.replay else {}),
+            **(self.replay.env_options if self.replay else {}),
             "sim_version": SIM_VERSION,
             "tasks": list(TASK_NAMES),
             "trained_tasks": list(self.config.tasks),

@@ -178,10 +178,10 @@ def _loader(config: QTOptConfig, replay: Replay, first_step: int, trainer: light
     mix = SamplerConfig(
         per_task=config.per_task,
         processes=trainer.world_size,
-        shared=config.shared_part,
-        success=config.success_part,
-        balanced=config.balance_shared,
-        offered=config.oversample,
+        shared_fraction=config.shared_part,
+        success_fraction=config.success_part,
+        balance_successes=config.balance_shared,
+        candidates_per_shared=config.oversample,
         n_step=config.n_step,
         decode=not on_gpu,
     )

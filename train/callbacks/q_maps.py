@@ -60,7 +60,7 @@ def landscape(network: QNetwork, acting: ActingConfig, replay: Replay, number: i
     """uint8 [H, W, 3]: the frame, and on it Q of motions to each place around the gripper, the rest of the action being
     that of the best one (white ring). A cross marks the data's action."""
     frame = replay.read([number])[0]
-    pixels, state = codec.decode(frame.picture), SceneState(frame.state)
+    pixels, state = codec.decode(frame.image), SceneState(frame.state)
     best, value, motion, q = _q_around(network, acting, pixels, state, task)
     low, high = float(q.min()), float(q.max())
     command, height = COMMANDS[int(best[4])], f"{100 * best[2]:+.0f} cm up"

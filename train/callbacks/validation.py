@@ -29,7 +29,7 @@ class Validation(Checkpoint):
 
     def __init__(self, replay: Replay, config: QTOptConfig) -> None:
         self._config, self._out = config, Path(config.out)
-        self._world = {"image_size": replay.frame_size, **replay.world}
+        self._world = {"image_size": replay.frame_size, **replay.env_options}
         self._requests: list[StopRequest] = []
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""A folder that a collection fills: held by one process, bound to the options it was begun with, gone on with."""
+"""The folder of a collection: locked by one process, bound to its first options, resumable."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from typing import Any
 from data.locks import lock_file
 from data.manifest import MANIFEST, checksum, read_manifest
 from data.plan import CONFIG, CollectConfig, ShardJob, Source
-from data.shards import Row, read_shard, shard_files
+from data.shards import ManifestEntry, read_shard, shard_files
 from sim.files import DatasetError, is_nonempty, read_json, remove_temporaries, sha256, write_atomic
 from sim.options import changed
 from sim.tasks import TASKS
 
 LOCK = "collect.lock"
 BINDING = ("size", "seed", "randomise", "split", "codec", "quality", "episodes_per_shard", "until", "window")
-OF_A_SHARD = ("renderer", "size", "seed", "randomise", "split", "codec", "quality")  # its attributes
+SHARD_OPTIONS = ("renderer", "size", "seed", "randomise", "split", "codec", "quality")  # attributes of a shard
 
 
 @contextlib.contextmanager
-def claim(folder: Path, config: CollectConfig) -> Iterator[tuple[CollectConfig, dict[str, Any]]]:
-    """Hold the folder for this collection alone, refuse one that holds something else -> what binds the dataset."""
+def open_collection(folder: Path, config: CollectConfig) -> Iterator[tuple[CollectConfig, dict[str, Any]]]:
+    """Lock the folder and start or resume its collection -> (config with its renderer resolved, options on disk).
+
+    DatasetError if another process holds the folder, or if it holds anything but this collection."""
     path = folder / CONFIG
     if not path.is_file() and is_nonempty(folder, LOCK):
         ours = (folder / MANIFEST).is_file()
@@ -34,22 +36,22 @@ def claim(folder: Path, config: CollectConfig) -> Iterator[tuple[CollectConfig, 
     wanted["sources"] = [_fingerprint(source) for source in config.sources]
     with lock_file(folder / LOCK, f"{folder}: another collection is at work in this folder"):
         counts = [source.episodes for source in config.sources]
-        if path.is_file() and shard_files(folder):  # options without an episode bind nobody
+        if path.is_file() and shard_files(folder):  # without a shard, its options bind nothing
             found = read_options(folder)
             _check_same(folder, config, wanted, found, counts)
             asked = found["asked"] if counts == found["asked"][-1] else [*found["asked"], counts]
-            about = {**wanted, "renderer": found["renderer"], "asked": asked}
+            metadata = {**wanted, "renderer": found["renderer"], "asked": asked}
         else:
             from sim.camera import resolve_renderer
 
-            about = {**wanted, "renderer": resolve_renderer(config.renderer), "asked": [counts]}
+            metadata = {**wanted, "renderer": resolve_renderer(config.renderer), "asked": [counts]}
         remove_temporaries(folder)
-        write_atomic(path, json.dumps({**about, "crc32": checksum(about)}, indent=1).encode())
-        yield replace(config, renderer=about["renderer"]), about
+        write_atomic(path, json.dumps({**metadata, "crc32": checksum(metadata)}, indent=1).encode())
+        yield replace(config, renderer=metadata["renderer"]), metadata
 
 
 def _fingerprint(source: Source) -> dict[str, Any]:
-    """A source as plain values, its checkpoint by content: a file of that name may change while a dataset grows."""
+    """A source as plain values, its checkpoint by SHA-256: the file may change while a dataset grows."""
     known = {"tasks": list(source.tasks), "policy": source.policy, "noise": source.noise}
     if source.checkpoint:
         if not Path(source.checkpoint).is_file():
@@ -59,7 +61,7 @@ def _fingerprint(source: Source) -> dict[str, Any]:
 
 
 def read_options(folder: Path) -> dict[str, Any]:
-    """What the folder collects, as it was written by `claim`."""
+    """The options of the folder's collection, as `open_collection` wrote them."""
     path = folder / CONFIG
     found = read_json(path)
     if found.pop("crc32", None) != checksum(found) or not {*BINDING, "sources", "renderer", "asked"} <= found.keys():
@@ -70,7 +72,7 @@ def read_options(folder: Path) -> dict[str, Any]:
 def _check_same(
     folder: Path, config: CollectConfig, wanted: dict[str, Any], found: dict[str, Any], counts: list[int]
 ) -> None:
-    """Refuses to go on with a dataset that was begun with other options."""
+    """DatasetError if the dataset was begun with other options."""
     if config.renderer not in ("auto", found["renderer"]):
         raise DatasetError(f"{folder}: rendered by {found['renderer']}, asked for {config.renderer}")
     many = max(len(options["sources"]) for options in (found, wanted)) > 1
@@ -82,34 +84,34 @@ def _check_same(
 
 
 def _flat(options: dict[str, Any], many: bool) -> dict[str, Any]:
-    """What binds a dataset, the entries of its sources among the others: numbered where there are many."""
+    """The binding options as a flat dict; entries of the sources are numbered if there are several."""
     flat = {key: options[key] for key in BINDING}
     for number, source in enumerate(options["sources"]):
         flat |= {f"source {number} {key}" if many else key: value for key, value in source.items()}
     return flat
 
 
-def finished(folder: Path, jobs: list[ShardJob], about: dict[str, Any]) -> Iterator[tuple[ShardJob, Row]]:
-    """Shards that are there: those that the manifest lists as it tells, others from a read of the whole."""
-    listed: dict[str, Row] = {}
+def finished(folder: Path, jobs: list[ShardJob], metadata: dict[str, Any]) -> Iterator[tuple[ShardJob, ManifestEntry]]:
+    """Shards on disk with their entries: from the manifest if it lists them, else by reading the whole shard."""
+    listed: dict[str, ManifestEntry] = {}
     if (folder / MANIFEST).is_file():
         with contextlib.suppress(DatasetError):  # a damaged manifest is remade from its shards
-            listed = {row.name: row for row in read_manifest(folder).shards}
+            listed = {entry.name: entry for entry in read_manifest(folder).shards}
     for job in jobs:
         path = folder / job.name
         if path.is_file():
-            row = listed.get(job.name)
-            yield job, row if row and row.bytes == path.stat().st_size else _adopt(path, job, about)
+            entry = listed.get(job.name)
+            yield job, entry if entry and entry.bytes == path.stat().st_size else _adopt(path, job, metadata)
 
 
-def _adopt(path: Path, job: ShardJob, about: dict[str, Any]) -> Row:
-    """The row of a shard that no manifest lists, if it is the one that this job would make."""
+def _adopt(path: Path, job: ShardJob, metadata: dict[str, Any]) -> ManifestEntry:
+    """The entry of a shard that no manifest lists, verified to be the one that this job would write."""
     try:
-        row, tables, attributes = read_shard(path)
+        entry, tables, attributes = read_shard(path)
     except DatasetError as error:
         raise DatasetError(f"{error}; delete it, and the same command makes it again") from None
-    source = about["sources"][job.source]
-    wanted = {key: about[key] for key in OF_A_SHARD} | {"source": job.source}
+    source = metadata["sources"][job.source]
+    wanted = {key: metadata[key] for key in SHARD_OPTIONS} | {"source": job.source}
     wanted |= {"checkpoint_sha256": "", **{key: value for key, value in source.items() if key != "tasks"}}
     found = {key: attributes[key] for key in wanted}
     wanted |= {"task": {TASKS[job.task].index}, "episodes": list(range(job.first, job.last))}
@@ -117,4 +119,4 @@ def _adopt(path: Path, job: ShardJob, about: dict[str, Any]) -> Row:
     differs = [key for key in wanted if found[key] != wanted[key]]
     if differs:
         raise DatasetError(f"{path}: holds other episodes than it should ({', '.join(differs)} differ); delete it")
-    return row
+    return entry
