@@ -1,10 +1,28 @@
-"""Adding an object is one record in one table: state, tasks, detectors, scenes and scripted policies follow."""
+"""Adding an object, a benchmark or an algorithm is one record or one file; everything else follows."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import mixtures
+from data.mixtures import CollectStateConfig, Source
+from data.transitions import read_transitions
+from eval.returns import exploring
+from eval.tables import tables
+from models.policy_files import load_policies
+from sim.benchmarks.table import BENCHMARKS
+from tests.conftest import SMALL_STATE_RUN as SMALL
+from tests.line import LINE
+from train import presets, state_run
+from train.online_states import learn
+from train.sac import SAC, SACConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,3 +67,54 @@ def test_an_object_added_to_the_table_is_rendered_lifted_and_detected():
     done = subprocess.run([sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-3:] == ["3", "3", "8"]
+
+
+@pytest.fixture
+def line(monkeypatch, tmp_path):
+    """All that adds a benchmark: its record, one row of presets, one recipe."""
+    monkeypatch.setitem(BENCHMARKS, "line", LINE)
+    monkeypatch.setitem(presets.PRESETS, "line", {"sharing": {"sharing_temperature_clip": (0.1, 1.0)}})
+    replay, policies = (Source(task=task, file=str(tmp_path / "sac" / file), steps=200) for task, file in SOURCES)
+    monkeypatch.setitem(mixtures.RECIPES, "line", {"quick": (replay, policies)})
+    options = {"steps": 300, "start_steps": 200, "replay_steps": 200, "batch_size": 8, "hidden_sizes": (16,)}
+    learn("SAC", SACConfig(benchmark="line", out=str(tmp_path / "sac"), **options), SAC, "--lr")
+    return CollectStateConfig(benchmark="line", recipe="quick", out=str(tmp_path / "line.h5"))
+
+
+SOURCES = (("right", "replay.h5"), ("left", "policy-300.pt"))
+
+
+def test_a_benchmark_added_to_the_tables_is_collected_learned_played_and_tabulated(line, tmp_path, capsys):
+    made = mixtures.make(line, exploring)
+    assert read_transitions(line.path).digest == made.digest
+    assert np.bincount(made.columns["task"]).tolist() == [200, 200]
+    state_run.main("cql", ["--data", str(line.path), "--print-config"])
+    assert json.loads(capsys.readouterr().out)["sharing_temperature_clip"] == [0.1, 1.0]
+    options = {**SMALL, "data": str(line.path), "out": str(tmp_path / "run"), "rules": ("none", "cds")}
+    found = state_run.train("cql", state_run.CQLConfig(**options))
+    results = json.loads(found.read_text())
+    assert (results["benchmark"], results["recipe"], results["metric"]) == ("line", "quick", "success")
+    assert all(row["success"].keys() == {"right", "left"} for row in results["members"])
+    text = tables([found])
+    assert text.startswith("line quick, cql, 4 updates\n\n| success, % | none | cds |")
+
+
+def test_an_algorithm_is_one_file_of_under_60_lines_and_a_row(line, tmp_path, monkeypatch):
+    """Behaviour cloning, loaded from its file alone, learns to go where its data went."""
+    source = ROOT / "train" / "bc.py"
+    assert len(source.read_text().splitlines()) < 60
+    spec = importlib.util.spec_from_file_location("added", source)
+    added = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "added", added)
+    spec.loader.exec_module(added)
+    monkeypatch.setattr(state_run, "ALGORITHMS", {"added": state_run.Entry(added.BC, added.BCConfig)})
+    made = mixtures.make(line, exploring)
+    options = {**SMALL, "data": str(line.path), "out": str(tmp_path / "run"), "rules": ("all",), "steps": 200}
+    found = json.loads(state_run.train("added", added.BCConfig(**options, lr=0.01)).read_text())
+    assert found["algorithm"] == "added"
+    assert set(found["members"][0]["returns"]) == {"right", "left"}
+    policy = load_policies(tmp_path / "run" / "policy.pt").policy
+    mean = policy.act(np.eye(3, dtype=np.float32)[None], np.zeros((1, 3), np.int64))[0, :, 0]
+    for place in range(3):
+        there = made.columns["observation"][:, place] > 0
+        assert mean[place] == pytest.approx(made.columns["action"][there].mean(), abs=0.3)

@@ -21,31 +21,25 @@ from train.state_config import StateConfig
 
 @dataclass(frozen=True, kw_only=True)
 class BCConfig(StateConfig):
-    """Every option of `python -m train bc`. Rules that weigh by Q-values need an algorithm that learns one."""
+    """Every option of `python -m train bc`."""
 
-    rules: tuple[str, ...] = option(("none",), "sharing rules, trained side by side: those without Q-values")
+    rules: tuple[str, ...] = option(("none",), "sharing rules, trained side by side: those that need no Q-values")
     lr: float = option(3e-4, "learning rate of Adam")
 
 
 class BC(nn.Module):
-    """Shapes: `E` members, `B` transitions of all target tasks."""
-
-    def __init__(
-        self, config: BCConfig, dataset: TransitionDataset, normaliser: Normaliser, conditioner: Conditioner
-    ) -> None:
+    def __init__(self, config: BCConfig, data: TransitionDataset, normaliser: Normaliser, conditioner: Conditioner):
         super().__init__()
-        benchmark, members = dataset.benchmark, len(config.members)
-        self.config, self.updates = config, 0
-        self.normaliser, self.conditioner = normaliser, conditioner
-        self.policy = TanhGaussianPolicy(members, conditioner.size, config.hidden_sizes, benchmark.action_size)
-        self.shared = SharedBatches(dataset, config.sharing)
+        self.config, self.normaliser, self.conditioner, self.updates = config, normaliser, conditioner, 0
+        sizes = len(config.members), conditioner.size, config.hidden_sizes
+        self.policy = TanhGaussianPolicy(*sizes, data.benchmark.action_size)
+        self.shared = SharedBatches(data, config.sharing)
         self.finite = FiniteCheck("members", config.member_names, config.log_every)
         self.optimizers = [torch.optim.Adam(self.parameters(), lr=config.lr, fused=True)]
 
     def update(self) -> dict[str, Tensor]:
-        """One step of maximum likelihood; values [E] to log."""
-        device = next(self.parameters()).device
-        generator = torch.Generator(device).manual_seed(derive_seed(self.config.seed, self.updates))
+        device, seed = next(self.parameters()).device, derive_seed(self.config.seed, self.updates)
+        generator = torch.Generator(device).manual_seed(seed)
         batch = self.shared.sample(generator)
         weight = self.shared.weigh(batch, None, self.updates, generator)
         log_prob = self.policy.log_prob(self.conditioner(batch.observation, batch.task_index), batch.action)
