@@ -1,7 +1,7 @@
-"""The router: a sharing rule applied to whole batches, with all that it remembers of the tasks, and its report.
+"""The router: applies a sharing rule to whole batches, keeps running statistics of each task, and reports mean weights.
 
 Shapes: `B` rows of a batch, `N` tasks, `R` scores of own transitions in the window, `E` members: networks trained side
-by side, each with a memory of its own. Every tensor may lead with [E] where the router has several.
+by side, each with statistics of its own. With several members every tensor has a leading [E].
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ EPISODE_RATE = 0.3  # of the running mean score of an episode
 
 @dataclass(frozen=True, kw_only=True)
 class RouterConfig:
-    """`percentile`: k in percent from the top; k = 10 compares with the 90th percentile of the own Q-values, the last
-    `window` of each task.
+    """Options of a router.
 
-    `temperature`: tau; 0: adaptive, the running average of |Delta| per task with `decay`, clipped to `tau_low` and
-    `tau_high` (app. C.1, which averages Delta; its absolute value cannot reach zero or below).
-    `weigh_own_probability`: that a task's own transitions are weighed too, drawn for each step. `granularity` episode:
-    a transition has the running mean score of its episode's transitions; of every task, where the rule compares tasks.
+    `percentile`: k in percent from the top; k = 10 compares with the 90th percentile of the last `window` own Q-values
+    of each task. `temperature`: tau; 0: adaptive, the running mean of |Delta| of each task with `decay`, clipped to
+    `tau_low` and `tau_high` (CDS, app. C.1, averages Delta; the absolute value cannot reach zero or below).
+    `weigh_own_probability`: probability, in each step, that a task's own transitions are weighed too. `granularity`
+    episode: a transition's score is the running mean over its episode, for every task where the rule compares tasks.
     """
 
     rule: str = "cds"
@@ -57,25 +57,26 @@ class RouterConfig:
 
 
 class RoutableBatch(Protocol):
-    """What the router asks of a batch, each [..., B]."""
+    """Fields of a batch that the router reads, each [..., B]."""
 
     task_index: Tensor  # int64, i
     source_task_index: Tensor  # int64, j
-    success: Tensor  # whether the target task's detector accepts the end of the episode
+    success: Tensor  # of the target task: images at the end of the episode, states in the next state
     episode: Tensor  # int64, number of the episode in the dataset
 
 
 class Router(torch.nn.Module):
-    """Weighs batches. What it remembers are buffers, so they travel with the checkpoint and with the device."""
+    """Weighs batches by one rule. Its running statistics are buffers: saved with the checkpoint, moved with the
+    device."""
 
     tau: Tensor  # [E, N] running average of |Delta|; 0: none yet
-    own: Tensor  # [E, N, R + 1] the last scores of own transitions; place R takes all the others
-    own_count: Tensor  # int64 [E, N] of own transitions seen
+    own: Tensor  # [E, N, R + 1] the last scores of own transitions; slot R takes writes that are discarded
+    own_count: Tensor  # int64 [E, N] own transitions seen
     episode_score: Tensor  # [E, N, episodes]; -inf: none yet
     sums: Tensor  # [2, 2, E, N, N] running sums of 1 and of the weight, by failure or success, target and source
 
     def __init__(self, config: RouterConfig, num_tasks: int, members: int = 1, num_episodes: int = 0) -> None:
-        """`num_episodes` of the dataset are needed for the granularity episode alone."""
+        """`num_episodes` of the dataset: needed only for granularity episode."""
         super().__init__()
         self.config, self.rule = config, RULES[config.rule]
         self.by_episode = config.granularity == "episode" and self.rule.uses_q
@@ -91,12 +92,12 @@ class Router(torch.nn.Module):
     def weigh(
         self, batch: RoutableBatch, scores: Scores | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Weights [..., B]: the rule's for shared transitions and, with `weigh_own_probability`, for a task's own ones;
-        else 1. A task whose own transitions were never seen takes no shared ones where the rule compares. Without
-        `scores` a rule that shares by a snapshot shares nothing.
+        """Weights [..., B]: the rule's for shared transitions and, with `weigh_own_probability`, for own ones; else 1.
+        For a rule with a reference, shared transitions weigh 0 until the task has seen own ones. Without `scores` a
+        rule that shares by a snapshot shares nothing.
 
-        All processes' rows are weighed together, so their averages stay the same. `generator`, the same in each, is
-        needed for `weigh_own_probability` alone."""
+        Rows of all processes are weighed together, so that their statistics stay equal. `generator`, the same in each,
+        is needed only for `weigh_own_probability`."""
         if scores is None and self.rule.snapshot:
             return (batch.task_index == batch.source_task_index).float()
         with torch.autocast(self.tau.device.type, enabled=False):
@@ -116,7 +117,7 @@ class Router(torch.nn.Module):
                 episode = self._all(batch.episode, lead)
                 if q_tasks is None:
                     score = self._of_episode(score[..., None], target[..., None], episode)[..., 0]
-                else:  # which is all that such a rule looks at
+                else:  # such a rule reads nothing else
                     tasks = torch.arange(q_tasks.shape[-1], device=q_tasks.device).expand(q_tasks.shape)
                     q_tasks = self._of_episode(q_tasks, tasks, episode)
             shared = source != target
@@ -131,11 +132,12 @@ class Router(torch.nn.Module):
     def resample(
         self, batch: RoutableBatch, weight: Tensor, candidates: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """One of every `candidates` shared transitions of each target, drawn by weight [..., B], and all own ones:
-        their rows [..., C], and the weights [..., C] they count with, for a shared one the mean of its target's.
+        """Importance resampling: all own transitions, and one of every `candidates` shared ones of each target, drawn
+        in proportion to weight [..., B]. Their rows [..., C] and weights [..., C]; a shared one has the mean weight of
+        its target's candidates.
 
-        So every term of the loss keeps its expectation, and no place of the batch goes to what hardly counts. By
-        systematic resampling, of this process's rows; each target has a multiple of `candidates` among them."""
+        Every term of the loss keeps its expectation, and no place of the batch goes to a transition that hardly counts.
+        Systematic resampling of this process's rows, in which each target has a multiple of `candidates`."""
         lead = batch.task_index.dim() > 1
         target, source, weight = (
             rows if lead else rows[None] for rows in (batch.task_index, batch.source_task_index, weight)
@@ -156,17 +158,17 @@ class Router(torch.nn.Module):
         return (index, weight) if lead else (index[0], weight[0])
 
     def forget(self) -> None:
-        """Scores of own transitions come from another Q-function now."""
+        """Drop the scores of own transitions and episodes: later ones come from another Q-function."""
         self.own_count.zero_()
         self.episode_score.fill_(-torch.inf)
 
     def _all(self, rows: Tensor, lead: bool) -> Tensor:
-        """Rows of all processes, [E, B, ...]."""
+        """Gather the rows of all processes, [E, B, ...]."""
         rows = rows if lead else rows[None]
         return gather(rows.transpose(0, 1)).transpose(0, 1)
 
     def _of_episode(self, score: Tensor, task: Tensor, episode: Tensor) -> Tensor:
-        """The running mean scores [E, B, K] of the rows' episodes [E, B] for K tasks each, these rows included."""
+        """Running mean score of each row's episode, [E, B, K], for K tasks: updated with these rows first."""
         member = torch.arange(len(task), device=task.device)[:, None, None]
         tasks, episodes = self.episode_score.shape[1:]
         cells, place = ((member * tasks + task) * episodes + episode[..., None]).unique(return_inverse=True)
@@ -197,11 +199,11 @@ class Router(torch.nn.Module):
         return self.tau.clamp(self.config.tau_low, self.config.tau_high)
 
     def _remember(self, score: Tensor, own: Tensor, target: Tensor) -> None:
-        """Put own scores, `own` [E, B, N] marks them, over the oldest of the window."""
+        """Write own scores, marked by `own` [E, B, N], over the oldest of the window."""
         size = self.own.shape[-1] - 1
         rank = own.cumsum(1).gather(-1, target[..., None])[..., 0].long() - 1
         kept = (self.own_count.gather(-1, target) + rank) % size
-        last = rank >= own.sum(1).gather(-1, target) - size  # of more than the window holds
+        last = rank >= own.sum(1).gather(-1, target) - size  # a batch may hold more than the window
         kept = torch.where(own.any(-1) & last, kept, size)
         self.own[torch.arange(len(target), device=target.device)[:, None], target, kept] = score
         self.own[..., size] = 0.0
@@ -237,14 +239,14 @@ class Router(torch.nn.Module):
         self.sums.mul_(REPORT_DECAY).add_(torch.einsum("ebn,ebm,veb,oeb->voenm", place, from_task, values, outcome))
 
     def report(self, steps: NDArray[np.int64], member: int = 0) -> dict[str, Any]:
-        """Plain values over the last thousand steps or so, None where nothing is known. `steps` [2, N, N] of the
-        dataset, that fail and that succeed at a target (row), by source: batches may hold them in other proportions.
+        """Routing statistics over about the last thousand steps, as plain values; None where unknown. `steps` [2, N, N]
+        of the dataset: those that fail and succeed at a target (row), by source, as batches may hold other proportions.
 
-        `weights` [N][N]: mean by target and source. `success` [N]: share of successes, by weight, among the shared.
-        `steps` [N]: of each task's own. `temperature`, `reference` [N]."""
+        `weights` [N][N]: mean by target and source. `success` [N]: weighted fraction of successes among shared ones.
+        `steps` [N]: own transitions of each task. `temperature`, `reference` [N]."""
         stock = torch.from_numpy(steps).to(self.sums)
         rows, total = self.sums[:, :, member]
-        mean = total / rows  # by outcome; one that no batch held counts like the other
+        mean = total / rows  # by outcome; one that no batch held has the mean of the other
         mean = torch.where(mean.isnan(), mean.flip(0), mean)
         given = (mean * stock).nan_to_num(0.0)
         others = 1 - torch.eye(stock.shape[-1], device=stock.device)
@@ -259,8 +261,8 @@ class Router(torch.nn.Module):
 
 
 def move_scores(scores: Tensor, known: NDArray[np.int64], now: NDArray[np.int64]) -> Tensor:
-    """Scores [..., K] of the episodes with these keys [K], in their places among those there are now [E]; -inf, none
-    yet, of new ones."""
+    """Episode scores [..., K] with keys `known` [K], reordered for the episodes with keys `now`, after a dataset has
+    grown; -inf (none yet) for new episodes."""
     order = np.argsort(now)
     place = order[np.searchsorted(now, known, sorter=order)]
     moved = scores.new_full((*scores.shape[:-1], len(now)), -torch.inf)
@@ -269,12 +271,12 @@ def move_scores(scores: Tensor, known: NDArray[np.int64], now: NDArray[np.int64]
 
 
 def effective_steps(weights: list[list[float | None]], steps: list[int]) -> list[float]:
-    """How many steps each task learns from, a shared one counted by its mean weight: sum_j w_ij |D_j|. [N]"""
+    """Effective number of transitions of each task, shared ones counted by their mean weight: sum_j w_ij |D_j|. [N]"""
     return [sum((w or 0.0) * n for w, n in zip(row, steps, strict=True)) for row in weights]
 
 
 def _plain(value: Any) -> Any:
-    """NaN is None in JSON."""
+    """NaN becomes None, for JSON."""
     if isinstance(value, list):
         return [_plain(each) for each in value]
     return value if value == value else None

@@ -1,4 +1,4 @@
-"""Scores for sharing rules: a learner offers a `Scorer` of a batch, and each rule is given what it needs of it.
+"""Scores for sharing rules: an algorithm offers a `Scorer` of a batch, of which each rule gets the scores it needs.
 
 Shapes: `B` transitions of a batch, `N` tasks; members trained side by side may lead.
 """
@@ -15,8 +15,8 @@ from data.sharing import Scores, SharingRule
 
 
 class Scorer(Protocol):
-    """Q-values of one batch's transitions (s, a) for target tasks i, without gradients. Only those that a rule needs
-    are asked for."""
+    """Q-values of a batch's transitions (s, a) for their target tasks i, without gradients. Only the methods that some
+    rule needs are called."""
 
     def q(self) -> Tensor:
         """Q(s, a, i), [..., B]."""
@@ -31,13 +31,13 @@ class Scorer(Protocol):
         ...
 
     def q_by(self, snapshot: Any) -> Tensor:
-        """Q(s, a, i) by an earlier Q-function, [..., B]."""
+        """Q(s, a, i) of an earlier Q-function, [..., B]."""
         ...
 
 
 def scores_for(rules: Sequence[SharingRule], scorer: Scorer | None, snapshot: Any = None) -> list[Scores | None]:
-    """The scores of each rule; each kind is computed once. A rule that shares by a snapshot of the Q-function is scored
-    by `snapshot`. None: there is no Q-function to share by (yet)."""
+    """Scores for each rule; each kind is computed once. Rules with `snapshot` are scored by that earlier Q-function.
+    None: the rule has no Q-function to share by (yet)."""
     if scorer is None or not any(rule.uses_q for rule in rules):
         return [None] * len(rules)
     needs = {rule.needs for rule in rules}

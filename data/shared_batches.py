@@ -1,5 +1,6 @@
-"""Shared batches of states: relabelled, weighted transitions for several members, each a sharing rule and a seed. An
-offline algorithm holds one.
+"""Shared batches of states: relabelled, weighted transitions for several members, each a sharing rule and a seed.
+
+An offline algorithm holds one `SharedBatches`.
 
 Shapes: `E` members, `B` transitions of all target tasks, `N` tasks.
 """
@@ -25,9 +26,9 @@ from sim.options import check_choice
 
 @dataclass(frozen=True, kw_only=True)
 class SharingConfig:
-    """`routers`: of each rule, in the order of the members: each rule has one member per seed. `tasks`: names of those
-    to train, none: those the dataset has transitions of. `snapshot_every`: updates between snapshots of the Q-function,
-    for rules that share by one."""
+    """Options of data sharing. `routers`: one for each rule, each with a member per seed, in the order of the members.
+    `tasks`: names of the tasks to train; empty: those the dataset has transitions of. `snapshot_every`: updates between
+    snapshots of the Q-function, for rules that share by one."""
 
     routers: tuple[RouterConfig, ...]
     seeds: int
@@ -39,11 +40,10 @@ class SharingConfig:
 
 
 class SharedBatches(nn.Module):
-    """Samplers and routers of all members. The routers' running statistics are buffers, so they travel with the
-    checkpoint."""
+    """Samplers and routers of all members. The routers' running statistics are buffers, saved with the checkpoint."""
 
     def __init__(self, dataset: TransitionDataset, config: SharingConfig, q_function: nn.Module | None = None) -> None:
-        """`q_function`: by whose copies a rule shares that asks for a snapshot; without one no rule may need Q-values.
+        """`q_function`: the one that snapshots are copied from; without it no rule may need Q-values (ValueError).
         ValueError with the nearest name for a task that does not exist."""
         super().__init__()
         benchmark = dataset.benchmark
@@ -66,7 +66,7 @@ class SharedBatches(nn.Module):
         self._samplers: list[StateSampler] = []
 
     def start(self, device: torch.device | str) -> None:
-        """Move the transitions and the routers to the device."""
+        """Move transitions and routers to the device, before the first batch."""
         self.to(device)
         config, skills = self.config, self._dataset.benchmark.skills
         self._samplers = [
@@ -93,8 +93,8 @@ class SharedBatches(nn.Module):
 
     @torch.no_grad()
     def weigh(self, batch: StateBatch, scorer: Scorer | None, updates: int, generator: torch.Generator) -> Tensor:
-        """Weights of a batch, [E, B]. `updates` done so far: until the first snapshot is taken, a rule that shares by
-        one shares nothing."""
+        """Weights of a batch, [E, B]. `updates`: done so far; before the first snapshot, rules that share by one share
+        nothing."""
         taken = self.snapshot is not None and updates >= self.config.snapshot_every
         scores = scores_for(self.rules, scorer, self.snapshot if taken else None)
         weights = []
@@ -107,8 +107,8 @@ class SharedBatches(nn.Module):
     def resample(
         self, batch: StateBatch, scorer: Scorer | None, updates: int, generator: torch.Generator
     ) -> tuple[StateBatch, Tensor]:
-        """The own transitions and one of every `candidates_per_shared` shared ones, drawn by weight; and the weights
-        [E, B] they count with."""
+        """Importance resampling: own transitions and one of every `candidates_per_shared` shared ones, drawn by weight;
+        and their weights [E, B]."""
         weight = self.weigh(batch, scorer, updates, generator)
         resampled = [
             router.resample(batch.of_members(members), weight[members], self.config.candidates_per_shared, generator)
@@ -118,7 +118,7 @@ class SharedBatches(nn.Module):
         return batch.select(index), weight
 
     def after_update(self, q_function: nn.Module, updates: int) -> None:
-        """Take a snapshot of the Q-function, when it is time after so many `updates`."""
+        """Take a snapshot of the Q-function, every `snapshot_every` updates."""
         if self.snapshot is not None and updates % self.config.snapshot_every == 0:
             self.snapshot.load_state_dict(q_function.state_dict())
             for router, _ in self._parts():

@@ -26,21 +26,21 @@ class Scores:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Scores]) -> Scores:
-        """Those of several batches [B], one after another."""
+        """Scores of several batches, concatenated along B."""
         columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(cls)}
         return cls(**{name: torch.cat(column) for name, column in columns.items() if column[0] is not None})
 
     def of_members(self, members: slice) -> Scores:
-        """Of some of the members, the first dimension."""
+        """Scores of a slice of the members, the first dimension."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return Scores(**{name: value[members] for name, value in found.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuleContext:
-    """Inputs of a rule beside the score of a transition; `temperature` is tau, averaged and clipped."""
+    """Inputs of a rule other than the transition's score; `temperature` is tau, averaged and clipped."""
 
-    reference: Tensor  # [..., B] of the own transitions of the target task: their quantile or mean
+    reference: Tensor  # [..., B] quantile or mean of the target task's own scores
     temperature: Tensor  # [..., B] or [...]
     target: Tensor  # int64 [..., B] i
     q_tasks: Tensor | None = None  # as in Scores
@@ -56,10 +56,10 @@ class SharingRule:
     """`sources(skills)` bool [N, N]: from which task j (column) task i (row) may draw. `weight(score, context)` gives
     weights [..., B] in [0, 1].
 
-    `score`: the score of a transition; None: the rule needs no Q-values. `needs`: the field of Scores it reads beside
-    `q`. `refer(window, k)`: the reference that scores are compared with, [..., N], from the last scores of own
-    transitions [..., N, R]; NaN where there is none yet. `snapshot`: scored by a periodic copy of the Q-function.
-    `reward`: shared transitions are relabelled with the target task's reward; else they carry 0.
+    `score`: score of a transition; None: the rule needs no Q-values. `needs`: the field of Scores it reads besides
+    `q`. `refer(window, k)`: reference that scores are compared with, [..., N], from the last scores of own transitions
+    [..., N, R]; NaN before the first. `snapshot`: scored by a periodic copy of the Q-function. `reward`: shared
+    transitions are relabelled with the target task's reward; else their reward is 0.
     """
 
     name: str
@@ -107,7 +107,7 @@ def mean(window: Tensor, percentile: float) -> Tensor:
 
 
 def weight_one(score: Tensor, context: RuleContext) -> Tensor:
-    """Weight 1: whatever may be drawn counts in full."""
+    """Weight 1 for every transition that may be drawn."""
     return torch.ones_like(score)
 
 
@@ -130,12 +130,12 @@ def weight_hipi(score: Tensor, context: RuleContext) -> Tensor:
 
 
 def weight_hipi_partition(score: Tensor, context: RuleContext) -> Tensor:
-    """HIPI (Eysenbach et al. 2020, arXiv:2002.11089, sec. 4): the probability that the transition is relabelled as the
-    target, which its authors' code samples. The partition function of a task is taken over the batch.
+    """HIPI (Eysenbach et al. 2020, arXiv:2002.11089, sec. 4): probability of relabelling the transition for the target
+    task, from which its authors' code samples. The partition function of a task is summed over the batch.
 
     w = softmax_n(Q(s, a, n) / tau - log sum_b exp(Q(s_b, a_b, n) / tau))_i
 
-    Q stands for its one-sample estimate r_n - log pi + gamma Q(s', a', n)."""
+    Q replaces the authors' one-sample estimate r_n - log pi + gamma Q(s', a', n)."""
     assert context.q_tasks is not None
     logit = context.q_tasks / context.temperature[..., None]
     logit = logit - logit.logsumexp(-2, keepdim=True).clamp(min=-torch.finfo(logit.dtype).max)
