@@ -24,7 +24,7 @@ def gather(rows: Tensor) -> Tensor:
     return torch.cat(everyone)
 
 
-def mine(rows: Tensor) -> Tensor:
+def local_rows(rows: Tensor) -> Tensor:
     """What `gather` was given: this process's part of the rows of all."""
     rank, processes = world()
     return rows.chunk(processes)[rank]

@@ -127,9 +127,7 @@ class SharedBatches(nn.Module):
 
     def report(self) -> list[dict[str, Any]]:
         """Each member's routing report (data.router.Router.report), with the names of the tasks."""
-        num_tasks, seeds = len(self.task_names), self.config.seeds
-        own = np.bincount(self._dataset.columns["task"], minlength=num_tasks)
-        steps = np.stack([np.tile(own, (num_tasks, 1)), np.zeros((num_tasks, num_tasks), np.int64)])
+        seeds, steps = self.config.seeds, self._dataset.steps_by_outcome
         return [
             {**router.report(steps, seed), "tasks": self.task_names}
             for router, _ in self._parts()

@@ -47,7 +47,7 @@ class RuleContext:
 
 
 Score = Callable[[Scores], Tensor]
-Refer = Callable[[Tensor, float], Tensor]
+Reference = Callable[[Tensor, float], Tensor]
 Weight = Callable[[Tensor, RuleContext], Tensor]
 
 
@@ -57,7 +57,7 @@ class SharingRule:
     weights [..., B] in [0, 1].
 
     `score`: score of a transition; None: the rule needs no Q-values. `needs`: the field of Scores it reads besides
-    `q`. `refer(window, k)`: reference that scores are compared with, [..., N], from the last scores of own transitions
+    `q`. `reference(window, k)`: reference that scores are compared with, [..., N], from the last scores of own transitions
     [..., N, R]; NaN before the first. `snapshot`: scored by a periodic copy of the Q-function. `reward`: shared
     transitions are relabelled with the target task's reward; else their reward is 0.
     """
@@ -67,7 +67,7 @@ class SharingRule:
     weight: Weight
     score: Score | None = None
     needs: str | None = None
-    refer: Refer | None = None
+    reference: Reference | None = None
     snapshot: bool = False
     reward: bool = True
 
@@ -145,41 +145,41 @@ def weight_hipi_partition(score: Tensor, context: RuleContext) -> Tensor:
 # ---------------------------------------------------------------- sources
 
 
-def _own_only(skills: tuple[str, ...]) -> NDArray[np.bool_]:
+def own_task(skills: tuple[str, ...]) -> NDArray[np.bool_]:
     return np.eye(len(skills), dtype=np.bool_)
 
 
-def _everywhere(skills: tuple[str, ...]) -> NDArray[np.bool_]:
+def any_task(skills: tuple[str, ...]) -> NDArray[np.bool_]:
     return np.ones((len(skills), len(skills)), np.bool_)
 
 
-def _same_skill(skills: tuple[str, ...]) -> NDArray[np.bool_]:
+def same_skill(skills: tuple[str, ...]) -> NDArray[np.bool_]:
     return np.array([[a == b for b in skills] for a in skills])
 
 
 RULES: dict[str, SharingRule] = {
     rule.name: rule
     for rule in (
-        SharingRule(name="none", sources=_own_only, weight=weight_one),
-        SharingRule(name="all", sources=_everywhere, weight=weight_one),
-        SharingRule(name="skill", sources=_same_skill, weight=weight_one),
-        SharingRule(name="cds", sources=_everywhere, weight=weight_soft, score=q_value, refer=top_quantile),
-        SharingRule(name="cds-hard", sources=_everywhere, weight=weight_hard, score=q_value, refer=top_quantile),
+        SharingRule(name="none", sources=own_task, weight=weight_one),
+        SharingRule(name="all", sources=any_task, weight=weight_one),
+        SharingRule(name="skill", sources=same_skill, weight=weight_one),
+        SharingRule(name="cds", sources=any_task, weight=weight_soft, score=q_value, reference=top_quantile),
+        SharingRule(name="cds-hard", sources=any_task, weight=weight_hard, score=q_value, reference=top_quantile),
         SharingRule(
             name="cds-basic",
-            sources=_everywhere,
+            sources=any_task,
             weight=weight_soft,
             score=advantage_over_policy,
             needs="q_policy",
-            refer=mean,
+            reference=mean,
         ),
-        SharingRule(name="hipi", sources=_everywhere, weight=weight_hipi, score=q_value, needs="q_tasks"),
+        SharingRule(name="hipi", sources=any_task, weight=weight_hipi, score=q_value, needs="q_tasks"),
         SharingRule(
-            name="hipi-partition", sources=_everywhere, weight=weight_hipi_partition, score=q_value, needs="q_tasks"
+            name="hipi-partition", sources=any_task, weight=weight_hipi_partition, score=q_value, needs="q_tasks"
         ),
         SharingRule(
-            name="heuristic", sources=_everywhere, weight=weight_hard, score=q_value, refer=top_quantile, snapshot=True
+            name="heuristic", sources=any_task, weight=weight_hard, score=q_value, reference=top_quantile, snapshot=True
         ),
-        SharingRule(name="uds", sources=_everywhere, weight=weight_one, reward=False),
+        SharingRule(name="uds", sources=any_task, weight=weight_one, reward=False),
     )
 }

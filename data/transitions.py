@@ -104,6 +104,16 @@ class TransitionDataset:
         return self.columns["terminated"][:, None] | self.benchmark.terminals(self.quantities)
 
     @property
+    def steps_by_outcome(self) -> NDArray[np.int64]:
+        """Number of transitions [2, N, N] that are no success and that are one of a target (row), by source."""
+        num_tasks, task, successes = len(self.benchmark.tasks), self.columns["task"], self.successes
+        counts = [
+            [np.bincount(task[success == outcome], minlength=num_tasks) for success in successes.T]
+            for outcome in (False, True)
+        ]
+        return np.array(counts, np.int64)
+
+    @property
     def episode(self) -> NDArray[np.int64]:
         """[D] number of each transition's episode."""
         last = self.columns["episode_end"]

@@ -32,7 +32,6 @@ from sim.parallel import run_jobs
 
 EVALUATION_SEED = 1  # of the episodes that every member of every run plays
 WORKERS = len(os.sched_getaffinity(0))
-PLAYS_FROM = ("observation_size", "action_size", "task_names")  # what a benchmark shares with another's policies
 
 
 class Played(NamedTuple):
@@ -121,16 +120,9 @@ def _rate(won: Sequence[bool]) -> str:
     return f"{np.mean(won):.0%} ({low:.0%}-{high:.0%})"
 
 
-def evaluate(
-    file: PolicyFile,
-    episodes: int,
-    seed: int = EVALUATION_SEED,
-    workers: int = WORKERS,
-    benchmark: Benchmark | None = None,
-) -> Results:
-    """Play every member on the tasks it was trained for. `benchmark`: another than the policies' own, of the same
-    sizes and tasks. ValueError where its simulator is missing."""
-    benchmark = benchmark or file.benchmark
+def evaluate(file: PolicyFile, episodes: int, seed: int = EVALUATION_SEED, workers: int = WORKERS) -> Results:
+    """Play every member on the tasks it was trained for. ValueError where the benchmark's simulator is missing."""
+    benchmark = file.benchmark
     benchmark.make_env().close()  # one line here, if its simulator is missing, and not one of each worker
     jobs = [(number, task) for number, member in enumerate(file.members) for task in member.tasks]
     arguments = (CheckpointFile(Path("policies"), pack_policies(file)), benchmark.name, episodes, seed)
@@ -180,9 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--policy", type=Path, required=True, help="file of policies: policy.pt of a run, models/trained"
     )
-    parser.add_argument(
-        "--benchmark", help="another benchmark of the same sizes and tasks (default: the policies' own)"
-    )
+    parser.add_argument("--benchmark", help="refuse policies of another one (default: the policies' own)")
     parser.add_argument("--episodes", type=int, default=10, help="of each member and task (default 10)")
     parser.add_argument(
         "--seed", type=int, default=EVALUATION_SEED, help=f"of the episodes (default {EVALUATION_SEED})"
@@ -198,19 +188,14 @@ def _main(policy: Path, benchmark: str | None, episodes: int, seed: int, workers
     if episodes < 1 or workers < 1:
         raise ValueError(f"episodes and workers are at least 1, got {episodes} and {workers}")
     file = load_policies(policy)
-    other = benchmark_by_name(benchmark) if benchmark else file.benchmark
-    for name in PLAYS_FROM:
-        if getattr(other, name) != getattr(file.benchmark, name):
-            raise ValueError(
-                f"{policy}: of {file.benchmark.name}, whose {name} {getattr(file.benchmark, name)} is not that of "
-                f"{other.name}, {getattr(other, name)}"
-            )
+    if benchmark and file.benchmark is not benchmark_by_name(benchmark):
+        raise ValueError(f"{policy}: holds policies for {file.benchmark.name}, not for {benchmark}")
     out = out or policy.with_name("played.json")
     check_writable(out)
-    results = evaluate(file, episodes, seed, workers, other)
+    results = evaluate(file, episodes, seed, workers)
     print(results.table())
     write_atomic(out, json.dumps(results.to_json(), indent=1).encode())
-    print(f"{out}: {episodes} episodes of each member and task of {other.name}")
+    print(f"{out}: {episodes} episodes of each member and task of {file.benchmark.name}")
 
 
 if __name__ == "__main__":

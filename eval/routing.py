@@ -95,7 +95,7 @@ def routing_section(sharing: dict[str, Any]) -> str:
 def _table(sharing: dict[str, Any]) -> str:
     rule = RULES[sharing["rule"]]
     names = {"success": "successes among the shared, %"}
-    if rule.refer:
+    if rule.reference:
         names["reference"] = "own Q to reach" if rule.score is q_value else "own Q(s, a) - E Q(s, a'), mean"
         names["temperature"] = "temperature"
     out = ["<table><tr><th>task<th>own steps<th>effective steps", *(f"<th>{name}" for name in names.values()), "</tr>"]
@@ -168,7 +168,7 @@ def weigh_episodes(policy: CEMPolicy, replay: Replay, episodes: NDArray[np.int64
     rule = RULES[sharing["rule"]]
     steps = [np.array(replay.frames_of(int(episode)))[:-1] for episode in episodes]
     scores = _score(policy, replay, np.concatenate(steps), target)
-    reference = sharing["reference"][target] if rule.refer else 0.0
+    reference = sharing["reference"][target] if rule.reference else 0.0
     if reference is None:
         raise CheckpointError(f"{TASK_NAMES[target]} has been given nothing yet: rule {rule.name} has compared no step")
     assert rule.score is not None

@@ -32,11 +32,11 @@ class StackedLinear(nn.Module):
 
 
 class StackedMLP(nn.Module):
-    """ReLU layers of `hidden` units and a linear one: [E, B, in] -> [E, B, out]."""
+    """ReLU layers of `hidden_sizes` units and a linear one: [E, B, in] -> [E, B, out]."""
 
-    def __init__(self, members: int, in_features: int, hidden: tuple[int, ...], out_features: int) -> None:
+    def __init__(self, members: int, in_features: int, hidden_sizes: tuple[int, ...], out_features: int) -> None:
         super().__init__()
-        sizes = [in_features, *hidden, out_features]
+        sizes = [in_features, *hidden_sizes, out_features]
         pairs = itertools.pairwise(sizes)
         self.layers = nn.ModuleList(StackedLinear(members, a, b) for a, b in pairs)
 
@@ -70,9 +70,9 @@ class TwinQ(nn.Module):
 
     The first layer's product with a state is computed once for all of its actions."""
 
-    def __init__(self, members: int, state_size: int, action_size: int, hidden: tuple[int, ...]) -> None:
+    def __init__(self, members: int, state_size: int, action_size: int, hidden_sizes: tuple[int, ...]) -> None:
         super().__init__()
-        self.mlp = StackedMLP(2 * members, state_size + action_size, hidden, 1)
+        self.mlp = StackedMLP(2 * members, state_size + action_size, hidden_sizes, 1)
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
         members, rows, count, size = action.shape[-4:]

@@ -41,7 +41,7 @@ def test_basic_cds_compares_the_regularisation_terms():
     rule = RULES["cds-basic"]
     own = rule.score(Scores(q=tensor([0.2, 0.4]), q_policy=tensor([0.5, 0.5])))
     shared = rule.score(Scores(q=tensor([0.1, 0.6]), q_policy=tensor([0.6, 0.6])))
-    reference = rule.refer(own[None], 10.0).item()
+    reference = rule.reference(own[None], 10.0).item()
     delta = [0.2 - 0.5, 0.2 - 0.0]
     weight = weigh("cds-basic", shared.tolist(), reference=reference, temperature=0.1)
     assert weight == pytest.approx([1 / (1 + math.exp(-d / 0.1)) for d in delta])

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import signal
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -16,6 +17,7 @@ from models.checkpoint import CheckpointError
 from models.policy_files import load_policies
 from sim.benchmarks.table import BENCHMARKS
 from tests.conftest import SMALL_STATE_RUN as SMALL
+from tests.line import LINE
 from train import state_run
 from train.bc import BCConfig
 from train.cql import CQL, CQLConfig
@@ -207,3 +209,18 @@ def test_behaviour_cloning_refuses_rules_that_weigh_by_q(transitions, tmp_path):
     write_transitions(tmp_path / "states.h5", transitions)
     with pytest.raises(ValueError, match="rule cds weighs by Q-values, and this algorithm learns none"):
         train("bc", BCConfig(data=str(tmp_path / "states.h5"), out=str(tmp_path / "run"), rules=("cds",)))
+
+
+def test_the_report_counts_the_successes_of_the_dataset():
+    columns = empty_columns(LINE, 8)
+    columns["quantity/place"][:] = [2, 2, 1, 0, 0, 1, 1, 2]
+    columns["task"][:] = np.arange(8) // 4
+    columns["episode_end"][-1] = True
+    dataset = TransitionDataset(benchmark=LINE, columns=columns, metadata={})
+    assert dataset.steps_by_outcome.tolist() == [[[2, 3], [3, 3]], [[2, 1], [1, 1]]]
+    torch.manual_seed(0)
+    cql = state_run.build("cql", CQLConfig(**{**SMALL, "rules": ("all",)}), dataset)
+    cql.shared.start("cpu")
+    cql.update()
+    (report,) = cql.shared.report()
+    assert report["success"] == pytest.approx([1 / 4, 1 / 4])

@@ -19,7 +19,7 @@ class StateConfig:
     """Defaults are those of CDS on walker2d (app. C.1); train/presets.py has those of each benchmark."""
 
     data: str = option("datasets/walker2d-published.h5", "file of transitions; its benchmark chooses the preset")
-    out: str = option("runs/walker2d", "folder of the run: checkpoints, logs, config, policies, results")
+    out: str = option("runs/walker2d-published-cql", "folder of the run; default runs/DATASET-ALGORITHM")
     rules: tuple[str, ...] = option(("cds",), f"sharing rules, trained side by side: {', '.join(RULES)}")
     seeds: tuple[int, ...] = option((0,), "seeds of each rule, trained side by side")
     tasks: tuple[str, ...] = option((), "tasks to train; default: those the dataset has transitions of")
@@ -34,7 +34,7 @@ class StateConfig:
     encoder: str = option("", "file of a pretrained encoder, for conditioning encoder")
     normalise: bool = option(True, "observations, by mean and standard deviation over the dataset")
     percentile: float = option(10.0, "k of CDS (eq. 6), percent from the top")
-    sharing_temperature: float = option(0.0, "tau of CDS; 0: adaptive, the clipped running mean of |Delta|")
+    sharing_temperature: float = option(0.0, "tau; 0: the clipped running mean of |Delta| (hipi-partition: 1)")
     sharing_temperature_clip: tuple[float, ...] = option((5.0, float("inf")), "bounds of the adaptive tau")
     weigh_own_probability: float = option(0.5, "that a task's own transitions are weighed too, drawn for each update")
     granularity: str = option("transition", "what is weighed: transition, episode")

@@ -103,7 +103,9 @@ def main(name: str, arguments: list[str]) -> None:
     first = Parser(add_help=False)
     first.add_argument("--data", default=kind.__dataclass_fields__["data"].default)
     data = Path(first.parse_known_args(arguments)[0].data)
-    preset = preset_for(name, read_benchmark(data).name, kind) if data.is_file() else {}
+    preset: dict[str, Any] = {"out": f"runs/{data.stem}-{name}"}
+    if data.is_file():
+        preset |= preset_for(name, read_benchmark(data).name, kind)
     parser = Parser(prog=f"python -m train {name}", description=__doc__)
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     add_options(parser, kind, kind(**preset))
