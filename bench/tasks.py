@@ -20,7 +20,7 @@ def run(quick: bool) -> list[Row]:
     count = 4 if quick else 200
     rows = []
     for split in ("train", "test"):
-        won = _play("expert", split, count)
+        won = _play("scripted", split, count)
         rows += [_row(f"expert, {split} split: {task}", won[task], LEAST_EXPERT) for task in TASK_NAMES]
     crude = _play("crude", "train", count)
     for skill, (least, most) in CRUDE_RANGES.items():

@@ -18,7 +18,7 @@ from bench.own_lowdim import Updates
 from data.sharing import RULES
 from data.transitions import COLUMNS, Transitions, write_transitions
 from models.checkpoint import CheckpointError
-from models.losses import conservative_gap, q_target, softmax_sample
+from models.state_losses import conservative_gap, q_target, softmax_sample
 from sim.locomotion import BODIES
 from train.cql import CQL
 from train.cql_config import CQLConfig

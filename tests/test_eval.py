@@ -21,14 +21,14 @@ from data.batches import Sampler
 from data.locks import lock_file
 from data.replay import Replay
 from eval.__main__ import EvalConfig, averages, data_success, evaluate
+from eval.episode_log import LOG as EPISODES
 from eval.export import main as export_main
-from eval.perception import PerceptionConfig, perceive
+from eval.perception import PerceptionConfig, measure
 from eval.perception import main as perception_main
-from eval.played import PLAYED
 from eval.policy import CEMPolicy, EpsilonGreedy, Policy
 from eval.rollout import EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise, wilson
 from models.checkpoint import CheckpointError, read_checkpoint
-from models.small_network import Sight, SmallQNetwork
+from models.small_network import Perception, SmallQNetwork
 from sim.actions import BOUNDS
 from sim.files import DatasetError
 from sim.landmarks import OFFSET_UNIT_M
@@ -111,7 +111,7 @@ def evaluation(tiny_checkpoint, tiny_dataset, tmp_path_factory):
         "checkpoint": str(run / "last.ckpt"),
         "episodes": 1,
         "tasks": TASKS_USED,
-        "policies": ("checkpoint", "expert"),
+        "policies": ("checkpoint", "scripted"),
         "workers": 1,
         "data": str(tiny_dataset),
     }
@@ -128,7 +128,7 @@ def test_an_evaluation_writes_a_row_per_task_and_policy(evaluation):
     run, _ = evaluation
     payload = json.loads((run / "eval.json").read_text())
     rows = [(row["task"], row["policy"]) for row in payload["results"]]
-    assert rows == [(task, policy) for policy in ("checkpoint", "expert") for task in TASKS_USED]
+    assert rows == [(task, policy) for policy in ("checkpoint", "scripted") for task in TASKS_USED]
     assert [(row["task"], row["episodes"]) for row in payload["data"]] == [(task, 3) for task in TASKS_USED]
     assert payload["steps"] == 4
     assert payload["renderer"] == "tiny"
@@ -150,7 +150,7 @@ def test_the_report_is_one_file_that_needs_nothing_else(evaluation):
 
 def test_the_report_shows_tasks_intervals_routing_curves_and_films(evaluation):
     page = (evaluation[0] / "report.html").read_text()
-    for text in (*TASKS_USED, "95% interval", "Routing", "total loss", "trained policy", "scripted expert", "the data"):
+    for text in (*TASKS_USED, "95% interval", "Routing", "total loss", "trained policy", "scripted policy", "the data"):
         assert text in page
     assert page.count("<figure>") == 2  # the checkpoint's one episode of each task
 
@@ -166,7 +166,7 @@ def test_one_seed_gives_one_result_whatever_the_number_of_workers(evaluation, tm
 def test_a_finished_evaluation_may_be_reused_only_with_the_same_options(evaluation, tmp_path, capsys):
     run, options = evaluation
     shutil.copytree(run, tmp_path / "run")
-    reusing = {**options, "checkpoint": str(tmp_path / "run" / "last.ckpt"), "policies": ("expert",), "reuse": True}
+    reusing = {**options, "checkpoint": str(tmp_path / "run" / "last.ckpt"), "policies": ("scripted",), "reuse": True}
     evaluate(EvalConfig(**reusing))
     assert "already there" not in capsys.readouterr().out
     first = (tmp_path / "run" / "report.html").stat().st_mtime_ns
@@ -174,7 +174,7 @@ def test_a_finished_evaluation_may_be_reused_only_with_the_same_options(evaluati
     assert "already there" in capsys.readouterr().out
     assert (tmp_path / "run" / "report.html").stat().st_mtime_ns == first
     other = read_checkpoint(tmp_path / "run" / "last.ckpt")  # of as many steps
-    other["state_dict"]["target.focus"] += 1.0
+    other["state_dict"]["target.task_attention"] += 1.0
     torch.save(other, tmp_path / "run" / "last.ckpt")
     evaluate(EvalConfig(**reusing))
     assert "already there" not in capsys.readouterr().out
@@ -220,7 +220,7 @@ def test_an_evaluation_that_is_stopped_goes_on_after_what_it_played(evaluation, 
     assert "9 episodes are kept: the same command goes on after them" in out
     assert re.search(r"average of all +random +[\d.]+% +[\d.]+% - [\d.]+% +3\b", out)
     assert not (tmp_path / "eval.json").exists()
-    (hidden,) = tmp_path.glob(f".*.{PLAYED}")
+    (hidden,) = tmp_path.glob(f".*.{EPISODES}")
     with hidden.open("a") as file:
         file.write('{"policy": "random", "task": "lift-ban')  # a kill cut this line short
 
@@ -238,7 +238,7 @@ def test_an_evaluation_that_is_stopped_goes_on_after_what_it_played(evaluation, 
     resumed = outcomes_of(tmp_path)
     evaluate(EvalConfig(**{**options, "out": str(tmp_path / "whole")}))
     assert outcomes_of(tmp_path / "whole") == resumed
-    assert len((tmp_path / PLAYED).read_text().splitlines()) == 1 + 12 + 4  # four were played again for their films
+    assert len((tmp_path / EPISODES).read_text().splitlines()) == 1 + 12 + 4  # four were played again for their films
     monkeypatch.setattr("eval.__main__.rollout", lambda *given: pytest.fail(f"{len(given[3])} episodes"))
     with pytest.raises(pytest.fail.Exception, match="6 episodes"):  # a finished one is played anew
         evaluate(EvalConfig(**options))
@@ -254,7 +254,7 @@ def test_results_that_cannot_be_written_are_found_before_the_first_episode(evalu
     def full(path, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr("eval.played.write_atomic", full)
+    monkeypatch.setattr("eval.episode_log.write_atomic", full)
     with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/out/"):
         evaluate(EvalConfig(**{**options, "out": str(tmp_path / "out")}))
 
@@ -273,8 +273,8 @@ def test_the_table_is_printed_though_nothing_can_be_written_any_more(evaluation,
 
     monkeypatch.setattr("eval.report.write_atomic", full)
     with pytest.raises(OSError, match=r"report\.html"):
-        evaluate(EvalConfig(**{**options, "out": str(tmp_path), "policies": ("expert",)}))
-    assert re.search(r"average of all +expert +[\d.]+%", capsys.readouterr().out)
+        evaluate(EvalConfig(**{**options, "out": str(tmp_path), "policies": ("scripted",)}))
+    assert re.search(r"average of all +scripted +[\d.]+%", capsys.readouterr().out)
 
 
 def test_acting_with_another_renderer_than_the_trained_one_is_refused_naming_both(tiny_checkpoint, tmp_path):
@@ -383,27 +383,27 @@ def test_the_exported_programs_are_the_network_and_need_no_switchyard(tiny_check
     """In another process, which knows of torch alone."""
     out = tmp_path / "exported"
     assert export_main(["--checkpoint", str(tiny_checkpoint), "--out", str(out)]) == 0
-    assert "trunk.pt2, head.pt2, prior.pt2; at most" in capsys.readouterr().out
+    assert "trunk.pt2, head.pt2, behaviour_policy.pt2; at most" in capsys.readouterr().out
     torch.manual_seed(0)
     image, gripper = torch.rand(1, 3, 48, 48), torch.tensor([[0.0, 0.1]])
     action, task = torch.rand(1, 8, 5).round(), torch.tensor([TASKS["lift-banana"].index])
     torch.save([image, gripper, action, task], tmp_path / "inputs.pt")
     code = f"""import sys, torch
 image, gripper, action, task = torch.load({str(tmp_path / "inputs.pt")!r}, weights_only=True)
-trunk, head, prior = (torch.export.load(f"{out}/{{n}}.pt2").module() for n in ("trunk", "head", "prior"))
+trunk, head, policy = (torch.export.load(f"{out}/{{n}}.pt2").module() for n in ("trunk", "head", "behaviour_policy"))
 features = trunk(image, gripper)
-torch.save([head(features, gripper, action, task), *prior(features, gripper, task)], {str(tmp_path / "found.pt")!r})
+torch.save([head(features, gripper, action, task), *policy(features, gripper, task)], {str(tmp_path / "found.pt")!r})
 assert not any(name.split('.')[0] in ('models', 'sim', 'eval') for name in sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
     network = CEMPolicy.load(tiny_checkpoint).network
     with torch.no_grad():
         features = network.encode(image, gripper)
-        wanted = [network.score(features, gripper, action, task), *network.propose(features, gripper, task)]
+        wanted = [network.score(features, gripper, action, task), *network.behaviour_policy(features, gripper, task)]
     for found, value in zip(torch.load(tmp_path / "found.pt", weights_only=True), wanted, strict=True):
         assert (found - value).abs().max() < 1e-3
-    about = json.loads((out / "about.json").read_text())
-    assert (about["image_size"], about["candidates"], about["acting"]["by"]) == (48, 8, "proposals")
+    metadata = json.loads((out / "metadata.json").read_text())
+    assert (metadata["image_size"], metadata["candidates"], metadata["acting"]["by"]) == (48, 8, "emaq")
     assert export_main(["--checkpoint", str(tiny_checkpoint), "--out", str(out)]) == 2  # not empty
 
 
@@ -417,23 +417,23 @@ def test_a_slim_checkpoint_acts_as_the_whole_one_does(tiny_checkpoint, tmp_path)
     assert np.array_equal(*actions)
 
 
-def test_perception_says_how_far_landmarks_and_clone_are_off(tiny_checkpoint, tiny_dataset, monkeypatch, capsys):
-    """Of a network whose landmarks are 3 and 4 cm off, and whose clone is always right."""
+def test_perception_metrics_of_known_errors(tiny_checkpoint, tiny_dataset, monkeypatch, capsys):
+    """With landmarks that are 3 and 4 cm off, and a behaviour policy that is always right."""
     batches = []
 
-    def look(self, image, gripper):
+    def perceive(self, image, gripper):
         landmark = batches[-1].landmark + torch.tensor([0.03, 0.04, 0, 0, 0]) / OFFSET_UNIT_M
-        return Sight(torch.zeros(0), landmark, torch.zeros(len(image), 1))
+        return Perception(torch.zeros(0), landmark, torch.zeros(len(image), 1))
 
-    def propose(self, features, gripper, task_index):
+    def behaviour_policy(self, features, gripper, task_index):
         action = batches[-1].action
         return action[:, :4] / torch.from_numpy(BOUNDS), torch.nn.functional.one_hot(action[:, 4].long(), 4).float()
 
     load = Sampler.load
     monkeypatch.setattr(Sampler, "load", lambda *arguments: batches.append(load(*arguments)) or batches[-1])
-    monkeypatch.setattr(SmallQNetwork, "look", look)
-    monkeypatch.setattr(SmallQNetwork, "propose", propose)
-    rows = perceive(PerceptionConfig(checkpoint=str(tiny_checkpoint), data=str(tiny_dataset)))
+    monkeypatch.setattr(SmallQNetwork, "perceive", perceive)
+    monkeypatch.setattr(SmallQNetwork, "behaviour_policy", behaviour_policy)
+    rows = measure(PerceptionConfig(checkpoint=str(tiny_checkpoint), data=str(tiny_dataset)))
     assert [row.task for row in rows] == [*TASKS_USED, "mean"]
     assert rows[0].median_cm == pytest.approx(5, abs=1e-3)
     won = [row for row in rows[:-1] if row.command == row.command]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from bench.step import Step, synthetic_batch
-from models.acting import crop
+from models.images import crop
 from sim.actions import CLOSE, OPEN, TERMINATE
 from train.qtopt_config import PRESETS
 
@@ -20,15 +20,15 @@ CONFIG = replace(
     batch_size=PLACES * COMMANDS * COPIES,
     tasks=("lift-can",),
     rule="none",
-    shared_part=0.0,
-    prior=False,
+    shared_fraction=0.0,
+    behaviour_policy=False,
     landmark_weight=0.0,
     conservative_weight=0.0,
-    unseen_actions=0,
+    num_unseen_actions=0,
     discount=DISCOUNT,
-    target_decay=0.9,
+    target_update_rate=0.1,
     lagged_target_steps=5,
-    learning_rate=3e-3,
+    lr=3e-3,
     random_crop=True,
 )
 STEPS = 240
@@ -75,7 +75,7 @@ def test_the_learned_q_is_the_known_one():
     module = Step(CONFIG)
     adam = module.configure_optimizers()["optimizer"]
     for step in range(STEPS):
-        adam.param_groups[0]["lr"] = CONFIG.learning_rate * (1 - step / STEPS)
+        adam.param_groups[0]["lr"] = CONFIG.lr * (1 - step / STEPS)
         module.update(transitions(generator), adam)
     batch = transitions(generator)
     with torch.no_grad():

@@ -131,7 +131,7 @@ def damaged(tiny_dataset, tmp_path):
 def test_an_error_of_a_loader_ends_every_process_with_one_line(damaged, tiny_training, tmp_path, processes):
     folder, path = damaged
     options = {**tiny_training, **processes, "data": folder, "out": tmp_path / "run", "steps": 400}
-    status, output = ended({**options, "learning_rate_decay": False})
+    status, output = ended({**options, "lr_decay": False})
     assert status == 2, output
     assert f"error: {path}: damaged shard" in output
     assert "Traceback" not in output
@@ -160,7 +160,7 @@ def test_a_process_that_fails_before_it_joins_the_others_ends_the_training(tiny_
 
 
 def test_a_loader_process_that_is_killed_ends_the_training_with_one_line(tiny_training, tmp_path):
-    options = {**tiny_training, "workers": 1, "steps": 5000, "learning_rate_decay": False, "out": tmp_path / "run"}
+    options = {**tiny_training, "workers": 1, "steps": 5000, "lr_decay": False, "out": tmp_path / "run"}
     running = subprocess.Popen(command(options), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert wait_until((tmp_path / "run" / "last.ckpt").is_file, 60)
     (worker,) = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = replace(PRESETS["demo"], image_size=48, batch_size=12, tasks=TASK_NAMES[:3], random_crop=False)
 LARGE = replace(PRESETS["vision-472"], image_size=220, batch_size=4, tasks=TASK_NAMES[:2], random_crop=False)
 CONFIGS = {"cds": SMALL, "none": replace(SMALL, rule="none"), "qtopt": LARGE}
-CONFIGS["hipi-partition"] = replace(SMALL, rule="hipi-partition", own_part=0.5)
+CONFIGS["hipi-partition"] = replace(SMALL, rule="hipi-partition", weigh_own_probability=0.5)
 
 
 class Fixed(Step):
@@ -35,11 +35,11 @@ class Fixed(Step):
     def forward(self, batch):
         return self.training_step(batch, 0)
 
-    def view(self, frames, use):
-        image, corner = super().view(frames, use)
+    def preprocess(self, frames, stream):
+        image, corner = super().preprocess(frames, stream)
         return image.double(), corner
 
-    def _target(self, batch, image, generator):
+    def _td_target(self, batch, image, generator):
         return (0.8 * batch.reward + 0.1 * batch.gripper[:, 0]).clamp(0, 1)
 
     def _unseen_actions(self, action, generator):
@@ -116,7 +116,7 @@ def test_the_parts_of_two_processes_are_the_batch_of_one_and_hold_no_episode_twi
 def test_a_run_of_two_processes_that_goes_on_is_the_one_that_was_not_stopped(tiny_training, tmp_path):
     for name, steps in (("resumed", 2), ("resumed", 3), ("straight", 3)):
         options = {**tiny_training, "tasks": ",".join(tiny_training["tasks"]), "out": tmp_path / name, "devices": 2}
-        options |= {"learning_rate_decay": False, "steps": steps}
+        options |= {"lr_decay": False, "steps": steps}
         values = [text for key, value in options.items() for text in (f"--{key}", str(value))]
         line = [sys.executable, "-m", "train", "--preset", "demo", *values]
         done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=240)

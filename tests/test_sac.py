@@ -14,7 +14,7 @@ from torch import tensor
 from data.__main__ import main as data_main
 from data.transitions import read_transitions
 from models.checkpoint import CheckpointError, read_plain
-from models.losses import temperature_loss
+from models.state_losses import alpha_loss
 from models.state_policy import load_policies, mean_actions, sample_actions
 from sim.locomotion import BODIES
 from train.sac import SAC, SACConfig, learn
@@ -25,7 +25,7 @@ BODY = BODIES["walker2d"]
 def test_the_temperature_rises_while_the_entropy_is_below_its_target():
     log_alpha = tensor([0.0, 0.0], requires_grad=True)
     log_density = tensor([[-1.0, -3.0], [5.0, 7.0]])  # entropies 2 and -6
-    temperature_loss(log_alpha, log_density, 4).backward()
+    alpha_loss(log_alpha, log_density, 4).backward()
     assert log_alpha.grad.tolist() == [2 + 4, -6 + 4]
 
 

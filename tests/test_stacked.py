@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import tensor
 
-from models.losses import weighted_mean
+from models.reductions import weighted_mean
 from models.stacked import LOG_STD, StackedMLP, TanhGaussian, TwinQ, gaussian_kl
 
 

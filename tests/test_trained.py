@@ -18,7 +18,7 @@ TRAINED = Path(__file__).parents[1] / "models" / "trained" / "vision-64.ckpt"
 
 def test_the_policy_that_comes_along_is_small_and_knows_all_tasks():
     assert TRAINED.stat().st_size < 10e6
-    assert CEMPolicy.load(TRAINED).about["trained_tasks"] == list(TASK_NAMES)
+    assert CEMPolicy.load(TRAINED).metadata["trained_tasks"] == list(TASK_NAMES)
 
 
 def test_the_walkers_that_come_along_are_small_and_those_the_dataset_is_made_by():
@@ -31,10 +31,10 @@ def test_the_walkers_that_come_along_are_small_and_those_the_dataset_is_made_by(
 
 
 def test_the_policy_that_comes_along_lifts_and_places():
-    world = CEMPolicy.load(TRAINED).world
-    if resolve_renderer("auto") != world["renderer"]:
-        pytest.skip(f"needs {world['renderer']} pictures")
+    options = CEMPolicy.load(TRAINED).env_options
+    if resolve_renderer("auto") != options["renderer"]:
+        pytest.skip(f"needs {options['renderer']} images")
     jobs = episode_jobs(("lift-sausage", "lift-carrot", "place-bowl"), 4, seed=1000)
-    won = [outcome.success for outcome in rollout("checkpoint", str(TRAINED), world, jobs, 2)]
+    won = [outcome.success for outcome in rollout("checkpoint", str(TRAINED), options, jobs, 2)]
     assert len(won) == 12
     assert sum(won) >= 6

@@ -1,7 +1,7 @@
 """Conservative Q-learning with data sharing for states (CQL(H), Kumar et al. 2020, arXiv:2006.04779; CDS, app. C.1), as
 one Lightning module that trains several members at once: seeds and sharing rules, as one stacked computation.
 
-Order: update, configuration; the losses are in models/losses.py. Shapes: `E` members, `B` transitions of all target
+Order: update, configuration; losses are in models/state_losses.py. Shapes: `E` members, `B` transitions of all target
 tasks, `K` sampled actions, `S` and `A` numbers of a state and an action, `N` tasks. Randomness of a step comes from
 (seed, step) alone, so a resumed run repeats it exactly.
 """
@@ -25,8 +25,9 @@ from data.router import Router
 from data.sharing import RULES, Scores
 from data.transitions import StateBatch, StateSampler, Transitions
 from models.checkpoint import CheckpointError, check_finite, load_weights
-from models.losses import conservative_gap, q_target, softmax_sample, temperature_loss, weighted_mean
+from models.reductions import weighted_mean
 from models.stacked import TanhGaussian, TwinQ, draw, fold_normalisation
+from models.state_losses import alpha_loss, conservative_gap, q_target, softmax_sample
 from sim.options import check_choice
 from train.cql_config import CQLConfig
 from train.finite import FiniteCheck, check_weights
@@ -142,7 +143,7 @@ class CQL(lightning.LightningModule):
             actor = weighted_mean(entropy - self.policy.log_density(state, batch.action), weight)
         else:
             actor = weighted_mean(entropy - best, weight)
-        temperature = temperature_loss(self.log_alpha, learned_density[..., 0], batch.action.shape[-1])
+        temperature = alpha_loss(self.log_alpha, learned_density[..., 0], batch.action.shape[-1])
         self._step(1, actor.sum() + temperature)
         with torch.no_grad():
             torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), config.target_rate)

@@ -26,7 +26,7 @@ from sim.files import write_atomic
 from sim.options import Parser, add_options, from_options
 from train.callbacks.checkpointing import SaveAtEnd, write_tensors
 from train.callbacks.progress import Progress, quiet_lightning
-from train.callbacks.router_report import Routing
+from train.callbacks.router_report import RouterReport
 from train.cql import CQL
 from train.cql_config import CQLConfig
 from train.divergence import clone_effective, divergence
@@ -85,7 +85,7 @@ def train(config: CQLConfig) -> Path:
                 Progress(config.steps),
                 SaveEvery(out / LAST, config.checkpoint_every),
                 SaveAtEnd(out / LAST, 1, save),
-                Routing(config.checkpoint_every),
+                RouterReport(config.checkpoint_every),
             ],
             enable_model_summary=False,
             enable_checkpointing=False,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.losses import weighted_mean
+from models.reductions import weighted_mean
 from models.stacked import TanhGaussian, gaussian_kl
 from train.cql import CQL
 from train.finite import FiniteCheck

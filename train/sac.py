@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from data.transitions import Transitions, record, write_transitions
 from models.checkpoint import CheckpointError, load_finite, read_plain
-from models.losses import q_target, temperature_loss
 from models.stacked import TanhGaussian, TwinQ
+from models.state_losses import alpha_loss, q_target
 from models.state_policy import pack_policies, sample_actions
 from sim.files import write_atomic
 from sim.locomotion import Body, Step, Walk, body_by_name
@@ -101,7 +101,7 @@ class SAC:
         self._step(0, critic.sum())
         self.q.requires_grad_(False)
         best = self.q(state, action).amin(0)[..., 0]
-        temperature = temperature_loss(self.log_alpha, density[..., 0], self.action_size)
+        temperature = alpha_loss(self.log_alpha, density[..., 0], self.action_size)
         actor = (alpha * density[..., 0] - best).mean(-1)
         self._step(1, actor.sum() + temperature)
         self.q.requires_grad_(True)
