@@ -32,7 +32,7 @@ from sim.views import RENDERERS
 
 LOCK = "eval.lock"  # held while episodes are played
 FILMED_EPISODES = 2  # per task, shown in the report
-UNBINDING = ("checkpoint", "data", "out", "workers", "reuse")  # files bind results by content, not by path
+UNBINDING = ("checkpoint", "data", "out", "workers", "reuse")  # may differ: files are bound by their content
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,8 +84,8 @@ def test_averages_pool_the_episodes_of_a_skill():
 
 def test_outcomes_are_summed_up_per_task_in_the_order_of_the_task_table():
     outcomes = [
-        EpisodeOutcome(task=task, number=n, success=won, steps=3, wall_time_s=0.5, film=())
-        for n, (task, won) in enumerate([("place-bowl", True), ("lift-can", False), ("lift-can", True)])
+        EpisodeOutcome(task=task, number=n, success=success, steps=3, wall_time_s=0.5, film=())
+        for n, (task, success) in enumerate([("place-bowl", True), ("lift-can", False), ("lift-can", True)])
     ]
     can, bowl = summarise(outcomes, "random", None, 3)
     assert (can.task, can.successes, can.episodes, can.wall_time_s) == ("lift-can", 1, 2, 1.0)
@@ -180,7 +180,7 @@ def test_a_finished_evaluation_may_be_reused_only_with_the_same_options(evaluati
     assert "already there" not in capsys.readouterr().out
 
 
-def test_what_is_played_named_and_hashed_is_one_reading_of_the_file(evaluation, tmp_path, monkeypatch):
+def test_the_checkpoint_is_read_once_to_play_name_and_hash_it(evaluation, tmp_path, monkeypatch):
     """A training replaces its last checkpoint while it is evaluated."""
     run, options = evaluation
     shutil.copytree(run, tmp_path / "run")
@@ -312,7 +312,7 @@ def test_a_policy_takes_frames_of_its_own_size_alone(tiny_checkpoint, observe):
             policy.act(observation, np.zeros(1, np.int64), np.random.default_rng(0))
 
 
-def test_a_policy_that_explores_acts_at_random_as_often_as_epsilon_says():
+def test_epsilon_greedy_acts_at_random_with_probability_epsilon():
     class Still:
         def act(self, observation, task_index, rng):
             return np.zeros((len(task_index), 5), np.float32)
@@ -359,7 +359,7 @@ def test_an_evaluation_that_makes_no_sense_is_refused(wrong, message):
         EvalConfig(checkpoint="a.ckpt", **wrong)
 
 
-def test_one_picture_at_a_time_gets_the_action_of_a_batch_of_one(tiny_checkpoint):
+def test_one_image_at_a_time_gets_the_action_of_a_batch_of_one(tiny_checkpoint):
     image = np.random.default_rng(0).integers(0, 256, (1, 56, 56, 3), dtype=np.uint8)
     gripper = {"gripper_closed": np.ones(1, np.float32), "gripper_height": np.full(1, 0.1, np.float32)}
     observation = {"image": image, **gripper, "state": np.zeros((1, STATE_SIZE), np.float32)}
@@ -436,8 +436,8 @@ def test_perception_metrics_of_known_errors(tiny_checkpoint, tiny_dataset, monke
     rows = measure(PerceptionConfig(checkpoint=str(tiny_checkpoint), data=str(tiny_dataset)))
     assert [row.task for row in rows] == [*TASKS_USED, "mean"]
     assert rows[0].median_cm == pytest.approx(5, abs=1e-3)
-    won = [row for row in rows[:-1] if row.command == row.command]
-    assert won
-    assert all(row.r2 == pytest.approx((1, 1, 1, 1)) and row.command == 1 for row in won)
+    success = [row for row in rows[:-1] if row.command_accuracy == row.command_accuracy]
+    assert success
+    assert all(row.r2 == pytest.approx((1, 1, 1, 1)) and row.command_accuracy == 1 for row in success)
     assert perception_main(["--checkpoint", "none.ckpt", "--data", str(tiny_dataset)]) == 2
     assert "none.ckpt: no such checkpoint" in capsys.readouterr().err

@@ -25,7 +25,7 @@ def test_the_first_step_its_first_term_and_all_groups_of_it_are_named():
         finite.add(3, {"target": torch.ones(3)}, scalars={"loss": torch.tensor(INF)})
 
 
-def test_rows_are_told_by_their_group():
+def test_rows_are_summed_by_their_group():
     finite = FiniteCheck("tasks", ("a", "b", "c"), every=1)
     with pytest.raises(NotFiniteError, match=r"step 7: Q of b is"):
         finite.add(7, {"Q": torch.tensor([1.0, NAN, 2.0, 3.0])}, torch.tensor([0, 1, 1, 2]))
@@ -53,7 +53,7 @@ def test_a_weight_that_is_not_finite_is_named():
 
 
 @pytest.mark.parametrize("learner", ["qtopt", "bc"])
-def test_a_training_on_pictures_that_diverges_keeps_its_last_finite_checkpoint(tiny_training, tmp_path, learner):
+def test_a_training_on_images_that_diverges_keeps_its_last_finite_checkpoint(tiny_training, tmp_path, learner):
     options = {**tiny_training, "learner": learner, "landmark_weight": 1.0, "rule": "none", "steps": 30}
     message = rf"{tmp_path}: step \d+: .* is NaN or infinite; {tmp_path}/last.ckpt keeps .*a lower --lr"
     with pytest.raises(NotFiniteError, match=message):

@@ -1,4 +1,4 @@
-"""A small problem whose Q* is known, seen through pictures: what is learned is that Q."""
+"""A small problem whose Q* is known, seen through images: the learned Q is the known one."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def known_q():
     return q
 
 
-def pictures(place, side):
+def render(place, side):
     """A bright square that stands where the place is."""
     image = torch.full((len(place), 3, side, side), 40, dtype=torch.uint8)
-    for picture, k in zip(image, place.tolist(), strict=True):
-        picture[:, 20:30, 4 + 12 * k : 14 + 12 * k] = 220
+    for frame, k in zip(image, place.tolist(), strict=True):
+        frame[:, 20:30, 4 + 12 * k : 14 + 12 * k] = 220
     return image
 
 
@@ -63,10 +63,10 @@ def transitions(generator):
     action = torch.cat([batch.action[:, :4], command[:, None].float()], dim=1)
     side = batch.image.shape[-1]
     reward = (ends & (place == PLACES - 1)).float()
-    seen = {"image": pictures(place, side), "next_image": pictures(following, side)}
+    images = {"image": render(place, side), "next_image": render(following, side)}
     still = torch.zeros_like(batch.gripper)
-    told = {"action": action, "reward": reward, "done": ends.float(), "gripper": still, "next_gripper": still}
-    return replace(batch, **seen, **told, success=reward)
+    values = {"action": action, "reward": reward, "done": ends.float(), "gripper": still, "next_gripper": still}
+    return replace(batch, **images, **values, success=reward)
 
 
 def test_the_learned_q_is_the_known_one():

@@ -27,13 +27,13 @@ VARIABLES = ("SLURM_", "TORCHELASTIC_", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK",
 
 
 def slurm(tasks, number):
-    told = {"NTASKS": tasks, "NTASKS_PER_NODE": tasks, "PROCID": number, "LOCALID": number, "NODEID": 0, "JOB_ID": 1}
-    return {f"SLURM_{key}": str(value) for key, value in told.items()} | {"SLURM_JOB_NAME": "sweep"}
+    ids = {"NTASKS": tasks, "NTASKS_PER_NODE": tasks, "PROCID": number, "LOCALID": number, "NODEID": 0, "JOB_ID": 1}
+    return {f"SLURM_{key}": str(value) for key, value in ids.items()} | {"SLURM_JOB_NAME": "sweep"}
 
 
 def elastic(processes, rank):
-    told = {"WORLD_SIZE": processes, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
-    return {key: str(value) for key, value in told.items()} | {"TORCHELASTIC_RUN_ID": "1"}
+    variables = {"WORLD_SIZE": processes, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
+    return {key: str(value) for key, value in variables.items()} | {"TORCHELASTIC_RUN_ID": "1"}
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def command(options):
 
 
 def ended(options, seconds=90):
-    """(exit status, what was said) of a training, which leaves no process behind."""
+    """(exit status, its output) of a training, which leaves no process behind."""
     running = subprocess.Popen(
         command(options), cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -116,7 +116,7 @@ def ended(options, seconds=90):
 
 @pytest.fixture
 def damaged(tiny_dataset, tmp_path):
-    """A copy of the tiny dataset in which every picture of one shard is damaged."""
+    """A copy of the tiny dataset in which every frame of one shard is damaged."""
     folder = tmp_path / "damaged"
     shutil.copytree(tiny_dataset, folder)
     row = Replay(folder).shards[0].row

@@ -198,7 +198,7 @@ def test_a_tasks_gradient_reaches_its_own_head_alone(size):
 
 
 @pytest.mark.parametrize("size", [64, 224])
-def test_one_hot_conditioning_tells_tasks_apart_with_one_head(size):
+def test_one_hot_conditioning_distinguishes_tasks_with_one_head(size):
     network = network_of(size, conditioning="one_hot")
     image, gripper, action, _ = inputs(size, 1, 2)
     with torch.no_grad():
@@ -226,8 +226,8 @@ def test_the_behaviour_policy_has_a_head_per_task():
 
 def test_a_task_first_attends_to_its_own_landmark():
     network = build_network(NetworkConfig(image_size=64, num_tasks=10))
-    things = torch.eye(10)[None].expand(10, -1, -1)  # a landmark each
-    attended = network._task_landmark(things.flatten(1), torch.arange(10))
+    landmarks = torch.eye(10)[None].expand(10, -1, -1)  # a landmark each
+    attended = network._task_landmark(landmarks.flatten(1), torch.arange(10))
     assert attended.argmax(-1).tolist() == list(range(10))
     assert (attended.amax(-1) > 0.5).all()
 
@@ -277,7 +277,7 @@ def changed_at(features, row, column):
     return out
 
 
-def test_a_landmark_needs_the_gripper_reading_as_well_as_the_picture():
+def test_a_landmark_needs_the_gripper_reading_as_well_as_the_image():
     network = network_of(64)
     image, gripper, _, _ = inputs(64, 2, 1)
     with torch.no_grad():

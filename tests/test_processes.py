@@ -29,8 +29,8 @@ CONFIGS["hipi-partition"] = replace(SMALL, rule="hipi-partition", weigh_own_prob
 
 
 class Fixed(Step):
-    """The step without chance, what it draws is a function of each row instead; and in float64, for batch normalisation
-    over a few pictures enlarges the differences of rounding."""
+    """The step without random numbers: what it would draw is a function of each row. In float64, because batch
+    normalisation over a few images enlarges rounding errors."""
 
     def forward(self, batch):
         return self.training_step(batch, 0)
@@ -96,8 +96,8 @@ def test_the_parts_of_two_processes_are_the_batch_of_one_and_hold_no_episode_twi
     tmp_path, make_episode, write_dataset
 ):
     tasks = ("lift-can", "place-bowl")
-    chosen = [(task, won) for task in tasks for won in ((task,), ()) for _ in range(12)]
-    episodes = [make_episode(task, 3, won, number=number) for number, (task, won) in enumerate(chosen)]
+    chosen = [(task, successes) for task in tasks for successes in ((task,), ()) for _ in range(12)]
+    episodes = [make_episode(task, 3, successes, number=number) for number, (task, successes) in enumerate(chosen)]
     replay = Replay(write_dataset(tmp_path / "set", [episodes]))
     numbers = tuple(TASKS[task].index for task in tasks)
 

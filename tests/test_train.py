@@ -1,4 +1,4 @@
-"""A training step, and what a run shows of itself, on the tiny dataset."""
+"""A training step, and what a run logs, on the tiny dataset."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_step_in_bfloat16_is_the_step_in_float32_but_for_rounding(preset):
     assert losses[1] != losses[0]
 
 
-def test_a_falling_learning_rate_ends_at_a_fiftieth():
+def test_a_decaying_learning_rate_ends_at_a_fiftieth():
     falling = Step(replace(PRESETS["demo"], steps=10, lr=1e-2)).configure_optimizers()
     rates = []
     for _ in range(11):
@@ -217,15 +217,15 @@ def test_q_over_the_image_is_drawn_for_a_success_of_each_task(tiny_training, tmp
     accumulated = EventAccumulator(str(tmp_path / "run" / "log"))
     accumulated.Reload()
     replay = Replay(tiny_training["data"])
-    won = {
+    successes = {
         t for t in tiny_training["tasks"] if replay.success[replay.episode_task == TASKS[t].index, TASKS[t].index].any()
     }
-    assert won
-    assert set(accumulated.Tags()["images"]) == {f"q_maps/{task}" for task in won} | {"routing/weights"}
-    picture = accumulated.Images(f"q_maps/{min(won)}")[0]
-    assert (picture.step, picture.width, picture.height) == (2, 640, 338)
-    steps = accumulated.Scalars(f"routing/effective_steps/{min(won)}")[0]
-    own = replay.steps_of_tasks(len(TASK_NAMES))[TASKS[min(won)].index]
+    assert successes
+    assert set(accumulated.Tags()["images"]) == {f"q_maps/{task}" for task in successes} | {"routing/weights"}
+    image = accumulated.Images(f"q_maps/{min(successes)}")[0]
+    assert (image.step, image.width, image.height) == (2, 640, 338)
+    steps = accumulated.Scalars(f"routing/effective_steps/{min(successes)}")[0]
+    own = replay.steps_of_tasks(len(TASK_NAMES))[TASKS[min(successes)].index]
     assert steps.step == 2
     assert own < steps.value < replay.num_steps
 
@@ -245,7 +245,7 @@ def test_a_frame_found_damaged_in_training_is_named_in_one_line(tiny_training, t
         train(QTOptConfig(out=str(tmp_path / "run"), **options))
 
 
-def test_the_network_learns_to_point_at_things(tiny_training, tmp_path):
+def test_the_network_learns_to_localise_landmarks(tiny_training, tmp_path):
     """Trained on six episodes with random crops, asked at the centre crop: a wrong axis or corner would miss."""
     options = {**tiny_training, "steps": 250, "batch_size": 16, "landmark_weight": 1.0, "random_crop": True}
     options |= {"checkpoint_every": 250, "lr": 3e-3, "target_update_rate": 0.1}
@@ -277,7 +277,7 @@ def batch_of(config, seed=0):
     return sampler.load(*sampler.draw(np.random.default_rng(seed)))
 
 
-def test_the_loss_of_one_batch_falls_when_it_is_learned_by_heart(tiny_training):
+def test_the_network_overfits_one_batch(tiny_training):
     config = QTOptConfig(**{**tiny_training, "batch_size": 16})
     torch.manual_seed(0)
     module, batch = QTOpt(config), batch_of(config)
@@ -308,7 +308,7 @@ def test_every_sharing_rule_trains_and_reports_what_it_routed(tiny_training, tmp
 
 
 @pytest.mark.parametrize("rule", ["cds", "cds-basic", "hipi"])
-def test_the_network_learns_from_those_that_were_chosen_of_the_offered(tiny_training, tmp_path, rule):
+def test_the_network_learns_from_the_resampled_transitions(tiny_training, tmp_path, rule):
     options = {**tiny_training, "rule": rule, "candidates_per_shared": 3, "workers": 1}
     seen = []
 
@@ -364,23 +364,25 @@ def test_behaviour_cloning_trains_no_q_and_acts_by_its_mean_and_most_probable_co
     assert np.array_equal(actions[0][:, 4], command.argmax(-1))
 
 
-@pytest.mark.parametrize(("won", "learner"), [((), "bc"), ((), "qtopt"), (("lift-banana",), "bc")])
-def test_behaviour_cloning_needs_a_success(tiny_training, tmp_path, make_episode, write_dataset, capsys, won, learner):
-    episodes = [make_episode(task, 2, won, number=n, side=48) for n, task in enumerate(tiny_training["tasks"])]
+@pytest.mark.parametrize(("successes", "learner"), [((), "bc"), ((), "qtopt"), (("lift-banana",), "bc")])
+def test_behaviour_cloning_needs_a_success(
+    tiny_training, tmp_path, make_episode, write_dataset, capsys, successes, learner
+):
+    episodes = [make_episode(task, 2, successes, number=n, side=48) for n, task in enumerate(tiny_training["tasks"])]
     folder = write_dataset(tmp_path / "set", [episodes], side=48)
     options = {**tiny_training, "data": str(folder), "learner": learner, "rule": "none", "out": str(tmp_path / "run")}
-    if learner == "bc" and not won:
+    if learner == "bc" and not successes:
         with pytest.raises(
             ValueError, match=f"{folder}: holds no success of lift-banana, place-bowl: .*nothing to clone"
         ):
             train(QTOptConfig(**options))
     else:
         train(QTOptConfig(**options))
-        without = "place-bowl" if won else "lift-banana, place-bowl"
+        without = "place-bowl" if successes else "lift-banana, place-bowl"
         assert f"{folder}: holds no success of {without} to clone" in capsys.readouterr().out
 
 
-def test_photometric_variation_is_that_of_its_seed_and_of_each_eighth_picture():
+def test_photometric_augmentation_depends_on_seed_and_group_alone():
     image = torch.rand(1, 3, 8, 8).expand(16, -1, -1, -1)
     torch.manual_seed(5)
     first = photometric(image, 3)
@@ -390,7 +392,7 @@ def test_photometric_variation_is_that_of_its_seed_and_of_each_eighth_picture():
     assert torch.equal(first, photometric(image, 3))
     assert not torch.equal(first, photometric(image, 4))
     assert torch.equal(first[:8], first[8:])
-    assert len({picture.numpy().tobytes() for picture in first}) == 8
+    assert len({image.numpy().tobytes() for image in first}) == 8
     assert 0 <= first.min() <= first.max() <= 1
     assert 0.02 < (first - image).abs().mean() < 0.5
 
