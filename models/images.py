@@ -1,4 +1,4 @@
-"""From frames to what a network sees: crops, and random variation of crop and colours in training."""
+"""Preprocessing of camera frames for the networks: crops, and augmentation in training."""
 
 from __future__ import annotations
 

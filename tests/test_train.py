@@ -31,6 +31,7 @@ from sim.landmarks import landmarks
 from sim.state import SceneState
 from sim.tasks import SKILLS, TASK_NAMES, TASKS
 from train.callbacks.validation import Validation
+from train.image_bc import BehaviourCloning
 from train.qtopt import QTOpt
 from train.qtopt_config import PRESETS, QTOptConfig
 from train.qtopt_run import LEARNERS, train
@@ -362,6 +363,15 @@ def test_behaviour_cloning_trains_no_q_and_acts_by_its_mean_and_most_probable_co
         mean, command = policy.network.behaviour_policy(features, gripper, torch.tensor([0, 7]))
     assert np.allclose(actions[0][:, :4], mean.clamp(-1, 1) * bounds(torch.device("cpu")))
     assert np.array_equal(actions[0][:, 4], command.argmax(-1))
+
+
+@pytest.mark.parametrize("landmark_weight", [0.0, 1.0])
+def test_behaviour_cloning_leaves_no_trained_parameter_without_a_gradient(tiny_training, landmark_weight):
+    """Several processes would wait for it."""
+    config = QTOptConfig(**{**tiny_training, "learner": "bc", "landmark_weight": landmark_weight})
+    module = BehaviourCloning(config)
+    module.training_step(batch_of(config), 0).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in module.network.parameters())
 
 
 @pytest.mark.parametrize(("successes", "learner"), [((), "bc"), ((), "qtopt"), (("lift-banana",), "bc")])
