@@ -1,1 +1,1 @@
-"""Rollouts, success rates with intervals, diagnostics and the HTML report."""
+"""Rollouts, success rates with intervals, and the HTML report."""

@@ -1,4 +1,5 @@
-"""Losses of learners that see images, as pure functions: Q is a logit, its sigmoid the Q-value in [0, 1]."""
+"""Losses of learners that see images, and a calibration metric, as pure functions: Q is a logit, its sigmoid the
+Q-value in [0, 1]."""
 
 from __future__ import annotations
 
@@ -73,3 +74,10 @@ def point_loss(logits: Tensor, point: Tensor, visible: Tensor) -> Tensor:
             cell = log_probability.gather(-1, (corner + down * size + right)[..., None])[..., 0]
             each = each - x * y * cell
     return (each * visible).sum(-1).mean()
+
+
+def calibration_error(q: Tensor, outcome: Tensor, bins: int = 5) -> Tensor:
+    """Expected calibration error (arXiv:1706.04599, eq. 3) of Q-values in [0, 1] against outcomes, both [B]: the
+    difference of their means in each of equal bins of Q, weighted by the number of transitions in the bin."""
+    place = F.one_hot((bins * q).long().clamp(max=bins - 1), bins).to(q.dtype)
+    return (place.T @ (q - outcome)).abs().sum() / len(q)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import tensor
 
-from eval.diagnostics import calibration_error
 from models.image_losses import (
     bellman_loss,
     bellman_target,
+    calibration_error,
     cloning_loss,
     conservative_loss,
     landmark_loss,

@@ -21,7 +21,6 @@ from data.distributed import joint_share
 from data.replay import Replay
 from data.router import Router, move_scores
 from data.sharing import Scores
-from eval.diagnostics import acting_diagnostics, loss_diagnostics
 from models.acting import best_action
 from models.cem import sample_uniform
 from models.image_losses import bellman_loss, bellman_target, conservative_loss
@@ -33,6 +32,7 @@ from models.small_network import SmallQNetwork
 from sim.tasks import TASK_NAMES, TASKS
 from train.callbacks.q_maps import QMaps
 from train.callbacks.router_report import RouterReport
+from train.diagnostics import acting_diagnostics, loss_diagnostics
 from train.finite import FiniteCheck, check_weights
 from train.image_bc import behaviour_loss, landmark_losses
 from train.metadata import checkpoint_metadata

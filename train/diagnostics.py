@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from data.batches import Batch
 from models.acting import ActingConfig, best_action
+from models.image_losses import calibration_error
 from models.qnetwork import QNetwork
 
 
@@ -42,10 +42,3 @@ def loss_diagnostics(batch: Batch, logits: Tensor, weight: Tensor) -> dict[str, 
     if batch.is_shared.any():
         values["shared_weight"] = weight[batch.is_shared].mean()
     return values
-
-
-def calibration_error(q: Tensor, outcome: Tensor, bins: int = 5) -> Tensor:
-    """Expected calibration error (arXiv:1706.04599, eq. 3) of Q-values in [0, 1] against outcomes, both [B]: the
-    difference of their means in each of equal bins of Q, weighted by the number of transitions in the bin."""
-    place = F.one_hot((bins * q).long().clamp(max=bins - 1), bins).to(q.dtype)
-    return (place.T @ (q - outcome)).abs().sum() / len(q)
