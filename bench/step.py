@@ -1,6 +1,6 @@
-"""One training step without trainer and loader, and one choice of an action, timed and counted in this process.
+"""A training step without trainer and loader, and an action selection, timed in this process with their FLOPs.
 
-The step is `train.qtopt.QTOpt`'s own: pictures decoded and cut, target by CEM, losses, backward, Adam, averages.
+The step is that of `train.qtopt.QTOpt`: decoding, crops, Bellman target by CEM, losses, backward, Adam, averages.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from sim.image_sizes import frame_size
 from sim.landmarks import LANDMARK_SIZE, LANDMARKS, POINTS
 from sim.tasks import TASK_NAMES
 from train.callbacks.throughput import ceiling_flops_per_s
-from train.qtopt import Chance, QTOpt
+from train.qtopt import QTOpt
 from train.qtopt_config import QTOptConfig
+from train.seeding import RandomStream
 
 NUM_THREADS = 2
 JPEG_QUALITY = 95
@@ -38,8 +39,8 @@ CANDIDATES = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A training configuration, its precision (32-true or bf16-mixed), how often the step is timed after one that
-    warms up (0: that one is timed), and how the step is done, one of `WAYS`."""
+    """A training configuration, its precision (32-true or bf16-mixed), the number of timed steps after a warm-up (0:
+    the warm-up is timed), and the implementation of the step, one of `WAYS`."""
 
     config: QTOptConfig
     precision: str
@@ -49,8 +50,8 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Of a `Case`: its step, the operations of one, the rate of a large matrix product in the same process, and the
-    part of the steps that weighing the batch by the sharing rule took."""
+    """Measurement of a `Case`: step time, FLOPs of a step, FLOP rate of a large matrix product in the same process, and
+    the fraction of step time that routing took."""
 
     step_s: float
     flops: int
@@ -61,7 +62,7 @@ class Measurement:
 
 
 class TimedRouting:
-    """In front of a module: how long its routing takes in all."""
+    """Mixin that sums up the time of a module's routing."""
 
     routing_s = 0.0
 
@@ -75,7 +76,7 @@ class TimedRouting:
 
 
 class Step(TimedRouting, QTOpt):
-    """The module without a trainer: it counts its own steps and logs nowhere."""
+    """QTOpt without a trainer: counts its own steps, does not log."""
 
     steps_done = 0
 
@@ -84,7 +85,7 @@ class Step(TimedRouting, QTOpt):
         return self.steps_done
 
     def update(self, batch: Batch, optimizer: torch.optim.Optimizer, precision: str = "32-true") -> Tensor:
-        """What Lightning does in one step of automatic optimisation; the loss."""
+        """One step of Lightning's automatic optimisation; returns the loss."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             loss = self.training_step(batch, self.steps_done)
         optimizer.zero_grad()
@@ -102,19 +103,19 @@ class Step(TimedRouting, QTOpt):
 
 
 class UsualOrder(Step):
-    """Pictures and maps channel by channel, PyTorch's usual order in memory."""
+    """The step in PyTorch's default memory format (channels first)."""
 
     def __init__(self, config: QTOptConfig) -> None:
         super().__init__(config)
         self.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
-    def view(self, frames: Tensor, use: Chance) -> tuple[Tensor, Tensor]:
-        image, corner = super().view(frames, use)
+    def preprocess(self, frames: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
+        image, corner = super().preprocess(frames, stream)
         return image.contiguous(), corner
 
 
 class Compiled(Step):
-    """Trunks compiled by torch.compile."""
+    """The step with trunks compiled by torch.compile."""
 
     def __init__(self, config: QTOptConfig) -> None:
         super().__init__(config)
@@ -124,7 +125,7 @@ class Compiled(Step):
 
 
 class PlainNetwork(QTOptNetwork):
-    """As one would write it first: a map for every candidate, then the convolutions, then what normalises them."""
+    """Straightforward QT-Opt network: a map per candidate, then convolutions, then batch normalisation, unfused."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)
@@ -140,7 +141,7 @@ class PlainNetwork(QTOptNetwork):
 
 
 class Plain(UsualOrder):
-    """The straightforward step of QT-Opt's network."""
+    """The straightforward step of QT-Opt's network: unfused, average weight by weight."""
 
     def __init__(self, config: QTOptConfig) -> None:
         super().__init__(config)
@@ -152,9 +153,10 @@ class Plain(UsualOrder):
     @torch.no_grad()
     def _update_targets(self, step: int) -> None:
         for old, new in zip(self.target.parameters(), self.network.parameters(), strict=True):
-            old.copy_(self.config.target_decay * old + (1 - self.config.target_decay) * new)
-        for mine, current in zip(self.target.buffers(), self.network.buffers(), strict=True):
-            mine.copy_(current)
+            rate = self.config.target_update_rate
+            old.copy_((1 - rate) * old + rate * new)
+        for buffer, current in zip(self.target.buffers(), self.network.buffers(), strict=True):
+            buffer.copy_(current)
 
 
 WAYS = {"ours": Step, "usual order": UsualOrder, "compiled": Compiled, "plain": Plain}
@@ -175,7 +177,7 @@ def measure(case: Case) -> Measurement:
     with FlopCounterMode(display=False) as counter:
         first_s = _median_s(step, 1)
     if case.num_steps:
-        step()  # what is compiled is compiled now, for the counter above would have none of it
+        step()  # torch.compile compiles now, because not under the counter above
     module.routing_s, begin = 0.0, time.perf_counter()
     step_s = _median_s(step, case.num_steps) if case.num_steps else first_s
     routing = module.routing_s / (time.perf_counter() - begin)
@@ -196,7 +198,7 @@ def measure(case: Case) -> Measurement:
 
 @torch.no_grad()
 def acting(config: QTOptConfig, precision: str, trials: int) -> tuple[float, float, float]:
-    """Seconds of: an action for one picture; the trunk once, alone; as many candidates once, alone."""
+    """Seconds of: an action for one image; one pass of the trunk; one pass of as many candidates."""
     device = _start()
     network = Step(config).target.to(device)
     side = config.image_size
@@ -243,26 +245,26 @@ _on_gpu = functools.cache(torch.cuda.is_available)  # which looks for the driver
 
 
 def synthetic_batch(config: QTOptConfig, generator: torch.Generator, encoded: bool = False) -> Batch:
-    """Random transitions as the loader makes them: grouped by task, a part shared, half of the own ones successful.
+    """Random transitions in the loader's form: grouped by task, some shared, half of the own ones successful.
 
-    `encoded`: the pictures are JPEG files of blocks, as a loader passes them on that leaves decoding to `Batch.to`."""
+    `encoded`: images are JPEG files of blocks, as from a loader that leaves decoding to `Batch.to`."""
     per_task = config.per_task
     size = per_task * len(config.tasks)
     place = torch.arange(size) % per_task
-    shared = place >= per_task - round(per_task * config.shared_part)
+    shared = place >= per_task - round(per_task * config.shared_fraction)
     task = torch.arange(len(config.tasks)).repeat_interleave(per_task)
     side_px = frame_size(config.image_size)
-    pictures = torch.randint(256, (2, size, 3, side_px, side_px), dtype=torch.uint8, generator=generator)
+    images = torch.randint(256, (2, size, 3, side_px, side_px), dtype=torch.uint8, generator=generator)
     files: list[Tensor] = []
     if encoded:
-        blocks = pictures[:, :, :, ::16, ::16].repeat_interleave(16, -1).repeat_interleave(16, -2).flatten(0, 1)
+        blocks = images[:, :, :, ::16, ::16].repeat_interleave(16, -1).repeat_interleave(16, -2).flatten(0, 1)
         files = encode_jpeg(list(blocks[..., :side_px, :side_px]), JPEG_QUALITY)
     success = (place % 2 == 0).float()
     done = (torch.rand(size, generator=generator) < 0.08).float()
     gripper = torch.rand(2, size, 2, generator=generator)
     return Batch(
-        image=pictures[0],
-        next_image=pictures[1],
+        image=images[0],
+        next_image=images[1],
         gripper=gripper[0],
         next_gripper=gripper[1],
         action=sample_uniform((size,), bounds(torch.device("cpu")), generator),

@@ -1,9 +1,9 @@
-"""`make bench-vision`: the training step and the choice of an action beside their floors, on the CPU or on a GPU.
+"""`make bench-vision`: training step and action selection relative to their floors, on a CPU or a GPU.
 
-The floor of a step is its operations, counted by PyTorch forward and backward, at the rate of a large square matrix
-product in the same precision and the same process. Every case runs in a process of its own, so that its peak memory is
-its own. The straightforward step does the same in float32 as one would write it first: the candidates' maps are made
-before they are convolved, in PyTorch's usual memory order, the averages weight by weight.
+The floor of a step is its FLOPs, counted by PyTorch forward and backward, at the FLOP rate of a large square matrix
+product in the same precision and process. Every case runs in its own process, so that peak memory is its own. The
+straightforward step does the same in float32 without optimisations: a map per candidate before the convolutions,
+PyTorch's default memory format, averages weight by weight.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def run(quick: bool) -> list[Row]:
 
 
 def _large(states: int) -> QTOptConfig:
-    """Two of each task, one of them shared."""
+    """vision-472 with two transitions per task, one of them shared."""
     return replace(PRESETS["vision-472"], batch_size=states, tasks=TASK_NAMES[: min(states // 2, 8)])
 
 
@@ -71,7 +71,7 @@ def _at_472(device: str, precision: str, quick: bool) -> Iterator[Row]:
 def _at_64(device: str, precision: str, quick: bool) -> Iterator[Row]:
     states, times = (20, 2) if quick else (256, 30)
     preset = replace(PRESETS["vision-64"], batch_size=states)
-    by_cem = replace(preset, prior=False, cem_samples=64, cem_elites=6)
+    by_cem = replace(preset, behaviour_policy=False, cem_samples=64, cem_elites=6)
     case = Case(config=by_cem, precision=precision, num_steps=times)
     step = _alone(measure, case)
     yield _share(f"step at 64 px, 2 x 64 candidates, {LABELS[precision]}", step, LEAST_SHARE["64"])
@@ -80,8 +80,8 @@ def _at_64(device: str, precision: str, quick: bool) -> Iterator[Row]:
         yield Row(name="  of it rate", value=rate, unit="steps/s", target=wanted, target_of="value")
     if not quick:
         yield from (_beside(way, case, step) for way in OTHER_WAYS)
-    proposed = _alone(measure, replace(case, config=preset))
-    yield _share(f"step at 64 px, 16 proposed candidates, {LABELS[precision]}", proposed, None)
+    by_emaq = _alone(measure, replace(case, config=preset))
+    yield _share(f"step at 64 px, 16 candidates of the behaviour policy, {LABELS[precision]}", by_emaq, None)
     for rule in ("cds", "hipi"):
         routed = _alone(measure, Case(config=replace(preset, rule=rule), precision=precision, num_steps=times))
         yield Row(
@@ -94,7 +94,7 @@ def _at_64(device: str, precision: str, quick: bool) -> Iterator[Row]:
 
 
 def _beside(way: str, case: Case, ours: Measurement) -> Row:
-    """What might be faster than our step; without figures where it cannot be done, as without a compiler."""
+    """Alternative implementation of the step; no figures where it does not run, e.g. without a compiler."""
     name, our_rate = f"  the same step, {way}", 1 / ours.step_s
     try:
         rate = 1 / _alone(measure, replace(case, way=way)).step_s
@@ -121,13 +121,13 @@ def _acting(device: str, precision: str, quick: bool) -> Row:
 
 
 def _alone(call: Callable[..., Any], *arguments: Any) -> Any:
-    """In a process of its own."""
+    """Call in a process of its own."""
     with mp.get_context("spawn").Pool(1) as pool:
         return pool.apply(call, arguments)
 
 
 def _share(name: str, m: Measurement, least: float | None) -> Row:
-    """The rate beside that of the floor."""
+    """Row of a step's rate relative to its floor."""
     floor_s = m.flops / m.ceiling_flops_per_s
     note = f"batch {m.batch}; {m.flops / 1e9:.4g} GFLOP a step, floor {1000 * floor_s:.3g} ms at the ceiling of "
     note += f"{m.ceiling_flops_per_s / 1e9:.0f} GFLOP/s; took {1000 * m.step_s:.3g} ms"

@@ -80,7 +80,7 @@ class Router(torch.nn.Module):
         super().__init__()
         self.config, self.rule = config, RULES[config.rule]
         self.by_episode = config.granularity == "episode" and self.rule.uses_q
-        window = config.window if self.rule.referenceence else 0
+        window = config.window if self.rule.reference else 0
         self.register_buffer("tau", torch.zeros(members, num_tasks))
         self.register_buffer("own", torch.zeros(members, num_tasks, window + 1))
         self.register_buffer("own_count", torch.zeros(members, num_tasks, dtype=torch.int64))
@@ -184,7 +184,7 @@ class Router(torch.nn.Module):
         self, score: Tensor, place: Tensor, target: Tensor, shared: Tensor, q_tasks: Tensor | None
     ) -> RuleContext:
         reference = torch.zeros_like(score)
-        if self.rule.referenceence:
+        if self.rule.reference:
             self._remember(score, place * ~shared[..., None], target)
             reference = self.reference().gather(-1, target)
             self._warm((score - reference).abs(), place * shared[..., None])
@@ -194,7 +194,7 @@ class Router(torch.nn.Module):
     def temperature(self) -> Tensor:
         """Temperature tau of each task, [E, N]: the fixed value, or the clipped running mean of |Delta|; 1 for a rule
         without Delta."""
-        if self.config.temperature or not self.rule.referenceence:
+        if self.config.temperature or not self.rule.reference:
             return torch.full_like(self.tau, self.config.temperature or 1.0)
         return self.tau.clamp(self.config.tau_low, self.config.tau_high)
 
@@ -211,10 +211,10 @@ class Router(torch.nn.Module):
 
     def reference(self) -> Tensor:
         """Reference score of each task, [E, N]: the quantile or mean of its own scores; NaN before the first."""
-        assert self.rule.referenceence is not None
+        assert self.rule.reference is not None
         window = self.own[..., :-1]
         filled = torch.arange(window.shape[-1], device=window.device) < self.own_count[..., None]
-        return self.rule.referenceence(window.masked_fill(~filled, torch.nan), self.config.percentile)
+        return self.rule.reference(window.masked_fill(~filled, torch.nan), self.config.percentile)
 
     def _warm(self, spread: Tensor, shared: Tensor) -> None:
         """tau <- decay tau + (1 - decay) mean |Delta| of the shared rows [E, B, N] of each task that has any."""
@@ -255,7 +255,7 @@ class Router(torch.nn.Module):
         known = {"weights": weights, "success": shared[1] / shared.sum(0), "steps": stock.sum(0).diagonal()}
         if self.rule.uses_q:
             known["temperature"] = self.temperature()[member]
-        if self.rule.referenceence:
+        if self.rule.reference:
             known["reference"] = self.reference()[member]
         return {"rule": self.rule.name, **{name: _plain(value.tolist()) for name, value in known.items()}}
 

@@ -57,7 +57,7 @@ class SharingRule:
     weights [..., B] in [0, 1].
 
     `score`: score of a transition; None: the rule needs no Q-values. `needs`: the field of Scores it reads besides
-    `q`. `reference(window, k)`: reference that scores are compared with, [..., N], from the last scores of own transitions
+    `q`. `reference(window, k)`: what scores are compared with, [..., N], from the last scores of own transitions
     [..., N, R]; NaN before the first. `snapshot`: scored by a periodic copy of the Q-function. `reward`: shared
     transitions are relabelled with the target task's reward; else their reward is 0.
     """

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from data.locks import lock_file
 from data.replay import Replay
+from eval.episode_log import EpisodeLog
 from eval.intervals import wilson
-from eval.played import Played
 from eval.policy import CEMPolicy
 from eval.report import write_report
 from eval.rollout import POLICIES, EpisodeOutcome, EvalResult, episode_jobs, rollout, summarise
@@ -32,15 +32,15 @@ from sim.state import SIM_VERSION
 from sim.tasks import SKILLS, TASKS, check_tasks
 
 LOCK = "eval.lock"  # held while episodes are played
-FILMED_EPISODES = 2  # of each task, shown in the report
-UNBINDING = ("checkpoint", "data", "out", "workers", "reuse")  # options: files bind results by their content
+FILMED_EPISODES = 2  # per task, shown in the report
+UNBINDING = ("checkpoint", "data", "out", "workers", "reuse")  # may differ: files are bound by their content
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """Every option of `python -m eval`."""
 
-    checkpoint: str = field(metadata={"help": "what to evaluate"})
+    checkpoint: str = field(metadata={"help": "checkpoint to evaluate"})
     out: str = option(
         "",
         "folder of the results; default: that of a run's last.ckpt, one in it for its others, else runs/NAME",
@@ -53,8 +53,8 @@ class EvalConfig:
     renderer: str = option("auto", "auto: the one the checkpoint was trained on")
     randomise: str = option("auto", f"auto: what the checkpoint's data had; all, none, or some of {', '.join(FACTORS)}")
     split: str = option("train", f"of {', '.join(SPLITS)}: test has looks and sizes that train never shows")
-    reuse: bool = option(False, "print an evaluation that is already there")
-    data: str = option("", "its dataset, to show the data's own success")
+    reuse: bool = option(False, "print the results of an identical finished evaluation")
+    data: str = option("", "its training dataset, to report the data's own success rate")
 
     def __post_init__(self) -> None:
         if self.tasks:
@@ -77,14 +77,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def evaluate(config: EvalConfig) -> Path:
-    """Roll out every policy on every task, print the table, write eval.json and report.html; returns the report.
+    """Roll out every policy on every task, print the table, write eval.json and report.html; returns the report's path.
 
-    One that was stopped goes on after the episodes it played."""
+    An interrupted evaluation resumes after the episodes it played."""
     file = CheckpointFile.of(config.checkpoint)
     policy = CEMPolicy.load(file, None if config.renderer == "auto" else config.renderer)
-    about, renderer = policy.about, policy.about["renderer"]
-    tasks = config.tasks or tuple(about["trained_tasks"])
-    untrained = [name for name in tasks if name not in about["trained_tasks"]]
+    metadata, renderer = policy.metadata, policy.metadata["renderer"]
+    tasks = config.tasks or tuple(metadata["trained_tasks"])
+    untrained = [name for name in tasks if name not in metadata["trained_tasks"]]
     if untrained:
         raise CheckpointError(f"{config.checkpoint}: never trained for {', '.join(untrained)}")
     folder, name = Path(config.checkpoint).parent, Path(config.checkpoint).stem
@@ -95,11 +95,11 @@ def evaluate(config: EvalConfig) -> Path:
     out = Path(config.out or (folder if config.split == "train" else folder / f"{config.split}-split"))
     out.mkdir(parents=True, exist_ok=True)
     settings = {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key not in UNBINDING}
-    settings["steps"], settings["checkpoint_sha256"] = about["steps"], file.sha256
+    settings["steps"], settings["checkpoint_sha256"] = metadata["steps"], file.sha256
     data: list[EvalResult] = []
     if config.data:
         replay = Replay(config.data)
-        replay.require(about["network"]["image_size"], renderer)
+        replay.require(metadata["network"]["image_size"], renderer)
         settings["episodes_sha256"] = hashlib.sha256(np.sort(replay.episode_key).tobytes()).hexdigest()
         data = data_success(replay, tasks)
     if config.reuse and (found := _finished(out, settings)):
@@ -112,53 +112,52 @@ def evaluate(config: EvalConfig) -> Path:
         raise CheckpointError(
             f"{config.checkpoint}: trained on images of renderer egl, which does not start here: install {EGL_PACKAGES}"
         )
-    randomise = tuple(about["randomise"]) if config.randomise == "auto" else read_factors(config.randomise)
-    world = {**policy.world, "randomise": randomise, "split": config.split}
-    common = {"checkpoint_sha256": file.sha256, "sim_version": SIM_VERSION, "seed": config.seed, "world": world}
+    randomise = tuple(metadata["randomise"]) if config.randomise == "auto" else read_factors(config.randomise)
+    env_options = {**policy.env_options, "randomise": randomise, "split": config.split}
+    common = {"checkpoint_sha256": file.sha256, "sim_version": SIM_VERSION, "seed": config.seed, "world": env_options}
     with lock_file(out / LOCK, f"{out}: another evaluation is at work in this folder"):
-        played = Played(out, common)
-        results, films = _play(config, file, tasks, world, played)
-        print_table(results + data)  # first: it may be that nothing can be written any more
+        log = EpisodeLog(out, common)
+        results, films = _play(config, file, tasks, env_options, log)
+        print_table(results + data)  # first, because writing may fail
         payload = {
             "settings": settings,
             "checkpoint": config.checkpoint,
-            "steps": about["steps"],
+            "steps": metadata["steps"],
             "renderer": renderer,
             "randomise": randomise,
             "split": config.split,
-            "trained_split": about["split"],
-            "image_size": about["network"]["image_size"],
+            "trained_split": metadata["split"],
+            "image_size": metadata["network"]["image_size"],
             "results": [result.to_json() for result in results],
             "data": [result.to_json() for result in data],
             "averages": averages(results + data),
-            "sharing": about["sharing"],
+            "sharing": metadata["sharing"],
         }
         report = write_report(out, payload, films)
-        played.finish()
-        write_atomic(out / "eval.json", json.dumps(payload, indent=1).encode())  # last: it says that all is there
+        log.finish()
+        write_atomic(out / "eval.json", json.dumps(payload, indent=1).encode())  # last: it marks a complete evaluation
     return report
 
 
 def _play(
-    config: EvalConfig, file: CheckpointFile, tasks: tuple[str, ...], world: dict[str, Any], played: Played
+    config: EvalConfig, file: CheckpointFile, tasks: tuple[str, ...], env_options: dict[str, Any], log: EpisodeLog
 ) -> tuple[list[EvalResult], list[EpisodeOutcome]]:
-    """The results of every policy, and the episodes with a film. Stopped or failed, it prints the table of what was
-    played."""
+    """Results of every policy, and the filmed episodes. On an error or interruption it prints the table so far."""
     results: list[EvalResult] = []
     films: list[EpisodeOutcome] = []
     try:
         for name in config.policies:
-            outcomes = _roll(config, name, file, tasks, world, played)
+            outcomes = _roll(config, name, file, tasks, env_options, log)
             results += summarise(outcomes, name, config.checkpoint if name == "checkpoint" else None, config.seed)
             films += [outcome for outcome in outcomes if outcome.film]
     except BaseException:
-        _print_played(config, played)
+        _print_unfinished(config, log)
         raise
     return results, films
 
 
 def _finished(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The evaluation that lies in `out`, if it was made with these settings of this checkpoint."""
+    """The finished evaluation in `out`, if its settings and checkpoint are these."""
     path = out / "eval.json"
     if not path.is_file() or not (out / "report.html").is_file():
         return None
@@ -167,37 +166,42 @@ def _finished(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _roll(
-    config: EvalConfig, policy: str, file: CheckpointFile, tasks: tuple[str, ...], world: dict[str, Any], played: Played
+    config: EvalConfig,
+    policy: str,
+    file: CheckpointFile,
+    tasks: tuple[str, ...],
+    env_options: dict[str, Any],
+    log: EpisodeLog,
 ) -> list[EpisodeOutcome]:
-    """The policy's episodes, in order. Those that were played before are not played again, but for a film."""
+    """Play a policy's episodes; outcomes in order. Episodes in the log are not played again, except for a film."""
     acts = policy == "checkpoint"
     jobs = episode_jobs(tasks, config.episodes, config.seed, FILMED_EPISODES if acts else 0)
     keys = {(policy, job.task, job.number): job for job in jobs}
-    left = [job for key, job in keys.items() if job.filmed or key not in played.outcomes]
+    left = [job for key, job in keys.items() if job.filmed or key not in log.outcomes]
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), unit="episode", desc=f"evaluate {policy}", smoothing=0.1)
-    done = {key: played.outcomes[key].success for key in keys.keys() & played.outcomes.keys()}
-    with bar, contextlib.closing(rollout(policy, file if acts else "", world, left, config.workers)) as outcomes:
+    done = {key: log.outcomes[key].success for key in keys.keys() & log.outcomes.keys()}
+    with bar, contextlib.closing(rollout(policy, file if acts else "", env_options, left, config.workers)) as outcomes:
         for outcome in outcomes:
-            played.add(policy, outcome)
+            log.add(policy, outcome)
             done[policy, outcome.task, outcome.number] = outcome.success
             bar.update()
             bar.set_postfix_str(f"success {sum(done.values()) / len(done):.0%}", refresh=False)
-    return sorted((played.outcomes[key] for key in keys), key=lambda o: (TASKS[o.task].index, o.number))
+    return sorted((log.outcomes[key] for key in keys), key=lambda o: (TASKS[o.task].index, o.number))
 
 
-def _print_played(config: EvalConfig, played: Played) -> None:
-    """The table of an evaluation that does not end."""
+def _print_unfinished(config: EvalConfig, log: EpisodeLog) -> None:
+    """Print the table of an interrupted evaluation."""
     results: list[EvalResult] = []
     for name in config.policies:
-        mine = [outcome for (policy, *_), outcome in played.outcomes.items() if policy == name]
-        results += summarise(mine, name, config.checkpoint if name == "checkpoint" else None, config.seed)
+        outcomes = [outcome for (policy, *_), outcome in log.outcomes.items() if policy == name]
+        results += summarise(outcomes, name, config.checkpoint if name == "checkpoint" else None, config.seed)
     if results:
         print_table(results)
-        print(f"{len(played.outcomes)} episodes are kept: the same command goes on after them")
+        print(f"{len(log.outcomes)} episodes are kept: the same command goes on after them")
 
 
 def data_success(replay: Replay, tasks: tuple[str, ...]) -> list[EvalResult]:
-    """The success of the episodes that were collected for each task, in the form of a policy's result."""
+    """Success rate of the data: of the episodes that were collected for each task."""
     results = []
     for name in tasks:
         index = TASKS[name].index
@@ -209,18 +213,17 @@ def data_success(replay: Replay, tasks: tuple[str, ...]) -> list[EvalResult]:
 
 
 def averages(results: list[EvalResult]) -> list[dict[str, Any]]:
-    """Of each policy: a skill's tasks pooled, and all."""
+    """Success of each policy, pooled over the tasks of a skill and over all tasks."""
     rows = []
     for group in (*dict.fromkeys(SKILLS), "all"):
         for policy in dict.fromkeys(result.policy for result in results):
-            mine = [r for r in results if r.policy == policy and group in ("all", TASKS[r.task].skill)]
-            if mine:
-                won, episodes = sum(r.successes for r in mine), sum(r.episodes for r in mine)
-                low, high = wilson(won, episodes)
+            pooled = [r for r in results if r.policy == policy and group in ("all", TASKS[r.task].skill)]
+            if pooled:
+                successes, episodes = sum(r.successes for r in pooled), sum(r.episodes for r in pooled)
+                low, high = wilson(successes, episodes)
                 name = f"average of {group}"
-                rows.append(
-                    {"task": name, "policy": policy, "successes": won, "episodes": episodes, "low": low, "high": high}
-                )
+                values = {"successes": successes, "episodes": episodes, "low": low, "high": high}
+                rows.append({"task": name, "policy": policy, **values})
     return rows
 
 

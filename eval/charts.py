@@ -1,4 +1,4 @@
-"""Charts and tables of the HTML pages, as text: each page is one file that needs nothing else."""
+"""Charts and tables of self-contained HTML pages, as text."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def page(title: str, parts: list[str]) -> bytes:
 
 
 def legend(names: Sequence[str]) -> str:
-    """The colours of a curve's lines."""
+    """Legend of the lines' colours."""
     marks = (f"<span style='color:{c}'>&#9644;</span> {name}" for name, c in zip(names, cycle(LINES), strict=False))
     return f"<p class=note>{' &ensp; '.join(marks)}</p>"
 
 
 def curve(title: str, lines: dict[str, NDArray[np.float64]], limits: tuple[float, float] | None = None) -> str:
-    """Lines [points, 2] of (step, value) by name; one alone goes unnamed. What is not finite is not drawn.
-    `limits` of the values; by default theirs."""
+    """Line chart (SVG) of [points, 2] of (step, value) by name; a single line has no name. Values that are not finite
+    are left out. `limits`: of the value axis; default: the range of the values."""
     drawn = [
         (name, points[np.isfinite(points).all(1)], colour)
         for (name, points), colour in zip(lines.items(), cycle(LINES), strict=False)
@@ -67,7 +67,7 @@ def curve(title: str, lines: dict[str, NDArray[np.float64]], limits: tuple[float
 
 
 def matrix(corner: str, names: tuple[str, ...], values: list[list[float | None]]) -> str:
-    """A table of numbers in [0, 1], or None, by row and column of the same names, the darker the higher."""
+    """Heat map (HTML table) of values in [0, 1] or None, with rows and columns of the same names; darker is higher."""
     head = "".join(f"<th>{name.replace('-', '<br>', 1)}" for name in names)
     out = [f"<table class=matrix><tr><th>{corner}{head}</tr>"]
     for name, row in zip(names, values, strict=True):
@@ -83,9 +83,9 @@ def matrix(corner: str, names: tuple[str, ...], values: list[list[float | None]]
 
 
 def film(frames: list[NDArray[np.uint8]], alt: str) -> str:
-    """An image element that plays frames [H, W, 3] again and again."""
-    pictures = [Image.fromarray(frame) for frame in frames]
+    """Looping film of frames uint8 [H, W, 3], as an HTML image."""
+    images = [Image.fromarray(frame) for frame in frames]
     buffer = io.BytesIO()
-    more = [*pictures[1:], *[pictures[-1]] * 4]
-    pictures[0].save(buffer, "WEBP", save_all=True, append_images=more, duration=250, loop=0, quality=70)
+    more = [*images[1:], *[images[-1]] * 4]
+    images[0].save(buffer, "WEBP", save_all=True, append_images=more, duration=250, loop=0, quality=70)
     return f'<img src="data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}" alt="{alt}">'

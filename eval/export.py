@@ -1,12 +1,12 @@
-"""`python -m eval.export --checkpoint runs/demo/last.ckpt --out exported`: the network as programs of torch.export.
+"""`python -m eval.export --checkpoint runs/demo/last.ckpt --out exported`: export the network as torch.export programs.
 
-`trunk.pt2`: (image float32 [1, 3, H, H] in [0, 1], gripper [1, 2]) -> features, once per picture. `head.pt2`:
-(features, gripper, actions [1, K, 5], task int64 [1]) -> Q logits [1, K]. `prior.pt2`, where a clone proposes:
-(features, gripper, task) -> motion in units of its bounds [1, 4], command logits [1, 4]. `about.json` tells sizes,
-bounds, tasks and how actions are chosen. Any program with torch loads them, without this package, by
-`torch.export.load`; that may unpickle, so load only what comes from somebody trusted.
+`trunk.pt2`: (image float32 [1, 3, H, H] in [0, 1], gripper [1, 2]) -> features, once per image. `head.pt2`:
+(features, gripper, actions [1, K, 5], task int64 [1]) -> Q logits [1, K]. `behaviour_policy.pt2`, where it exists:
+(features, gripper, task) -> mean motion in units of its bounds [1, 4], command logits [1, 4]. `metadata.json`: sizes,
+bounds, tasks, action selection. Any program with torch loads them by `torch.export.load`, without this package. Loading
+may unpickle, so load only files that you trust.
 
-`--format checkpoint` writes a checkpoint that acts and no more: a quarter of the size, nothing to go on training from.
+`--format checkpoint` writes an inference-only checkpoint: a quarter of the size, and no training state.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ TRIALS = 5
 class ExportConfig:
     """Every option of `python -m eval.export`."""
 
-    checkpoint: str = field(metadata={"help": "what to export"})
-    out: str = field(metadata={"help": "a new folder; of a checkpoint, the file"})
+    checkpoint: str = field(metadata={"help": "checkpoint to export"})
+    out: str = field(metadata={"help": "a new folder; for a checkpoint, the file"})
     format: str = option("programs", f"of {', '.join(FORMATS)}")
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class ExportConfig:
 
 
 class _Part(nn.Module):
-    """A part of the network with a `forward` of its own."""
+    """Part of the network with its own `forward`."""
 
     def __init__(self, network: QNetwork) -> None:
         super().__init__()
@@ -64,16 +64,17 @@ class _Part(nn.Module):
 INPUTS = {
     "image": "float32 [1, 3, image_size, image_size] in [0, 1]: the centre of a frame of frame_size px, RGB",
     "gripper": "float32 [1, 2]: closed (0 or 1), height above the table (m)",
-    "features": "what trunk gives",
-    "task": "int64 [1]: place in tasks",
-    "action": "float32 [1, K, 5]: x, y, z (m), yaw (rad), within bounds; place in commands",
+    "features": "output of trunk",
+    "task": "int64 [1]: index into tasks",
+    "action": "float32 [1, K, 5]: x, y, z (m), yaw (rad), within bounds; index into commands",
 }
 CHOICES = {
     "cem": "head gives logits of Q [1, K]; the action is found by the cross-entropy method over them",
-    "proposals": "prior gives the mean motion [1, 4] in units of bounds and logits of the command [1, 4]; of "
-    "candidates from it, half with the mean motion itself, half with the spread acting.prior_std, take that of the "
-    "highest log sigmoid(head) + acting.prior_loyalty * log density",
-    "clone": "prior gives the mean motion [1, 4] in units of bounds and logits of the command [1, 4]: the likeliest",
+    "emaq": "behaviour_policy gives the mean motion [1, 4] in units of bounds and logits of the command [1, 4]; of "
+    "candidates from it, half with the mean motion itself, half with the spread acting.behaviour_policy_std, take "
+    "that of the highest log sigmoid(head) + acting.bc_log_prob_weight * log density",
+    "behaviour_policy": "behaviour_policy gives the mean motion [1, 4] in units of bounds and logits of the command "
+    "[1, 4]: take the mean motion and the most probable command",
 }
 
 
@@ -87,10 +88,10 @@ class Head(_Part):
         return self.network.score(features, gripper, action, task)
 
 
-class Prior(_Part):
+class BehaviourPolicy(_Part):
     def forward(self, features: Tensor, gripper: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
         assert isinstance(self.network, SmallQNetwork)
-        return self.network.propose(features, gripper, task)
+        return self.network.behaviour_policy(features, gripper, task)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -106,10 +107,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def slim(config: ExportConfig) -> None:
-    """Write the checkpoint with the averaged weights alone, which are those that act. ValueError for a file that is
-    there."""
+    """Write an inference-only checkpoint, with the averaged weights, which act. ValueError if the file exists."""
     file, out = CheckpointFile.of(config.checkpoint), Path(config.out)
-    CEMPolicy.load(file)  # says what is wrong with it
+    CEMPolicy.load(file)  # CheckpointError where it cannot be used
     checkpoint = read_checkpoint(file)
     if out.exists():
         raise ValueError(f"{out}: is there already; choose another --out")
@@ -122,15 +122,15 @@ def slim(config: ExportConfig) -> None:
 @torch.no_grad()
 def export(config: ExportConfig) -> None:
     """Write the programs, read them back, and compare them with the network: ValueError where they differ. The folder
-    appears when all is well."""
+    appears only if all succeeds."""
     policy, out = CEMPolicy.load(config.checkpoint), Path(config.out)
     parts: dict[str, _Part] = {"trunk": Trunk(policy.network), "head": Head(policy.network)}
-    if policy.network.config.prior:
-        parts["prior"] = Prior(policy.network)
+    if policy.network.config.behaviour_policy:
+        parts["behaviour_policy"] = BehaviourPolicy(policy.network)
     programs = {}
     with atomic_folder(out) as making:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="torch")  # of how it shares what is the same in two places
+            warnings.filterwarnings("ignore", module="torch")  # about weights that two programs share
             for name, part in parts.items():
                 inputs = _inputs(policy, name, torch.Generator().manual_seed(0))
                 content = io.BytesIO()  # on a full disk torch would end the process
@@ -140,8 +140,8 @@ def export(config: ExportConfig) -> None:
         worst, times_s = _compare(policy, parts, programs)
         if not worst <= TOLERANCE:
             raise ValueError(f"{out}: the programs differ from the network by {worst:.2g}, more than {TOLERANCE:g}")
-        about = {
-            "checkpoint": policy.about,
+        metadata = {
+            "checkpoint": policy.metadata,
             "image_size": policy.network.config.image_size,
             "frame_size": policy.frame_size,
             "candidates": policy.acting.cem.samples,
@@ -152,7 +152,7 @@ def export(config: ExportConfig) -> None:
             "choice": CHOICES[policy.acting.by],
             "bounds": BOUNDS.tolist(),
         }
-        write_atomic(making / "about.json", json.dumps(about, indent=1).encode())
+        write_atomic(making / "metadata.json", json.dumps(metadata, indent=1).encode())
     print(f"{out}: {', '.join(f'{name}.pt2' for name in parts)}; at most {worst:.1e} from the network")
     for name, each in times_s.items():
         print(f"{name:<16}{1000 * statistics.median(each):>8.1f} ms")
@@ -161,20 +161,20 @@ def export(config: ExportConfig) -> None:
 def _compare(
     policy: CEMPolicy, parts: dict[str, _Part], programs: dict[str, Any]
 ) -> tuple[float, dict[str, list[float]]]:
-    """The greatest difference on random inputs, and the seconds that each part and each program took."""
+    """Maximum absolute difference on random inputs, and the seconds of each part and each program."""
     generator = torch.Generator().manual_seed(1)
     worst, times_s = 0.0, dict[str, list[float]]()
     for _ in range(TRIALS):
         for name, part in parts.items():
             inputs = _inputs(policy, name, generator)
-            mine = _timed(part, inputs, times_s.setdefault(name, []))
-            its = _timed(programs[name], inputs, times_s.setdefault(f"{name} exported", []))
-            worst = max(worst, *(float((a - b).abs().max()) for a, b in zip(mine, its, strict=True)))
+            expected = _timed(part, inputs, times_s.setdefault(name, []))
+            exported = _timed(programs[name], inputs, times_s.setdefault(f"{name} exported", []))
+            worst = max(worst, *(float((a - b).abs().max()) for a, b in zip(expected, exported, strict=True)))
     return worst, times_s
 
 
 def _inputs(policy: CEMPolicy, name: str, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Random inputs of a part, as large as in use."""
+    """Random inputs of a part, with the shapes used for acting."""
     side = policy.network.config.image_size
     image = torch.rand(1, 3, side, side, generator=generator)
     gripper = torch.rand(1, 2, generator=generator) * torch.tensor([1.0, 0.3])
@@ -182,7 +182,7 @@ def _inputs(policy: CEMPolicy, name: str, generator: torch.Generator) -> tuple[T
         return image, gripper
     features = policy.network.encode(image, gripper)
     task = torch.randint(len(TASK_NAMES), (1,), generator=generator)
-    if name == "prior":
+    if name == "behaviour_policy":
         return features, gripper, task
     action = sample_uniform((1, policy.acting.cem.samples), bounds(image.device), generator)
     return features, gripper, action, task
@@ -190,9 +190,9 @@ def _inputs(policy: CEMPolicy, name: str, generator: torch.Generator) -> tuple[T
 
 def _timed(call: Callable[..., Any], inputs: tuple[Tensor, ...], times_s: list[float]) -> tuple[Tensor, ...]:
     begin = time.perf_counter()
-    found = call(*inputs)
+    result = call(*inputs)
     times_s.append(time.perf_counter() - begin)
-    return found if isinstance(found, tuple) else (found,)
+    return result if isinstance(result, tuple) else (result,)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""`python -m eval.perception --checkpoint runs/x/last.ckpt --data datasets/x`: what a small network makes of frames.
+"""`python -m eval.perception --checkpoint runs/x/last.ckpt --data datasets/x`: perception error and memorisation.
 
-Of the task's object, or fixture, within reach: how far the network's landmark lies from where it is, in the plane. Of
-the steps of successes: how much of the variance of the motion the clone explains (R2), and how often its likeliest
-command is the data's. Beside the training data, give it others (`python -m data collect --seed 1`): the difference is
-what was learned by heart.
+For the task's object or fixture within reach: the error of the predicted landmark, in the table plane. For steps of
+successes: R2 of the behaviour policy's motion, and the accuracy of its command. Run it on the training data and on
+unseen data (`python -m data collect --seed 1`): the gap is memorisation.
 """
 
 from __future__ import annotations
@@ -19,26 +18,26 @@ from data.batches import Batch, Sampler, SamplerConfig
 from data.replay import Replay
 from data.sharing import RULES
 from eval.policy import CEMPolicy
-from models.acting import crop
 from models.checkpoint import CheckpointError
+from models.images import crop
 from models.qnetwork import bounds
 from models.small_network import SmallQNetwork
 from sim.landmarks import OFFSET_UNIT_M, OWN_LANDMARK
 from sim.options import Parser, add_options, check_least, check_seed, from_options, option, run_command
 from sim.tasks import TASK_NAMES
 
-WITHIN_M = 0.12  # of the gripper
-BATCH = 50  # of each task
+WITHIN_M = 0.12  # distance from the gripper that counts as within reach
+BATCH = 50  # steps per task
 
 
 @dataclass(frozen=True, kw_only=True)
 class PerceptionConfig:
     """Every option of `python -m eval.perception`."""
 
-    checkpoint: str = field(metadata={"help": "of a small network with a clone"})
-    data: str = field(metadata={"help": "dataset whose frames it sees"})
-    batches: int = option(8, f"of {BATCH} steps of each task")
-    seed: int = option(0, "of the steps")
+    checkpoint: str = field(metadata={"help": "of a small network with a behaviour policy"})
+    data: str = field(metadata={"help": "dataset to measure on"})
+    batches: int = option(8, f"number of batches of {BATCH} steps per task")
+    seed: int = option(0, "of the sampled steps")
 
     def __post_init__(self) -> None:
         check_least(self, 1, "batches")
@@ -46,79 +45,81 @@ class PerceptionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Perception:
-    """Of one task; what cannot be said of it is nan."""
+class PerceptionMetrics:
+    """Perception metrics of one task; NaN where undefined."""
 
     task: str
     median_cm: float
-    worst_tenth_cm: float
+    p90_cm: float
     r2: tuple[float, ...]  # of x, y, z, yaw
-    command: float
+    command_accuracy: float
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m eval.perception", description=__doc__)
     add_options(parser, PerceptionConfig)
     options = vars(parser.parse_args(arguments))
-    return run_command(lambda: print_table(perceive(from_options(PerceptionConfig, options))))
+    return run_command(lambda: print_table(measure(from_options(PerceptionConfig, options))))
 
 
-def perceive(config: PerceptionConfig) -> list[Perception]:
-    """One row a task of the dataset that the network was trained for, then the mean of all rows."""
+def measure(config: PerceptionConfig) -> list[PerceptionMetrics]:
+    """Metrics of each task of the dataset that the network was trained for, then their mean."""
     policy, replay = CEMPolicy.load(config.checkpoint), Replay(config.data)
     network = policy.network
-    if not isinstance(network, SmallQNetwork) or not network.config.prior:
-        raise CheckpointError(f"{config.checkpoint}: no small network with a clone")
-    replay.require(network.config.image_size, policy.about["renderer"])
+    if not isinstance(network, SmallQNetwork) or not network.config.behaviour_policy:
+        raise CheckpointError(f"{config.checkpoint}: no small network with a behaviour policy")
+    replay.require(network.config.image_size, policy.metadata["renderer"])
     held = set(replay.episode_task.tolist())
-    tasks = tuple(k for k, name in enumerate(TASK_NAMES) if name in policy.about["trained_tasks"] and k in held)
+    tasks = tuple(k for k, name in enumerate(TASK_NAMES) if name in policy.metadata["trained_tasks"] and k in held)
     sampler = Sampler(replay, tasks, RULES["none"], SamplerConfig(per_task=BATCH))
     rng = np.random.default_rng(config.seed)
-    parts = [_look(network, sampler.load(*sampler.draw(rng))) for _ in range(config.batches)]
+    parts = [_measure(network, sampler.load(*sampler.draw(rng))) for _ in range(config.batches)]
     table = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     rows = []
     for task in tasks:
         own = table["task"] == task
         rows.append(_row(TASK_NAMES[task], {key: column[own] for key, column in table.items()}))
-    values = [[row.median_cm, row.worst_tenth_cm, *row.r2, row.command] for row in rows]
-    median, tenth, *r2, command = np.nanmean(values, axis=0).tolist()
-    return [*rows, Perception(task="mean", median_cm=median, worst_tenth_cm=tenth, r2=tuple(r2), command=command)]
+    values = [[row.median_cm, row.p90_cm, *row.r2, row.command_accuracy] for row in rows]
+    median, p90, *r2, command = np.nanmean(values, axis=0).tolist()
+    mean = PerceptionMetrics(task="mean", median_cm=median, p90_cm=p90, r2=tuple(r2), command_accuracy=command)
+    return [*rows, mean]
 
 
 @torch.no_grad()
-def _look(network: SmallQNetwork, batch: Batch) -> dict[str, Tensor]:
-    """Columns of numbers, a row a step."""
-    seen = network.look(crop(batch.image, network.config.image_size), batch.gripper)
-    mean, command = network.propose(seen.features, batch.gripper, batch.task_index)
+def _measure(network: SmallQNetwork, batch: Batch) -> dict[str, Tensor]:
+    """Columns of a table with one row per step."""
+    perception = network.perceive(crop(batch.image, network.config.image_size), batch.gripper)
+    mean, command = network.behaviour_policy(perception.features, batch.gripper, batch.task_index)
     own = torch.tensor(OWN_LANDMARK)[batch.task_index]
     row = torch.arange(len(batch))
-    true, found = batch.landmark[row, own, :3], seen.landmark[row, own, :3]
+    true, predicted = batch.landmark[row, own, :3], perception.landmark[row, own, :3]
     return {
         "task": batch.task_index,
-        "error_cm": 100 * OFFSET_UNIT_M * (found - true)[:, :2].norm(dim=1),
+        "error_cm": 100 * OFFSET_UNIT_M * (predicted - true)[:, :2].norm(dim=1),
         "near": batch.point_present[row, own] & (true.norm(dim=1) * OFFSET_UNIT_M < WITHIN_M),
-        "won": batch.success > 0,
+        "success": batch.success > 0,
         "motion": batch.action[:, :4] / bounds(batch.action.device),
-        "cloned": mean,
-        "right": (command.argmax(-1) == batch.action[:, 4].long()).float(),
+        "predicted_motion": mean,
+        "command_correct": (command.argmax(-1) == batch.action[:, 4].long()).float(),
     }
 
 
-def _row(task: str, of: dict[str, Tensor]) -> Perception:
-    error, won = of["error_cm"][of["near"]], of["won"]
-    motion, cloned = of["motion"][won], of["cloned"][won]
-    r2 = 1 - (motion - cloned).square().mean(0) / motion.var(0, correction=0).clamp(min=1e-9)
-    median, tenth = (float(error.quantile(q)) if len(error) else float("nan") for q in (0.5, 0.9))
-    return Perception(
-        task=task, median_cm=median, worst_tenth_cm=tenth, r2=tuple(r2.tolist()), command=float(of["right"][won].mean())
-    )
+def _row(task: str, column: dict[str, Tensor]) -> PerceptionMetrics:
+    error, success = column["error_cm"][column["near"]], column["success"]
+    motion, predicted = column["motion"][success], column["predicted_motion"][success]
+    r2 = 1 - (motion - predicted).square().mean(0) / motion.var(0, correction=0).clamp(min=1e-9)
+    median, p90 = (float(error.quantile(q)) if len(error) else float("nan") for q in (0.5, 0.9))
+    accuracy = float(column["command_correct"][success].mean())
+    return PerceptionMetrics(task=task, median_cm=median, p90_cm=p90, r2=tuple(r2.tolist()), command_accuracy=accuracy)
 
 
-def print_table(rows: list[Perception]) -> None:
+def print_table(rows: list[PerceptionMetrics]) -> None:
     print(f"{'task':<22}{'median':>9}{'90%':>9}{'R2 of x':>10}{'y':>7}{'z':>7}{'yaw':>7}{'command':>10}")
     for row in rows:
         motion = "".join(f"{value:>7.2f}" for value in row.r2)
-        print(f"{row.task:<22}{row.median_cm:>6.1f} cm{row.worst_tenth_cm:>6.1f} cm{'':>3}{motion}{row.command:>10.1%}")
+        print(
+            f"{row.task:<22}{row.median_cm:>6.1f} cm{row.p90_cm:>6.1f} cm{'':>3}{motion}{row.command_accuracy:>10.1%}"
+        )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.acting import ActingConfig, best_action, crop
+from models.acting import ActingConfig, best_action
 from models.cem import CEMConfig
 from models.checkpoint import (
     CheckpointError,
@@ -21,6 +21,7 @@ from models.checkpoint import (
     load_finite,
     read_checkpoint,
 )
+from models.images import crop
 from models.networks import build_network
 from models.qnetwork import NetworkConfig, QNetwork
 from sim import policies
@@ -31,43 +32,43 @@ from sim.tasks import task_by_name
 
 @dataclass
 class CEMPolicy:
-    """Chooses actions by the averaged network of a checkpoint. `about` is the checkpoint's description."""
+    """Batched policy that acts by the averaged network of a checkpoint; `metadata` is the checkpoint's."""
 
     network: QNetwork
     acting: ActingConfig
-    about: dict[str, Any]
+    metadata: dict[str, Any]
 
     @classmethod
     def load(cls, path: Source, renderer: str | None = None, image_size: int | None = None) -> CEMPolicy:
         """Read a checkpoint; refuses one that was trained for another renderer or image size, naming both sides."""
         checkpoint = read_checkpoint(path)
-        about = checkpoint["switchyard"]
-        network_config = NetworkConfig(**about["network"])
-        if renderer is not None and renderer != about["renderer"]:
+        metadata = checkpoint["switchyard"]
+        network_config = NetworkConfig(**metadata["network"])
+        if renderer is not None and renderer != metadata["renderer"]:
             raise CheckpointError(
-                f"{path}: trained on images of renderer {about['renderer']}, asked to act on {renderer}"
+                f"{path}: trained on images of renderer {metadata['renderer']}, asked to act on {renderer}"
             )
         if image_size is not None and image_size != network_config.image_size:
             raise CheckpointError(f"{path}: trained at {network_config.image_size} px, asked to act at {image_size} px")
         network = build_network(network_config)
         load_finite(network, acting_weights(checkpoint), path)
-        acting = ActingConfig(**{**about["acting"], "cem": CEMConfig(**about["acting"]["cem"])})
-        return cls(network.eval(), acting, about)
+        acting = ActingConfig(**{**metadata["acting"], "cem": CEMConfig(**metadata["acting"]["cem"])})
+        return cls(network.eval(), acting, metadata)
 
     @property
     def frame_size(self) -> int:
-        """Side of the frames that `act` takes, px."""
+        """Side of the input frames of `act`, px."""
         return frame_size(self.network.config.image_size)
 
     @property
-    def world(self) -> dict[str, Any]:
-        """The arguments of `PickPlaceEnv` for the world of its data: size, renderer, what is randomised, split."""
-        about = self.about
+    def env_options(self) -> dict[str, Any]:
+        """Arguments of `PickPlaceEnv` that match its training data: image size, renderer, randomisation, split."""
+        metadata = self.metadata
         return {
             "image_size": self.frame_size,
-            "renderer": about["renderer"],
-            "randomise": tuple(about["randomise"]),
-            "split": about["split"],
+            "renderer": metadata["renderer"],
+            "randomise": tuple(metadata["randomise"]),
+            "split": metadata["split"],
         }
 
     @torch.no_grad()
@@ -75,12 +76,12 @@ class CEMPolicy:
         self, observation: Observation, task_index: NDArray[np.int64], rng: np.random.Generator
     ) -> NDArray[np.float32]:
         """Actions float32 [B, 5] (sim/actions.py) for frames uint8 [B, H, H, 3] of `frame_size` px; ValueError for
-        others."""
+        other sizes or types."""
         frames, side = observation["image"], self.frame_size
         if frames.dtype != np.uint8 or frames.shape[1:] != (side, side, 3):
             raise ValueError(
                 f"this policy cuts its {self.network.config.image_size} px out of frames uint8 [{side}, {side}, 3], "
-                f"got {frames.dtype} {list(frames.shape[1:])}: make the environment with **policy.world"
+                f"got {frames.dtype} {list(frames.shape[1:])}: make the environment with **policy.env_options"
             )
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         image = torch.from_numpy(frames).permute(0, 3, 1, 2)
@@ -92,20 +93,20 @@ class CEMPolicy:
 
 
 class Policy:
-    """One picture at a time: `Policy.load("runs/demo/last.ckpt").act(image, gstatus, gheight, "lift-can")`."""
+    """Policy for single observations: `Policy.load("runs/demo/last.ckpt").act(image, gstatus, gheight, "lift-can")`."""
 
     def __init__(self, batched: CEMPolicy, seed: int = 0) -> None:
         self._batched, self._rng = batched, np.random.default_rng(seed)
 
     @classmethod
     def load(cls, path: Source, seed: int = 0) -> Policy:
-        """Read a checkpoint; CheckpointError names what is wrong with it. `seed`: of the search for actions."""
+        """Read a checkpoint; CheckpointError where it cannot be used. `seed`: of the search for actions."""
         return cls(CEMPolicy.load(path), seed)
 
     @property
-    def world(self) -> dict[str, Any]:
-        """The arguments of `PickPlaceEnv` for the world of its data."""
-        return self._batched.world
+    def env_options(self) -> dict[str, Any]:
+        """Arguments of `PickPlaceEnv` that match its training data."""
+        return self._batched.env_options
 
     def act(
         self,
@@ -116,23 +117,25 @@ class Policy:
     ) -> NDArray[np.float32]:
         """The action float32 [5] (sim/actions.py): translation (m), yaw (rad), command.
 
-        `image` uint8 [H, H, 3] of `world["image_size"]` px; `gstatus`: is the gripper closed, 0 or 1; `gheight`: its
-        height above the table, m; both are numbers or arrays of one. ValueError for an image of another size, or a
-        task it was not trained for."""
-        index, trained = task_by_name(task).index, self._batched.about["trained_tasks"]
+        `image` uint8 [H, H, 3] of `env_options["image_size"]` px; `gstatus`: whether the gripper is closed, 0 or 1;
+        `gheight`: its height above the table, m; both are numbers or arrays of one. ValueError for an image of another
+        size, or a task it was not trained for."""
+        index, trained = task_by_name(task).index, self._batched.metadata["trained_tasks"]
         if task not in trained:
             raise ValueError(f"this policy was never trained for {task}, but for {', '.join(trained)}")
-        seen = np.asarray(image)[None]
         closed, height = (np.reshape(np.float32(value), 1) for value in (gstatus, gheight))
         observation = Observation(
-            image=seen, gripper_closed=closed, gripper_height=height, state=np.zeros((1, 0), np.float32)
+            image=np.asarray(image)[None],
+            gripper_closed=closed,
+            gripper_height=height,
+            state=np.zeros((1, 0), np.float32),
         )
         return self._batched.act(observation, np.array([index]), self._rng)[0]
 
 
 @dataclass
 class EpsilonGreedy:
-    """A trained policy that explores: with probability `epsilon` an action is `RandomPolicy`'s (QT-Opt, sec. 4.3)."""
+    """Epsilon-greedy exploration: with probability `epsilon` an action is `RandomPolicy`'s (QT-Opt, sec. 4.3)."""
 
     greedy: policies.Policy
     epsilon: float
@@ -146,7 +149,8 @@ class EpsilonGreedy:
 
 
 def exploring(path: str, sha256: str, frame_size: int, renderer: str) -> Callable[[float], EpsilonGreedy]:
-    """The policy of the checkpoint of this SHA-256 for a world of such frames, to be given its epsilon."""
+    """Load the policy of a checkpoint for collection; the result makes an epsilon-greedy policy from epsilon.
+    CheckpointError where SHA-256, frame size or renderer differ."""
     torch.set_num_threads(1)  # the collecting workers share the cores
     checkpoint = CheckpointFile.of(path)
     if checkpoint.sha256 != sha256:

@@ -1,4 +1,4 @@
-"""The HTML report: one self-contained file with success, learning curves, the routing matrix and filmed episodes."""
+"""The HTML report: one self-contained file with success rates, learning curves, sharing weights and filmed episodes."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ LABELS = {
     "crude": "crude policy",
     "data": "the data",
 }
-CURVES = {  # TensorBoard tag -> what it is
+CURVES = {  # TensorBoard tag -> title
     "eval/success_rate": "success in the simulator, all tasks",
     "train/loss": "total loss",
     "train/bellman": "Bellman cross-entropy",
     "train/q_success": "Q on own steps of successful episodes",
     "train/q_failure": "Q on own steps of failed episodes",
     "train/q_unseen": "Q on unseen actions (softmax mean)",
-    "train/data_rank": "unseen actions outranked by the data's",
+    "train/data_rank": "fraction of unseen actions outranked by the data's",
     "train/shared_weight": "mean weight of shared transitions",
     "train/cloning": "cloning loss",
-    "train/point": "attention loss (where in the image)",
-    "train/landmark": "landmark loss (where in space)",
+    "train/point": "attention loss (landmarks in the image)",
+    "train/landmark": "landmark loss (landmarks in space)",
 }
 
 
 def write_report(out: Path, payload: dict[str, Any], films: list[EpisodeOutcome]) -> Path:
-    """Write `report.html` into the folder of eval.json; `payload` is what that holds."""
+    """Write `report.html` into the folder `out`; `payload` is the content of eval.json."""
     rows = sorted(payload["results"] + payload["data"], key=lambda row: TASKS[row["task"]].index)
     steps, size = payload["steps"], payload["image_size"]
-    about = (
+    summary = (
         f"{html.escape(str(payload['checkpoint']))}, {steps} gradient steps at {size} x {size} px, "
         f"renderer {payload['renderer']}, sharing rule {payload['sharing']['rule']}, trained on the "
         f"{payload['trained_split']} split; scenes of the {payload['split']} split, "
         f"randomised: {', '.join(payload['randomise']) or 'nothing'}"
     )
     parts = [
-        f"<h1>Switchyard: success per task</h1><p class=note>{about}</p>",
+        f"<h1>Switchyard: success per task</h1><p class=note>{summary}</p>",
         _success_chart(rows),
         "<p class=note>Bars show the success rate, whiskers the 95% Wilson interval. Success is decided by the task's "
         "detector on the final state; the data's success is that of the episodes collected for the task.</p>",
@@ -109,8 +109,8 @@ def _success_table(rows: list[dict[str, Any]]) -> str:
 
 
 def read_curves(folder: Path) -> dict[str, NDArray[np.float64]]:
-    """TensorBoard scalars by tag, each [points, 2] of (step, value), the last of a step that was done again; empty
-    where there is no log."""
+    """TensorBoard scalars by tag, each [points, 2] of (step, value), the last value of a repeated step; {} where
+    there is no log."""
     if not folder.is_dir():
         return {}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -1,4 +1,4 @@
-"""Evaluation episodes in the simulator, in worker processes, and their success rates with Wilson intervals."""
+"""Rollouts in the simulator, in worker processes, and success rates with Wilson intervals."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from sim.policies import CrudePolicy, Policy, RandomPolicy, ScriptedPolicy
 from sim.tasks import TASKS, task_by_name
 
 if TYPE_CHECKING:
-    from models.checkpoint import Source  # which imports torch: a worker of a scripted policy does without
+    from models.checkpoint import Source  # imports torch, which a worker of a scripted policy does not need
 
-FILM_PX = 240  # pictures for people, apart from what the network sees
+FILM_PX = 240  # of the frames of films
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalResult:
-    """Success of one policy on one task; `interval` bounds the rate at 95% (Wilson score interval)."""
+    """Success rate of one policy on one task, with its 95% Wilson score `interval`."""
 
     task: str
     policy: str
@@ -53,7 +53,7 @@ class EvalResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeJob:
-    """One evaluation episode. Its scene and its policy's randomness depend on (seed, task, number) alone."""
+    """One evaluation episode; its scene and its policy's random numbers depend on (seed, task, number) alone."""
 
     task: str
     number: int
@@ -63,7 +63,7 @@ class EpisodeJob:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeOutcome:
-    """What became of an `EpisodeJob`."""
+    """Outcome of an `EpisodeJob`."""
 
     task: str
     number: int
@@ -73,7 +73,7 @@ class EpisodeOutcome:
     film: tuple[NDArray[np.uint8], ...]  # each [FILM_PX, FILM_PX, 3]; empty unless asked for
 
 
-PolicyMaker = Callable[[], Policy]  # called for each episode: some policies remember within one
+PolicyMaker = Callable[[], Policy]  # called for each episode: some policies have a state within one
 
 
 def _from_checkpoint(checkpoint: Source) -> PolicyMaker:
@@ -86,7 +86,7 @@ def _from_checkpoint(checkpoint: Source) -> PolicyMaker:
     return lambda: policy
 
 
-POLICIES: dict[str, Callable[[Any], PolicyMaker]] = {  # from the checkpoint
+POLICIES: dict[str, Callable[[Any], PolicyMaker]] = {  # by name, from a checkpoint
     "checkpoint": _from_checkpoint,
     "random": lambda checkpoint: RandomPolicy,
     "scripted": lambda checkpoint: ScriptedPolicy,
@@ -95,7 +95,7 @@ POLICIES: dict[str, Callable[[Any], PolicyMaker]] = {  # from the checkpoint
 
 
 def episode_jobs(tasks: Iterable[str], episodes: int, seed: int, filmed: int = 0) -> list[EpisodeJob]:
-    """So many episodes of each task, the tasks in turn; the first `filmed` ones with a film."""
+    """`episodes` jobs of each task, the tasks in turn; the first `filmed` of each with a film."""
     return [
         EpisodeJob(task=task, number=number, seed=seed, filmed=number < filmed)
         for number in range(episodes)
@@ -104,19 +104,19 @@ def episode_jobs(tasks: Iterable[str], episodes: int, seed: int, filmed: int = 0
 
 
 def rollout(
-    policy: str, checkpoint: Source, world: dict[str, Any], jobs: list[EpisodeJob], workers: int
+    policy: str, checkpoint: Source, env_options: dict[str, Any], jobs: list[EpisodeJob], workers: int
 ) -> Generator[EpisodeOutcome, None, None]:
-    """Run the episodes in `workers` processes, each with a `PickPlaceEnv(**world)`, and yield each as it ends."""
-    return run_jobs(Evaluator, (policy, checkpoint, world), jobs, workers)
+    """Play episodes in `workers` processes, each with a `PickPlaceEnv(**env_options)`; yields outcomes as they end."""
+    return run_jobs(Evaluator, (policy, checkpoint, env_options), jobs, workers)
 
 
 class Evaluator:
-    """What a worker holds: one world and the policy. Called with a job, it plays the episode."""
+    """A worker's environment and policy; called with a job, it plays the episode."""
 
-    def __init__(self, policy: str, checkpoint: Source, world: dict[str, Any]) -> None:
+    def __init__(self, policy: str, checkpoint: Source, env_options: dict[str, Any]) -> None:
         from sim.env import PickPlaceEnv
 
-        self._env = PickPlaceEnv(**world)
+        self._env = PickPlaceEnv(**env_options)
         self._make_policy = POLICIES[policy](checkpoint)
 
     def __call__(self, job: EpisodeJob) -> EpisodeOutcome:
@@ -148,20 +148,20 @@ class Evaluator:
 def summarise(
     outcomes: list[EpisodeOutcome], policy: str, checkpoint: str | Path | None, seed: int
 ) -> list[EvalResult]:
-    """One result per task, in the order of the task table."""
+    """Success rate of each task, in the order of the task table."""
     results = []
     for name in TASKS:
-        mine = [outcome for outcome in outcomes if outcome.task == name]
-        if mine:
+        of_task = [outcome for outcome in outcomes if outcome.task == name]
+        if of_task:
             results.append(
                 EvalResult(
                     task=name,
                     policy=policy,
-                    successes=sum(outcome.success for outcome in mine),
-                    episodes=len(mine),
+                    successes=sum(outcome.success for outcome in of_task),
+                    episodes=len(of_task),
                     seed=seed,
                     checkpoint=None if checkpoint is None else str(checkpoint),
-                    wall_time_s=sum(outcome.wall_time_s for outcome in mine),
+                    wall_time_s=sum(outcome.wall_time_s for outcome in of_task),
                 )
             )
     return results

@@ -1,8 +1,7 @@
-"""`python -m eval.routing --checkpoint runs/x/last.ckpt --data datasets/x --task lift-can`: what a task was given.
+"""`python -m eval.routing --checkpoint runs/x/last.ckpt --data datasets/x --task lift-can`: data shared with a task.
 
-Writes a page with the episodes of other tasks that count most and least for the task, with their frames: the weights
-are those the rule gives by the checkpoint's Q-function and what its router knew. The report's section on routing is
-made here too.
+Writes a page with the films of the other tasks' episodes of the highest and lowest weight for the task, by the sharing
+rule with the checkpoint's Q-function and router state. Also the report's section on routing.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from data.scoring import scores_for
 from data.sharing import RULES, RuleContext, Scores, q_value
 from eval import charts
 from eval.policy import CEMPolicy
-from models.acting import crop
 from models.cem import sample_uniform
 from models.checkpoint import CheckpointError
+from models.images import crop
 from models.qnetwork import bounds
 from models.scoring import ImageScorer
 from sim.files import check_writable, write_atomic
@@ -37,7 +36,7 @@ from sim.state import SceneState
 from sim.tasks import TASK_NAMES, TASKS, check_tasks
 
 FRAMES_AT_ONCE = 200
-UNSEEN = 16  # actions that stand for the policy's
+UNSEEN = 16  # actions that estimate the expected Q of the policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +47,9 @@ class RoutingConfig:
     data: str = field(metadata={"help": "its dataset"})
     task: str = field(metadata={"help": "the target"})
     out: str = option("", "page to write; default: routing-TASK.html beside the checkpoint")
-    episodes: int = option(400, "of other tasks, drawn at random, of which the page shows the two ends")
-    shown: int = option(12, "at each end")
-    seed: int = option(0, "of the draw")
+    episodes: int = option(400, "of other tasks, sampled at random; the page shows the two ends")
+    shown: int = option(12, "episodes shown at each end")
+    seed: int = option(0, "of the sample")
 
     def __post_init__(self) -> None:
         check_tasks((self.task,))
@@ -69,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def routing_section(sharing: dict[str, Any]) -> str:
-    """Heat map, table and drift of a run's routing; `sharing` is what its checkpoint tells of it."""
+    """HTML heat map, table and drift of sharing weights; `sharing`: from the checkpoint's metadata."""
     rule, weights = sharing["rule"], sharing["weights"]
     parts = [
         "<h2>Routing: mean weight of source (column) for target (row)</h2>",
@@ -81,14 +80,14 @@ def routing_section(sharing: dict[str, Any]) -> str:
     history = sharing.get("history", [])
     if RULES[rule].uses_q and len(history) > 1:
         steps = [step for step, _ in history]
-        past = np.array([each for _, each in history], float)  # [points, N, N], nan where nothing was drawn
+        past = np.array([each for _, each in history], float)  # [points, N, N], NaN where nothing was sampled
         past[:, np.eye(len(TASK_NAMES), dtype=bool)] = np.nan  # own data
-        most = float(np.nanmax(past, initial=0.0))
-        drawn = []
+        highest = float(np.nanmax(past, initial=0.0))
+        curves = []
         for i, task in enumerate(TASK_NAMES):
             lines = {source: np.stack([steps, past[:, i, j]], 1) for j, source in enumerate(TASK_NAMES)}
-            drawn.append(charts.curve(f"{task}: weight of each source", lines, (0.0, most)))
-        parts += ["<h3>Drift</h3>", charts.legend(TASK_NAMES), f"<div class=curves>{''.join(drawn)}</div>"]
+            curves.append(charts.curve(f"{task}: weight of each source", lines, (0.0, highest)))
+        parts += ["<h3>Drift</h3>", charts.legend(TASK_NAMES), f"<div class=curves>{''.join(curves)}</div>"]
     return "".join(parts)
 
 
@@ -106,8 +105,8 @@ def _table(sharing: dict[str, Any]) -> str:
         out.append(f"<tr><td>{task}<td>{sharing['steps'][i]:,.0f}<td>{effective[i]:,.0f}")
         out += [f"<td>{cell}" for cell in cells]
     return "".join(out) + (
-        "</table><p class=note>Effective steps: own ones, and every shared one by its mean weight. Successes: the part "
-        "of that weight on episodes which the row's detector accepts; the others teach what does not succeed.</p>"
+        "</table><p class=note>Effective steps: own steps, plus every shared step by its mean weight. Successes: the "
+        "fraction of that weight on episodes which the row's detector accepts.</p>"
     )
 
 
@@ -116,7 +115,7 @@ def _table(sharing: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RoutedEpisode:
-    """An episode of another task, and its mean weight and Q for the target."""
+    """Mean weight and Q of another task's episode for the target task."""
 
     episode: int
     weight: float
@@ -124,15 +123,15 @@ class RoutedEpisode:
 
 
 def show(config: RoutingConfig) -> Path:
-    """The page's path."""
+    """Write the page; returns its path."""
     policy, replay = CEMPolicy.load(config.checkpoint), Replay(config.data)
-    sharing, target = policy.about["sharing"], TASKS[config.task].index
+    sharing, target = policy.metadata["sharing"], TASKS[config.task].index
     if not RULES[sharing["rule"]].uses_q or "config" not in sharing:
         raise CheckpointError(f"{config.checkpoint}: shares by rule {sharing['rule']}, which weighs no episodes by Q")
-    if config.task not in policy.about["trained_tasks"]:
+    if config.task not in policy.metadata["trained_tasks"]:
         raise CheckpointError(f"{config.checkpoint}: was not trained for {config.task}")
-    replay.require(policy.network.config.image_size, policy.about["renderer"])
-    trained = [TASKS[name].index for name in policy.about["trained_tasks"] if name != config.task]
+    replay.require(policy.network.config.image_size, policy.metadata["renderer"])
+    trained = [TASKS[name].index for name in policy.metadata["trained_tasks"] if name != config.task]
     others = np.flatnonzero(np.isin(replay.episode_task, trained))
     if not len(others):
         raise CheckpointError(f"{config.checkpoint}: was trained for {config.task} alone, which shares with none")
@@ -141,13 +140,13 @@ def show(config: RoutingConfig) -> Path:
     rng = np.random.default_rng(config.seed)
     drawn = rng.choice(others, min(config.episodes, len(others)), replace=False)
     routed = sorted(weigh_episodes(policy, replay, drawn, target), key=lambda each: -each.weight)
-    won = np.array([bool(replay.success[each.episode, target]) for each in routed])
+    success = np.array([bool(replay.success[each.episode, target]) for each in routed])
     weight, q = (np.array([getattr(each, name) for each in routed]) for name in ("weight", "q"))
-    area = area_under_roc(q[won], q[~won])
+    area = area_under_roc(q[success], q[~success])
     parts = [
-        f"<h1>What {config.task} was given</h1><p class=note>{config.checkpoint}, rule {sharing['rule']}: "
-        f"{len(routed)} episodes of other tasks, drawn at random. Mean weight {weight.mean():.3f}; of the "
-        f"{won.sum()} that its detector accepts {_mean(weight[won])}, of the others {_mean(weight[~won])}. "
+        f"<h1>Data shared with {config.task}</h1><p class=note>{config.checkpoint}, rule {sharing['rule']}: "
+        f"{len(routed)} episodes of other tasks, sampled at random. Mean weight {weight.mean():.3f}; of the "
+        f"{success.sum()} that its detector accepts {_mean(weight[success])}, of the others {_mean(weight[~success])}. "
         f"Area under the ROC curve of Q: {'-' if math.isnan(area) else f'{area:.2f}'}. {_compared(sharing, target)}</p>"
     ]
     shown = min(config.shown, -(-len(routed) // 2))
@@ -160,11 +159,11 @@ def show(config: RoutingConfig) -> Path:
 
 @torch.no_grad()
 def weigh_episodes(policy: CEMPolicy, replay: Replay, episodes: NDArray[np.int64], target: int) -> list[RoutedEpisode]:
-    """The mean weight and Q of the steps of each episode, for the target task, by the Q-function that acts.
+    """Mean weight and Q of each episode's steps for the target task, by the target network's Q.
 
-    Training weighed by the one that learns, or by an older one (heuristic), and took hipi-partition's sum over whole
+    Training uses Q of the learning network, or of a snapshot (heuristic), and takes hipi-partition's sum over whole
     batches; here it is over these steps."""
-    sharing = policy.about["sharing"]
+    sharing = policy.metadata["sharing"]
     rule = RULES[sharing["rule"]]
     steps = [np.array(replay.frames_of(int(episode)))[:-1] for episode in episodes]
     scores = _score(policy, replay, np.concatenate(steps), target)
@@ -188,12 +187,12 @@ def weigh_episodes(policy: CEMPolicy, replay: Replay, episodes: NDArray[np.int64
 
 
 def _means(values: Tensor, ends: list[int]) -> Tensor:
-    """Of the rows [S, ...] of each episode, in the place of each."""
+    """Replace each row of [S, ...] by the mean over its episode."""
     return torch.cat([each.mean(0, keepdim=True).expand_as(each) for each in values.tensor_split(ends)])
 
 
 def _score(policy: CEMPolicy, replay: Replay, numbers: NDArray[np.int64], target: int) -> Scores:
-    """Of the stored actions at these frames."""
+    """Scores of the stored actions at these frames."""
     parts = []
     for some in np.array_split(numbers, -(-len(numbers) // FRAMES_AT_ONCE)):
         stored = replay.read(some)
@@ -219,28 +218,28 @@ def _score_frames(policy: CEMPolicy, frames: NDArray[np.uint8], gripper: Tensor,
         gripper=gripper,
         action=action,
         task_index=tasks,
-        tasks=tuple(TASKS[name].index for name in policy.about["trained_tasks"]),
+        tasks=tuple(TASKS[name].index for name in policy.metadata["trained_tasks"]),
         logits=logits,
     )
-    rule = dataclasses.replace(RULES[policy.about["sharing"]["rule"]], snapshot=False)  # by the Q-function that acts
+    rule = dataclasses.replace(RULES[policy.metadata["sharing"]["rule"]], snapshot=False)  # by the Q-function that acts
     (scores,) = scores_for([rule], scorer)
     assert scores is not None
     return scores
 
 
 def area_under_roc(high: NDArray[np.float64], low: NDArray[np.float64]) -> float:
-    """The probability that one of `high` [H] exceeds one of `low` [L], a tie counting half; NaN where one is empty."""
+    """Area under the ROC curve: P(one of `high` [H] > one of `low` [L]), ties count half; NaN where one is empty."""
     if not len(high) or not len(low):
         return float("nan")
     return float(((high[:, None] > low).mean() + (high[:, None] >= low).mean()) / 2)
 
 
 def _compared(sharing: dict[str, Any], target: int) -> str:
-    """With what a rule compares transitions."""
-    if not RULES[sharing["rule"]].refer:
+    """Reference and temperature of the rule, for the page."""
+    if not RULES[sharing["rule"]].reference:
         return ""
     reference, temperature = (sharing[key][target] for key in ("reference", "temperature"))
-    return f"Each step is compared with {reference:.2f}, of own steps, at temperature {temperature:.2f}."
+    return f"Reference, from own steps: {reference:.2f}; temperature: {temperature:.2f}."
 
 
 def _mean(values: NDArray[np.float64]) -> str:
@@ -249,8 +248,8 @@ def _mean(values: NDArray[np.float64]) -> str:
 
 def _film(replay: Replay, routed: RoutedEpisode, target: int) -> str:
     source = TASK_NAMES[replay.episode_task[routed.episode]]
-    won = replay.success[routed.episode, target]
-    verdict = f"<b class={'yes' if won else 'no'}>{'accepted' if won else 'not accepted'}</b>"
+    success = replay.success[routed.episode, target]
+    verdict = f"<b class={'yes' if success else 'no'}>{'accepted' if success else 'not accepted'}</b>"
     frames = list(replay.images(replay.frames_of(routed.episode)))
     return (
         f"<figure>{charts.film(frames, source)}<figcaption>weight {routed.weight:.2f}, Q {routed.q:.2f}: of {source}, "

@@ -1,1 +1,1 @@
-"""Networks, the action maximiser, losses as pure functions, checkpoints. Never a simulator, never a dataset."""
+"""Networks, action selection, losses as pure functions, checkpoints. Never a simulator, never a dataset."""

@@ -28,8 +28,9 @@ class CEMConfig:
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """Where to sample: a Gaussian (mean, std [B, 4], in units of the bounds) and command probabilities [B, 4]."""
+class ActionDistribution:
+    """Distribution over actions: a Gaussian motion (mean, std [B, 4], in units of the bounds) and command probabilities
+    [B, 4]."""
 
     mean: Tensor
     std: Tensor
@@ -57,12 +58,12 @@ def maximise(
     the elites alone, and the next round's commands are drawn by their frequency among the elites.
     """
     size = (num_states, config.samples)
-    best_action = best_value = proposal = None
+    best_action = best_value = distribution = None
     for _ in range(config.iterations):
-        if proposal is None:
+        if distribution is None:
             action = sample_uniform(size, bound, generator)
         else:
-            action = _sample(proposal, size, bound, generator)
+            action = _sample(distribution, size, bound, generator)
         action[:, :NUM_COMMANDS, 4] = torch.arange(NUM_COMMANDS, device=bound.device, dtype=action.dtype)
         value = q(action)
         top, where = value.topk(config.elites, dim=1)
@@ -75,36 +76,36 @@ def maximise(
             best_action = torch.where(better[:, None], elites[:, 0], best_action)
         motion = elites[..., :4] / bound
         counts = torch.nn.functional.one_hot(elites[..., 4].long(), NUM_COMMANDS).float().mean(1)
-        proposal = Proposal(motion.mean(1), motion.std(1), counts)
+        distribution = ActionDistribution(motion.mean(1), motion.std(1), counts)
     assert best_action is not None
     assert best_value is not None
     return best_action, best_value
 
 
-def best_proposal(
+def best_sample(
     q: Callable[[Tensor], Tensor],
-    proposal: Proposal,
+    behaviour: ActionDistribution,
     samples: int,
-    loyalty: float,
+    log_prob_weight: float,
     bound: Tensor,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The best of `samples` actions drawn from a cloned policy pi_b, and its value; `q` gives values in [0, 1]. Half of
-    them have the likeliest motion, so that where Q knows nothing of motions the choice is one of commands.
+    """The best of `samples` actions drawn from the behaviour policy pi_b, and its value; `q` gives values in [0, 1].
 
-    argmax_a log Q(s, a) + loyalty * log pi_b(a | s), a ~ pi_b. With loyalty 0 it is EMaQ (arXiv:2007.11091, eq. 3);
-    the second term is BRAC's (arXiv:1911.11361, eq. 4), and keeps an early Q from picking rare commands by mistake.
+    argmax_a log Q(s, a) + log_prob_weight * log pi_b(a | s), a ~ pi_b. With weight 0 it is EMaQ (arXiv:2007.11091,
+    eq. 3); the second term is BRAC's (arXiv:1911.11361, eq. 4), and keeps an early Q from picking rare commands by
+    mistake. Half of the samples have the mean motion, so that where Q is flat in the motion it chooses the command.
     """
-    action = _sample(proposal, (len(proposal.mean), samples), bound, generator)
-    action[:, : samples // 2, :4] = (proposal.mean * bound)[:, None]
+    action = _sample(behaviour, (len(behaviour.mean), samples), bound, generator)
+    action[:, : samples // 2, :4] = (behaviour.mean * bound)[:, None]
     value = q(action)
-    deviation = (action[..., :4] / bound - proposal.mean[:, None]) / proposal.std[:, None].clamp(min=1e-6)
-    likelihood = proposal.command.gather(1, action[..., 4].long()).log() - 0.5 * deviation.square().sum(-1)
-    where = (value.clamp(min=1e-6).log() + loyalty * likelihood).argmax(dim=1, keepdim=True)
+    deviation = (action[..., :4] / bound - behaviour.mean[:, None]) / behaviour.std[:, None].clamp(min=1e-6)
+    log_prob = behaviour.command.gather(1, action[..., 4].long()).log() - 0.5 * deviation.square().sum(-1)
+    where = (value.clamp(min=1e-6).log() + log_prob_weight * log_prob).argmax(dim=1, keepdim=True)
     return action.gather(1, where[..., None].expand(-1, 1, action.shape[-1]))[:, 0], value.gather(1, where)[:, 0]
 
 
-def _sample(p: Proposal, size: tuple[int, int], bound: Tensor, generator: torch.Generator | None) -> Tensor:
+def _sample(p: ActionDistribution, size: tuple[int, int], bound: Tensor, generator: torch.Generator | None) -> Tensor:
     noise = torch.randn(*size, 4, device=bound.device, generator=generator)
     motion = (p.mean[:, None] + p.std[:, None] * noise).clamp(-1, 1) * bound
     odds = p.command.nan_to_num(1.0)  # a network that has diverged is found by its Q, not here

@@ -1,4 +1,4 @@
-"""Reading checkpoints: tensors and plain values only, never a pickle of a stranger's making."""
+"""Reading checkpoints safely: tensors and plain values only, never arbitrary pickles."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from models.old_names import current_options
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES
 
-FORMAT = 3  # of what `on_save_checkpoint` writes (train/qtopt.py)
+FORMAT = 4  # of `checkpoint_metadata` (train/metadata.py)
+READABLE = (3, FORMAT)  # 3 has the names of models/old_names.py
 
-ACTING = "target."  # of the weights of the network that acts
-RUN_CONFIG = "config.json"  # beside the checkpoints of a run
+ACTING = "target."  # prefix of the weights of the network that acts
+RUN_CONFIG = "config.json"  # options of a run, beside its checkpoints
 LOCK = "train.lock"  # held while a run trains
 
 
 def to_bytes(content: Any) -> bytes:
-    """What torch.save writes into a file."""
+    """The bytes that torch.save would write into a file."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
@@ -37,15 +39,15 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """One reading of a file: what is loaded from it, here or in other processes, is what was hashed, even if a training
-    has replaced the file since."""
+    """Content of a checkpoint file, read once: what is loaded, here or in worker processes, is what was hashed, even if
+    a training has replaced the file since."""
 
     path: Path
     content: bytes
 
     @classmethod
     def of(cls, source: str | Path | CheckpointFile) -> CheckpointFile:
-        """The reading itself, or that of the file at a path; CheckpointError where there is none."""
+        """Read the file at a path (a CheckpointFile is returned as it is); CheckpointError where there is none."""
         if isinstance(source, CheckpointFile):
             return source
         path = Path(source)
@@ -65,7 +67,7 @@ Source = str | Path | CheckpointFile
 
 
 def read_plain(source: Source) -> Any:
-    """What a file of torch.save holds, on the CPU; CheckpointError where it is damaged or holds more than tensors and
+    """Content of a torch.save file, on the CPU; CheckpointError where it is damaged or holds more than tensors and
     plain values."""
     file = CheckpointFile.of(source)
     try:
@@ -80,30 +82,31 @@ def read_plain(source: Source) -> Any:
 
 
 def read_checkpoint(source: Source) -> dict[str, Any]:
-    """The whole checkpoint, on the CPU; `["switchyard"]` describes it (train/qtopt.py)."""
+    """A vision checkpoint, on the CPU; `["switchyard"]` is its metadata (train/metadata.py), under current names."""
     path = CheckpointFile.of(source)
     checkpoint = read_plain(path)
-    about = checkpoint.get("switchyard") if isinstance(checkpoint, dict) else None
-    if not isinstance(about, dict) or "tasks" not in about:
+    metadata = checkpoint.get("switchyard") if isinstance(checkpoint, dict) else None
+    if not isinstance(metadata, dict) or "tasks" not in metadata:
         raise CheckpointError(f"{path}: a checkpoint, but not of a policy that sees pictures")
-    if about.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: checkpoint format {about.get('format')}, this version reads {FORMAT}")
-    if about.get("sim_version") != SIM_VERSION:
-        raise CheckpointError(f"{path}: trained in world {about.get('sim_version')}, this version has {SIM_VERSION}")
-    tasks = tuple(about["tasks"])
+    if metadata.get("format") not in READABLE:
+        raise CheckpointError(f"{path}: checkpoint format {metadata.get('format')}, this version reads {FORMAT}")
+    if metadata.get("sim_version") != SIM_VERSION:
+        raise CheckpointError(f"{path}: trained in world {metadata.get('sim_version')}, this version has {SIM_VERSION}")
+    tasks = tuple(metadata["tasks"])
     if tasks != TASK_NAMES:
         raise CheckpointError(f"{path}: trained for the task list {tasks}, this version has {TASK_NAMES}")
+    metadata |= {key: current_options(metadata[key]) for key in ("network", "acting")}
     return cast("dict[str, Any]", checkpoint)
 
 
 def acting_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """Those of the averaged network, by their names in it."""
+    """Weights of the averaged network, which acts, by their names in it."""
     weights: dict[str, Tensor] = checkpoint["state_dict"]
     return {key.removeprefix(ACTING): value for key, value in weights.items() if key.startswith(ACTING)}
 
 
 def load_finite(module: nn.Module, weights: dict[str, Tensor], path: Source) -> None:
-    """As `load_weights`; CheckpointError too where a weight is not finite."""
+    """`load_weights`, with a CheckpointError also where a weight is not finite."""
     load_weights(module, weights, path)
     check_finite(module, path)
 
@@ -121,7 +124,7 @@ def first_not_finite(module: nn.Module, besides: tuple[str, ...] = ()) -> str:
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], path: Source) -> None:
-    """Into the module, from the checkpoint at `path`; CheckpointError where they are those of another network."""
+    """Load the weights of the checkpoint at `path` into a module; CheckpointError where they are another network's."""
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:

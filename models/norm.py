@@ -1,4 +1,4 @@
-"""Batch normalisation over the batches of all processes of a training, on any device."""
+"""Batch normalisation synchronised over the processes of a training, on any device."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, distributed, nn
 
 
 class Blocks(nn.Sequential):
-    """Layers one after another. Where nothing learns, a convolution takes the batch normalisation after it into its
-    weights, which saves a pass over the map."""
+    """Sequential layers. Without gradients, batch normalisation is folded into the convolution before it, which saves a
+    pass over the map."""
 
     def forward(self, x: Tensor) -> Tensor:
         folded, modules = False, list(self)
@@ -26,7 +26,7 @@ class Blocks(nn.Sequential):
 
 
 def fold(conv: nn.Conv2d, norm: BatchNorm) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that does what both do, by the running averages."""
+    """Weight and bias of the convolution with the batch normalisation folded in, by its running statistics."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
@@ -34,7 +34,7 @@ def fold(conv: nn.Conv2d, norm: BatchNorm) -> tuple[Tensor, Tensor]:
 
 
 class _Sum(torch.autograd.Function):
-    """Over all processes, forwards and backwards."""
+    """Sum over all processes, forward and backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -48,8 +48,8 @@ class _Sum(torch.autograd.Function):
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Over all dimensions of [B, C, ...] but C. With several processes, each of which has B rows, their batches count
-    as one; `torch.nn.SyncBatchNorm` does that on GPUs alone. With one process it is PyTorch's own."""
+    """Batch normalisation of [B, C, ...] over all dimensions but C, synchronised over processes that have B rows each;
+    `torch.nn.SyncBatchNorm` runs on GPUs only. With one process it is PyTorch's own."""
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.dim() < 2:
@@ -57,7 +57,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @property
     def is_fixed(self) -> bool:
-        """Whether it is the same map of numbers for every batch, and no gradient is asked for."""
+        """Whether it is a fixed affine map: in evaluation mode, and without gradients."""
         return not self.training and not torch.is_grad_enabled()
 
     def forward(self, x: Tensor) -> Tensor:

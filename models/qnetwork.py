@@ -1,4 +1,4 @@
-"""What the Q-networks share: how they are configured, conditioned on the task, and asked for Q.
+"""Common base of the Q-networks: configuration, task conditioning, and the interface that scores actions.
 
 Both run the image trunk once per state (`encode`) and score any number of candidate actions on its features (`score`).
 Shapes: `B` states, `K` candidate actions per state, `N` tasks, `V` action and gripper vector.
@@ -29,7 +29,7 @@ class NetworkConfig:
     image_size: int
     num_tasks: int
     conditioning: str = "heads"
-    prior: bool = False  # a behaviour-cloning head on the features (off in the paper)
+    behaviour_policy: bool = False  # a behaviour-cloned head on the features (not in the paper)
 
     def __post_init__(self) -> None:
         check_choice("conditioning", self.conditioning, CONDITIONINGS)
@@ -37,10 +37,10 @@ class NetworkConfig:
 
 
 def action_features(action: Tensor) -> Tensor:
-    """Actions [..., 5] (sim/actions.py) as the network's vector [..., 8].
+    """Input features [..., 8] of actions [..., 5] (sim/actions.py).
 
-    With terminate the motion is left out: it no longer decides anything, but a scripted policy stays where it is when
-    it knows that it holds the thing, so Q would read success off the motion instead of the image."""
+    The motion of a *terminate* action is masked: it has no effect, but scripted policies stay still when they hold the
+    object and move when they do not, so Q would read success off the motion instead of the image (a shortcut)."""
     command = action[..., 4:5]
     motion = action[..., :4] * (command != TERMINATE)
     translation, yaw = motion[..., :3] / MAX_TRANSLATION_M, motion[..., 3:]
@@ -49,9 +49,9 @@ def action_features(action: Tensor) -> Tensor:
 
 
 class TaskLinear(nn.Module):
-    """One linear layer per head; each state goes through that of its task: [B, K, in], [B] -> [B, K, out].
+    """One linear layer per task: [B, K, in], task indices [B] -> [B, K, out].
 
-    The weights are looked up as embeddings are: the gradient of indexing adds up in any order on several threads."""
+    Weights are looked up as embeddings, whose gradient is deterministic on several threads; that of indexing is not."""
 
     def __init__(self, num_heads: int, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class TaskLinear(nn.Module):
 
 
 class QNetwork(nn.Module):
-    """What both networks share: the vector branch's inputs, the heads, and Q as a logit (sigmoid gives [0, 1])."""
+    """Q-network with a vector branch and a head per task; Q is a logit, its sigmoid the Q-value in [0, 1]."""
 
     def __init__(self, config: NetworkConfig, features: int, hidden: int) -> None:
         super().__init__()
@@ -80,45 +80,45 @@ class QNetwork(nn.Module):
         self.head3 = TaskLinear(heads, hidden, 1)
 
     def encode(self, image: Tensor, gripper: Tensor) -> Tensor:
-        """Images float [B, 3, H, W] in [0, 1] and gripper readings [B, 2] (closed, height in m) -> features of each
-        state: a map [B, 64, M, M] of QT-Opt's network, [B, L * (5 + D)] of the small one."""
+        """Image features, once per state: images float [B, 3, H, W] in [0, 1] and gripper readings [B, 2] (closed,
+        height in m) -> a map [B, 64, M, M] (QT-Opt's network) or [B, L * (5 + D)] (the small one)."""
         raise NotImplementedError
 
     def score(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
-        """Features of B states, gripper [B, 2], actions [B, K, 5], tasks [B] -> Q logits [B, K]."""
-        return self.judge(self.combine(features, gripper, action, task_index), task_index)
+        """Q logits [B, K] of K actions per state [B, K, 5]: features of B states, gripper [B, 2], tasks [B]."""
+        return self.heads(self.combine(features, gripper, action, task_index), task_index)
 
     def score_tasks(self, features: Tensor, gripper: Tensor, action: Tensor, tasks: Tensor) -> Tensor:
-        """Features of B states, gripper [B, 2], actions [B, 5] -> Q logits [B, N] for each of the tasks [N]."""
-        return self.judge(self.combine_tasks(features, gripper, action, tasks), tasks).T
+        """Q logits [B, N] of one action per state [B, 5] for each of the tasks [N]: features, gripper [B, 2]."""
+        return self.heads(self.combine_tasks(features, gripper, action, tasks), tasks).T
 
     def combine(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
-        """What the heads see of states and actions, [B, K, F]; arguments as in `score`."""
+        """Features of state-action pairs, the input of the heads [B, K, F]; arguments as in `score`."""
         raise NotImplementedError
 
     def combine_tasks(self, features: Tensor, gripper: Tensor, action: Tensor, tasks: Tensor) -> Tensor:
-        """The same by task, [N, B, F]; arguments as in `score_tasks`."""
+        """The same for each task, [N, B, F]; arguments as in `score_tasks`."""
         state, reading, act = (torch.cat([rows] * len(tasks)) for rows in (features, gripper, action[:, None]))
         x = self.combine(state, reading, act, tasks.repeat_interleave(len(action)))
         return x.view(len(tasks), len(action), -1)
 
-    def judge(self, x: Tensor, task_index: Tensor) -> Tensor:
-        """The heads: [B, K, F], tasks [B] -> Q logits [B, K]. States may stand for candidates, tasks for states."""
+    def heads(self, x: Tensor, task_index: Tensor) -> Tensor:
+        """Q logits [B, K] from features [B, K, F] by the heads of tasks [B]; or [N, B] from [N, B, F] and tasks [N]."""
         raise NotImplementedError
 
     def forward(self, image: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
-        """One action per state: action [B, 5] -> Q logits [B]."""
+        """Q logits [B] of one action per state [B, 5]."""
         return self.score(self.encode(image, gripper), gripper, action[:, None], task_index)[:, 0]
 
     def _state(self, gripper: Tensor, task_index: Tensor) -> Tensor:
-        """Gripper, and the task where it conditions here: [B, V - 8]"""
+        """Gripper reading, with the task's one-hot vector where `conditioning` is one_hot: [B, V - 8]"""
         parts = [gripper[:, :1], gripper[:, 1:] / HEIGHT_SCALE_M]
         if self.config.conditioning == "one_hot":
             parts.append(F.one_hot(task_index, self.config.num_tasks).to(gripper.dtype))
         return torch.cat(parts, dim=-1)
 
     def _vector(self, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
-        """[B, K, V]"""
+        """Input of the vector branch: action, gripper and task, [B, K, V]"""
         state = self._state(gripper, task_index)
         return torch.cat([action_features(action), state[:, None].expand(-1, action.shape[1], -1)], dim=-1)
 

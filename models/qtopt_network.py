@@ -1,4 +1,4 @@
-"""QT-Opt's network. Shapes as in models/qnetwork.py; maps are of side `M`."""
+"""QT-Opt's Q-network. Shapes as in models/qnetwork.py; maps are of side `M`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _batch_norm(channels: int) -> BatchNorm:
 
 
 def _conv_block(inputs: int, size: int, padding: int, stride: int = 1, pool: nn.Module | None = None) -> Blocks:
-    """The pool comes before the ReLU, which has less to do then: the greatest is the same."""
+    """Convolution, batch normalisation, pool, ReLU. Pooling first gives the same result and leaves ReLU less to do."""
     conv = nn.Conv2d(inputs, 64, size, stride, padding, bias=False)
     return Blocks(conv, _batch_norm(64), *([pool] if pool else []), nn.ReLU(inplace=True))
 
@@ -78,31 +78,32 @@ class QTOptNetwork(QNetwork):
     def combine_tasks(self, features: Tensor, gripper: Tensor, action: Tensor, tasks: Tensor) -> Tensor:
         if self.config.conditioning == "one_hot":
             return super().combine_tasks(features, gripper, action, tasks)
-        x = self.combine(features, gripper, action[:, None], tasks)  # to which tasks are nothing but their heads
+        x = self.combine(features, gripper, action[:, None], tasks)  # which does not depend on the task
         return x.transpose(0, 1).expand(len(tasks), -1, -1)
 
-    def judge(self, x: Tensor, task_index: Tensor) -> Tensor:
+    def heads(self, x: Tensor, task_index: Tensor) -> Tensor:
         shape = (*x.shape[:2], -1)
         x = F.relu(self.head_norm1(self.head1(x, task_index).flatten(0, 1))).view(shape)
         x = F.relu(self.head_norm2(self.head2(x, task_index).flatten(0, 1))).view(shape)
         return self.head3(x, task_index)[..., 0]
 
     def _prepare(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """What `_merge` takes of each state, whatever the candidates: conv8 of the map, and its weight."""
+        """Part of `_merge` that does not depend on the candidates: conv8 of the map [B, 64, M, M], and its weight."""
         if not self.join_norm.is_fixed:
             return self.join(features), self.join.weight
         weight, bias = fold(self.join, self.join_norm)
         return F.conv2d(features, weight, bias, padding=1), weight
 
     def _merge(self, prepared: tuple[Tensor, Tensor], vector: Tensor) -> Tensor:
-        """conv8, normalised, of a map with a vector [B, K, 64] added all over it -> [B * K, 64, M, M]. It is conv8 of
-        the map, once per state, plus conv8 of the vector, which is the same everywhere but at the border: 3 x 3 places
-        tell all."""
+        """conv8, normalised, of a map with a vector [B, K, 64] added at every place: [B * K, 64, M, M].
+
+        By linearity it is conv8 of the map, once per state, plus conv8 of the constant vector map, which differs only
+        at the border: 3 x 3 places determine it."""
         joined, weight = prepared
         size, side = vector.shape[1], joined.shape[-1]
         everywhere = vector.flatten(0, 1)[..., None, None].expand(-1, -1, 3, 3)
-        told = F.conv2d(everywhere, weight, padding=1).flatten(2).transpose(1, 2)  # [B * K, 9, 64]
-        rows = _stretch(told.unflatten(1, (3, 3)), 1, side)
+        places = F.conv2d(everywhere, weight, padding=1).flatten(2).transpose(1, 2)  # [B * K, 9, 64]
+        rows = _stretch(places.unflatten(1, (3, 3)), 1, side)
         x = _stretch(rows, 2, side).flatten(1, 2).unflatten(0, (-1, size))  # [B, K, M * M, 64]
         x = x + joined.flatten(2).transpose(1, 2)[:, None]
         x = x.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))  # channels last
@@ -110,7 +111,7 @@ class QTOptNetwork(QNetwork):
 
 
 def _stretch(x: Tensor, dim: int, side: int) -> Tensor:
-    """From first, middle and last along a dimension to `side` places, all but the first and last the middle."""
+    """Repeat the middle of three entries along a dimension, so that it has `side` of them."""
     first, middle, last = x.split(1, dim)
     shape = [-1] * x.dim()
     shape[dim] = side - 2

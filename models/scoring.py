@@ -14,16 +14,16 @@ from models.qnetwork import QNetwork
 
 
 def q_of_policy(logits: Tensor) -> Tensor:
-    """The mean Q [B] over unseen actions, logits [B, K], each as often as the conservative term's softmax draws it:
-    that distribution is the policy of QT-Opt with soft maximisation."""
+    """Expected Q [B] under the soft policy, softmax(Q logits): `logits` [B, K] of K unseen actions, weighted as in the
+    conservative term."""
     return (logits.softmax(1) * logits.sigmoid()).sum(1)
 
 
 def q_of_tasks(network: QNetwork, features: Tensor, gripper: Tensor, action: Tensor, tasks: tuple[int, ...]) -> Tensor:
-    """Q of actions [B, 5] for every task of the network, [B, N]; -inf for those that are not among `tasks`."""
+    """Q of actions [B, 5] for every task of the network, [B, N]; -inf for those not among `tasks`."""
     index = torch.tensor(tasks, device=action.device)
     training = network.training
-    network.eval()  # its averages are of what it learns from
+    network.eval()  # so that its running statistics stay those of training batches
     logits = network.score_tasks(features, gripper, action, index)
     network.train(training)
     q = torch.full((len(action), network.config.num_tasks), -torch.inf, dtype=torch.float32, device=action.device)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import tensor
 
-from models.cem import CEMConfig, Proposal, best_proposal, maximise
+from models.cem import ActionDistribution, CEMConfig, best_sample, maximise
 from models.qnetwork import bounds
 
 BOUND = bounds(torch.device("cpu"))
@@ -96,15 +96,15 @@ def test_one_seed_gives_one_action():
     assert torch.equal(first, second)
 
 
-def proposal_around_best():
+def distribution_around_best():
     """Two states: all motion close to BEST, commands certain in the first and even between 2 and 3 in the second."""
     command = tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]])
-    return Proposal((BEST / BOUND).expand(2, 4), torch.full((2, 4), 0.05), command)
+    return ActionDistribution((BEST / BOUND).expand(2, 4), torch.full((2, 4), 0.05), command)
 
 
-def test_without_loyalty_the_highest_valued_sample_of_a_proposal_is_chosen():
+def test_with_log_prob_weight_0_the_highest_valued_sample_is_chosen():
     q, rounds = recorded(q_with_best(2))
-    action, value = best_proposal(q, proposal_around_best(), 64, 0.0, BOUND, torch.Generator().manual_seed(6))
+    action, value = best_sample(q, distribution_around_best(), 64, 0.0, BOUND, torch.Generator().manual_seed(6))
     assert len(rounds) == 1
     assert ((rounds[0][..., :4] - BEST) / BOUND).abs().max() < 0.3
     assert (rounds[0][:, :32, :4] == BEST).all()
@@ -116,15 +116,15 @@ def test_without_loyalty_the_highest_valued_sample_of_a_proposal_is_chosen():
     assert action[:, 4].tolist() == [1.0, 2.0]
 
 
-@pytest.mark.parametrize("loyalty", [0.3, 1.0, 5.0])
-def test_with_loyalty_the_log_likelihood_of_the_proposal_counts_beside_log_q(loyalty):
+@pytest.mark.parametrize("log_prob_weight", [0.3, 1.0, 5.0])
+def test_the_log_probability_of_the_behaviour_policy_counts_beside_log_q(log_prob_weight):
     q, rounds = recorded(lambda action: 0.05 + 0.9 * (action[..., 0] / BOUND[0]).abs().clamp(max=1))
-    proposal = Proposal(torch.zeros(1, 4), torch.full((1, 4), 0.4), tensor([[0.7, 0.2, 0.1, 0.0]]))
-    action, value = best_proposal(q, proposal, 200, loyalty, BOUND, torch.Generator().manual_seed(7))
+    behaviour = ActionDistribution(torch.zeros(1, 4), torch.full((1, 4), 0.4), tensor([[0.7, 0.2, 0.1, 0.0]]))
+    action, value = best_sample(q, behaviour, 200, log_prob_weight, BOUND, torch.Generator().manual_seed(7))
     (candidates,) = rounds[0]
     motion = torch.distributions.Normal(0.0, 0.4).log_prob(candidates[:, :4] / BOUND).sum(-1)
     command = torch.distributions.Categorical(tensor([0.7, 0.2, 0.1, 0.0])).log_prob(candidates[:, 4])
-    chosen = (q(candidates).log() + loyalty * (motion + command)).argmax()
+    chosen = (q(candidates).log() + log_prob_weight * (motion + command)).argmax()
     assert torch.equal(action[0], candidates[chosen])
     assert value[0] == q(action)[0]
 

@@ -21,17 +21,17 @@ def edited(path, change):
 
 
 def test_a_checkpoint_describes_itself(tiny_checkpoint):
-    about = read_checkpoint(tiny_checkpoint)["switchyard"]
-    assert about["tasks"] == list(TASK_NAMES)
-    assert about["trained_tasks"] == ["lift-banana", "place-bowl"]
-    assert about["renderer"] == "tiny"
-    assert about["randomise"] == list(FACTORS)
-    assert about["split"] == "train"
-    world = CEMPolicy.load(tiny_checkpoint).world
-    assert world == {"image_size": 56, "renderer": "tiny", "randomise": tuple(FACTORS), "split": "train"}
-    assert about["network"]["image_size"] == 48
-    assert about["sharing"]["rule"] == "cds"
-    weight = about["sharing"]["weights"][TASKS["lift-banana"].index]
+    metadata = read_checkpoint(tiny_checkpoint)["switchyard"]
+    assert metadata["tasks"] == list(TASK_NAMES)
+    assert metadata["trained_tasks"] == ["lift-banana", "place-bowl"]
+    assert metadata["renderer"] == "tiny"
+    assert metadata["randomise"] == list(FACTORS)
+    assert metadata["split"] == "train"
+    options = CEMPolicy.load(tiny_checkpoint).env_options
+    assert options == {"image_size": 56, "renderer": "tiny", "randomise": tuple(FACTORS), "split": "train"}
+    assert metadata["network"]["image_size"] == 48
+    assert metadata["sharing"]["rule"] == "cds"
+    weight = metadata["sharing"]["weights"][TASKS["lift-banana"].index]
     assert weight[TASKS["lift-banana"].index] == pytest.approx(1.0)
     assert 0 < weight[TASKS["place-bowl"].index] < 1
     assert weight[TASKS["lift-can"].index] is None
@@ -50,7 +50,7 @@ def test_a_truncated_checkpoint_is_refused_by_name(run, tiny_training, keep):
 
 def test_a_checkpoint_of_other_layers_is_refused_by_name(run, tiny_training):
     checkpoint = read_checkpoint(run / "last.ckpt")
-    checkpoint["state_dict"] = {key.replace("focus", "view"): v for key, v in checkpoint["state_dict"].items()}
+    checkpoint["state_dict"] = {key.replace("merge1", "merge9"): v for key, v in checkpoint["state_dict"].items()}
     torch.save(checkpoint, run / "last.ckpt")
     with pytest.raises(CheckpointError, match=r"last\.ckpt: its weights do not fit this version's network"):
         train(QTOptConfig(out=str(run), **{**tiny_training, "steps": 6}))
@@ -96,13 +96,13 @@ def test_a_missing_checkpoint_is_refused_by_name(tmp_path):
 
 
 def test_a_checkpoint_of_another_world_is_refused(run):
-    edited(run / "last.ckpt", lambda about: about.update(sim_version=1))
+    edited(run / "last.ckpt", lambda metadata: metadata.update(sim_version=1))
     with pytest.raises(CheckpointError, match=f"trained in world 1, this version has {SIM_VERSION}"):
         CEMPolicy.load(run / "last.ckpt")
 
 
 def test_a_checkpoint_of_another_renderer_is_refused_naming_both(run, tiny_training):
-    edited(run / "last.ckpt", lambda about: about.update(renderer="egl"))
+    edited(run / "last.ckpt", lambda metadata: metadata.update(renderer="egl"))
     with pytest.raises(CheckpointError, match=r"trained on egl images, .* holds tiny"):
         train(QTOptConfig(out=str(run), **{**tiny_training, "steps": 6}))
     with pytest.raises(CheckpointError, match="renderer egl, asked to act on tiny"):
@@ -110,7 +110,7 @@ def test_a_checkpoint_of_another_renderer_is_refused_naming_both(run, tiny_train
 
 
 def test_a_checkpoint_of_another_task_list_is_refused_naming_both(run, tiny_training):
-    edited(run / "last.ckpt", lambda about: about.update(tasks=[*TASK_NAMES[1:], "lift-hammer"]))
+    edited(run / "last.ckpt", lambda metadata: metadata.update(tasks=[*TASK_NAMES[1:], "lift-hammer"]))
     with pytest.raises(CheckpointError, match=r"lift-hammer.*this version has .*lift-banana"):
         train(QTOptConfig(out=str(run), **{**tiny_training, "steps": 6}))
     with pytest.raises(CheckpointError, match="lift-hammer"):

@@ -76,7 +76,7 @@ def test_help_is_given_and_is_no_error(typed, line, mentions):
         ("train --preset demo --image_sise 64", "unknown option '--image_sise'"),
         ("train --preset demo --image_sise 64", "Did you mean '--image_size'?"),
         ("train --preset demo --steps many", "invalid int value: 'many'"),
-        ("train --preset demo --prior maybe", "'maybe' is not true or false"),
+        ("train --preset demo --behaviour-policy maybe", "'maybe' is not true or false"),
         ("train --preset demo --data nowhere --out nowhere", "no dataset here"),
         ("data collect --out nowhere --tasks lift-cann", "unknown task 'lift-cann'"),
         ("data collect --out nowhere --renderer tinny", "Did you mean 'tiny'?"),
@@ -118,13 +118,13 @@ def test_a_mistake_typed_in_a_shell_exits_with_2():
 
 def test_print_config_prints_the_preset_with_what_was_overridden(typed):
     status, out, _ = typed(
-        "train --preset demo --print_config --learning-rate 0.25 --tasks lift-can,place-bowl --prior no"
+        "train --preset demo --print_config --lr 0.25 --tasks lift-can,place-bowl --behaviour-policy no"
     )
     assert status == 0
     config = json.loads(out)
-    assert config["learning_rate"] == 0.25
+    assert config["lr"] == 0.25
     assert config["tasks"] == ["lift-can", "place-bowl"]
-    assert config["prior"] is False
+    assert config["behaviour_policy"] is False
     assert config["image_size"] == 64
     assert config["data"] == "datasets/demo"
 

@@ -12,7 +12,7 @@ import torch
 from torch import tensor
 
 from data.sharing import RULES
-from models.losses import conservative_gap, q_target, softmax_sample
+from models.state_losses import conservative_gap, q_target, softmax_sample
 from sim.benchmarks.table import BENCHMARKS
 from tests.conftest import SMALL_STATE_RUN as SMALL
 from train import state_run

@@ -21,15 +21,15 @@ from data.batches import Sampler
 from data.locks import lock_file
 from data.replay import Replay
 from eval.__main__ import EvalConfig, averages, data_success, evaluate
+from eval.episode_log import LOG as EPISODES
 from eval.export import main as export_main
 from eval.intervals import wilson
-from eval.perception import PerceptionConfig, perceive
+from eval.perception import PerceptionConfig, measure
 from eval.perception import main as perception_main
-from eval.played import PLAYED
 from eval.policy import CEMPolicy, EpsilonGreedy, Policy
 from eval.rollout import EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise
 from models.checkpoint import CheckpointError, read_checkpoint
-from models.small_network import Sight, SmallQNetwork
+from models.small_network import Perception, SmallQNetwork
 from sim.actions import BOUNDS
 from sim.files import DatasetError
 from sim.landmarks import OFFSET_UNIT_M
@@ -85,8 +85,8 @@ def test_averages_pool_the_episodes_of_a_skill():
 
 def test_outcomes_are_summed_up_per_task_in_the_order_of_the_task_table():
     outcomes = [
-        EpisodeOutcome(task=task, number=n, success=won, steps=3, wall_time_s=0.5, film=())
-        for n, (task, won) in enumerate([("place-bowl", True), ("lift-can", False), ("lift-can", True)])
+        EpisodeOutcome(task=task, number=n, success=success, steps=3, wall_time_s=0.5, film=())
+        for n, (task, success) in enumerate([("place-bowl", True), ("lift-can", False), ("lift-can", True)])
     ]
     can, bowl = summarise(outcomes, "random", None, 3)
     assert (can.task, can.successes, can.episodes, can.wall_time_s) == ("lift-can", 1, 2, 1.0)
@@ -175,13 +175,13 @@ def test_a_finished_evaluation_may_be_reused_only_with_the_same_options(evaluati
     assert "already there" in capsys.readouterr().out
     assert (tmp_path / "run" / "report.html").stat().st_mtime_ns == first
     other = read_checkpoint(tmp_path / "run" / "last.ckpt")  # of as many steps
-    other["state_dict"]["target.focus"] += 1.0
+    other["state_dict"]["target.task_attention"] += 1.0
     torch.save(other, tmp_path / "run" / "last.ckpt")
     evaluate(EvalConfig(**reusing))
     assert "already there" not in capsys.readouterr().out
 
 
-def test_what_is_played_named_and_hashed_is_one_reading_of_the_file(evaluation, tmp_path, monkeypatch):
+def test_the_checkpoint_is_read_once_to_play_name_and_hash_it(evaluation, tmp_path, monkeypatch):
     """A training replaces its last checkpoint while it is evaluated."""
     run, options = evaluation
     shutil.copytree(run, tmp_path / "run")
@@ -221,7 +221,7 @@ def test_an_evaluation_that_is_stopped_goes_on_after_what_it_played(evaluation, 
     assert "9 episodes are kept: the same command goes on after them" in out
     assert re.search(r"average of all +random +[\d.]+% +[\d.]+% - [\d.]+% +3\b", out)
     assert not (tmp_path / "eval.json").exists()
-    (hidden,) = tmp_path.glob(f".*.{PLAYED}")
+    (hidden,) = tmp_path.glob(f".*.{EPISODES}")
     with hidden.open("a") as file:
         file.write('{"policy": "random", "task": "lift-ban')  # a kill cut this line short
 
@@ -239,7 +239,7 @@ def test_an_evaluation_that_is_stopped_goes_on_after_what_it_played(evaluation, 
     resumed = outcomes_of(tmp_path)
     evaluate(EvalConfig(**{**options, "out": str(tmp_path / "whole")}))
     assert outcomes_of(tmp_path / "whole") == resumed
-    assert len((tmp_path / PLAYED).read_text().splitlines()) == 1 + 12 + 4  # four were played again for their films
+    assert len((tmp_path / EPISODES).read_text().splitlines()) == 1 + 12 + 4  # four were played again for their films
     monkeypatch.setattr("eval.__main__.rollout", lambda *given: pytest.fail(f"{len(given[3])} episodes"))
     with pytest.raises(pytest.fail.Exception, match="6 episodes"):  # a finished one is played anew
         evaluate(EvalConfig(**options))
@@ -255,7 +255,7 @@ def test_results_that_cannot_be_written_are_found_before_the_first_episode(evalu
     def full(path, content):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr("eval.played.write_atomic", full)
+    monkeypatch.setattr("eval.episode_log.write_atomic", full)
     with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/out/"):
         evaluate(EvalConfig(**{**options, "out": str(tmp_path / "out")}))
 
@@ -313,7 +313,7 @@ def test_a_policy_takes_frames_of_its_own_size_alone(tiny_checkpoint, observe):
             policy.act(observation, np.zeros(1, np.int64), np.random.default_rng(0))
 
 
-def test_a_policy_that_explores_acts_at_random_as_often_as_epsilon_says():
+def test_epsilon_greedy_acts_at_random_with_probability_epsilon():
     class Still:
         def act(self, observation, task_index, rng):
             return np.zeros((len(task_index), 5), np.float32)
@@ -360,7 +360,7 @@ def test_an_evaluation_that_makes_no_sense_is_refused(wrong, message):
         EvalConfig(checkpoint="a.ckpt", **wrong)
 
 
-def test_one_picture_at_a_time_gets_the_action_of_a_batch_of_one(tiny_checkpoint):
+def test_one_image_at_a_time_gets_the_action_of_a_batch_of_one(tiny_checkpoint):
     image = np.random.default_rng(0).integers(0, 256, (1, 56, 56, 3), dtype=np.uint8)
     gripper = {"gripper_closed": np.ones(1, np.float32), "gripper_height": np.full(1, 0.1, np.float32)}
     observation = {"image": image, **gripper, "state": np.zeros((1, STATE_SIZE), np.float32)}
@@ -384,27 +384,27 @@ def test_the_exported_programs_are_the_network_and_need_no_switchyard(tiny_check
     """In another process, which knows of torch alone."""
     out = tmp_path / "exported"
     assert export_main(["--checkpoint", str(tiny_checkpoint), "--out", str(out)]) == 0
-    assert "trunk.pt2, head.pt2, prior.pt2; at most" in capsys.readouterr().out
+    assert "trunk.pt2, head.pt2, behaviour_policy.pt2; at most" in capsys.readouterr().out
     torch.manual_seed(0)
     image, gripper = torch.rand(1, 3, 48, 48), torch.tensor([[0.0, 0.1]])
     action, task = torch.rand(1, 8, 5).round(), torch.tensor([TASKS["lift-banana"].index])
     torch.save([image, gripper, action, task], tmp_path / "inputs.pt")
     code = f"""import sys, torch
 image, gripper, action, task = torch.load({str(tmp_path / "inputs.pt")!r}, weights_only=True)
-trunk, head, prior = (torch.export.load(f"{out}/{{n}}.pt2").module() for n in ("trunk", "head", "prior"))
+trunk, head, policy = (torch.export.load(f"{out}/{{n}}.pt2").module() for n in ("trunk", "head", "behaviour_policy"))
 features = trunk(image, gripper)
-torch.save([head(features, gripper, action, task), *prior(features, gripper, task)], {str(tmp_path / "found.pt")!r})
+torch.save([head(features, gripper, action, task), *policy(features, gripper, task)], {str(tmp_path / "found.pt")!r})
 assert not any(name.split('.')[0] in ('models', 'sim', 'eval') for name in sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path)
     network = CEMPolicy.load(tiny_checkpoint).network
     with torch.no_grad():
         features = network.encode(image, gripper)
-        wanted = [network.score(features, gripper, action, task), *network.propose(features, gripper, task)]
+        wanted = [network.score(features, gripper, action, task), *network.behaviour_policy(features, gripper, task)]
     for found, value in zip(torch.load(tmp_path / "found.pt", weights_only=True), wanted, strict=True):
         assert (found - value).abs().max() < 1e-3
-    about = json.loads((out / "about.json").read_text())
-    assert (about["image_size"], about["candidates"], about["acting"]["by"]) == (48, 8, "proposals")
+    metadata = json.loads((out / "metadata.json").read_text())
+    assert (metadata["image_size"], metadata["candidates"], metadata["acting"]["by"]) == (48, 8, "emaq")
     assert export_main(["--checkpoint", str(tiny_checkpoint), "--out", str(out)]) == 2  # not empty
 
 
@@ -418,27 +418,27 @@ def test_a_slim_checkpoint_acts_as_the_whole_one_does(tiny_checkpoint, tmp_path)
     assert np.array_equal(*actions)
 
 
-def test_perception_says_how_far_landmarks_and_clone_are_off(tiny_checkpoint, tiny_dataset, monkeypatch, capsys):
-    """Of a network whose landmarks are 3 and 4 cm off, and whose clone is always right."""
+def test_perception_metrics_of_known_errors(tiny_checkpoint, tiny_dataset, monkeypatch, capsys):
+    """With landmarks that are 3 and 4 cm off, and a behaviour policy that is always right."""
     batches = []
 
-    def look(self, image, gripper):
+    def perceive(self, image, gripper):
         landmark = batches[-1].landmark + torch.tensor([0.03, 0.04, 0, 0, 0]) / OFFSET_UNIT_M
-        return Sight(torch.zeros(0), landmark, torch.zeros(len(image), 1))
+        return Perception(torch.zeros(0), landmark, torch.zeros(len(image), 1))
 
-    def propose(self, features, gripper, task_index):
+    def behaviour_policy(self, features, gripper, task_index):
         action = batches[-1].action
         return action[:, :4] / torch.from_numpy(BOUNDS), torch.nn.functional.one_hot(action[:, 4].long(), 4).float()
 
     load = Sampler.load
     monkeypatch.setattr(Sampler, "load", lambda *arguments: batches.append(load(*arguments)) or batches[-1])
-    monkeypatch.setattr(SmallQNetwork, "look", look)
-    monkeypatch.setattr(SmallQNetwork, "propose", propose)
-    rows = perceive(PerceptionConfig(checkpoint=str(tiny_checkpoint), data=str(tiny_dataset)))
+    monkeypatch.setattr(SmallQNetwork, "perceive", perceive)
+    monkeypatch.setattr(SmallQNetwork, "behaviour_policy", behaviour_policy)
+    rows = measure(PerceptionConfig(checkpoint=str(tiny_checkpoint), data=str(tiny_dataset)))
     assert [row.task for row in rows] == [*TASKS_USED, "mean"]
     assert rows[0].median_cm == pytest.approx(5, abs=1e-3)
-    won = [row for row in rows[:-1] if row.command == row.command]
-    assert won
-    assert all(row.r2 == pytest.approx((1, 1, 1, 1)) and row.command == 1 for row in won)
+    success = [row for row in rows[:-1] if row.command_accuracy == row.command_accuracy]
+    assert success
+    assert all(row.r2 == pytest.approx((1, 1, 1, 1)) and row.command_accuracy == 1 for row in success)
     assert perception_main(["--checkpoint", "none.ckpt", "--data", str(tiny_dataset)]) == 2
     assert "none.ckpt: no such checkpoint" in capsys.readouterr().err

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from models.state_policy import load_policies
 
 from eval.policy import CEMPolicy
 from models.checkpoint import CheckpointError, read_checkpoint, read_plain
-from models.state_policy import load_policies
 from train.finite import FiniteCheck, NotFiniteError, check_weights
 from train.qtopt_config import QTOptConfig
 from train.qtopt_run import train
@@ -25,7 +25,7 @@ def test_the_first_step_its_first_term_and_all_groups_of_it_are_named():
         finite.add(3, {"target": torch.ones(3)}, scalars={"loss": torch.tensor(INF)})
 
 
-def test_rows_are_told_by_their_group():
+def test_rows_are_summed_by_their_group():
     finite = FiniteCheck("tasks", ("a", "b", "c"), every=1)
     with pytest.raises(NotFiniteError, match=r"step 7: Q of b is"):
         finite.add(7, {"Q": torch.tensor([1.0, NAN, 2.0, 3.0])}, torch.tensor([0, 1, 1, 2]))
@@ -52,12 +52,12 @@ def test_a_weight_that_is_not_finite_is_named():
         check_weights(3, network=network)
 
 
-@pytest.mark.parametrize("learner", ["qtopt", "clone"])
-def test_a_training_on_pictures_that_diverges_keeps_its_last_finite_checkpoint(tiny_training, tmp_path, learner):
+@pytest.mark.parametrize("learner", ["qtopt", "bc"])
+def test_a_training_on_images_that_diverges_keeps_its_last_finite_checkpoint(tiny_training, tmp_path, learner):
     options = {**tiny_training, "learner": learner, "landmark_weight": 1.0, "rule": "none", "steps": 30}
-    message = rf"{tmp_path}: step \d+: .* is NaN or infinite; {tmp_path}/last.ckpt keeps .*a lower --learning-rate"
+    message = rf"{tmp_path}: step \d+: .* is NaN or infinite; {tmp_path}/last.ckpt keeps .*a lower --lr"
     with pytest.raises(NotFiniteError, match=message):
-        train(QTOptConfig(out=str(tmp_path), **{**options, "learning_rate": 1e25}))
+        train(QTOptConfig(out=str(tmp_path), **{**options, "lr": 1e25}))
     weights = read_checkpoint(tmp_path / "last.ckpt")["state_dict"]
     assert all(value.isfinite().all() for key, value in weights.items() if not key.startswith("router."))
 
@@ -68,7 +68,7 @@ def test_a_target_of_one_task_that_is_not_finite_names_the_task(tiny_training, t
         values[(batch.task_index == 7) & (module.global_step == 2)] = NAN
         return values
 
-    monkeypatch.setattr("train.qtopt.QTOpt._target", target)
+    monkeypatch.setattr("train.qtopt.QTOpt._td_target", target)
     with pytest.raises(NotFiniteError, match=r"step 3: target of place-bowl is NaN or infinite; \S+last.ckpt keeps"):
         train(QTOptConfig(out=str(tmp_path / "run"), **tiny_training))
     assert read_checkpoint(tmp_path / "run" / "last.ckpt")["switchyard"]["steps"] == 2
@@ -76,9 +76,9 @@ def test_a_target_of_one_task_that_is_not_finite_names_the_task(tiny_training, t
 
 def test_a_policy_whose_training_diverged_is_refused(run, tmp_path):
     checkpoint = read_checkpoint(run / "last.ckpt")
-    checkpoint["state_dict"]["target.focus"][0] = NAN
+    checkpoint["state_dict"]["target.task_attention"][0] = NAN
     torch.save(checkpoint, run / "last.ckpt")
-    with pytest.raises(CheckpointError, match=r"last\.ckpt: its training diverged: weight focus is NaN or infinite"):
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: its training diverged: weight task_attention is NaN"):
         CEMPolicy.load(run / "last.ckpt")
     policies = read_plain("models/trained/walker2d-medium.pt")
     next(iter(policies["state_dict"].values())).view(-1)[0] = INF

@@ -1,4 +1,4 @@
-"""A small problem whose Q* is known, seen through pictures: what is learned is that Q."""
+"""A small problem whose Q* is known, seen through images: the learned Q is the known one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from bench.step import Step, synthetic_batch
-from models.acting import crop
+from models.images import crop
 from sim.actions import CLOSE, OPEN, TERMINATE
 from train.qtopt_config import PRESETS
 
@@ -20,15 +20,15 @@ CONFIG = replace(
     batch_size=PLACES * COMMANDS * COPIES,
     tasks=("lift-can",),
     rule="none",
-    shared_part=0.0,
-    prior=False,
+    shared_fraction=0.0,
+    behaviour_policy=False,
     landmark_weight=0.0,
     conservative_weight=0.0,
-    unseen_actions=0,
+    num_unseen_actions=0,
     discount=DISCOUNT,
-    target_decay=0.9,
+    target_update_rate=0.1,
     lagged_target_steps=5,
-    learning_rate=3e-3,
+    lr=3e-3,
     random_crop=True,
 )
 STEPS = 240
@@ -45,11 +45,11 @@ def known_q():
     return q
 
 
-def pictures(place, side):
+def render(place, side):
     """A bright square that stands where the place is."""
     image = torch.full((len(place), 3, side, side), 40, dtype=torch.uint8)
-    for picture, k in zip(image, place.tolist(), strict=True):
-        picture[:, 20:30, 4 + 12 * k : 14 + 12 * k] = 220
+    for frame, k in zip(image, place.tolist(), strict=True):
+        frame[:, 20:30, 4 + 12 * k : 14 + 12 * k] = 220
     return image
 
 
@@ -63,10 +63,10 @@ def transitions(generator):
     action = torch.cat([batch.action[:, :4], command[:, None].float()], dim=1)
     side = batch.image.shape[-1]
     reward = (ends & (place == PLACES - 1)).float()
-    seen = {"image": pictures(place, side), "next_image": pictures(following, side)}
+    images = {"image": render(place, side), "next_image": render(following, side)}
     still = torch.zeros_like(batch.gripper)
-    told = {"action": action, "reward": reward, "done": ends.float(), "gripper": still, "next_gripper": still}
-    return replace(batch, **seen, **told, success=reward)
+    values = {"action": action, "reward": reward, "done": ends.float(), "gripper": still, "next_gripper": still}
+    return replace(batch, **images, **values, success=reward)
 
 
 def test_the_learned_q_is_the_known_one():
@@ -75,7 +75,7 @@ def test_the_learned_q_is_the_known_one():
     module = Step(CONFIG)
     adam = module.configure_optimizers()["optimizer"]
     for step in range(STEPS):
-        adam.param_groups[0]["lr"] = CONFIG.learning_rate * (1 - step / STEPS)
+        adam.param_groups[0]["lr"] = CONFIG.lr * (1 - step / STEPS)
         module.update(transitions(generator), adam)
     batch = transitions(generator)
     with torch.no_grad():

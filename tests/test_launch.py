@@ -27,13 +27,13 @@ VARIABLES = ("SLURM_", "TORCHELASTIC_", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK",
 
 
 def slurm(tasks, number):
-    told = {"NTASKS": tasks, "NTASKS_PER_NODE": tasks, "PROCID": number, "LOCALID": number, "NODEID": 0, "JOB_ID": 1}
-    return {f"SLURM_{key}": str(value) for key, value in told.items()} | {"SLURM_JOB_NAME": "sweep"}
+    ids = {"NTASKS": tasks, "NTASKS_PER_NODE": tasks, "PROCID": number, "LOCALID": number, "NODEID": 0, "JOB_ID": 1}
+    return {f"SLURM_{key}": str(value) for key, value in ids.items()} | {"SLURM_JOB_NAME": "sweep"}
 
 
 def elastic(processes, rank):
-    told = {"WORLD_SIZE": processes, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
-    return {key: str(value) for key, value in told.items()} | {"TORCHELASTIC_RUN_ID": "1"}
+    variables = {"WORLD_SIZE": processes, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
+    return {key: str(value) for key, value in variables.items()} | {"TORCHELASTIC_RUN_ID": "1"}
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def command(options):
 
 
 def ended(options, seconds=90):
-    """(exit status, what was said) of a training, which leaves no process behind."""
+    """(exit status, its output) of a training, which leaves no process behind."""
     running = subprocess.Popen(
         command(options), cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -116,7 +116,7 @@ def ended(options, seconds=90):
 
 @pytest.fixture
 def damaged(tiny_dataset, tmp_path):
-    """A copy of the tiny dataset in which every picture of one shard is damaged."""
+    """A copy of the tiny dataset in which every frame of one shard is damaged."""
     folder = tmp_path / "damaged"
     shutil.copytree(tiny_dataset, folder)
     row = Replay(folder).shards[0].entry
@@ -131,7 +131,7 @@ def damaged(tiny_dataset, tmp_path):
 def test_an_error_of_a_loader_ends_every_process_with_one_line(damaged, tiny_training, tmp_path, processes):
     folder, path = damaged
     options = {**tiny_training, **processes, "data": folder, "out": tmp_path / "run", "steps": 400}
-    status, output = ended({**options, "learning_rate_decay": False})
+    status, output = ended({**options, "lr_decay": False})
     assert status == 2, output
     assert f"error: {path}: damaged shard" in output
     assert "Traceback" not in output
@@ -160,7 +160,7 @@ def test_a_process_that_fails_before_it_joins_the_others_ends_the_training(tiny_
 
 
 def test_a_loader_process_that_is_killed_ends_the_training_with_one_line(tiny_training, tmp_path):
-    options = {**tiny_training, "workers": 1, "steps": 5000, "learning_rate_decay": False, "out": tmp_path / "run"}
+    options = {**tiny_training, "workers": 1, "steps": 5000, "lr_decay": False, "out": tmp_path / "run"}
     running = subprocess.Popen(command(options), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert wait_until((tmp_path / "run" / "last.ckpt").is_file, 60)
     (worker,) = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import tensor
 
-from models.losses import (
+from models.image_losses import (
     bellman_loss,
     bellman_target,
     calibration_error,
@@ -87,7 +87,7 @@ def test_the_cloning_loss_is_twice_the_squared_error_in_bounds_plus_the_cross_en
     assert cloning_loss(mean, command, action, bound, tensor([1.0, 1.0])).item() == pytest.approx(both)
 
 
-def test_the_landmark_loss_sums_over_landmarks_and_averages_over_pictures():
+def test_the_landmark_loss_sums_over_landmarks_and_averages_over_images():
     predicted, landmark = torch.zeros(2, 2, 5), torch.zeros(2, 2, 5)
     landmark[0, 0, :2] = tensor([1.0, 2.0])
     landmark[0, 1, 0] = 3.0
@@ -106,7 +106,7 @@ def test_the_point_loss_is_least_where_attention_lies_on_the_four_cells_around_t
     assert point_loss(logits, point.flip(-1), tensor([[True]])).item() > entropy + 1  # rows are not columns
 
 
-def test_the_point_loss_sums_the_visible_and_averages_over_pictures():
+def test_the_point_loss_sums_the_visible_and_averages_over_images():
     logits, point = torch.zeros(2, 3, 4, 4), torch.rand(2, 3, 2)
     visible = tensor([[True, True, False], [True, False, False]])
     assert point_loss(logits, point, visible).item() == pytest.approx(3 * math.log(16) / 2, rel=1e-5)

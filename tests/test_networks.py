@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from eval.policy import CEMPolicy
-from models.acting import ActingConfig, crop, crop_corner, in_crop
+from models.acting import ActingConfig
+from models.images import crop, crop_corner, in_crop
 from models.networks import build_network
 from models.norm import BatchNorm
 from models.qnetwork import NetworkConfig, action_features
@@ -27,7 +28,7 @@ def network_of(image_size, num_tasks=3, **options):
             fan_in = module.weight[0].numel()
             module.weight.data = torch.randn(module.weight.shape, generator=generator) * (2 / fan_in) ** 0.5
     for name, weight in network.named_parameters():
-        if name.startswith(("head", "prior")) and name.endswith("weight") and weight.ndim == 3:
+        if name.startswith(("head", "policy")) and name.endswith("weight") and weight.ndim == 3:
             weight.data = torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5
     return network
 
@@ -197,7 +198,7 @@ def test_a_tasks_gradient_reaches_its_own_head_alone(size):
 
 
 @pytest.mark.parametrize("size", [64, 224])
-def test_one_hot_conditioning_tells_tasks_apart_with_one_head(size):
+def test_one_hot_conditioning_distinguishes_tasks_with_one_head(size):
     network = network_of(size, conditioning="one_hot")
     image, gripper, action, _ = inputs(size, 1, 2)
     with torch.no_grad():
@@ -208,31 +209,31 @@ def test_one_hot_conditioning_tells_tasks_apart_with_one_head(size):
     assert (first - second).abs().min() > 1e-3
 
 
-def test_the_cloned_policy_has_a_head_per_task():
-    network = network_of(64, prior=True)
+def test_the_behaviour_policy_has_a_head_per_task():
+    network = network_of(64, behaviour_policy=True)
     image, gripper, _, _ = inputs(64, 3, 1)
     task = torch.tensor([0, 1, 0])
     with torch.no_grad():
         features = network.encode(image, gripper)
-        mean, command = network.propose(features, gripper, task)
-        network.prior3.weight[1] += 0.3
-        mean_after, command_after = network.propose(features, gripper, task)
+        mean, command = network.behaviour_policy(features, gripper, task)
+        network.policy3.weight[1] += 0.3
+        mean_after, command_after = network.behaviour_policy(features, gripper, task)
     assert mean.shape == command.shape == (3, 4)
     assert torch.equal(mean[[0, 2]], mean_after[[0, 2]])
     assert torch.equal(command[[0, 2]], command_after[[0, 2]])
     assert (mean[1] - mean_after[1]).abs().max() > 0.01
 
 
-def test_a_task_begins_with_looking_at_its_own_thing():
+def test_a_task_first_attends_to_its_own_landmark():
     network = build_network(NetworkConfig(image_size=64, num_tasks=10))
-    things = torch.eye(10)[None].expand(10, -1, -1)  # a landmark each
-    looked_at = network._focus(things.flatten(1), torch.arange(10))
-    assert looked_at.argmax(-1).tolist() == list(range(10))
-    assert (looked_at.amax(-1) > 0.5).all()
+    landmarks = torch.eye(10)[None].expand(10, -1, -1)  # a landmark each
+    attended = network._task_landmark(landmarks.flatten(1), torch.arange(10))
+    assert attended.argmax(-1).tolist() == list(range(10))
+    assert (attended.amax(-1) > 0.5).all()
 
 
-def test_a_task_that_looks_at_one_landmark_acts_by_that_one_alone():
-    network = network_of(64, prior=True)
+def test_the_behaviour_policy_sees_only_the_landmark_its_task_attends_to():
+    network = network_of(64, behaviour_policy=True)
     _, gripper, action, _ = inputs(64, 1, 2)
     task = torch.tensor([1])
     seen = torch.randn(1, 10, 37, generator=torch.Generator().manual_seed(0))
@@ -241,12 +242,14 @@ def test_a_task_that_looks_at_one_landmark_acts_by_that_one_alone():
     other[0, 3] += 1.0
     described[0, 4, 5:] += 1.0
     with torch.no_grad():
-        network.focus[1, 4] = 100.0
-        network.merge_things.weight.zero_()
-        before, *after = ([*network.propose(x.flatten(1), gripper, task)] for x in (seen, one, other, described))
+        network.task_attention[1, 4] = 100.0
+        network.merge_landmarks.weight.zero_()
+        before, *after = (
+            [*network.behaviour_policy(x.flatten(1), gripper, task)] for x in (seen, one, other, described)
+        )
         q_before, *q_after = (network.score(x.flatten(1), gripper, action, task) for x in (seen, one, other, described))
     moved = [(mean - before[0]).abs().max() > 1e-3 for mean, _ in after]
-    assert moved == [True, False, False]  # by where the thing is, not by how it looks
+    assert moved == [True, False, False]  # by where the object is, not by its descriptor
     assert [not torch.equal(q, q_before) for q in q_after] == [True, False, True]
 
 
@@ -261,7 +264,7 @@ def test_attention_on_one_cell_reads_that_cell_alone():
     with torch.no_grad():
         for name, (y, x) in {"none": (None, None), "here": (row, column), "beside": (row, column + 1)}.items():
             hook = network.trunk.register_forward_hook(lambda _m, _given, out, y=y, x=x: changed_at(out, y, x))
-            seen[name] = network.look(image, gripper).landmark
+            seen[name] = network.perceive(image, gripper).landmark
             hook.remove()
     assert torch.equal(seen["none"], seen["beside"])
     assert (seen["none"] - seen["here"]).abs().min(dim=-1).values.min() > 0
@@ -274,12 +277,12 @@ def changed_at(features, row, column):
     return out
 
 
-def test_a_landmark_needs_the_gripper_reading_as_well_as_the_picture():
+def test_a_landmark_needs_the_gripper_reading_as_well_as_the_image():
     network = network_of(64)
     image, gripper, _, _ = inputs(64, 2, 1)
     with torch.no_grad():
-        sight = network.look(image, gripper)
-        raised = network.look(image, gripper + torch.tensor([0.0, 0.1]))
+        sight = network.perceive(image, gripper)
+        raised = network.perceive(image, gripper + torch.tensor([0.0, 0.1]))
     assert sight.attention.shape == (2, 11, 16, 16)
     assert sight.landmark.shape == (2, 10, 5)
     assert torch.equal(sight.features.unflatten(1, (10, -1))[..., :5], sight.landmark)
@@ -306,12 +309,12 @@ def test_an_unknown_conditioning_is_refused():
         NetworkConfig(image_size=64, num_tasks=10, conditioning="head")
 
 
-@pytest.mark.parametrize("prior", [False, True])
-def test_the_image_trunk_runs_once_per_state_however_many_candidates_are_scored(prior, observe):
-    network = network_of(48, prior=prior)
+@pytest.mark.parametrize("behaviour_policy", [False, True])
+def test_the_image_trunk_runs_once_per_state_however_many_candidates_are_scored(behaviour_policy, observe):
+    network = network_of(48, behaviour_policy=behaviour_policy)
     seen = []
     network.trunk.register_forward_hook(lambda _m, given, _out: seen.append(len(given[0])))
-    policy = CEMPolicy(network, ActingConfig(by="proposals" if prior else "cem"), {})
+    policy = CEMPolicy(network, ActingConfig(by="emaq" if behaviour_policy else "cem"), {})
     frames = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8)
     observation = observe(frames)
     action = policy.act(observation, np.array([0, 2]), np.random.default_rng(0))

@@ -20,7 +20,7 @@ from train.qtopt_online import OnlineConfig, learn
 @pytest.fixture(scope="module")
 def options(tiny_training):
     """Options of two rounds of seconds; `out` is left to choose."""
-    tiny = {**tiny_training, "tasks": ("lift-banana",), "rule": "none", "shared_part": 0.0}
+    tiny = {**tiny_training, "tasks": ("lift-banana",), "rule": "none", "shared_fraction": 0.0}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(qtopt_config.PRESETS, "tiny", QTOptConfig(**tiny))
         yield {

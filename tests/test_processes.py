@@ -25,21 +25,21 @@ ROOT = Path(__file__).parents[1]
 SMALL = replace(PRESETS["demo"], image_size=48, batch_size=12, tasks=TASK_NAMES[:3], random_crop=False)
 LARGE = replace(PRESETS["vision-472"], image_size=220, batch_size=4, tasks=TASK_NAMES[:2], random_crop=False)
 CONFIGS = {"cds": SMALL, "none": replace(SMALL, rule="none"), "qtopt": LARGE}
-CONFIGS["hipi-partition"] = replace(SMALL, rule="hipi-partition", own_part=0.5)
+CONFIGS["hipi-partition"] = replace(SMALL, rule="hipi-partition", weigh_own_probability=0.5)
 
 
 class Fixed(Step):
-    """The step without chance, what it draws is a function of each row instead; and in float64, for batch normalisation
-    over a few pictures enlarges the differences of rounding."""
+    """The step without random numbers: what it would draw is a function of each row. In float64, because batch
+    normalisation over a few images enlarges rounding errors."""
 
     def forward(self, batch):
         return self.training_step(batch, 0)
 
-    def view(self, frames, use):
-        image, corner = super().view(frames, use)
+    def preprocess(self, frames, stream):
+        image, corner = super().preprocess(frames, stream)
         return image.double(), corner
 
-    def _target(self, batch, image, generator):
+    def _td_target(self, batch, image, generator):
         return (0.8 * batch.reward + 0.1 * batch.gripper[:, 0]).clamp(0, 1)
 
     def _unseen_actions(self, action, generator):
@@ -96,8 +96,8 @@ def test_the_parts_of_two_processes_are_the_batch_of_one_and_hold_no_episode_twi
     tmp_path, make_episode, write_dataset
 ):
     tasks = ("lift-can", "place-bowl")
-    chosen = [(task, won) for task in tasks for won in ((task,), ()) for _ in range(12)]
-    episodes = [make_episode(task, 3, won, number=number) for number, (task, won) in enumerate(chosen)]
+    chosen = [(task, successes) for task in tasks for successes in ((task,), ()) for _ in range(12)]
+    episodes = [make_episode(task, 3, successes, number=number) for number, (task, successes) in enumerate(chosen)]
     replay = Replay(write_dataset(tmp_path / "set", [episodes]))
     numbers = tuple(TASKS[task].index for task in tasks)
 
@@ -116,7 +116,7 @@ def test_the_parts_of_two_processes_are_the_batch_of_one_and_hold_no_episode_twi
 def test_a_run_of_two_processes_that_goes_on_is_the_one_that_was_not_stopped(tiny_training, tmp_path):
     for name, steps in (("resumed", 2), ("resumed", 3), ("straight", 3)):
         options = {**tiny_training, "tasks": ",".join(tiny_training["tasks"]), "out": tmp_path / name, "devices": 2}
-        options |= {"learning_rate_decay": False, "steps": steps}
+        options |= {"lr_decay": False, "steps": steps}
         values = [text for key, value in options.items() for text in (f"--{key}", str(value))]
         line = [sys.executable, "-m", "train", "--preset", "demo", *values]
         done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=240)

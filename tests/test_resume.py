@@ -58,8 +58,8 @@ def changes(old, new):
     "sharing",
     [
         {"rule": "none"},
-        {"rule": "cds", "own_part": 0.5, "granularity": "episode"},
-        {"rule": "heuristic", "refresh_steps": 1},
+        {"rule": "cds", "weigh_own_probability": 0.5, "granularity": "episode"},
+        {"rule": "heuristic", "snapshot_every": 1},
         {"rule": "hipi"},
     ],
 )
@@ -118,7 +118,7 @@ def train_until_stopped(options, number, cwd=ROOT, **variables):
 @pytest.fixture
 def demo_training(tiny_training):
     """The demo's options, with a learning rate that falls over the run, in 60 steps."""
-    return {**tiny_training, "steps": 60, "checkpoint_every": 5, "learning_rate_decay": True, "landmark_weight": 1.0}
+    return {**tiny_training, "steps": 60, "checkpoint_every": 5, "lr_decay": True, "landmark_weight": 1.0}
 
 
 def losses(folder):
@@ -144,7 +144,7 @@ SLURM |= {"SLURM_JOB_NAME": "sweep", "SLURM_NODELIST": "node1"}
     ("number", "workers", "variables"), [(signal.SIGINT, 0, {}), (signal.SIGTERM, 2, SLURM), (signal.SIGUSR1, 1, SLURM)]
 )
 def test_an_interrupted_run_saves_where_it_is_and_goes_on(demo_training, tmp_path, number, workers, variables):
-    options = {**demo_training, "steps": 5000, "learning_rate_decay": False, "out": str(tmp_path / "run")}
+    options = {**demo_training, "steps": 5000, "lr_decay": False, "out": str(tmp_path / "run")}
     options["workers"] = workers
     (tmp_path / "working").mkdir()
     step, output = train_until_stopped(options, number, tmp_path / "working", **variables)
@@ -160,7 +160,7 @@ def test_an_interrupted_run_saves_where_it_is_and_goes_on(demo_training, tmp_pat
 
 
 def test_two_processes_end_after_the_same_step_where_one_is_interrupted(demo_training, tmp_path):
-    options = {**demo_training, "steps": 5000, "learning_rate_decay": False, "devices": 2, "log_every": 10}
+    options = {**demo_training, "steps": 5000, "lr_decay": False, "devices": 2, "log_every": 10}
     step, output = train_until_stopped({**options, "out": str(tmp_path / "run")}, signal.SIGINT)
     assert output.count(f"last.ckpt holds step {step}; the same command goes on from there") == 1
     assert "Traceback" not in output
@@ -249,9 +249,9 @@ def test_a_task_that_is_new_in_a_grown_dataset_is_said_and_left_alone(
 
 def test_a_run_whose_last_checkpoint_is_not_finite_does_not_go_on(run, tiny_training):
     checkpoint = read_checkpoint(run / "last.ckpt")
-    checkpoint["state_dict"]["network.focus"][0] = torch.nan
+    checkpoint["state_dict"]["network.task_attention"][0] = torch.nan
     torch.save(checkpoint, run / "last.ckpt")
-    with pytest.raises(CheckpointError, match=r"last\.ckpt: its training diverged: weight focus is NaN"):
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: its training diverged: weight task_attention is NaN"):
         train(QTOptConfig(out=str(run), **{**tiny_training, "steps": 6}))
 
 
@@ -261,7 +261,7 @@ def test_tensorboard_shows_no_step_twice_after_a_kill(demo_training, tmp_path):
         "out": str(tmp_path / "run"),
         "checkpoint_every": 20,
         "rule": "cds",
-        "landscape_every": 10,
+        "q_maps_every": 10,
     }
     saved, _ = train_until_stopped(options, signal.SIGKILL)
     train(from_options(QTOptConfig, options, **vars(PRESETS["demo"])))
@@ -279,7 +279,7 @@ def test_options_that_never_trained_bind_nobody(tiny_training, tmp_path):
 
 
 def test_another_number_of_steps_is_refused_where_the_learning_rate_falls_over_them(tiny_training, tmp_path):
-    options = {**tiny_training, "out": str(tmp_path / "run"), "learning_rate_decay": True}
+    options = {**tiny_training, "out": str(tmp_path / "run"), "lr_decay": True}
     train(QTOptConfig(**{**options, "steps": 1}))
     with pytest.raises(
         CheckpointError, match="falls over 1 steps, not 4; to train on, choose another --out with --start-from"
@@ -311,7 +311,14 @@ def test_qtopts_network_trains_and_resumes_too(tiny_training, tmp_path, make_epi
         frames = rng.integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
         object.__setattr__(episode, "frames", tuple(codec.encode(frame, quality=90) for frame in frames))
     folder = write_dataset(tmp_path / "set", [episodes], side=224)
-    options = {**tiny_training, "data": str(folder), "image_size": 224, "batch_size": 4, "prior": False, "steps": 2}
+    options = {
+        **tiny_training,
+        "data": str(folder),
+        "image_size": 224,
+        "batch_size": 4,
+        "behaviour_policy": False,
+        "steps": 2,
+    }
     straight = train(QTOptConfig(out=str(tmp_path / "straight"), **options))
     train(QTOptConfig(out=str(tmp_path / "resumed"), **{**options, "steps": 1}))
     resumed = train(QTOptConfig(out=str(tmp_path / "resumed"), **options))
@@ -325,7 +332,7 @@ def test_a_finished_run_is_left_as_it_is(run, tiny_training, capsys):
     assert (run / "last.ckpt").read_bytes() == before
 
 
-@pytest.mark.parametrize("other", [{"learning_rate": 0.5}, {"rule": "all"}, {"seed": 3}, {"prior": False}])
+@pytest.mark.parametrize("other", [{"lr": 0.5}, {"rule": "all"}, {"seed": 3}, {"behaviour_policy": False}])
 def test_a_run_with_other_options_is_refused(run, tiny_training, other):
     with pytest.raises(CheckpointError, match=f"{run}: already holds a run with other options: {next(iter(other))} "):
         train(QTOptConfig(out=str(run), **{**tiny_training, **other}))

@@ -32,7 +32,7 @@ def sharing(**values):
     return plain | values
 
 
-def test_the_section_tells_weights_effective_steps_and_drift():
+def test_the_section_shows_weights_effective_steps_and_drift():
     text = re.sub(r"<[^>]*>", " ", routing_section(sharing()))
     assert "0.25" in text
     assert re.search(r"lift-banana\s+100\s+110\s+50\s+0.7\s+0.2", text)
@@ -67,10 +67,10 @@ def test_the_area_under_the_roc_curve_counts_pairs_and_half_of_a_tie():
 
 
 def test_the_heat_map_is_dark_where_much_is_shared():
-    picture = heat_map(("a", "b"), [[1.0, 0.25], [None, 0.0]])
+    image = heat_map(("a", "b"), [[1.0, 0.25], [None, 0.0]])
     first, last = NAME_PX + 3, NAME_PX + CELL_PX + 3
-    assert picture.shape == (NAME_PX + 2 * CELL_PX, NAME_PX + 2 * CELL_PX, 3)
-    assert picture[first, first, 0] < picture[first, last, 0] < picture[last, last, 0] == picture[last, first, 0] == 255
+    assert image.shape == (NAME_PX + 2 * CELL_PX, NAME_PX + 2 * CELL_PX, 3)
+    assert image[first, first, 0] < image[first, last, 0] < image[last, last, 0] == image[last, first, 0] == 255
 
 
 def test_a_page_needs_a_rule_that_weighs_by_q_and_a_task_that_was_trained(tiny_checkpoint, tiny_training, tmp_path):

@@ -13,7 +13,7 @@ from train.qtopt_run import train
 
 
 def test_a_run_may_begin_with_the_network_of_another(tiny_checkpoint, tiny_training, tmp_path):
-    options = {**tiny_training, "steps": 1, "learning_rate": 0.0, "weight_decay": 0.0, "seed": 5}
+    options = {**tiny_training, "steps": 1, "lr": 0.0, "weight_decay": 0.0, "seed": 5}
     path = train(QTOptConfig(out=str(tmp_path / "run"), **options, start_from=str(tiny_checkpoint)))
     began, acts = (read_checkpoint(each)["state_dict"] for each in (path, tiny_checkpoint))
     for name, value in began.items():
@@ -53,15 +53,15 @@ def test_a_missing_dataset_is_refused(tiny_training, tmp_path):
         ({"conditioning": "none"}, "unknown conditioning"),
         ({"precision": "64"}, "unknown precision"),
         ({"batch_size": 1}, "a batch of 1 cannot hold 2 tasks"),
-        ({"shared_part": 1.5}, "shared_part is between 0 and 1"),
+        ({"shared_fraction": 1.5}, "shared_fraction is between 0 and 1"),
         ({"percentile": 200.0}, "percentile is 0 to 100"),
         ({"cem_elites": 9}, "CEM needs"),
-        ({"image_size": 200, "prior": False}, "no network sees 200 px"),
+        ({"image_size": 200, "behaviour_policy": False}, "no network sees 200 px"),
         ({"image_size": 472}, "need the small network"),
         ({"steps": 0}, "steps"),
         ({"checkpoint_every": 0}, "checkpoint_every"),
         ({"log_every": 0}, "log_every"),
-        ({"unseen_actions": -1}, "unseen_actions"),
+        ({"num_unseen_actions": -1}, "num_unseen_actions"),
     ],
 )
 def test_a_configuration_that_makes_no_sense_is_refused(tiny_training, wrong, message):

@@ -15,8 +15,8 @@ from torch import tensor
 from data.__main__ import main as data_main
 from data.transitions import SCHEMA_1, read_transitions
 from models.checkpoint import CheckpointError, read_plain
-from models.losses import temperature_loss
 from models.policy_files import load_policies
+from models.state_losses import alpha_loss
 from sim.benchmarks.table import BENCHMARKS
 from train import online_states
 from train.sac import SAC, SACConfig
@@ -31,7 +31,7 @@ def learn(config):
 def test_the_temperature_rises_while_the_entropy_is_below_its_target():
     log_alpha = tensor([0.0, 0.0], requires_grad=True)
     log_density = tensor([[-1.0, -3.0], [5.0, 7.0]])  # entropies 2 and -6
-    temperature_loss(log_alpha, log_density, 4).backward()
+    alpha_loss(log_alpha, log_density, 4).backward()
     assert log_alpha.grad.tolist() == [2 + 4, -6 + 4]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import tensor
 
 from models.distributions import gaussian_kl
-from models.losses import weighted_mean
+from models.reductions import weighted_mean
 from models.stacked import StackedMLP, TwinQ
 from models.state_policies import LOG_STD, TanhGaussianPolicy
 

@@ -1,4 +1,4 @@
-"""A training step, and what a run shows of itself, on the tiny dataset."""
+"""A training step, and what a run logs, on the tiny dataset."""
 
 from __future__ import annotations
 
@@ -23,28 +23,29 @@ from data.sharing import RULES
 from eval.policy import CEMPolicy
 from eval.report import read_curves
 from eval.rollout import EpisodeOutcome
-from models.acting import crop, crop_corner, in_crop
-from models.augment import photometric
 from models.checkpoint import read_checkpoint
+from models.images import crop, crop_corner, in_crop, photometric
 from models.qnetwork import bounds
 from sim.files import DatasetError
 from sim.landmarks import landmarks
 from sim.state import SceneState
 from sim.tasks import SKILLS, TASK_NAMES, TASKS
 from train.callbacks.validation import Validation
-from train.qtopt import Chance, QTOpt
+from train.image_bc import BehaviourCloning
+from train.qtopt import QTOpt
 from train.qtopt_config import PRESETS, QTOptConfig
 from train.qtopt_run import LEARNERS, train
+from train.seeding import RandomStream
 
 
 def test_the_target_is_the_lower_of_two_values_of_the_action_that_the_first_one_chooses():
     module = Step(replace(PRESETS["online"], tasks=("lift-can",), batch_size=8, lagged_target_steps=5))
     batch = synthetic_batch(module.config, torch.Generator().manual_seed(0))
     batch = replace(batch, reward=torch.zeros(8), done=torch.zeros(8))
-    image, _ = module.view(batch.next_image, Chance.NEXT_VIEW)
+    image, _ = module.preprocess(batch.next_image, RandomStream.NEXT_IMAGE)
 
     def target():
-        return module._target(batch, image, torch.Generator().manual_seed(1))
+        return module._td_target(batch, image, torch.Generator().manual_seed(1))
 
     def logit(value):
         return (value / module.config.discount).logit()
@@ -60,7 +61,7 @@ def test_the_target_is_the_lower_of_two_values_of_the_action_that_the_first_one_
 
 
 def test_half_of_the_unseen_actions_lie_near_the_datas_and_mostly_keep_its_command():
-    config = replace(PRESETS["online"], unseen_actions=32, nearby_share=0.5, nearby_std=0.1)
+    config = replace(PRESETS["online"], num_unseen_actions=32, nearby_fraction=0.5, nearby_std=0.1)
     action = torch.tensor([[0.0, 0.03, -0.03, 0.0, 2.0]]).expand(500, 5)
     unseen = Step(config)._unseen_actions(action, torch.Generator().manual_seed(0))
     limit = bounds(torch.device("cpu"))
@@ -90,8 +91,8 @@ def test_a_step_in_bfloat16_is_the_step_in_float32_but_for_rounding(preset):
     assert losses[1] != losses[0]
 
 
-def test_a_falling_learning_rate_ends_at_a_fiftieth():
-    falling = Step(replace(PRESETS["demo"], steps=10, learning_rate=1e-2)).configure_optimizers()
+def test_a_decaying_learning_rate_ends_at_a_fiftieth():
+    falling = Step(replace(PRESETS["demo"], steps=10, lr=1e-2)).configure_optimizers()
     rates = []
     for _ in range(11):
         rates.append(falling["optimizer"].param_groups[0]["lr"])
@@ -182,7 +183,7 @@ def test_a_step_has_one_gradient_on_any_number_of_threads(tiny_training):
         torch.set_num_threads(1)
 
 
-def test_the_pace_counts_waiting_and_computing_and_nothing_in_between(tiny_training, tmp_path, monkeypatch):
+def test_throughput_counts_waiting_and_computing_and_nothing_in_between(tiny_training, tmp_path, monkeypatch):
     """By a clock that stands still but where a batch is loaded, a step computes, and a callback comes after it."""
     now_s = 0.0
 
@@ -203,7 +204,7 @@ def test_the_pace_counts_waiting_and_computing_and_nothing_in_between(tiny_train
     monkeypatch.setattr("train.callbacks.throughput._cached_ceiling", lambda *arguments: 1e9)
     monkeypatch.setattr(Sampler, "load", takes(0.25, Sampler.load))
     monkeypatch.setattr(QTOpt, "training_step", takes(0.75, QTOpt.training_step))
-    monkeypatch.setattr("train.qtopt_run.Landscape", lambda *arguments: Between())
+    monkeypatch.setattr("train.qtopt.QMaps", lambda *arguments: Between())
     train(QTOptConfig(**{**tiny_training, "steps": 3, "out": str(tmp_path / "run")}))
     accumulated = EventAccumulator(str(tmp_path / "run" / "log"))
     accumulated.Reload()
@@ -213,19 +214,19 @@ def test_the_pace_counts_waiting_and_computing_and_nothing_in_between(tiny_train
 
 
 def test_q_over_the_image_is_drawn_for_a_success_of_each_task(tiny_training, tmp_path):
-    train(QTOptConfig(**{**tiny_training, "steps": 2, "landscape_every": 2, "out": str(tmp_path / "run")}))
+    train(QTOptConfig(**{**tiny_training, "steps": 2, "q_maps_every": 2, "out": str(tmp_path / "run")}))
     accumulated = EventAccumulator(str(tmp_path / "run" / "log"))
     accumulated.Reload()
     replay = Replay(tiny_training["data"])
-    won = {
+    successes = {
         t for t in tiny_training["tasks"] if replay.success[replay.episode_task == TASKS[t].index, TASKS[t].index].any()
     }
-    assert won
-    assert set(accumulated.Tags()["images"]) == {f"landscape/{task}" for task in won} | {"routing/weights"}
-    picture = accumulated.Images(f"landscape/{min(won)}")[0]
-    assert (picture.step, picture.width, picture.height) == (2, 640, 338)
-    steps = accumulated.Scalars(f"routing/effective_steps/{min(won)}")[0]
-    own = replay.steps_of_tasks(len(TASK_NAMES))[TASKS[min(won)].index]
+    assert successes
+    assert set(accumulated.Tags()["images"]) == {f"q_maps/{task}" for task in successes} | {"routing/weights"}
+    image = accumulated.Images(f"q_maps/{min(successes)}")[0]
+    assert (image.step, image.width, image.height) == (2, 640, 338)
+    steps = accumulated.Scalars(f"routing/effective_steps/{min(successes)}")[0]
+    own = replay.steps_of_tasks(len(TASK_NAMES))[TASKS[min(successes)].index]
     assert steps.step == 2
     assert own < steps.value < replay.num_steps
 
@@ -245,10 +246,10 @@ def test_a_frame_found_damaged_in_training_is_named_in_one_line(tiny_training, t
         train(QTOptConfig(out=str(tmp_path / "run"), **options))
 
 
-def test_the_network_learns_to_point_at_things(tiny_training, tmp_path):
+def test_the_network_learns_to_localise_landmarks(tiny_training, tmp_path):
     """Trained on six episodes with random crops, asked at the centre crop: a wrong axis or corner would miss."""
     options = {**tiny_training, "steps": 250, "batch_size": 16, "landmark_weight": 1.0, "random_crop": True}
-    options |= {"checkpoint_every": 250, "learning_rate": 3e-3, "target_decay": 0.9}
+    options |= {"checkpoint_every": 250, "lr": 3e-3, "target_update_rate": 0.1}
     network = CEMPolicy.load(train(QTOptConfig(out=str(tmp_path / "run"), **options))).network
     replay = Replay(tiny_training["data"])
     stored = range(replay.num_steps + replay.num_episodes)
@@ -257,7 +258,7 @@ def test_the_network_learns_to_point_at_things(tiny_training, tmp_path):
     gripper = np.stack([state["gripper_closed"], state["gripper_position"][:, 2]], axis=1)
     marks = landmarks(state)
     with torch.no_grad():
-        attention = network.look(crop(frames, 48), torch.from_numpy(gripper)).attention
+        attention = network.perceive(crop(frames, 48), torch.from_numpy(gripper)).attention
     cells = attention.shape[-1]
     best = attention.flatten(2).argmax(-1)
     found = (torch.stack([best % cells, best // cells], dim=-1) + 0.5) / cells
@@ -277,7 +278,7 @@ def batch_of(config, seed=0):
     return sampler.load(*sampler.draw(np.random.default_rng(seed)))
 
 
-def test_the_loss_of_one_batch_falls_when_it_is_learned_by_heart(tiny_training):
+def test_the_network_overfits_one_batch(tiny_training):
     config = QTOptConfig(**{**tiny_training, "batch_size": 16})
     torch.manual_seed(0)
     module, batch = QTOpt(config), batch_of(config)
@@ -294,7 +295,7 @@ def test_the_loss_of_one_batch_falls_when_it_is_learned_by_heart(tiny_training):
 
 @pytest.mark.parametrize("rule", list(RULES))
 def test_every_sharing_rule_trains_and_reports_what_it_routed(tiny_training, tmp_path, rule):
-    options = {**tiny_training, "rule": rule, "refresh_steps": 2}
+    options = {**tiny_training, "rule": rule, "snapshot_every": 2}
     about = read_checkpoint(train(QTOptConfig(out=str(tmp_path / "run"), **options)))["switchyard"]
     banana, bowl = (TASKS[name].index for name in tiny_training["tasks"])
     weights = about["sharing"]["weights"]
@@ -308,8 +309,8 @@ def test_every_sharing_rule_trains_and_reports_what_it_routed(tiny_training, tmp
 
 
 @pytest.mark.parametrize("rule", ["cds", "cds-basic", "hipi"])
-def test_the_network_learns_from_those_that_were_chosen_of_the_offered(tiny_training, tmp_path, rule):
-    options = {**tiny_training, "rule": rule, "oversample": 3, "workers": 1}
+def test_the_network_learns_from_the_resampled_transitions(tiny_training, tmp_path, rule):
+    options = {**tiny_training, "rule": rule, "candidates_per_shared": 3, "workers": 1}
     seen = []
 
     class Watched(QTOpt):
@@ -324,12 +325,12 @@ def test_the_network_learns_from_those_that_were_chosen_of_the_offered(tiny_trai
     per_task = QTOptConfig(**options).per_task
     shared = 2 * round(per_task / 2)
     assert set(seen) == {(2 * per_task + 2 * shared, 2 * per_task, 3 * shared, shared)}
-    with pytest.raises(ValueError, match="oversample needs a rule that weighs by Q-values, got all"):
+    with pytest.raises(ValueError, match="candidates_per_shared needs a rule that weighs by Q-values, got all"):
         QTOptConfig(**{**options, "rule": "all"})
 
 
 def test_the_heuristic_shares_nothing_before_its_first_snapshot_and_by_the_snapshot_after_it(tiny_training):
-    config = QTOptConfig(**{**tiny_training, "rule": "heuristic", "refresh_steps": 2, "percentile": 100.0})
+    config = QTOptConfig(**{**tiny_training, "rule": "heuristic", "snapshot_every": 2, "percentile": 100.0})
     torch.manual_seed(0)
     module, batch = Step(config), batch_of(config)
     optimizer = module.configure_optimizers()["optimizer"]
@@ -343,13 +344,13 @@ def test_the_heuristic_shares_nothing_before_its_first_snapshot_and_by_the_snaps
     assert (seen[2][~batch.is_shared] == 1).all()
 
 
-def test_the_clone_trains_alone_and_acts_by_its_mean_and_likeliest_command(tiny_training, tmp_path, observe):
-    options = {**tiny_training, "learner": "clone", "landmark_weight": 1.0}
-    path = train(QTOptConfig(out=str(tmp_path / "clone"), **options))
+def test_behaviour_cloning_trains_no_q_and_acts_by_its_mean_and_most_probable_command(tiny_training, tmp_path, observe):
+    options = {**tiny_training, "learner": "bc", "landmark_weight": 1.0}
+    path = train(QTOptConfig(out=str(tmp_path / "bc"), **options))
     first = train(QTOptConfig(out=str(tmp_path / "first"), **{**options, "steps": 1}))
     one, four = (read_checkpoint(each)["state_dict"] for each in (first, path))
     learned = {name for name in one if name.startswith("network.") and not torch.equal(one[name], four[name])}
-    assert any("prior" in name for name in learned)
+    assert any("policy" in name for name in learned)
     assert not any("head" in name for name in learned)
     policy = CEMPolicy.load(path)
     observation = observe(np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8))
@@ -359,28 +360,39 @@ def test_the_clone_trains_alone_and_acts_by_its_mean_and_likeliest_command(tiny_
     gripper = torch.tensor([[0.0, 0.2]] * 2)
     with torch.no_grad():
         features = policy.network.encode(image, gripper)
-        mean, command = policy.network.propose(features, gripper, torch.tensor([0, 7]))
+        mean, command = policy.network.behaviour_policy(features, gripper, torch.tensor([0, 7]))
     assert np.allclose(actions[0][:, :4], mean.clamp(-1, 1) * bounds(torch.device("cpu")))
     assert np.array_equal(actions[0][:, 4], command.argmax(-1))
 
 
-@pytest.mark.parametrize(("won", "learner"), [((), "clone"), ((), "qtopt"), (("lift-banana",), "clone")])
-def test_a_clone_needs_a_success(tiny_training, tmp_path, make_episode, write_dataset, capsys, won, learner):
-    episodes = [make_episode(task, 2, won, number=n, side=48) for n, task in enumerate(tiny_training["tasks"])]
+@pytest.mark.parametrize("landmark_weight", [0.0, 1.0])
+def test_behaviour_cloning_leaves_no_trained_parameter_without_a_gradient(tiny_training, landmark_weight):
+    """Several processes would wait for it."""
+    config = QTOptConfig(**{**tiny_training, "learner": "bc", "landmark_weight": landmark_weight})
+    module = BehaviourCloning(config)
+    module.training_step(batch_of(config), 0).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in module.network.parameters())
+
+
+@pytest.mark.parametrize(("successes", "learner"), [((), "bc"), ((), "qtopt"), (("lift-banana",), "bc")])
+def test_behaviour_cloning_needs_a_success(
+    tiny_training, tmp_path, make_episode, write_dataset, capsys, successes, learner
+):
+    episodes = [make_episode(task, 2, successes, number=n, side=48) for n, task in enumerate(tiny_training["tasks"])]
     folder = write_dataset(tmp_path / "set", [episodes], side=48)
     options = {**tiny_training, "data": str(folder), "learner": learner, "rule": "none", "out": str(tmp_path / "run")}
-    if learner == "clone" and not won:
+    if learner == "bc" and not successes:
         with pytest.raises(
             ValueError, match=f"{folder}: holds no success of lift-banana, place-bowl: .*nothing to clone"
         ):
             train(QTOptConfig(**options))
     else:
         train(QTOptConfig(**options))
-        without = "place-bowl" if won else "lift-banana, place-bowl"
+        without = "place-bowl" if successes else "lift-banana, place-bowl"
         assert f"{folder}: holds no success of {without} to clone" in capsys.readouterr().out
 
 
-def test_photometric_variation_is_that_of_its_seed_and_of_each_eighth_picture():
+def test_photometric_augmentation_depends_on_seed_and_group_alone():
     image = torch.rand(1, 3, 8, 8).expand(16, -1, -1, -1)
     torch.manual_seed(5)
     first = photometric(image, 3)
@@ -390,13 +402,13 @@ def test_photometric_variation_is_that_of_its_seed_and_of_each_eighth_picture():
     assert torch.equal(first, photometric(image, 3))
     assert not torch.equal(first, photometric(image, 4))
     assert torch.equal(first[:8], first[8:])
-    assert len({picture.numpy().tobytes() for picture in first}) == 8
+    assert len({image.numpy().tobytes() for image in first}) == 8
     assert 0 <= first.min() <= first.max() <= 1
     assert 0.02 < (first - image).abs().mean() < 0.5
 
 
 def test_each_step_moves_the_target_towards_the_network_and_the_lagged_target_copies_it(tiny_training, tmp_path):
-    options = {**tiny_training, "out": str(tmp_path / "run"), "target_decay": 0.75, "lagged_target_steps": 2}
+    options = {**tiny_training, "out": str(tmp_path / "run"), "target_update_rate": 0.25, "lagged_target_steps": 2}
     one = read_checkpoint(train(QTOptConfig(**{**options, "steps": 1})))["state_dict"]
     two = read_checkpoint(train(QTOptConfig(**{**options, "steps": 2})))["state_dict"]
     names = [name.removeprefix("network.") for name in one if name.startswith("network.")]

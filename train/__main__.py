@@ -1,4 +1,4 @@
-"""`python -m train --preset demo [--option value ...]`: train a vision Q-network with data sharing.
+"""`python -m train --preset demo [--option value ...]`: train a Q-network from images with data sharing.
 
 `python -m train qtopt-online --task lift-can` collects as it learns; `python -m train cql` and `bc` learn from states
 offline, `sac` online (docs/sharing.md)."""

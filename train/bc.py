@@ -11,7 +11,7 @@ from data.shared_batches import SharedBatches
 from data.state_batches import StateBatch
 from data.transitions import TransitionDataset
 from models.conditioning import Conditioner, Normaliser
-from models.losses import weighted_mean
+from models.reductions import weighted_mean
 from models.state_policies import StatePolicy, TanhGaussianPolicy
 from sim.options import option
 from train.finite import FiniteCheck

@@ -1,9 +1,9 @@
 """Conservative Q-learning with data sharing on states (CQL(H), Kumar et al. 2020, arXiv:2006.04779; CDS, app. C.1).
 
-Several members, each a sharing rule and a seed, are trained at once as one stacked computation. Order: update, losses,
-scoring, configuration; pure losses are in models/losses.py. Shapes: `E` members, `B` transitions of all target tasks,
-`K` sampled actions, `S` and `A` dimensions of a conditioned state and an action. Randomness of an update comes from
-(seed, update) alone, so that a resumed run repeats it exactly.
+Several members, each a sharing rule and a seed, are trained at once as one stacked computation. Order: configuration,
+update, scoring; pure losses are in models/state_losses.py. Randomness of an update comes from (seed, update) alone, so
+that a resumed run repeats it exactly. Shapes: `E` members, `B` transitions of all target tasks, `K` sampled actions,
+`S` and `A` dimensions of a conditioned state and an action.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from data.state_batches import StateBatch
 from data.transitions import TransitionDataset
 from models.conditioning import Conditioner, Normaliser
 from models.distributions import sample_with_log_prob
-from models.losses import conservative_gap, q_target, softmax_sample, temperature_loss, weighted_mean
+from models.reductions import weighted_mean
 from models.stacked import TwinQ
+from models.state_losses import alpha_loss, conservative_gap, q_target, softmax_sample
 from models.state_policies import StatePolicy, TanhGaussianPolicy
 from sim.options import check_least, option
 from train.finite import FiniteCheck
@@ -116,8 +117,8 @@ class CQL(nn.Module):
         clones = self.updates < config.bc_steps
         gain = self.policy.log_prob(state.detach(), batch.action) if clones else pi_q
         actor = weighted_mean(entropy_cost - gain, weight)
-        alpha_loss = temperature_loss(self.log_alpha, pi_log_prob[..., 0], batch.action.shape[-1])
-        _step(self.actor_optimizer, actor.sum() + alpha_loss)
+        entropy_loss = alpha_loss(self.log_alpha, pi_log_prob[..., 0], batch.action.shape[-1])
+        _step(self.actor_optimizer, actor.sum() + entropy_loss)
         with torch.no_grad():
             torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), config.target_update_rate)
         self.updates += 1

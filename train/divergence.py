@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.transitions import TransitionDataset
 from models.distributions import gaussian_kl
-from models.losses import weighted_mean
+from models.reductions import weighted_mean
 from models.state_policies import StatePolicy, TanhGaussianPolicy
 from train.finite import FiniteCheck
 from train.seeding import derive_seed

@@ -1,6 +1,6 @@
-"""Training stops at the first value that is not finite, before it reaches a checkpoint.
+"""Stops a training at the first value that is NaN or infinite, before it reaches a checkpoint.
 
-Shapes: `R` rows, each of one of `G` groups: tasks, or members that are trained side by side.
+Shapes: `R` rows, each of one of `G` groups: tasks, or members trained side by side.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from train.run_dir import LAST
 
 
 class NotFiniteError(ValueError):
-    """A loss, a target or a weight became NaN or infinite; the message says in which step, of which group."""
+    """A loss, a target or a weight became NaN or infinite; the message names the step and the group."""
 
 
 def is_asynchronous(values: Tensor) -> bool:
-    """Whether looking at them would wait for a device."""
+    """Whether reading the values would wait for a device."""
     return values.device.type != "cpu"
 
 
 class FiniteCheck:
-    """Sums of each step's terms by group. On a CPU they are looked at in each step; on a GPU, which is not waited for,
-    every `every` steps, and by `check` before anything is saved."""
+    """Checks sums of each step's terms by group: on a CPU in each step; on a GPU, to avoid synchronisation, every
+    `every` steps, and by `check` before anything is saved."""
 
     def __init__(self, kind: str, groups: Sequence[str], every: int) -> None:
-        """`kind` of the groups: tasks or members."""
+        """`kind`: "tasks" or "members", what the groups are."""
         self._kind, self._groups, self._every = kind, tuple(groups), every
         self._pending: list[tuple[int, tuple[str, ...], Tensor]] = []  # step, terms and their sums [terms, G]
 
@@ -41,8 +41,8 @@ class FiniteCheck:
         group: Tensor | None = None,
         scalars: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """`rows` [R] by term, the first causes first; `group` int64 [R] of each row, else row g is of group g;
-        `scalars` [] of all groups. NotFiniteError where one is not finite, here or in a step before."""
+        """Add the terms of a step: `rows` [R] by name, in causal order; `group` int64 [R] of each row, else row g is of
+        group g; `scalars` [] of all groups. NotFiniteError where one is not finite, here or in an earlier step."""
         sums = torch.stack([value.detach().float() for value in rows.values()])
         if group is not None:
             sums = sums.new_zeros(len(rows), len(self._groups)).index_add_(1, group, sums)
@@ -54,7 +54,7 @@ class FiniteCheck:
             self.check()
 
     def check(self) -> None:
-        """NotFiniteError for the first step since the last call that was not finite."""
+        """NotFiniteError for the first step since the last check that was not finite."""
         pending, self._pending = self._pending, []
         if not pending or torch.stack([sums.isfinite().all() for *_, sums in pending]).all():
             return
@@ -66,13 +66,13 @@ class FiniteCheck:
 
 
 def check_weights(step: int, **networks: nn.Module | None) -> None:
-    """NotFiniteError where a weight of these networks is not finite after this step."""
+    """NotFiniteError where a weight of the networks is not finite after this step."""
     for name, network in networks.items():
         if network is not None and (key := first_not_finite(network)):
             raise NotFiniteError(f"step {step}: weight {key} of the {name} is NaN or infinite")
 
 
 def diverged(error: NotFiniteError, out: Path, rates: str) -> NotFiniteError:
-    """The error with what the run in `out` keeps, and the options `rates` to lower."""
+    """The error, with the checkpoint that the run in `out` keeps, and the options `rates` to lower."""
     kept = f"{out / LAST} keeps an earlier state" if (out / LAST).is_file() else "nothing was saved"
     return NotFiniteError(f"{out}: {error}; {kept}; a lower {rates} may help")

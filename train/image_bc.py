@@ -1,27 +1,111 @@
-"""Behaviour cloning of the successes with the Q-learner's trunk, data and time: the yardstick (`--learner clone`)."""
+"""Behaviour cloning of successful episodes from images: the losses, and the baseline that uses them alone
+(`--learner bc`), with the Q-learner's network, data and time."""
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
+import lightning
+import torch
 from torch import Tensor
 
 from data.batches import Batch
-from models.small_network import SmallQNetwork
-from train.qtopt import Chance, QTOpt
+from data.distributed import joint_share
+from data.replay import Replay
+from models.image_losses import cloning_loss, landmark_loss, point_loss
+from models.images import in_crop, preprocess
+from models.networks import build_network, update_average
+from models.qnetwork import bounds
+from models.small_network import Perception, SmallQNetwork
+from sim.tasks import TASK_NAMES
+from train.finite import FiniteCheck, check_weights
+from train.metadata import checkpoint_metadata
+from train.optimizer import configure_adam
+from train.qtopt_config import QTOptConfig
+from train.seeding import RandomStream, derive_seed
+
+Loss = tuple[Tensor, dict[str, Tensor]]  # and its terms, for the log
 
 
-class Cloning(QTOpt):
-    """Trains the cloned policy and what tells where things are; the Q-function stays as it began."""
+def behaviour_loss(network: SmallQNetwork, batch: Batch, features: Tensor, weight: Tensor) -> Loss:
+    """Behaviour-cloning loss of the policy head; `weight` [B] is 0 for steps of failed episodes."""
+    mean, command = network.behaviour_policy(features, batch.gripper, batch.task_index)
+    loss = cloning_loss(mean.float(), command.float(), batch.action, bounds(features.device), weight)
+    loss = joint_share(weight) * loss
+    return loss, {"cloning": loss.detach()}
+
+
+def landmark_losses(batch: Batch, perception: Perception, corner: Tensor, image_size: int) -> Loss:
+    """Auxiliary losses: attention over the image and landmark regression. `corner` [B, 2]: of the crops."""
+    point = in_crop(batch.point, batch.image, corner.to(batch.point.device), image_size)
+    visible = batch.point_present & (point > 0).all(-1) & (point < 1).all(-1)
+    attention = point_loss(perception.attention.float(), point, visible)
+    regression = landmark_loss(perception.landmark.float(), batch.landmark)
+    return attention + regression, {"point": attention.detach(), "landmark": regression.detach()}
+
+
+class BehaviourCloning(lightning.LightningModule):
+    """Trains perception and behaviour policy of the small network. `target`, its running average, acts."""
+
+    def __init__(self, config: QTOptConfig, replay: Replay | None = None) -> None:
+        super().__init__()
+        self.config, self.replay = config, replay
+        network = build_network(config.network)
+        assert isinstance(network, SmallQNetwork)
+        self.network = network
+        self.target = copy.deepcopy(network).requires_grad_(False).eval()
+        for layer in network.q_layers:
+            layer.requires_grad_(False)
+        self.finite = FiniteCheck("tasks", TASK_NAMES, config.log_every)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        assert isinstance(self.network, SmallQNetwork)
-        image, corner = self.view(batch.image, Chance.VIEW)
-        sight = self.network.look(image, batch.gripper)
-        loss, info = self.cloning(batch, sight.features, batch.success)
-        if self.config.landmark_weight:
-            telling, more = self.telling(batch, sight, corner)
-            loss, info = loss + self.config.landmark_weight * telling, info | more
-        self.finite.add(self.global_step + 1, {"features": sight.features.flatten(1).sum(1)}, batch.task_index, info)
-        if self.logs_now:
-            self.log_values({"loss": loss.detach(), **info})
+        config = self.config
+        seed = derive_seed(config.seed, self.global_rank, self.global_step, RandomStream.IMAGE)
+        image, corner = preprocess(batch.image, config.image_size, seed, config.random_crop, config.photometric)
+        perception = self.network.perceive(image, batch.gripper)
+        loss, info = behaviour_loss(self.network, batch, perception.features, batch.success)
+        if config.landmark_weight:
+            auxiliary, more = landmark_losses(batch, perception, corner, config.image_size)
+            loss, info = loss + config.landmark_weight * auxiliary, info | more
+        rows = {"features": perception.features.flatten(1).sum(1)}
+        self.finite.add(self.global_step + 1, rows, batch.task_index, info)
+        if (self.global_step + 1) % config.log_every == 0:
+            self.log_dict({f"train/{key}": value for key, value in {"loss": loss.detach(), **info}.items()})
+            self.log("step", float(self.global_step + 1))
             self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The step, then the running average: here, because checkpoints are written before `on_train_batch_end`."""
+        super().optimizer_step(*args, **kwargs)
+        update_average(self.target, self.network, self.config.target_update_rate)
+
+    def configure_optimizers(self) -> Any:
+        return configure_adam(self.network.parameters(), self.config)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if (self.global_step + 1) % self.config.log_every == 0:
+            norm = torch.nn.utils.get_total_norm(p.grad for p in self.network.parameters() if p.grad is not None)
+            self.log("train/gradient_norm", norm)
+
+    @property
+    def done_steps(self) -> int:
+        return self.global_step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checkpoints of earlier versions also hold a router."""
+        weights = checkpoint["state_dict"]
+        for key in [key for key in weights if not key.startswith(("network.", "target."))]:
+            del weights[key]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.finite.check()
+        check_weights(self.global_step, network=self.network, target=self.target)
+        checkpoint["callbacks"] = {}  # nothing to resume from, and the run's path
+        if self.replay:
+            checkpoint["episodes"] = torch.from_numpy(self.replay.episode_key)
+        unknown = [[None] * len(TASK_NAMES) for _ in TASK_NAMES]
+        sharing = {"rule": self.config.rule, "tasks": list(TASK_NAMES), "weights": unknown}
+        precision = str(self.trainer.precision)
+        checkpoint["switchyard"] = checkpoint_metadata(self.config, self.replay, sharing, self.global_step, precision)

@@ -1,4 +1,4 @@
-"""Training as one process or several: who launched them, which one this is, and how they end.
+"""Launching and ending the processes of a training, one or several.
 
 A launcher's variables (SLURM_PROCID, LOCAL_RANK, ...) count only where it launched as many processes as this training
 has: a sweep under `srun`, one training a task, is many trainings of one process each.
@@ -30,19 +30,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from train.finite import NotFiniteError, diverged
 from train.run_dir import LOG
 
-LAUNCHERS: tuple[tuple[type[ClusterEnvironment], str], ...] = (  # and the variable that says how many they launched
+LAUNCHERS: tuple[tuple[type[ClusterEnvironment], str], ...] = (  # and the variable with the number of processes
     (TorchElasticEnvironment, "WORLD_SIZE"),
     (SLURMEnvironment, "SLURM_NTASKS"),
     (LSFEnvironment, "JSM_NAMESPACE_SIZE"),
 )
 LOOK_EVERY_S = 0.2
-GRACE_S = 10.0  # for a failed process to end, after this one noticed that it no longer answers
+GRACE_S = 10.0  # for a failed process to end, once it no longer answers
 
 
 def join_launch(devices: int, nodes: int) -> tuple[ClusterEnvironment, bool]:
-    """Lightning's description of the launch of a training of `devices` x `nodes` processes, and whether this process is
-    the first of them. Without a launcher, the first process of each machine starts the others there. Jobs are never
-    requeued from here."""
+    """Lightning's cluster environment for `devices` x `nodes` processes, and whether this process is the first of them.
+    Without a launcher, the first process of each machine starts the others there. Jobs are never requeued from here."""
     processes = devices * nodes
     environment: ClusterEnvironment = LightningEnvironment()
     for kind, variable in LAUNCHERS if processes > 1 else ():
@@ -55,7 +54,7 @@ def join_launch(devices: int, nodes: int) -> tuple[ClusterEnvironment, bool]:
             for variable in ("LOCAL_RANK", *(("NODE_RANK", "GROUP_RANK") if nodes == 1 else ())):
                 os.environ.pop(variable, None)
         first = environment.local_rank() == environment.node_rank() == 0
-    rank_zero_only.rank = 0 if first else 1  # until there is a trainer; from its import on it is what a launcher says
+    rank_zero_only.rank = 0 if first else 1  # until there is a trainer; Lightning takes it from a launcher
     return environment, first
 
 
@@ -74,8 +73,8 @@ def fit(
     rates: str,
     resume: Path | None = None,
 ) -> None:
-    """Train, from the checkpoint `resume` on where there is one. What a person can mend is an error of one line.
-    `rates`: the options to lower where training diverges."""
+    """Train, resuming from the checkpoint `resume` if given. Errors that a user can fix become one line. `rates`: the
+    options to lower where training diverges."""
     trainer.callbacks.insert(0, EndTogether(trainer))  # type: ignore[attr-defined]
     try:
         trainer.fit(module, loader, ckpt_path=None if resume is None else str(resume), weights_only=True)
@@ -91,16 +90,16 @@ def fit(
             raise ValueError(f"a loader process died (out of memory?): fewer --workers need less; {error}") from error
         raise
     except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):  # which Lightning turns into status 1 before the first step
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning turns it into status 1 before the first step
             raise end.__context__ from None
         raise
 
 
 class EndTogether(Callback):
-    """The processes that the first one starts end when it fails, and it ends when one of them fails: with its status,
-    after the one line that it printed. Watches from now on, for one may fail before it joins the others.
+    """Ends all processes of a training when one fails: the first process kills the others, or exits with the status of
+    the one that failed, which has printed its error. Watches from construction on: one may fail before it joins.
 
-    Lightning would look every five seconds, and kill the first process."""
+    Lightning would check every five seconds, and kill the first process."""
 
     def __init__(self, trainer: lightning.Trainer) -> None:
         subprocess_script._launch_process_observer = lambda processes: None  # type: ignore[assignment]
@@ -121,12 +120,12 @@ class EndTogether(Callback):
             time.sleep(LOOK_EVERY_S)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._over = True  # the others may end before this process now
+        self._over = True  # the others may end before this process from now on
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        if isinstance(exception, RuntimeError):  # as where another process does not answer
+        if isinstance(exception, RuntimeError):  # e.g. where another process does not answer
             self._watching.join(GRACE_S if self._others else 0)
         if not self._over:
             self._kill()

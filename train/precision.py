@@ -1,4 +1,4 @@
-"""Whether to multiply in bfloat16: asked for, or where the hardware does so."""
+"""Precision of training: as given, or bfloat16 where the hardware supports it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ PRECISIONS = ("auto", "32-true", "bf16-mixed")
 
 
 def resolve_precision(name: str, on_gpu: bool | None = None) -> str:
-    """`auto`: bfloat16 on a GPU or an x86 CPU with such units; a CPU without them is hundreds of times slower in it.
-    The same on each call on one machine, as a time would not be. `on_gpu`: where the work is done; default: on a GPU if
-    there is one."""
+    """Resolve `auto`: bfloat16 on a GPU or an x86 CPU with units for it; a CPU without them is hundreds of times slower
+    in it. Asks for features and measures nothing, so the answer is always the same on one machine. `on_gpu`: whether a
+    GPU does the work; default: if there is one."""
     if name != "auto":
         return name
     return _auto_precision(torch.cuda.is_available() if on_gpu is None else on_gpu)

@@ -1,4 +1,4 @@
-"""What a training process settles once, for updates so small that the surroundings of their arithmetic count."""
+"""Process-wide settings that cut the overhead of small updates: malloc keeps freed blocks; CUDA is probed once."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ KEPT_BYTES, AHEAD_BYTES = 2_000_000_000, 100_000_000
 
 
 def prepare_process() -> None:
-    """Memory that was freed is kept, and that there is no GPU is found out once."""
+    """Keep freed memory, and probe for a GPU once."""
     _keep_memory()
     if not torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # or every step of an optimizer looks for the driver, for a millisecond
 
 
 def _keep_memory() -> None:
-    """What is freed stays with the process, which makes and drops the same large tensors in every step: by itself glibc
-    gives large blocks back and takes new ones page by page, an eighth of an update of CQL. Other C libraries are left
+    """Keep freed memory in the process, which allocates the same large tensors in every step: by default glibc returns
+    large blocks and maps new ones page by page, which costs an eighth of an update of CQL. Other C libraries are left
     as they are."""
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:

@@ -1,4 +1,4 @@
-"""The typed configuration of a vision training run, and the named presets. The schema knows nothing of the presets."""
+"""Options of a training run on images, and the named presets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sim.options import check_choice, check_least, check_part, check_seed, optio
 from sim.tasks import TASK_NAMES, check_tasks
 from train.precision import PRECISIONS
 
-LEARNERS = ("qtopt", "clone")
+LEARNERS = ("qtopt", "bc")
 DECODERS = ("auto", "cpu", "gpu")
 
 
@@ -27,54 +27,52 @@ class QTOptConfig:
     seed: int = option(0, "seed of everything")
     start_from: str = option("", "checkpoint whose averaged network this run begins with")
     tasks: tuple[str, ...] = option(TASK_NAMES, "tasks to train")
-    image_size: int = option(472, "what the network sees, px; the dataset's size must match")
+    image_size: int = option(472, "side of the network's images, px; the dataset's size must match")
     conditioning: str = option("heads", "heads: one final stack per task; one_hot: the task in the vector branch")
     steps: int = option(200_000, "gradient steps")
     batch_size: int = option(32, "transitions per step and device, rounded to the same number for every task")
-    learning_rate: float = option(1e-4, "of Adam")
-    learning_rate_decay: bool = option(False, "to a fiftieth, linearly, over the steps of the run")
+    lr: float = option(1e-4, "learning rate of Adam")
+    lr_decay: bool = option(False, "linear decay of the learning rate to a fiftieth over the steps of the run")
     weight_decay: float = option(7e-5, "L2")
     discount: float = option(0.9, "gamma")
-    n_step: int = option(1, "steps of the return before it goes on with a target; above 1 it holds the data's actions")
-    target_decay: float = option(0.9999, "per step, of the averaged weights that give targets and act")
+    n_step: int = option(1, "steps of the return before bootstrapping; above 1 it follows the data's actions")
+    target_update_rate: float = option(1e-4, "per step, of the averaged weights that give targets and act")
     lagged_target_steps: int = option(6000, "between copies of the target to a second one, for the minimum; 0: none")
     conservative_weight: float = option(1.0, "of the conservative term")
-    unseen_actions: int = option(16, "sampled per state for the conservative term")
-    nearby_share: float = option(0.0, "part of the unseen actions drawn around the data's action")
-    nearby_std: float = option(0.3, "their spread, in units of the action's bounds")
-    learner: str = option("qtopt", f"of {', '.join(LEARNERS)}; clone: behaviour cloning of the successes, a yardstick")
-    prior: bool = option(False, "clone the successes, choose among samples of the clone (EMaQ; off in the paper)")
-    prior_std: float = option(0.1, "spread of those samples, in units of the action's bounds")
-    prior_loyalty: float = option(1.0, "of log pi_b beside log Q when choosing among them; 0: by Q alone (EMaQ)")
-    landmark_weight: float = option(0.0, "of the auxiliary prediction of where things are (off in the paper)")
+    num_unseen_actions: int = option(16, "sampled per state for the conservative term")
+    nearby_fraction: float = option(0.0, "fraction of the unseen actions drawn around the data's action")
+    nearby_std: float = option(0.3, "their standard deviation, in units of the action's bounds")
+    learner: str = option("qtopt", f"of {', '.join(LEARNERS)}; bc: behaviour cloning of the successes, a baseline")
+    behaviour_policy: bool = option(False, "clone the successes, act by its best sample (EMaQ; not in the paper)")
+    behaviour_policy_std: float = option(0.1, "standard deviation of those samples, in units of the action's bounds")
+    bc_log_prob_weight: float = option(1.0, "of log pi_b beside log Q when choosing among them; 0: by Q alone (EMaQ)")
+    landmark_weight: float = option(0.0, "of the auxiliary losses on object positions (not in the paper)")
     rule: str = option("cds", f"sharing rule: {', '.join(RULES)}")
     percentile: float = option(10.0, "k of CDS and of the heuristic, percent from the top")
-    temperature: float = option(0.0, "tau of CDS and of hipi-partition; 0: adaptive (CDS)")
-    own_part: float = option(0.0, "chance that a task's own transitions are weighed too, each step")
-    granularity: str = option("transition", f"what is weighed: {', '.join(GRANULARITIES)} (by its mean score)")
-    refresh_steps: int = option(1000, "between renewals of the Q-function by which the heuristic shares")
-    oversample: int = option(1, "transitions offered for each shared place, of which the weights choose one")
-    shared_part: float = option(0.5, "part of each task's batch drawn from other tasks")
-    success_part: float = option(0.5, "part of transitions from episodes that succeed at the target")
-    balance_shared: bool = option(True, "success_part holds for shared ones too; else they are drawn evenly")
+    sharing_temperature: float = option(0.0, "tau of CDS and of hipi-partition; 0: adaptive (CDS)")
+    weigh_own_probability: float = option(0.0, "probability that a task's own transitions are weighed too, each step")
+    granularity: str = option("transition", f"unit that is weighed: {', '.join(GRANULARITIES)} (by its mean score)")
+    snapshot_every: int = option(1000, "steps between snapshots of the Q-function by which the heuristic shares")
+    candidates_per_shared: int = option(1, "transitions drawn for each shared place, of which the weights choose one")
+    shared_fraction: float = option(0.5, "fraction of each task's batch drawn from other tasks")
+    success_fraction: float = option(0.5, "fraction of transitions from episodes that succeed at the target")
+    balance_successes: bool = option(True, "success_fraction holds for shared ones too; else they are drawn evenly")
     cem_samples: int = option(64, "candidates a round")
     cem_elites: int = option(6, "kept to refit")
     cem_iterations: int = option(2, "rounds")
-    random_crop: bool = option(True, "cut training images at random, else at the centre as in evaluation")
-    photometric: bool = option(False, "vary brightness, contrast, saturation and hue of training images")
+    random_crop: bool = option(True, "crop training images at random, else at the centre as in evaluation")
+    photometric: bool = option(False, "augment brightness, contrast, saturation and hue of training images")
     precision: str = option("auto", "32-true, bf16-mixed, or auto: bfloat16 where the hardware has units for it")
     devices: int = option(1, "GPUs or CPU processes per machine")
     nodes: int = option(1, "machines")
     workers: int = option(1, "loader processes")
     cache_mib: int = option(0, "memory for frames that were read, as stored, of each training process")
-    decode: str = option(
-        "auto", f"of {', '.join(DECODERS)}: where pictures are decoded; auto: on a GPU with torchcodec"
-    )
+    decode: str = option("auto", f"of {', '.join(DECODERS)}: where images are decoded; auto: on a GPU with torchcodec")
     checkpoint_every: int = option(1000, "steps between checkpoints")
     log_every: int = option(50, "steps between log lines")
-    evaluate_every: int = option(0, "steps between evaluations in the simulator, which choose best.ckpt; 0: never")
+    evaluate_every: int = option(0, "steps between evaluations in the simulator, which select best.ckpt; 0: never")
     evaluate_episodes: int = option(10, "of each task in those")
-    landscape_every: int = option(1000, "steps between pictures of Q over the image and of the routing")
+    q_maps_every: int = option(1000, "steps between maps of Q over the image and of the sharing weights")
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks)
@@ -83,7 +81,15 @@ class QTOptConfig:
         check_choice("learner", self.learner, LEARNERS)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("decoder", self.decode, DECODERS)
-        check_least(self, 0, "conservative_weight", "landmark_weight", "prior_loyalty", "prior_std", "nearby_std")
+        check_least(
+            self,
+            0,
+            "conservative_weight",
+            "landmark_weight",
+            "bc_log_prob_weight",
+            "behaviour_policy_std",
+            "nearby_std",
+        )
         if self.batch_size < len(self.tasks):
             raise ValueError(f"a batch of {self.batch_size} cannot hold {len(self.tasks)} tasks")
         check_least(
@@ -93,34 +99,34 @@ class QTOptConfig:
             "n_step",
             "checkpoint_every",
             "log_every",
-            "landscape_every",
-            "refresh_steps",
+            "q_maps_every",
+            "snapshot_every",
             "evaluate_episodes",
-            "oversample",
+            "candidates_per_shared",
             "devices",
             "nodes",
         )
         check_least(
             self,
             0,
-            "unseen_actions",
+            "num_unseen_actions",
             "workers",
             "cache_mib",
             "evaluate_every",
             "lagged_target_steps",
-            "learning_rate",
+            "lr",
             "weight_decay",
         )
         check_seed(self, "seed")
-        check_part(self, "shared_part", "success_part", "nearby_share", "discount", "target_decay")
-        if self.shared_part and RULES[self.rule].uses_q and self.per_task * self.devices * self.nodes < 2:
+        check_part(self, "shared_fraction", "success_fraction", "nearby_fraction", "discount", "target_update_rate")
+        if self.shared_fraction and RULES[self.rule].uses_q and self.per_task * self.devices * self.nodes < 2:
             raise ValueError(f"rule {self.rule} compares shared with own transitions: a batch needs two of each task")
-        if self.oversample > 1 and not RULES[self.rule].uses_q:
-            raise ValueError(f"oversample needs a rule that weighs by Q-values, got {self.rule}")
-        if (self.prior or self.landmark_weight) and self.image_size > SMALL_PX[1]:
-            raise ValueError("prior and landmark_weight need the small network (48-128 px)")
-        if self.learner == "clone" and not self.prior:
-            raise ValueError("learner clone trains the cloned policy alone: it needs prior")
+        if self.candidates_per_shared > 1 and not RULES[self.rule].uses_q:
+            raise ValueError(f"candidates_per_shared needs a rule that weighs by Q-values, got {self.rule}")
+        if (self.behaviour_policy or self.landmark_weight) and self.image_size > SMALL_PX[1]:
+            raise ValueError("behaviour_policy and landmark_weight need the small network (48-128 px)")
+        if self.learner == "bc" and not self.behaviour_policy:
+            raise ValueError("learner bc trains the behaviour policy alone: it needs behaviour_policy")
         _ = self.network, self.acting, self.router  # their own checks
 
     @property
@@ -134,22 +140,27 @@ class QTOptConfig:
             image_size=self.image_size,
             num_tasks=len(TASK_NAMES),
             conditioning=self.conditioning,
-            prior=self.prior,
+            behaviour_policy=self.behaviour_policy,
         )
 
     @property
     def acting(self) -> ActingConfig:
         cem = CEMConfig(samples=self.cem_samples, elites=self.cem_elites, iterations=self.cem_iterations)
-        by = "clone" if self.learner == "clone" else "proposals" if self.prior else "cem"
-        return ActingConfig(by=by, cem=cem, prior_std=self.prior_std, prior_loyalty=self.prior_loyalty)
+        by = "behaviour_policy" if self.learner == "bc" else "emaq" if self.behaviour_policy else "cem"
+        return ActingConfig(
+            by=by,
+            cem=cem,
+            behaviour_policy_std=self.behaviour_policy_std,
+            bc_log_prob_weight=self.bc_log_prob_weight,
+        )
 
     @property
     def router(self) -> RouterConfig:
         return RouterConfig(
             rule=self.rule,
             percentile=self.percentile,
-            temperature=self.temperature,
-            weigh_own_probability=self.own_part,
+            temperature=self.sharing_temperature,
+            weigh_own_probability=self.weigh_own_probability,
             granularity=self.granularity,
         )
 
@@ -160,17 +171,17 @@ _VISION_64 = replace(
     image_size=64,
     steps=12_000,
     batch_size=160,
-    learning_rate=2e-3,
-    learning_rate_decay=True,
+    lr=2e-3,
+    lr_decay=True,
     weight_decay=0.0,
-    target_decay=0.995,
+    target_update_rate=0.005,
     lagged_target_steps=0,
     cem_samples=16,
     cem_elites=4,
-    nearby_share=0.5,
+    nearby_fraction=0.5,
     conservative_weight=0.03,
     landmark_weight=0.3,
-    prior=True,
+    behaviour_policy=True,
     workers=2,
 )
 _DEMO = replace(
@@ -179,7 +190,7 @@ _DEMO = replace(
     out="runs/demo",
     steps=1500,
     batch_size=120,
-    target_decay=0.98,
+    target_update_rate=0.02,
     random_crop=False,
     workers=1,
     checkpoint_every=250,
@@ -188,12 +199,12 @@ _DEMO = replace(
 
 _ONLINE = replace(
     _DEMO,
-    learning_rate=1e-3,
-    learning_rate_decay=False,
-    target_decay=0.99,
+    lr=1e-3,
+    lr_decay=False,
+    target_update_rate=0.01,
     random_crop=True,
     rule="none",
-    shared_part=0.0,
+    shared_fraction=0.0,
 )
 
 PRESETS: dict[str, QTOptConfig] = {

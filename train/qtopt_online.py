@@ -1,10 +1,9 @@
-"""`python -m train qtopt-online --task lift-can`: QT-Opt's loop of collecting and learning, for one task (sec. 4.3).
+"""`python -m train qtopt-online --task lift-can`: QT-Opt's online loop for one task (sec. 4.3).
 
-A round collects episodes, adds them to the buffer, trains on all of it, and evaluates. The first round's episodes are
-crude, those of later rounds by the policy of the round before, which explores by epsilon-greedy CEM. The loop ends
-when the evaluation passes the threshold, by default the 40% for lifts and 80% for places at which the CDS paper ends
-it (app. C.2). The buffer is then the task's part of a multi-task dataset (`python -m data merge`). Stopped anywhere,
-the same command goes on.
+A round collects episodes, adds them to the replay buffer, trains on all of it, and evaluates. The crude policy collects
+in the first round, then the trained policy of the round before, with epsilon-greedy exploration. The loop ends when the
+evaluation passes a threshold, by default that of the CDS paper: 40% for lifts, 80% for places (app. C.2). The buffer is
+then the task's part of a multi-task dataset (`python -m data merge`). After an interruption, the same command resumes.
 """
 
 from __future__ import annotations
@@ -47,8 +46,8 @@ from train.qtopt_run import train
 STATE = "online.json"
 LOCK = "online.lock"
 THRESHOLDS = {"lift": 0.4, "place": 0.8}
-EVALUATION_SEED = 1000  # apart from those of collection
-ROUND_SEEDS = 1000  # from one loop's seed to the next: each round's collection has one
+EVALUATION_SEED = 1000  # collection has other seeds
+ROUND_SEEDS = 1000  # seeds per loop, one for the collection of each round
 FREE_TO_CHANGE = ("out", "rounds", "threshold", "workers")
 
 
@@ -56,17 +55,17 @@ FREE_TO_CHANGE = ("out", "rounds", "threshold", "workers")
 class OnlineConfig:
     """Every option of `python -m train qtopt-online`."""
 
-    task: str = field(metadata={"help": "what to learn"})
+    task: str = field(metadata={"help": "task to learn"})
     out: str = option("", "folder of the loop; default runs/online-TASK")
     preset: str = option("online", f"of the training: {', '.join(PRESETS)}")
-    rounds: int = option(20, "at most")
-    first_episodes: int = option(400, "of the crude policy")
-    noise: float = option(1.0, "of the crude policy")
+    rounds: int = option(20, "maximum number of rounds")
+    first_episodes: int = option(400, "of the crude policy, in the first round")
+    noise: float = option(1.0, "of the crude policy's motion")
     episodes: int = option(100, "of each later round")
     epsilon: float = option(0.2, "probability of a random action in later rounds")
     steps: int = option(600, "gradient steps a round")
     evaluations: int = option(50, "evaluation episodes a round")
-    threshold: float = option(0.0, "success that ends the loop; 0: 0.4 for a lift, 0.8 for a place")
+    threshold: float = option(0.0, "success rate that ends the loop; 0: 0.4 for a lift, 0.8 for a place")
     randomise: str = option("all", f"all, none, or some of {', '.join(FACTORS)}")
     renderer: str = option("auto", "of all episodes")
     seed: int = option(0, "of everything")
@@ -101,7 +100,7 @@ def main(arguments: list[str]) -> None:
 
 
 def learn(config: OnlineConfig) -> list[dict[str, Any]]:
-    """Run rounds until the task is learned or they are used up; returns what happened in each."""
+    """Run rounds until the threshold or their maximum number; returns the record of each."""
     folder = config.folder
     with lock_file(folder / LOCK, f"{folder}: another loop is at work in this folder"):
         rounds = _learn(config, folder)
@@ -123,7 +122,7 @@ def _learn(config: OnlineConfig, folder: Path) -> list[dict[str, Any]]:
 
 
 def _claim(folder: Path, config: OnlineConfig) -> list[dict[str, Any]]:
-    """The rounds that are done; refuses a folder of another loop."""
+    """Records of the finished rounds; refuses a folder of another loop."""
     remove_temporaries(folder)
     path = folder / STATE
     if not path.is_file():
@@ -151,7 +150,7 @@ def _round(config: OnlineConfig, folder: Path, number: int, before: list[dict[st
     parts = [folder / f"round-{n:03d}" for n in range(number + 1)]
     manifest = collect(_collection(config, folder, number), exploring)
     task = task_by_name(config.task)
-    won = sum(won for row in manifest.shards for won in successes(row, task.index))
+    num_successes = sum(success for row in manifest.shards for success in successes(row, task.index))
     collected_s = time.perf_counter() - begin
     buffer = folder / "buffer"
     merged = merge(buffer, parts, replace_manifest=True)
@@ -162,25 +161,25 @@ def _round(config: OnlineConfig, folder: Path, number: int, before: list[dict[st
             out=str(folder / "policy"),
             tasks=(config.task,),
             steps=config.steps * (number + 1),
-            learning_rate_decay=False,  # it would be laid out over the steps of one round
+            lr_decay=False,  # it would span the steps of one round only
             seed=config.seed,
         )
     )
     trained_s = time.perf_counter() - begin - collected_s
     file = CheckpointFile.of(checkpoint)
-    world = CEMPolicy.load(file).world
+    env_options = CEMPolicy.load(file).env_options
     jobs = episode_jobs([config.task], config.evaluations, EVALUATION_SEED + number)
-    passed = sum(outcome.success for outcome in rollout("checkpoint", file, world, jobs, config.workers))
+    num_passed = sum(outcome.success for outcome in rollout("checkpoint", file, env_options, jobs, config.workers))
     (folder / "policies").mkdir(exist_ok=True)
-    write_atomic(_policy(folder, number), file.content)  # training goes on; what collects the next round stays as it is
+    write_atomic(_policy(folder, number), file.content)  # the next round collects with this one
     return {
         "collected": manifest.episodes,
-        "collected_success": won / manifest.episodes,
+        "collected_success": num_successes / manifest.episodes,
         "episodes": merged.episodes,
         "steps": config.steps * (number + 1),
-        "successes": passed,
+        "successes": num_passed,
         "evaluations": config.evaluations,
-        "success": passed / config.evaluations,
+        "success": num_passed / config.evaluations,
         "collect_s": collected_s,
         "train_s": trained_s,
         "total_s": time.perf_counter() - begin + (before[-1]["total_s"] if before else 0.0),
@@ -188,7 +187,7 @@ def _round(config: OnlineConfig, folder: Path, number: int, before: list[dict[st
 
 
 def _policy(folder: Path, number: int) -> Path:
-    """The checkpoint with which a round ended."""
+    """Checkpoint at the end of a round."""
     return folder / "policies" / f"round-{number:03d}.ckpt"
 
 

@@ -1,4 +1,4 @@
-"""A training run: dataset, loader, trainer, checkpoints; starts, resumes or refuses."""
+"""A training run on images: dataset, loader, trainer, checkpoints; starts, resumes or refuses."""
 
 from __future__ import annotations
 
@@ -29,37 +29,35 @@ from models.checkpoint import (
 from models.qnetwork import NetworkConfig
 from sim.options import changed
 from sim.tasks import TASK_NAMES, task_by_name
-from train.callbacks.checkpointing import SaveAtEnd, WholeFiles
+from train.callbacks.checkpointing import AtomicCheckpointIO, SaveAtEnd
 from train.callbacks.progress import Progress, quiet_lightning
-from train.callbacks.q_maps import Landscape
-from train.callbacks.router_report import Routing
-from train.callbacks.throughput import Pace
-from train.image_bc import Cloning
+from train.callbacks.throughput import Throughput
+from train.image_bc import BehaviourCloning
 from train.launch import fit, join_launch
 from train.precision import resolve_precision
 from train.qtopt import QTOpt
 from train.qtopt_config import QTOptConfig
 from train.run_dir import LAST, LOG, kept_options, lock_run, trained_options, write_options
 
-LEARNERS = {"qtopt": QTOpt, "clone": Cloning}
+LEARNERS: dict[str, type[QTOpt | BehaviourCloning]] = {"qtopt": QTOpt, "bc": BehaviourCloning}
 FREE_TO_CHANGE = (
-    "data",  # bound by what it holds, not by where it lies
+    "data",  # bound by its content, not by its path
     "steps",
     "workers",
     "cache_mib",
     "decode",
     "checkpoint_every",
     "log_every",
-    "landscape_every",
+    "q_maps_every",
     "evaluate_every",
     "evaluate_episodes",
     "precision",
     "out",
-)  # when a run goes on
+)  # when a run is resumed
 
 
 def train(config: QTOptConfig) -> Path:
-    """Train, or go on, until `config.steps`; returns the last checkpoint's path."""
+    """Train, or resume, until `config.steps`; returns the path of the last checkpoint."""
     replay = Replay(config.data, config.cache_mib * 2**20 // max(1, config.workers))
     if replay.size != config.image_size:
         raise CheckpointError(
@@ -73,48 +71,48 @@ def train(config: QTOptConfig) -> Path:
 
 
 def _train(config: QTOptConfig, replay: Replay, out: Path, environment: ClusterEnvironment, first: bool) -> Path:
-    """`first`: this is the first process of the training, which alone speaks and writes."""
+    """`first`: whether this is the first process of the training, the only one that prints and writes."""
     chosen, resume = config, _claim(out, config)
     checkpoint: dict[str, Any] = {}
     done = 0
     if resume is not None:
         checkpoint = read_checkpoint(resume)
-        about = checkpoint["switchyard"]
-        done = about["steps"]
-        if about["renderer"] != replay.renderer:
+        metadata = checkpoint["switchyard"]
+        done = metadata["steps"]
+        if metadata["renderer"] != replay.renderer:
             raise CheckpointError(
-                f"{resume}: trained on {about['renderer']} images, {config.data} holds {replay.renderer}"
+                f"{resume}: trained on {metadata['renderer']} images, {config.data} holds {replay.renderer}"
             )
-        said = [f"{out}: going on from step {done}", _compare_episodes(checkpoint, resume, replay)]
+        notes = [f"{out}: going on from step {done}", _compare_episodes(checkpoint, resume, replay)]
         if done >= config.steps:
             print(f"{resume}: already trained for {done} steps")
             return resume
         if first:
-            print("\n".join(line for line in said if line))
+            print("\n".join(line for line in notes if line))
         if config.precision == "auto":
-            config = dataclasses.replace(config, precision=about.get("precision", "auto"))
+            config = dataclasses.replace(config, precision=metadata.get("precision", "auto"))
     if first:
         write_options(out, chosen)
     lightning.seed_everything(config.seed, verbose=False)
     module = LEARNERS[config.learner](config, replay)
     if resume is not None:
         module.on_load_checkpoint(checkpoint)
-        load_weights(module, checkpoint["state_dict"], resume)  # Lightning would, but not say what is wrong
+        load_weights(module, checkpoint["state_dict"], resume)  # Lightning would too, with a worse error
         for network in (module.network, module.target):
             check_finite(network, resume)
     elif config.start_from:
         _start_from(config.start_from, module, replay.renderer)
     quiet_lightning()
     trainer = _trainer(config, out, replay, done, environment)
-    fit(trainer, module, _loader(config, replay, done, trainer), out, "--learning-rate", resume)
+    fit(trainer, module, _loader(config, replay, done, trainer), out, "--lr", resume)
     if first:
         print(f"{out / LAST}: {config.steps} steps; to play it: python -m eval --checkpoint {out / LAST}")
     return out / LAST
 
 
 def _compare_episodes(checkpoint: dict[str, Any], path: Path, replay: Replay) -> str:
-    """What to say of a dataset that has changed since the checkpoint, '' for none; CheckpointError where episodes that
-    it learned from are gone. Earlier checkpoints do not tell theirs."""
+    """A note on a dataset that has changed since the checkpoint, or ''; CheckpointError where episodes that it learned
+    from are gone. Checkpoints of early versions do not list their episodes."""
     if "episodes" not in checkpoint:
         return ""
     known, now = checkpoint["episodes"].numpy(), replay.episode_key
@@ -129,40 +127,40 @@ def _compare_episodes(checkpoint: dict[str, Any], path: Path, replay: Replay) ->
     return "" if np.array_equal(known, now) else f"{replay.folder}: lists its episodes in another order than before"
 
 
-def _start_from(path: str, module: QTOpt, renderer: str) -> None:
-    """All networks of the module become the one that acts in the checkpoint; CheckpointError where it is another."""
+def _start_from(path: str, module: QTOpt | BehaviourCloning, renderer: str) -> None:
+    """Load the acting network of a checkpoint into all networks of the module; CheckpointError where it differs."""
     checkpoint = read_checkpoint(path)
-    about, wanted = checkpoint["switchyard"], module.config.network
-    found = NetworkConfig(**about["network"])
-    old, new = dataclasses.asdict(found) | {"renderer": about["renderer"]}, dataclasses.asdict(wanted)
+    metadata, wanted = checkpoint["switchyard"], module.config.network
+    found = NetworkConfig(**metadata["network"])
+    old, new = dataclasses.asdict(found) | {"renderer": metadata["renderer"]}, dataclasses.asdict(wanted)
     if differs := changed(old, new | {"renderer": renderer}):
         raise CheckpointError(f"{path}: holds another network than this run trains: {differs}")
     weights = acting_weights(checkpoint)
-    for network in (module.network, module.target, module.lagged):
+    for network in (module.network, module.target, getattr(module, "lagged", None)):
         if network is not None:
             load_finite(network, weights, path)
 
 
 def _with_present_tasks(config: QTOptConfig, replay: Replay, out: Path, first: bool) -> QTOptConfig:
-    """Without a choice of tasks, those that the run in `out` learns, else those that the dataset holds; a task that was
-    asked for by name is never dropped."""
+    """Resolve the default tasks: those that the run in `out` learns, else those that the dataset holds. Tasks given by
+    name are kept."""
     if config.tasks != TASK_NAMES:
         return config
     present = tuple(name for name in TASK_NAMES if (replay.episode_task == task_by_name(name).index).any())
     learned = tuple(trained_options(out).get("tasks", ()))
-    tasks, said = present, f"holds episodes of {len(present)} tasks, training those: {', '.join(present)}"
+    tasks, note = present, f"holds episodes of {len(present)} tasks, training those: {', '.join(present)}"
     if learned and set(learned) < set(present):
         new = ", ".join(name for name in present if name not in learned)
-        tasks, said = learned, f"holds {new} too, which the run in {out} does not learn"
+        tasks, note = learned, f"holds {new} too, which the run in {out} does not learn"
     if first and tasks != TASK_NAMES:
-        print(f"{config.data}: {said}")
+        print(f"{config.data}: {note}")
     return dataclasses.replace(config, tasks=tasks)
 
 
 def _claim(out: Path, config: QTOptConfig) -> Path | None:
-    """The checkpoint to go on from, or None for a new run; refuses a run with other options."""
+    """The checkpoint to resume from, or None for a new run; refuses a run with other options."""
     last, found = out / LAST, kept_options(out, config, FREE_TO_CHANGE)
-    if config.learning_rate_decay and found and found["steps"] != config.steps:
+    if config.lr_decay and found and found["steps"] != config.steps:
         raise CheckpointError(
             f"{out}: its learning rate falls over {found['steps']} steps, not {config.steps}; "
             f"to train on, choose another --out with --start-from {last}"
@@ -178,16 +176,16 @@ def _loader(config: QTOptConfig, replay: Replay, first_step: int, trainer: light
     mix = SamplerConfig(
         per_task=config.per_task,
         processes=trainer.world_size,
-        shared_fraction=config.shared_part,
-        success_fraction=config.success_part,
-        balance_successes=config.balance_shared,
-        candidates_per_shared=config.oversample,
+        shared_fraction=config.shared_fraction,
+        success_fraction=config.success_fraction,
+        balance_successes=config.balance_successes,
+        candidates_per_shared=config.candidates_per_shared,
         n_step=config.n_step,
         decode=not on_gpu,
     )
     sampler = Sampler(replay, tasks, RULES[config.rule], mix)
-    if config.prior and (without := ", ".join(TASK_NAMES[task] for task in sampler.without_success)):
-        if config.learner == "clone" and len(sampler.without_success) == len(tasks):
+    if config.behaviour_policy and (without := ", ".join(TASK_NAMES[task] for task in sampler.without_success)):
+        if config.learner == "bc" and len(sampler.without_success) == len(tasks):
             raise ValueError(f"{config.data}: holds no success of {without}: there is nothing to clone")
         if trainer.is_global_zero:
             print(f"{config.data}: holds no success of {without} to clone")
@@ -206,18 +204,17 @@ def _trainer(
         max_steps=config.steps,
         limit_train_batches=config.steps,
         use_distributed_sampler=False,
-        plugins=[environment, WholeFiles()],
+        plugins=[environment, AtomicCheckpointIO()],
         default_root_dir=out,
         logger=TensorBoardLogger(out, name="", version=LOG, purge_step=done + 1 if done else None),
         log_every_n_steps=config.log_every,
         callbacks=[
-            Pace(config.log_every),
+            Throughput(config.log_every),
             ModelCheckpoint(
                 out, filename="last", every_n_train_steps=config.checkpoint_every, enable_version_counter=False
             ),
             SaveAtEnd(out / LAST, config.log_every),
             Progress(config.steps, refresh_rate=min(10, config.log_every)),
-            *([Landscape(replay, config), Routing(config.landscape_every)] if config.learner == "qtopt" else []),
             *_validation(replay, config),
         ],
         enable_model_summary=False,
@@ -227,13 +224,12 @@ def _trainer(
 def _strategy(config: QTOptConfig) -> Any:
     if config.devices * config.nodes == 1:
         return "auto"
-    leaves_q = config.learner == "clone"
-    return DDPStrategy(find_unused_parameters=leaves_q, timeout=datetime.timedelta(hours=6))  # an evaluation takes time
+    return DDPStrategy(timeout=datetime.timedelta(hours=6))  # an evaluation takes time
 
 
 def _validation(replay: Replay, config: QTOptConfig) -> list[Callback]:
     if not config.evaluate_every:
         return []
-    from train.callbacks.validation import Validation  # training from disk needs neither simulator nor scipy
+    from train.callbacks.validation import Validation  # which needs the simulator and scipy; other trainings do not
 
     return [Validation(replay, config)]

@@ -1,4 +1,4 @@
-"""The folder of a training run: one training at a time, always with the same options."""
+"""Run folders: one training at a time, always with the same options."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 
 from data.locks import lock_file
 from models.checkpoint import LOCK, RUN_CONFIG, CheckpointError
+from models.old_names import current_options
 from sim.files import is_nonempty, read_json, remove_temporaries, write_atomic
 from sim.options import changed
 
 LAST = "last.ckpt"
-LOG = "log"  # folder of TensorBoard's files
+LOG = "log"  # folder of TensorBoard files
 
 
 @contextmanager
 def lock_run(out: Path, leads: bool = True) -> Iterator[None]:
-    """Keep other trainings out of the folder; of the processes of one training only the one that `leads` does.
+    """Lock the run folder against other trainings; of the processes of one training only the one that `leads` does.
     CheckpointError where it holds something else, DatasetError where another training is at work."""
     if not (out / RUN_CONFIG).is_file() and is_nonempty(out, LOCK):
         raise CheckpointError(f"{out}: not empty and not a Switchyard run (it has no {RUN_CONFIG})")
@@ -29,18 +30,19 @@ def lock_run(out: Path, leads: bool = True) -> Iterator[None]:
 
 
 def open_run(out: Path, config: Any, free: Container[str]) -> Path | None:
-    """Write the options down, unless `kept_options` refuses them; the checkpoint to go on from, None for a new run."""
+    """Write the options, unless `kept_options` refuses them; returns the checkpoint to resume from, or None."""
     kept_options(out, config, free)
     write_options(out, config)
     return out / LAST if (out / LAST).is_file() else None
 
 
 def kept_options(out: Path, config: Any, free: Container[str]) -> dict[str, Any]:
-    """The options of the run that trained in this folder, {} for none: options that never trained bind nobody.
-    CheckpointError where others than the `free` ones are not those of `config`."""
+    """Options of the run in this folder, under current names; {} where it has no checkpoint yet. CheckpointError where
+    they differ from `config` in others than the `free` ones."""
     if not (found := trained_options(out)):
         return {}
     wanted = json.loads(_text(config))
+    found = current_options(found, wanted)
     if len(found.keys() ^ wanted.keys()) > len(found.keys() & wanted.keys()):
         raise CheckpointError(f"{out}: holds a run of another kind; choose another --out")
     if differs := changed(found, wanted, free):
@@ -49,13 +51,13 @@ def kept_options(out: Path, config: Any, free: Container[str]) -> dict[str, Any]
 
 
 def trained_options(out: Path) -> dict[str, Any]:
-    """The options of the run that trained in this folder, {} for none."""
+    """Options in config.json of a run that has a checkpoint, as written; {} where it has none."""
     path = out / RUN_CONFIG
     return read_json(path) if path.is_file() and (out / LAST).is_file() else {}
 
 
 def write_options(out: Path, config: Any) -> None:
-    """The options of the run that trains here from now on; what an interrupted one left half written is removed."""
+    """Write the options of the run that trains here from now on; removes temporary files of an interrupted one."""
     remove_temporaries(out)
     write_atomic(out / RUN_CONFIG, _text(config).encode())
 

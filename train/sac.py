@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.checkpoint import load_finite
-from models.losses import q_target, temperature_loss
 from models.stacked import TwinQ
+from models.state_losses import alpha_loss, q_target
 from models.state_policies import TanhGaussianPolicy
 from sim.benchmarks.spec import Benchmark
 from sim.benchmarks.table import BENCHMARKS, benchmark_by_name
@@ -95,9 +95,9 @@ class SAC:
         self._step(0, critic.sum())
         self.q.requires_grad_(False)
         pi_q = self.q(state, action).amin(0)[..., 0]
-        alpha_loss = temperature_loss(self.log_alpha, log_prob[..., 0], self.action_size)
+        entropy_loss = alpha_loss(self.log_alpha, log_prob[..., 0], self.action_size)
         actor = (alpha * log_prob[..., 0] - pi_q).mean(-1)
-        self._step(1, actor.sum() + alpha_loss)
+        self._step(1, actor.sum() + entropy_loss)
         self.q.requires_grad_(True)
         rate = self.config.target_update_rate
         with torch.no_grad():

@@ -37,7 +37,7 @@ from sim.options import Parser, add_options, from_options
 from train.bc import BC, BCConfig
 from train.callbacks.checkpointing import SaveAtEnd, write_tensors
 from train.callbacks.progress import Progress, quiet_lightning
-from train.callbacks.router_report import Routing
+from train.callbacks.router_report import RouterReport
 from train.cql import CQL, CQLConfig
 from train.divergence import divergence, fit_behaviour
 from train.finite import FiniteCheck, NotFiniteError, check_weights
@@ -199,7 +199,7 @@ def _fit(run: StateRun, checkpoints: Checkpoints, config: StateConfig, precision
             Progress(config.steps),
             SaveEvery(out / LAST, config.checkpoint_every, checkpoints.save),
             SaveAtEnd(out / LAST, 1, checkpoints.save),
-            Routing(config.checkpoint_every),
+            RouterReport(config.checkpoint_every),
         ],
         enable_model_summary=False,
         enable_checkpointing=False,

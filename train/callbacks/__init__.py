@@ -1,1 +1,1 @@
-"""Lightning callbacks: progress bar, checkpoints, reports, maps of Q, throughput, validation in the simulator."""
+"""Lightning callbacks: progress bar, checkpoints, router reports, maps of Q, throughput, validation."""

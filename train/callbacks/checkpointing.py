@@ -1,4 +1,4 @@
-"""Checkpoints of a training: whole or absent, and one more when it ends, by itself or by a signal."""
+"""Atomic checkpoints, and one more when training ends, by itself or by a signal."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ Save = Callable[[lightning.Trainer, lightning.LightningModule, Path], None]
 
 
 def write_tensors(path: Path, content: Any) -> None:
-    """As torch.save writes it, beside its place first: Lightning takes the way through TMPDIR, from where a file is
+    """torch.save, atomic: written beside its place and renamed. Lightning writes to TMPDIR, from where a file is
     copied, not renamed, if that is another file system."""
     write_atomic(path, to_bytes(content))
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Lightning's checkpoints by `write_tensors`."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes Lightning's checkpoints by `write_tensors`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         write_tensors(Path(path), checkpoint)
 
 
-def save_whole(trainer: lightning.Trainer, module: lightning.LightningModule, path: Path) -> None:
-    """As Lightning does."""
+def save_checkpoint(trainer: lightning.Trainer, module: lightning.LightningModule, path: Path) -> None:
+    """Save as Lightning does."""
     trainer.save_checkpoint(path)
 
 
 class StopRequest:
-    """Remembers the first signal that asks a training to stop; a second one stops it at once."""
+    """Records the first signal that asks a training to stop; a second one stops it at once."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -47,9 +47,11 @@ class StopRequest:
 
     def listen(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            ignored = [number for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_IGN]  # nohup, say
-            heard = (number for number in SIGNALS if number not in ignored)
-            self._handlers = {number: signal.signal(number, self._receive) for number in heard}
+            ignored = [
+                number for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_IGN
+            ]  # e.g. under nohup
+            handled = (number for number in SIGNALS if number not in ignored)
+            self._handlers = {number: signal.signal(number, self._receive) for number in handled}
 
     def _receive(self, number: int, *_: Any) -> None:
         self.number = number
@@ -67,12 +69,12 @@ class StopRequest:
 
 
 class SaveAtEnd(Callback):
-    """Writes the last checkpoint when training ends. A signal ends it after the step under way, so that what is saved
-    is the state between two steps; a second one stops at once.
+    """Writes the last checkpoint when training ends. A signal ends it after the current step, so that the state between
+    two steps is saved; a second signal stops at once.
 
-    Of several processes, all end after the same step: after each `agree_every` they ask each other."""
+    Several processes end after the same step: every `agree_every` steps they exchange whether one was asked to."""
 
-    def __init__(self, path: Path, agree_every: int, save: Save = save_whole) -> None:
+    def __init__(self, path: Path, agree_every: int, save: Save = save_checkpoint) -> None:
         self._path, self._agree_every, self._save = path, agree_every, save
         self.request = StopRequest()
 
@@ -101,5 +103,5 @@ class SaveAtEnd(Callback):
 
 
 def stopped_at(path: Path, step: int) -> str:
-    """What a training that was stopped says."""
+    """Message of a training that was stopped."""
     return f"\nstopped: {path} holds step {step}; the same command goes on from there"

@@ -1,4 +1,4 @@
-"""The progress bar, and a terminal that is kept for it."""
+"""The progress bar, and a quiet Lightning."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 class Progress(TQDMProgressBar):
-    """Lightning's bar in the module's own steps: after a resume Lightning neither knows the total nor counts from where
-    the run goes on."""
+    """Lightning's progress bar, counting the module's steps: after a resume Lightning knows neither the total nor the
+    first step."""
 
     def __init__(self, total: int, refresh_rate: int = 1) -> None:
         super().__init__(refresh_rate)
@@ -24,7 +24,7 @@ class Progress(TQDMProgressBar):
         self._count_from(pl_module.done_steps)
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: Any, *arguments: Any) -> None:
-        """Which is not called where a run goes on."""
+        """Not called when a run is resumed."""
         super().on_train_epoch_start(trainer, pl_module, *arguments)
         self._count_from(pl_module.done_steps)
 
@@ -42,16 +42,16 @@ class Progress(TQDMProgressBar):
 
     def on_exception(self, *arguments: Any) -> None:
         if self._train_progress_bar is not None:
-            self.train_progress_bar.close()  # what is said next begins a line
+            self.train_progress_bar.close()  # so that the next message begins a line
 
     def get_metrics(self, *arguments: Any) -> dict[str, Any]:
         metrics = super().get_metrics(*arguments)
-        metrics.pop("v_num", None)  # there is one version of each run
+        metrics.pop("v_num", None)  # a run has one version
         return metrics
 
 
 def quiet_lightning() -> None:
-    """Keep the terminal for the progress bar: Lightning's tips and device lines help nobody here."""
+    """Silence Lightning's tips, device lines and warnings, which would break up the progress bar."""
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")

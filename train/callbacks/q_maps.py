@@ -1,4 +1,4 @@
-"""Pictures of Q over the image, for people to look at: `landscape/` in TensorBoard."""
+"""Maps of Q over the image, in TensorBoard under `q_maps/`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 
 from data import codec
 from data.replay import Replay
-from models.acting import ActingConfig, best_action, crop
+from models.acting import ActingConfig, best_action
+from models.images import crop
 from models.qnetwork import QNetwork
 from sim.actions import COMMANDS, MAX_TRANSLATION_M
 from sim.camera_geometry import CameraSpec, project
@@ -27,11 +28,11 @@ SHOWN_PX = 320
 CAPTION_PX = 18
 
 
-class Landscape(Callback):
-    """Every so many steps, for the middle of a successful episode of each of the first tasks."""
+class QMaps(Callback):
+    """Draws Q every `q_maps_every` steps, for the middle frame of a successful episode of each of the first tasks."""
 
     def __init__(self, replay: Replay, config: QTOptConfig) -> None:
-        self._every = config.landscape_every
+        self._every = config.q_maps_every
         tasks = [task_by_name(name).index for name in config.tasks]
         self._frames = [(task, frame) for task in tasks if (frame := _middle(replay, task)) is not None][:SHOWN_TASKS]
         self._replay = replay
@@ -42,41 +43,42 @@ class Landscape(Callback):
         if trainer.global_step % self._every or not trainer.is_global_zero or trainer.logger is None:
             return
         for task, frame in self._frames:
-            picture = landscape(pl_module.target, pl_module.config.acting, self._replay, frame, task)
+            image = q_map(pl_module.target, pl_module.config.acting, self._replay, frame, task)
             board = trainer.logger.experiment
-            board.add_image(f"landscape/{TASK_NAMES[task]}", picture, trainer.global_step, dataformats="HWC")
+            board.add_image(f"q_maps/{TASK_NAMES[task]}", image, trainer.global_step, dataformats="HWC")
 
 
 def _middle(replay: Replay, task: int) -> int | None:
-    won = np.flatnonzero((replay.episode_task == task) & replay.success[:, task])
-    if not len(won):
+    successes = np.flatnonzero((replay.episode_task == task) & replay.success[:, task])
+    if not len(successes):
         return None
-    frames = replay.frames_of(int(won[0]))
+    frames = replay.frames_of(int(successes[0]))
     return frames[len(frames) // 2]
 
 
 @torch.no_grad()
-def landscape(network: QNetwork, acting: ActingConfig, replay: Replay, number: int, task: int) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3]: the frame, and on it Q of motions to each place around the gripper, the rest of the action being
-    that of the best one (white ring). A cross marks the data's action."""
+def q_map(network: QNetwork, acting: ActingConfig, replay: Replay, number: int, task: int) -> NDArray[np.uint8]:
+    """Map of Q over motions of the gripper, drawn on a frame: uint8 [H, W, 3]. The rest of the action is that of the
+    best action (white ring). A cross marks the data's action."""
     frame = replay.read([number])[0]
     pixels, state = codec.decode(frame.image), SceneState(frame.state)
     best, value, motion, q = _q_around(network, acting, pixels, state, task)
     low, high = float(q.min()), float(q.max())
     command, height = COMMANDS[int(best[4])], f"{100 * best[2]:+.0f} cm up"
     text = f"{TASK_NAMES[task]}: Q {low:.2f} (blue) to {high:.2f}, of {command}, {height}; best {value:.2f}"
-    picture = _Picture(pixels, network.config.image_size, state, text)
-    for xy, level in zip(picture.places(motion), (q - low) / max(high - low, 1e-6), strict=True):
-        picture.disc(xy, 4, fill=(int(255 * level), int(200 * level * level), int(255 * (1 - level)), 170))
-    picture.disc(picture.places(best[None, :3])[0], 6, outline="white", width=2)
-    picture.cross(picture.places(frame.action[None, :3])[0], 5)
-    return np.array(picture.out)
+    canvas = _Canvas(pixels, network.config.image_size, state, text)
+    for xy, level in zip(canvas.places(motion), (q - low) / max(high - low, 1e-6), strict=True):
+        canvas.disc(xy, 4, fill=(int(255 * level), int(200 * level * level), int(255 * (1 - level)), 170))
+    canvas.disc(canvas.places(best[None, :3])[0], 6, outline="white", width=2)
+    canvas.cross(canvas.places(frame.action[None, :3])[0], 5)
+    return np.array(canvas.out)
 
 
 def _q_around(
     network: QNetwork, acting: ActingConfig, pixels: NDArray[np.uint8], state: SceneState, task: int
 ) -> tuple[NDArray[np.float32], float, NDArray[np.float32], NDArray[np.float32]]:
-    """The best action [5], its value, motions [P, 3] (m) around the gripper, and their Q [P] with the rest of it."""
+    """The best action [5], its value, motions [P, 3] (m) around the gripper, and their Q [P] with the rest of the
+    best action."""
     device = next(network.parameters()).device
     image = crop(torch.from_numpy(pixels).permute(2, 0, 1)[None], network.config.image_size).to(device)
     reading = [float(state["gripper_closed"]), float(state["gripper_position"][2])]
@@ -90,8 +92,8 @@ def _q_around(
     return best[0].cpu().numpy(), float(value[0]), candidates[:, :3].cpu().numpy(), q.cpu().numpy()
 
 
-class _Picture:
-    """What the network sees of a frame, twice, with a caption; marks go on the right one."""
+class _Canvas:
+    """The network's image, twice, with a caption; marks go on the right one."""
 
     def __init__(self, pixels: NDArray[np.uint8], side: int, state: SceneState, caption: str) -> None:
         self._frame_px, self._side, self._state = len(pixels), side, state
@@ -105,7 +107,7 @@ class _Picture:
         self._pen.text((4, SHOWN_PX + 3), caption, fill="white")
 
     def places(self, motion: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Where motions [P, 3] of the gripper end, px [P, 2]."""
+        """End points of gripper motions [P, 3] in the canvas, px [P, 2]."""
         state = self._state
         ends = state["gripper_position"] + motion
         seen = project(ends, state["camera_position"], state["camera_axes"], CameraSpec())

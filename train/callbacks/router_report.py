@@ -1,4 +1,4 @@
-"""What the routers did, for people to look at: `routing/` in TensorBoard."""
+"""Reports of the sharing routers, in TensorBoard under `routing/`."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ CELL_PX = 40
 NAME_PX = 130
 
 
-class Routes(Protocol):
-    """What the callback asks of a module."""
+class RoutedModule(Protocol):
+    """What the callback needs of a module."""
 
     @property
     def done_steps(self) -> int: ...
 
     def routing(self) -> dict[str, dict[str, Any]]:
-        """The report of each of its routers by name, with the names of the `tasks`."""
+        """Report of each router by its name, with the names of the `tasks`."""
 
 
-class Routing(Callback):
-    """Every so many steps: mean weights as a heat map; of each target task its effective number of steps, the share of
-    successes among what was shared, temperature and reference."""
+class RouterReport(Callback):
+    """Logs, every `every` steps, a heat map of the mean weights, and for each target task its effective number of
+    steps, the fraction of successes among shared transitions, temperature and reference."""
 
     def __init__(self, every: int) -> None:
         self._every, self._shown = every, 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        self._shown = pl_module.done_steps  # by the run that goes on here
+        self._shown = pl_module.done_steps  # also before a resume
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *arguments: Any
     ) -> None:
-        module: Routes = pl_module  # type: ignore[assignment]
+        module: RoutedModule = pl_module  # type: ignore[assignment]
         step = module.done_steps
         if step // self._every == self._shown // self._every or not trainer.is_global_zero or trainer.logger is None:
             return
@@ -47,26 +47,26 @@ class Routing(Callback):
         board = trainer.logger.experiment
         for name, report in module.routing().items():
             folder = f"routing/{name}/" if name else "routing/"
-            picture = heat_map(report["tasks"], report["weights"])
-            board.add_image(f"{folder}weights", picture, step, dataformats="HWC")
-            told = {"effective_steps": effective_steps(report["weights"], report["steps"])}
-            told |= {key: report[key] for key in ("success", "temperature", "reference") if key in report}
-            for key, values in told.items():
+            image = heat_map(report["tasks"], report["weights"])
+            board.add_image(f"{folder}weights", image, step, dataformats="HWC")
+            scalars = {"effective_steps": effective_steps(report["weights"], report["steps"])}
+            scalars |= {key: report[key] for key in ("success", "temperature", "reference") if key in report}
+            for key, values in scalars.items():
                 for task, value in zip(report["tasks"], values, strict=True):
                     if value is not None:
                         board.add_scalar(f"{folder}{key}/{task}", value, step)
 
 
 def heat_map(tasks: tuple[str, ...], weights: list[list[float | None]]) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3]: weights in [0, 1] by target (row) and source (column), the darker the higher."""
+    """Heat map of weights in [0, 1] by target (row) and source task (column), darker is higher: uint8 [H, W, 3]."""
     side = NAME_PX + CELL_PX * len(tasks)
-    picture = Image.new("RGB", (side, side), "white")
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (side, side), "white")
+    pen = ImageDraw.Draw(image)
     for k, task in enumerate(tasks):
         pen.text((4, NAME_PX + CELL_PX * (k + 0.35)), task, fill="black")
         name = Image.new("RGB", (NAME_PX, CELL_PX), "white")
         ImageDraw.Draw(name).text((4, 0.35 * CELL_PX), task, fill="black")
-        picture.paste(name.rotate(90, expand=True), (NAME_PX + CELL_PX * k, 0))
+        image.paste(name.rotate(90, expand=True), (NAME_PX + CELL_PX * k, 0))
     for i, row in enumerate(weights):
         for j, weight in enumerate(row):
             if weight is not None:
@@ -74,4 +74,4 @@ def heat_map(tasks: tuple[str, ...], weights: list[list[float | None]]) -> NDArr
                 light = round(255 * (1 - weight))
                 pen.rectangle((x, y, x + CELL_PX - 2, y + CELL_PX - 2), fill=(light, light, 255 - (255 - light) // 3))
                 pen.text((x + 9, y + 14), f"{weight:.2f}", fill="white" if weight > 0.55 else "black")
-    return np.array(picture)
+    return np.array(image)

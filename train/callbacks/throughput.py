@@ -1,4 +1,4 @@
-"""How fast a training goes, and of what its time is made, in TensorBoard under `time/`."""
+"""Training throughput and the breakdown of step time, in TensorBoard under `time/`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 CEILING_SIZE = {"cpu": 2048, "cuda": 8192}  # of the square matrices
 
 
-class Pace(Callback):
-    """Milliseconds a step waits for its batch and computes, pictures per second of one process, and its share of the
-    arithmetic ceiling: the operations of a step, counted in the first one, beside those of a large matrix product.
+class Throughput(Callback):
+    """Logs milliseconds per step of waiting for data and of computing, images per second of one process, and
+    utilisation: the FLOPs of a step, counted in the first one, relative to the FLOP rate of a large matrix product.
 
-    Checkpoints, pictures and evaluations between two steps count for nothing. On a GPU the steps of a line of the log
-    are waited for once, at its end."""
+    Checkpoints, maps and evaluations between two steps are excluded. On a GPU the device is synchronised once per line
+    of the log."""
 
     def __init__(self, log_every: int) -> None:
         self._log_every = log_every
@@ -45,7 +45,7 @@ class Pace(Callback):
             torch.cuda.synchronize()
         self._compute_s += time.perf_counter() - self._begin
         self._steps += 1
-        if self._counter:  # the first step is slower than others in more ways than being counted
+        if self._counter:  # the first step is slow, not only because it is counted
             self._stop_counting()
             self._begin_window(trainer)
         elif logs:
@@ -61,7 +61,7 @@ class Pace(Callback):
             self._begin_window(trainer)
 
     def on_exception(self, *arguments: Any) -> None:
-        if self._counter and self._counter.mode:  # or the mode would outlive the training
+        if self._counter and self._counter.mode:  # or the counting mode would outlive the training
             self._stop_counting()
 
     def _stop_counting(self) -> None:
@@ -74,7 +74,7 @@ class Pace(Callback):
 
 
 def ceiling_flops_per_s(kind: torch.dtype, device: str) -> float:
-    """The best rate of a few products of large square matrices."""
+    """Peak FLOP rate: the best of a few products of large square matrices."""
     size = CEILING_SIZE[device]
     left, right = (torch.full((size, size), value, dtype=kind, device=device) for value in (0.5, 0.25))
     times_s = []

@@ -1,4 +1,4 @@
-"""Success in the simulator while training, and the best checkpoint by it."""
+"""Evaluation in the simulator during training, and the best checkpoint by it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from train.callbacks.checkpointing import SaveAtEnd, StopRequest
 from train.qtopt_config import QTOptConfig
 
 BEST, FOUND = "best.ckpt", "validation.json"
-SEED = 2000  # scenes apart from those of collection and of evaluation, which must not be chosen by
+SEED = 2000  # other scenes than those of collection, and of evaluation, by which nothing may be selected
 
 
 class Validation(Checkpoint):
-    """Every `evaluate_every` steps: a few episodes of each task, in processes of their own. What was found lies in
-    `validation.json`, step -> task -> success, and the checkpoint with the highest mean, the first of equals, in
-    `best.ckpt`. Lightning calls it after other callbacks, so that last.ckpt is written when it begins."""
+    """Plays a few episodes of each task every `evaluate_every` steps, in worker processes. Writes `validation.json`
+    (step -> task -> success rate) and keeps the checkpoint with the highest mean, the first of equals, in `best.ckpt`.
+    Lightning calls it after other callbacks, so last.ckpt is written before it begins."""
 
     def __init__(self, replay: Replay, config: QTOptConfig) -> None:
         self._config, self._out = config, Path(config.out)
-        self._world = {"image_size": replay.frame_size, **replay.env_options}
+        self._env_options = {"image_size": replay.frame_size, **replay.env_options}
         self._requests: list[StopRequest] = []
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -50,12 +50,12 @@ class Validation(Checkpoint):
         trainer.strategy.barrier()
 
     def _play(self, checkpoint: Path) -> dict[str, float]:
-        """Success by task; nothing where the training is asked to stop, which cannot wait for many episodes."""
+        """Success rate by task; {} where the training is asked to stop, which cannot wait for many episodes."""
         config = self._config
         jobs = episode_jobs(config.tasks, config.evaluate_episodes, SEED)
         workers = len(os.sched_getaffinity(0))
         outcomes: list[EpisodeOutcome] = []
-        with contextlib.closing(rollout("checkpoint", str(checkpoint), self._world, jobs, workers)) as playing:
+        with contextlib.closing(rollout("checkpoint", str(checkpoint), self._env_options, jobs, workers)) as playing:
             for outcome in playing:
                 if any(request.number for request in self._requests):
                     return {}
@@ -63,7 +63,7 @@ class Validation(Checkpoint):
         return {result.task: result.rate for result in summarise(outcomes, "checkpoint", checkpoint, SEED)}
 
     def _keep(self, trainer: lightning.Trainer, checkpoint: Path, success: dict[str, float]) -> None:
-        """Write down what was found, and keep the checkpoint if it is the best."""
+        """Record the success rates, and keep the checkpoint if it is the best."""
         mean = float(np.mean(list(success.values())))
         path = self._out / FOUND
         found = read_json(path) if path.is_file() else {}

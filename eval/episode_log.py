@@ -1,4 +1,4 @@
-"""Outcomes of evaluation episodes on disk, one a line: an evaluation that was stopped goes on after them."""
+"""Log of evaluation episodes on disk, one per line, from which an interrupted evaluation resumes."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import Any
 from eval.rollout import EpisodeOutcome
 from sim.files import write_atomic
 
-PLAYED = "episodes.jsonl"
+LOG = "episodes.jsonl"
 STORED = tuple(field.name for field in fields(EpisodeOutcome) if field.name != "film")
 
 
-class Played:
-    """The file `episodes.jsonl` of a folder: a line of what all its episodes have in common, then one an episode. Until
-    `finish` it has a hidden name, of its own for all that is common. An episode depends on its number and on that
-    alone, so that an evaluation of more episodes or tasks goes on from one of fewer that was stopped."""
+class EpisodeLog:
+    """The file `episodes.jsonl` of a folder: a line of settings common to all episodes, then a line per episode. Until
+    `finish` it has a hidden name, derived from the settings. An episode depends on its number and the settings alone,
+    so an interrupted evaluation may be resumed with more episodes or tasks."""
 
     def __init__(self, folder: Path, common: dict[str, Any]) -> None:
-        """OSError where the folder cannot be written into."""
+        """`common`: the settings. OSError where the folder is not writable."""
         head = json.dumps(common, sort_keys=True)
-        self._path, self._making = folder / PLAYED, folder / f".{zlib.crc32(head.encode()):08x}.{PLAYED}"
+        self._path, self._making = folder / LOG, folder / f".{zlib.crc32(head.encode()):08x}.{LOG}"
         self.outcomes = _read(self._making, head)
         lines = [head, *(json.dumps({"policy": policy, **_stored(o)}) for (policy, *_), o in self.outcomes.items())]
         write_atomic(self._making, "".join(f"{line}\n" for line in lines).encode())
         self._file = self._making.open("a", encoding="utf-8")
 
     def add(self, policy: str, outcome: EpisodeOutcome) -> None:
-        """What cannot be written is still counted: the results are not lost with a full disk."""
+        """Record an outcome. Write errors are ignored: a full disk must not lose the results."""
         self.outcomes[policy, outcome.task, outcome.number] = outcome
         with contextlib.suppress(OSError):
             self._file.write(json.dumps({"policy": policy, **_stored(outcome)}) + "\n")
@@ -48,7 +48,7 @@ def _stored(outcome: EpisodeOutcome) -> dict[str, Any]:
 
 
 def _read(path: Path, head: str) -> dict[tuple[str, str, int], EpisodeOutcome]:
-    """By policy, task and number; nothing of another evaluation, nor of a line that a kill cut short."""
+    """Outcomes by policy, task and number; {} for another evaluation. Incomplete lines, after a kill, are skipped."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
     if not lines or lines[0] != head:
         return {}

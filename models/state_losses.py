@@ -1,0 +1,39 @@
+"""Losses of learners that see states, as pure functions: Q is the value itself. `E` members, `B` transitions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def conservative_gap(q_sampled: Tensor, log_density: Tensor, q_data: Tensor) -> Tensor:
+    """Conservative term of CQL(H) for each transition (eq. 4), the logsumexp by importance sampling:
+
+        log 1/K sum_k exp(Q(s, a_k)) / p(a_k | s)  -  Q(s, a)
+
+    `q_sampled` and `log_density`: Q and log p of K sampled actions [..., B, K]; `q_data`: Q of the data's action
+    [..., B]."""
+    return (q_sampled - log_density).logsumexp(-1) - math.log(q_sampled.shape[-1]) - q_data
+
+
+def softmax_sample(logits: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Stratified sample of softmax(logits [..., K]): indices [..., count], one from each of `count` strata of equal
+    probability, so their expected counts are those of independent draws and their variance is lower."""
+    total = logits.softmax(-1).cumsum(-1)
+    start = torch.rand((*logits.shape[:-1], count), generator=generator, device=generator.device).to(logits.device)
+    point = (start + torch.arange(count, device=logits.device)) / count
+    return torch.searchsorted(total, point * total[..., -1:]).clamp(max=logits.shape[-1] - 1)
+
+
+def q_target(reward: Tensor, done: Tensor, next_q: Tensor, next_entropy: Tensor, discount: float) -> Tensor:
+    """Soft TD target r + gamma (1 - d) (min_k Q_k(s', a') - alpha log pi(a' | s')), a' ~ pi (SAC, arXiv:1801.01290,
+    eq. 2 and 3). All [E, B]; `next_entropy` is -alpha log pi."""
+    return reward + discount * (1 - done) * (next_q + next_entropy)
+
+
+def alpha_loss(log_alpha: Tensor, log_density: Tensor, action_size: int) -> Tensor:
+    """Loss of the entropy coefficient alpha, with target entropy -A (SAC, arXiv:1812.05905, eq. 18): log_alpha [E],
+    log-densities [E, B]."""
+    return -(log_alpha * (log_density.detach().mean(-1) - action_size)).sum()

@@ -1,0 +1,103 @@
+"""Checkpoints and config.json files with the options and weights of earlier versions are read under current names."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from eval.policy import CEMPolicy
+from models.checkpoint import CheckpointError, read_checkpoint
+from models.old_names import OPTIONS, WEIGHTS, current_options
+from train.qtopt_config import PRESETS, QTOptConfig
+from train.qtopt_run import train
+
+OLD_OPTIONS = {new: old for old, (new, _) in OPTIONS.items()}
+OLD_WEIGHTS = {new: old for old, new in WEIGHTS.items()}
+OLD_VALUES = {"emaq": "proposals", "behaviour_policy": "clone", "bc": "clone"}
+
+
+def old_options(options):
+    old = {OLD_OPTIONS.get(key, key): value for key, value in options.items()}
+    if "target_decay" in old:
+        old["target_decay"] = 1 - old["target_decay"]
+    return old | {key: OLD_VALUES.get(old[key], old[key]) for key in ("by", "learner") if key in old}
+
+
+def old_weight(key):
+    return ".".join(OLD_WEIGHTS.get(part, part) for part in key.split("."))
+
+
+def make_old(run, extra=None):
+    """Rewrite the folder of a run as an earlier version would have."""
+    path = run / "config.json"
+    path.write_text(json.dumps(old_options(json.loads(path.read_text()))))
+    checkpoint = torch.load(run / "last.ckpt", weights_only=True)
+    metadata = checkpoint["switchyard"]
+    metadata |= {key: old_options(metadata[key]) for key in ("network", "acting")}
+    metadata["format"] = 3
+    checkpoint["state_dict"] = {old_weight(key): value for key, value in checkpoint["state_dict"].items()}
+    checkpoint["state_dict"] |= extra or {}
+    torch.save(checkpoint, run / "last.ckpt")
+    return metadata, checkpoint["state_dict"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "decay"), [("vision-472", 0.9999), ("vision-64", 0.995), ("demo", 0.98), ("online", 0.99)]
+)
+def test_the_update_rate_of_a_preset_is_its_former_decay_to_the_bit(preset, decay):
+    rate = PRESETS[preset].target_update_rate
+    assert current_options({"target_decay": decay}) == {"target_update_rate": rate}
+    assert np.float32(1 - decay) == np.float32(rate)
+
+
+def test_only_options_in_use_are_renamed():
+    stored = {"temperature": 0.1, "prior": True}
+    assert current_options(stored, {"behaviour_policy", "temperature"}) == {
+        "temperature": 0.1,
+        "behaviour_policy": True,
+    }
+
+
+def test_an_old_run_resumes_to_the_same_weights(run, tiny_training, tmp_path):
+    metadata, weights = make_old(run)
+    assert {"prior", "target_decay", "shared_part", "learning_rate"} <= json.loads(
+        (run / "config.json").read_text()
+    ).keys()
+    assert metadata["network"]["prior"] is True
+    assert metadata["acting"]["by"] == "proposals"
+    assert "target.prior3.weight" in weights
+    resumed = train(QTOptConfig(out=str(run), **{**tiny_training, "steps": 6}))
+    straight = train(QTOptConfig(out=str(tmp_path / "straight"), **{**tiny_training, "steps": 6}))
+    found, wanted = (read_checkpoint(path)["state_dict"] for path in (resumed, straight))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def test_an_old_run_with_other_options_is_refused_by_their_current_names(run, tiny_training):
+    make_old(run)
+    with pytest.raises(CheckpointError, match="other options: lr "):
+        train(QTOptConfig(out=str(run), **{**tiny_training, "lr": 0.5}))
+
+
+def test_an_old_checkpoint_acts_as_it_did(run, tiny_checkpoint, observe):
+    make_old(run)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8)
+    policies = [CEMPolicy.load(path) for path in (run / "last.ckpt", tiny_checkpoint)]
+    actions = [policy.act(observe(frames), np.array([0, 7]), np.random.default_rng(0)) for policy in policies]
+    assert policies[0].acting == policies[1].acting
+    assert np.array_equal(*actions)
+
+
+def test_an_old_run_of_behaviour_cloning_resumes_without_its_router(tiny_training, tmp_path):
+    options = {**tiny_training, "learner": "bc", "landmark_weight": 1.0}
+    straight = train(QTOptConfig(out=str(tmp_path / "straight"), **options))
+    train(QTOptConfig(out=str(tmp_path / "run"), **{**options, "steps": 2}))
+    make_old(tmp_path / "run", {"router.tau": torch.zeros(1, 10)})
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["learner"] == "clone"
+    resumed = train(QTOptConfig(out=str(tmp_path / "run"), **options))
+    found, wanted = (read_checkpoint(path)["state_dict"] for path in (resumed, straight))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
