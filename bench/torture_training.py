@@ -20,7 +20,8 @@ from pathlib import Path
 
 from bench.commands import HANGS_S, UNTRIED, Ended, end_of, ended_by, kill_group, run, start
 from data.replay import Replay
-from models.checkpoint import CheckpointError, read_checkpoint
+from models.checkpoint import CheckpointError
+from models.image_checkpoint import read_checkpoint
 
 PYTHON = sys.executable
 HELD = "as it should be"

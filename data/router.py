@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from data.distributed import gather, local_rows
 from data.sharing import RULES, RuleContext, Scores
-from sim.options import check_choice, check_least, check_part
+from sim.options import check_choice, check_fraction, check_least
 
 GRANULARITIES = ("transition", "episode")
 REPORT_DECAY = 0.999  # per step, of the sums behind the report
@@ -50,7 +50,7 @@ class RouterConfig:
         check_choice("granularity", self.granularity, GRANULARITIES)
         if not 0 <= self.percentile <= 100:
             raise ValueError(f"the percentile is 0 to 100 percent from the top, got {self.percentile}")
-        check_part(self, "weigh_own_probability")
+        check_fraction(self, "weigh_own_probability")
         check_least(self, 0, "temperature")
         if not 0 < self.tau_low <= self.tau_high:
             raise ValueError("tau_low is above 0 and at most tau_high")

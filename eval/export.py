@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from data.manifest import atomic_folder
 from eval.policy import CEMPolicy
 from models.cem import sample_uniform
-from models.checkpoint import ACTING, CheckpointFile, read_checkpoint, to_bytes
+from models.checkpoint import CheckpointFile, to_bytes
+from models.image_checkpoint import ACTING, read_checkpoint
 from models.qnetwork import QNetwork, bounds
 from models.small_network import SmallQNetwork
 from sim.actions import BOUNDS, COMMANDS

@@ -13,14 +13,8 @@ from numpy.typing import NDArray
 
 from models.acting import ActingConfig, best_action
 from models.cem import CEMConfig
-from models.checkpoint import (
-    CheckpointError,
-    CheckpointFile,
-    Source,
-    acting_weights,
-    load_finite,
-    read_checkpoint,
-)
+from models.checkpoint import CheckpointError, CheckpointFile, Source, load_finite
+from models.image_checkpoint import acting_weights, read_checkpoint
 from models.images import crop
 from models.networks import build_network
 from models.qnetwork import NetworkConfig, QNetwork

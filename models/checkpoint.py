@@ -9,21 +9,12 @@ import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.old_names import current_options
-from sim.state import SIM_VERSION
-from sim.tasks import TASK_NAMES
-
-FORMAT = 4  # of `checkpoint_metadata` (train/metadata.py)
-READABLE = (3, FORMAT)  # 3 has the names of models/old_names.py
-
-ACTING = "target."  # prefix of the weights of the network that acts
 RUN_CONFIG = "config.json"  # options of a run, beside its checkpoints
-LOCK = "train.lock"  # held while a run trains
 
 
 def to_bytes(content: Any) -> bytes:
@@ -79,30 +70,6 @@ def read_plain(source: Source) -> Any:
     if damaged is not None:
         raise CheckpointError(f"{file}: damaged checkpoint, the checksum of {damaged} does not match")
     return checkpoint
-
-
-def read_checkpoint(source: Source) -> dict[str, Any]:
-    """A vision checkpoint, on the CPU; `["switchyard"]` is its metadata (train/metadata.py), under current names."""
-    path = CheckpointFile.of(source)
-    checkpoint = read_plain(path)
-    metadata = checkpoint.get("switchyard") if isinstance(checkpoint, dict) else None
-    if not isinstance(metadata, dict) or "tasks" not in metadata:
-        raise CheckpointError(f"{path}: a checkpoint, but not of a policy that sees pictures")
-    if metadata.get("format") not in READABLE:
-        raise CheckpointError(f"{path}: checkpoint format {metadata.get('format')}, this version reads {FORMAT}")
-    if metadata.get("sim_version") != SIM_VERSION:
-        raise CheckpointError(f"{path}: trained in world {metadata.get('sim_version')}, this version has {SIM_VERSION}")
-    tasks = tuple(metadata["tasks"])
-    if tasks != TASK_NAMES:
-        raise CheckpointError(f"{path}: trained for the task list {tasks}, this version has {TASK_NAMES}")
-    metadata |= {key: current_options(metadata[key]) for key in ("network", "acting")}
-    return cast("dict[str, Any]", checkpoint)
-
-
-def acting_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """Weights of the averaged network, which acts, by their names in it."""
-    weights: dict[str, Tensor] = checkpoint["state_dict"]
-    return {key.removeprefix(ACTING): value for key, value in weights.items() if key.startswith(ACTING)}
 
 
 def load_finite(module: nn.Module, weights: dict[str, Tensor], path: Source) -> None:

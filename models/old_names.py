@@ -16,9 +16,23 @@ def _update_rate(decay: float) -> float:
     return round(1 - decay, 12)  # 0.02 for 0.98, not 0.020000000000000018
 
 
+INF = float("inf")
+CLIPS = {  # of the adaptive sharing temperature, once an option by name
+    "walker2d": (5.0, INF),
+    "halfcheetah": (10.0, INF),
+    "ant": (10.0, 25.0),
+    "metaworld": (1.0, 50.0),
+    "antmaze": (10.0, INF),
+}
 OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {  # old name -> new name, new value from the old one
     "balance_shared": ("balance_successes", _unchanged),
+    "behaviour_steps": ("divergence_steps", _unchanged),
+    "body": ("benchmark", _unchanged),
     "by": ("by", lambda by: {"proposals": "emaq", "clone": "behaviour_policy"}.get(by, by)),
+    "clip": ("sharing_temperature_clip", lambda name: list(CLIPS[name])),
+    "critic_rate": ("critic_lr", _unchanged),
+    "gradient_actions": ("num_gradient_actions", _unchanged),
+    "hidden": ("hidden_sizes", _unchanged),
     "landscape_every": ("q_maps_every", _unchanged),
     "learner": ("learner", lambda learner: "bc" if learner == "clone" else learner),
     "learning_rate": ("lr", _unchanged),
@@ -26,15 +40,19 @@ OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {  # old name -> new name
     "nearby_share": ("nearby_fraction", _unchanged),
     "oversample": ("candidates_per_shared", _unchanged),
     "own_part": ("weigh_own_probability", _unchanged),
+    "policy_rate": ("actor_lr", _unchanged),
     "prior": ("behaviour_policy", _unchanged),
     "prior_loyalty": ("bc_log_prob_weight", _unchanged),
     "prior_std": ("behaviour_policy_std", _unchanged),
     "refresh_steps": ("snapshot_every", _unchanged),
+    "sampled_actions": ("num_sampled_actions", _unchanged),
     "shared_part": ("shared_fraction", _unchanged),
     "success_part": ("success_fraction", _unchanged),
     "target_decay": ("target_update_rate", _update_rate),
+    "target_rate": ("target_update_rate", _unchanged),
     "temperature": ("sharing_temperature", _unchanged),
     "unseen_actions": ("num_unseen_actions", _unchanged),
+    "warm_steps": ("bc_steps", _unchanged),
 }
 WEIGHTS = {  # first part of a parameter's name in the small network
     "focus": "task_attention",

@@ -166,7 +166,7 @@ def check_is_seed(name: str, seed: int) -> None:
         raise ValueError(f"{name} is 0 or more and at most {MAX_SEED}, got {seed}")
 
 
-def check_part(config: object, *names: str) -> None:
+def check_fraction(config: object, *names: str) -> None:
     """Raises ValueError for an option outside 0 to 1."""
     for name in names:
         if not 0 <= getattr(config, name) <= 1:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from eval.policy import CEMPolicy
-from models.checkpoint import CheckpointError, read_checkpoint
+from models.checkpoint import CheckpointError
+from models.image_checkpoint import read_checkpoint
 from sim.scenes import FACTORS
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES, TASKS

@@ -28,7 +28,8 @@ from eval.perception import PerceptionConfig, measure
 from eval.perception import main as perception_main
 from eval.policy import CEMPolicy, EpsilonGreedy, Policy
 from eval.rollout import EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise
-from models.checkpoint import CheckpointError, read_checkpoint
+from models.checkpoint import CheckpointError
+from models.image_checkpoint import read_checkpoint
 from models.small_network import Perception, SmallQNetwork
 from sim.actions import BOUNDS
 from sim.files import DatasetError

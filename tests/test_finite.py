@@ -7,7 +7,8 @@ import torch
 from models.state_policy import load_policies
 
 from eval.policy import CEMPolicy
-from models.checkpoint import CheckpointError, read_checkpoint, read_plain
+from models.checkpoint import CheckpointError, read_plain
+from models.image_checkpoint import read_checkpoint
 from train.finite import FiniteCheck, NotFiniteError, check_weights
 from train.qtopt_config import QTOptConfig
 from train.qtopt_run import train

@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEn
 from lightning.pytorch.utilities import rank_zero_only
 
 from data.replay import Replay
-from models.checkpoint import read_checkpoint
+from models.image_checkpoint import read_checkpoint
 from tests.test_interruptions import group_has_ended, wait_until
 from train.launch import join_launch
 from train.qtopt_config import QTOptConfig

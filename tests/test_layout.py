@@ -70,15 +70,25 @@ def test_learning_from_disk_names_no_simulator(package):
 
 def test_training_starts_where_there_is_no_simulator():
     """As on a machine that has a GPU and torch, lightning, numpy, h5py and torchvision: scipy is for evaluation."""
-    missing = (
-        "pybullet",
-        "moderngl",
-        "trimesh",
-        "gymnasium",
-        "eval",
-        "simplejpeg",
-        "zstandard",
-        "ray",
-    )  # scipy: eval's
-    code = f"import sys; sys.modules.update(dict.fromkeys({missing})); import train.qtopt_run"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+    missing = ["pybullet", "moderngl", "trimesh", "gymnasium", "mujoco", "simplejpeg", "zstandard", "ray"]
+    for module, absent in (("train.qtopt_run", [*missing, "eval"]), ("train.state_run", missing)):
+        code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import {module}"
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_a_run_on_states_loads_nothing_of_the_pick_place_world():
+    code = "import sys, train.state_run; print(*(m for m in sys.modules if m.startswith(('sim', 'data', 'models'))))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    benchmarks = {"sim.benchmarks", *(f"sim.benchmarks.{path.stem}" for path in (ROOT / "sim/benchmarks").glob("*.py"))}
+    assert {name for name in loaded if name.startswith("sim.")} <= benchmarks | {
+        "sim.files",
+        "sim.options",
+        "sim.parallel",
+    }
+    assert not loaded & {"data.shards", "data.replay", "data.batches", "models.networks", "models.image_checkpoint"}
+
+
+def test_no_file_of_train_is_longer_than_300_lines():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "train").rglob("*.py")}
+    assert {name: length for name, length in lengths.items() if length > 300} == {}

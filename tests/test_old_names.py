@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from eval.policy import CEMPolicy
-from models.checkpoint import CheckpointError, read_checkpoint
+from models.checkpoint import CheckpointError
+from models.image_checkpoint import read_checkpoint
 from models.old_names import OPTIONS, WEIGHTS, current_options
 from train.qtopt_config import PRESETS, QTOptConfig
 from train.qtopt_run import train

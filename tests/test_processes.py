@@ -17,7 +17,7 @@ from bench.step import Step, synthetic_batch
 from data.batches import Batch, BatchStream, Sampler, SamplerConfig
 from data.replay import Replay
 from data.sharing import RULES
-from models.checkpoint import read_checkpoint
+from models.image_checkpoint import read_checkpoint
 from sim.tasks import TASK_NAMES, TASKS
 from train.qtopt_config import PRESETS
 

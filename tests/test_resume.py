@@ -23,7 +23,8 @@ from data.manifest import merge
 from data.plan import CollectConfig
 from data.replay import Replay
 from eval.report import read_curves
-from models.checkpoint import CheckpointError, read_checkpoint
+from models.checkpoint import CheckpointError
+from models.image_checkpoint import read_checkpoint
 from sim.files import DatasetError
 from sim.options import from_options
 from sim.tasks import TASK_NAMES

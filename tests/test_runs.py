@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.checkpoint import CheckpointError, read_checkpoint
+from models.checkpoint import CheckpointError
+from models.image_checkpoint import read_checkpoint
 from sim.files import DatasetError
 from sim.tasks import TASK_NAMES
 from train.qtopt_config import QTOptConfig

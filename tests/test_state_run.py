@@ -18,7 +18,7 @@ from models.policy_files import load_policies
 from sim.benchmarks.table import BENCHMARKS
 from tests.conftest import SMALL_STATE_RUN as SMALL
 from tests.line import LINE
-from train import state_run
+from train import state_checkpoints, state_run
 from train.bc import BCConfig
 from train.cql import CQL, CQLConfig
 from train.finite import NotFiniteError
@@ -150,7 +150,7 @@ def test_a_checkpoint_of_before_goes_on(transitions, tmp_path, unplayed):
     train("cql", config)
     path = tmp_path / "run" / "last.ckpt"
     new = torch.load(path, weights_only=True)
-    names = {after: before for before, after in state_run.FORMAT_4.items()}
+    names = {after: before for before, after in state_checkpoints.FORMAT_4.items()}
 
     def old(key):
         return next((before + key.removeprefix(after) for after, before in names.items() if key.startswith(after)), key)

@@ -23,7 +23,7 @@ from data.sharing import RULES
 from eval.policy import CEMPolicy
 from eval.report import read_curves
 from eval.rollout import EpisodeOutcome
-from models.checkpoint import read_checkpoint
+from models.image_checkpoint import read_checkpoint
 from models.images import crop, crop_corner, in_crop, photometric
 from models.qnetwork import bounds
 from sim.files import DatasetError

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from data.replay import Replay
-from models.checkpoint import FORMAT
+from models.image_checkpoint import FORMAT
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES
 from train.qtopt_config import QTOptConfig

@@ -10,7 +10,7 @@ from models.acting import ActingConfig
 from models.cem import CEMConfig
 from models.qnetwork import CONDITIONINGS, NetworkConfig
 from sim.image_sizes import SMALL_PX
-from sim.options import check_choice, check_least, check_part, check_seed, option
+from sim.options import check_choice, check_fraction, check_least, check_seed, option
 from sim.tasks import TASK_NAMES, check_tasks
 from train.precision import PRECISIONS
 
@@ -118,7 +118,7 @@ class QTOptConfig:
             "weight_decay",
         )
         check_seed(self, "seed")
-        check_part(self, "shared_fraction", "success_fraction", "nearby_fraction", "discount", "target_update_rate")
+        check_fraction(self, "shared_fraction", "success_fraction", "nearby_fraction", "discount", "target_update_rate")
         if self.shared_fraction and RULES[self.rule].uses_q and self.per_task * self.devices * self.nodes < 2:
             raise ValueError(f"rule {self.rule} compares shared with own transitions: a batch needs two of each task")
         if self.candidates_per_shared > 1 and not RULES[self.rule].uses_q:

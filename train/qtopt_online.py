@@ -33,8 +33,8 @@ from sim.options import (
     add_options,
     changed,
     check_choice,
+    check_fraction,
     check_least,
-    check_part,
     from_options,
     option,
 )
@@ -76,7 +76,7 @@ class OnlineConfig:
         check_choice("preset", self.preset, tuple(PRESETS))
         read_factors(self.randomise)
         check_least(self, 1, "rounds", "first_episodes", "episodes", "steps", "evaluations", "workers")
-        check_part(self, "epsilon", "threshold")
+        check_fraction(self, "epsilon", "threshold")
         check_least(self, 0, "seed", "noise")
         for name, most in (("seed", MAX_SEED // ROUND_SEEDS), ("rounds", ROUND_SEEDS)):
             if getattr(self, name) > most:

@@ -18,14 +18,8 @@ from data.batches import BatchStream, Sampler, SamplerConfig, can_decode_on_gpu
 from data.loader import Loader
 from data.replay import Replay
 from data.sharing import RULES
-from models.checkpoint import (
-    CheckpointError,
-    acting_weights,
-    check_finite,
-    load_finite,
-    load_weights,
-    read_checkpoint,
-)
+from models.checkpoint import CheckpointError, check_finite, load_finite, load_weights
+from models.image_checkpoint import acting_weights, read_checkpoint
 from models.qnetwork import NetworkConfig
 from sim.options import changed
 from sim.tasks import TASK_NAMES, task_by_name

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from data.locks import lock_file
-from models.checkpoint import LOCK, RUN_CONFIG, CheckpointError
+from models.checkpoint import RUN_CONFIG, CheckpointError
 from models.old_names import current_options
 from sim.files import is_nonempty, read_json, remove_temporaries, write_atomic
 from sim.options import changed
 
+LOCK = "train.lock"  # held while a run trains
 LAST = "last.ckpt"
 LOG = "log"  # folder of TensorBoard files
 
@@ -45,6 +46,7 @@ def kept_options(out: Path, config: Any, free: Container[str]) -> dict[str, Any]
     found = current_options(found, wanted)
     if len(found.keys() ^ wanted.keys()) > len(found.keys() & wanted.keys()):
         raise CheckpointError(f"{out}: holds a run of another kind; choose another --out")
+    found = _defaults(config) | found  # an option that its version lacked has the meaning of the default
     if differs := changed(found, wanted, free):
         raise CheckpointError(f"{out}: already holds a run with other options: {differs}; choose another --out")
     return found
@@ -60,6 +62,12 @@ def write_options(out: Path, config: Any) -> None:
     """Write the options of the run that trains here from now on; removes temporary files of an interrupted one."""
     remove_temporaries(out)
     write_atomic(out / RUN_CONFIG, _text(config).encode())
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    fields = (field for field in dataclasses.fields(config) if field.default is not dataclasses.MISSING)
+    found: dict[str, Any] = json.loads(json.dumps({field.name: field.default for field in fields}))
+    return found
 
 
 def _text(config: Any) -> str:

@@ -9,7 +9,7 @@ from data.router import RouterConfig
 from data.shared_batches import SharingConfig
 from data.sharing import RULES
 from models.conditioning import CONDITIONERS
-from sim.options import check_choice, check_least, check_part, check_seed, option
+from sim.options import check_choice, check_fraction, check_least, check_seed, option
 from train.precision import PRECISIONS
 from train.seeding import derive_seed
 
@@ -66,7 +66,7 @@ class StateConfig:
         check_least(self, 1, *counts, "candidates_per_shared", "snapshot_every")
         check_least(self, 0, "divergence_steps")
         check_seed(self, "seeds")
-        check_part(self, "shared_fraction")
+        check_fraction(self, "shared_fraction")
         num_shared = round(self.per_task * self.shared_fraction)
         for rule in self.rules:
             if RULES[rule].uses_q and num_shared == self.per_task:

@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -28,27 +27,26 @@ from data.shared_batches import SharedBatches
 from data.state_batches import StateBatch
 from data.transitions import TransitionDataset, read_benchmark, read_transitions
 from eval.returns import EVALUATION_SEED, Results, evaluate
-from models.checkpoint import CheckpointError, check_finite, load_weights, read_plain
 from models.conditioning import CONDITIONERS, Conditioner, Normaliser
 from models.policy_files import Member, PolicyFile, load_encoder, pack_policies
 from models.state_policies import StatePolicy
 from sim.files import write_atomic
 from sim.options import Parser, add_options, from_options
 from train.bc import BC, BCConfig
-from train.callbacks.checkpointing import SaveAtEnd, write_tensors
+from train.callbacks.checkpointing import SaveAtEnd
 from train.callbacks.progress import Progress, quiet_lightning
 from train.callbacks.router_report import RouterReport
 from train.cql import CQL, CQLConfig
 from train.divergence import divergence, fit_behaviour
-from train.finite import FiniteCheck, NotFiniteError, check_weights
+from train.finite import FiniteCheck, NotFiniteError
 from train.launch import fit, join_launch
 from train.precision import resolve_precision
 from train.presets import preset_for
 from train.process_settings import prepare_process
 from train.run_dir import LAST, LOG, lock_run, open_run
+from train.state_checkpoints import Checkpoints, SaveEvery
 from train.state_config import StateConfig
 
-FORMAT = 5  # of the checkpoint
 POLICY, RETURNS = "policy.pt", "returns.json"
 FREE_TO_CHANGE = (
     "out",
@@ -208,82 +206,6 @@ def _fit(run: StateRun, checkpoints: Checkpoints, config: StateConfig, precision
     loader: Any = DataLoader(list(left), batch_size=None)  # type: ignore[arg-type]
     rates = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(config) if field.name.endswith("lr")]
     fit(trainer, run, loader, out, " or ".join(rates))
-
-
-class SaveEvery(Callback):
-    """Writes the checkpoint every so many updates."""
-
-    def __init__(self, path: Path, every: int, save: Callable[..., None]) -> None:
-        self._path, self._every, self._saved, self._save = path, every, 0, save
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        self._saved = pl_module.done_steps
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *arguments: Any) -> None:
-        if pl_module.done_steps // self._every > self._saved // self._every:
-            self._save(trainer, pl_module, self._path)
-            self._saved = pl_module.done_steps
-
-
-class Checkpoints:
-    """All that a run goes on from: tensors and plain values, less than Lightning would write."""
-
-    def __init__(self, name: str, algorithm: Any, digest: str) -> None:
-        self._name, self._algorithm, self._digest = name, algorithm, digest
-
-    def save(self, trainer: lightning.Trainer, module: Any, path: Path) -> None:
-        """NotFiniteError where a weight is not finite."""
-        algorithm = self._algorithm
-        algorithm.finite.check()
-        networks = {name: child for name, child in algorithm.named_children() if name != "shared"}  # scores may be -inf
-        check_weights(algorithm.updates, **networks)
-        content = {
-            "format": FORMAT,
-            "algorithm": self._name,
-            "data": self._digest,
-            "updates": algorithm.updates,
-            "precision": trainer.precision,
-            "state_dict": algorithm.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in algorithm.optimizers],
-        }
-        write_tensors(path, content)
-
-    def restore(self, path: Path, data: str) -> str:
-        """Go on from it; its precision. CheckpointError where it is another run's."""
-        algorithm, found = self._algorithm, read_plain(path)
-        if not isinstance(found, dict) or found.get("format") not in (4, FORMAT):
-            raise CheckpointError(f"{path}: not a checkpoint of an offline algorithm on states, format {FORMAT}")
-        if found["format"] == 4:
-            found = _from_format_4(found)
-        if found["algorithm"] != self._name:
-            raise CheckpointError(f"{path}: a checkpoint of {found['algorithm']}, not of {self._name}")
-        if found["data"] != self._digest:
-            raise CheckpointError(f"{path}: learned from other data than {data} holds now")
-        load_weights(algorithm, found["state_dict"], path)
-        check_finite(algorithm, path, besides=("shared.",))
-        algorithm.updates = found["updates"]
-        for optimizer, state in zip(algorithm.optimizers, found["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        return str(found["precision"])
-
-
-FORMAT_4 = {  # prefixes of the weights' names, when CQL was the only algorithm
-    "mean": "normaliser.mean",
-    "std": "normaliser.std",
-    "policy.body": "policy.mlp",
-    "q.body": "q.mlp",
-    "target.body": "target.mlp",
-    "snapshot.body": "shared.snapshot.mlp",
-    "_routers": "shared.routers",
-}
-
-
-def _from_format_4(found: dict[str, Any]) -> dict[str, Any]:
-    def renamed(key: str) -> str:
-        return next((new + key.removeprefix(old) for old, new in FORMAT_4.items() if key.startswith(old)), key)
-
-    weights = {renamed(key): value for key, value in found["state_dict"].items()}
-    return {**found, "algorithm": "cql", "state_dict": weights}
 
 
 def _finish(name: str, config: StateConfig, algorithm: Any, dataset: TransitionDataset, out: Path) -> Path:
