@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/commands.md")
 FOREIGN = ("pip", "tensorboard", ".")  # shown, and not ours to parse
@@ -143,3 +145,26 @@ def test_every_link_to_a_file_leads_somewhere():
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "models").rglob("*.md")]
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())]
     assert [f"{page.relative_to(ROOT)}: {link}" for page, link in links if not (page.parent / link).exists()] == []
+
+
+def python_blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_the_example_of_an_algorithm_is_the_one_there_is():
+    assert (ROOT / "train/bc.py").read_text() in python_blocks("docs/algorithms.md")
+
+
+def test_the_example_of_a_benchmark_is_a_benchmark():
+    """The record as the page has it; what adds one otherwise is in tests/test_adding.py."""
+    names = {}
+    exec(python_blocks("docs/benchmarks.md")[0], names)
+    record = names["POINT_MASS"]
+    env = record.make_env()
+    assert env.reset("left", 0).shape == (record.observation_size,)
+    for count in range(record.horizon):
+        action = np.array([1.0], np.float32)
+        step = env.step(action)
+        assert step.truncated == (count == record.horizon - 1)
+    right, left, _ = record.rewards(step.quantities, action)
+    assert right > 0 > left

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models.state_policy import load_policies
 
 from eval.policy import CEMPolicy
 from models.checkpoint import CheckpointError, read_plain
 from models.image_checkpoint import read_checkpoint
+from models.policy_files import load_policies
 from train.finite import FiniteCheck, NotFiniteError, check_weights
+from train.online_states import learn
 from train.qtopt_config import QTOptConfig
 from train.qtopt_run import train
-from train.sac import SACConfig, learn
+from train.sac import SAC, SACConfig
 
 NAN, INF = float("nan"), float("inf")
 
@@ -90,12 +91,12 @@ def test_a_policy_whose_training_diverged_is_refused(run, tmp_path):
 
 def test_sac_that_diverges_stops_and_keeps_its_last_finite_checkpoint(tmp_path):
     pytest.importorskip("mujoco")
-    options = {"steps": 60, "start_steps": 40, "checkpoint_every": 30, "batch_size": 8, "hidden": (16, 16)}
+    options = {"steps": 60, "start_steps": 40, "checkpoint_every": 30, "batch_size": 8, "hidden_sizes": (16, 16)}
     options["keep_every"] = 1
     with pytest.raises(NotFiniteError, match=rf"{tmp_path}: step \d+: .* is NaN or infinite; .*last.ckpt keeps"):
-        learn(SACConfig(out=str(tmp_path), tasks=("jump",), learning_rate=1e30, **options))
+        learn("SAC", SACConfig(out=str(tmp_path), tasks=("jump",), lr=1e30, **options), SAC, "--lr")
     saved = read_plain(tmp_path / "last.ckpt")
-    assert saved["memory"]["reward"].shape[1] == 30
+    assert saved["buffer"]["reward"].shape[1] == 30
     assert all(value.isfinite().all() for network in saved["networks"].values() for value in network.values())
     policies = sorted(tmp_path.glob("policy-*.pt"))
     assert 30 < len(policies) < 60

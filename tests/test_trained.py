@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from data.locomotion import LocomotionConfig, read_source
-from models.state_policy import load_policies
 
+from data.mixtures import RECIPES
 from eval.policy import CEMPolicy
 from eval.rollout import episode_jobs, rollout
+from models.policy_files import load_policies
 from sim.camera import resolve_renderer
 from sim.tasks import TASK_NAMES
 
@@ -21,13 +21,19 @@ def test_the_pretrained_policy_is_small_and_knows_all_tasks():
     assert CEMPolicy.load(TRAINED).metadata["trained_tasks"] == list(TASK_NAMES)
 
 
-def test_the_pretrained_walkers_are_small_and_those_the_dataset_is_made_by():
-    for text in LocomotionConfig().sources[1:]:
-        task, file, _ = read_source(text)
-        _, body, about = load_policies(TRAINED.parents[2] / file)
-        assert (TRAINED.parents[2] / file).stat().st_size < 1e6
-        assert task in about["tasks"]
-        assert body.name == LocomotionConfig().body
+FILES = sorted({source.file for recipes in RECIPES.values() for recipe in recipes.values() for source in recipe})
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.endswith(".pt")])
+def test_the_behaviour_policies_are_small_and_serve_the_tasks_that_recipes_ask_of_them(file):
+    path = TRAINED.parents[2] / file
+    assert path.stat().st_size < 1e6
+    policies = load_policies(path)
+    for name, recipes in RECIPES.items():
+        for source in (source for recipe in recipes.values() for source in recipe if source.file == file):
+            assert policies.benchmark.name == name
+            assert source.task in policies.tasks
+    assert path.with_suffix(".md").is_file()  # its card
 
 
 def test_the_pretrained_policy_lifts_and_places():
