@@ -35,9 +35,9 @@ def run(quick: bool) -> list[Row]:
     for _ in range(pairs):
         ours.append(SEEDS[device] * updates / own.ask(f"block {updates}")["seconds"])
         if peer is not None:
-            told = peer.ask(f"block {updates}")
-            theirs.append(updates / told["seconds"])
-            drawing.append(told["drawing"] / told["seconds"])
+            answer = peer.ask(f"block {updates}")
+            theirs.append(updates / answer["seconds"])
+            drawing.append(answer["drawing"] / answer["seconds"])
     ratios = [a / b for a, b in zip(ours, theirs, strict=bool(theirs))]
     notes = [f"{own.metadata['precision']}, {SEEDS[device]} seed(s) on {own.metadata['device']}"]
     if peer is not None:
@@ -61,11 +61,11 @@ def run(quick: bool) -> list[Row]:
 def _routing(rule: str, updates: int) -> Row:
     side = _own(rule, 1)
     side.ask(f"block {max(1, updates // 4)}")
-    told = [side.ask(f"block {updates}") for _ in range(3)]
+    answers = [side.ask(f"block {updates}") for _ in range(3)]
     side.close()
     return Row(
         name=f"  routing by {rule}",
-        value=statistics.median(100 * each["routing"] / each["seconds"] for each in told),
+        value=statistics.median(100 * each["routing"] / each["seconds"] for each in answers),
         unit="% of an update",
         most=MOST_ROUTING_PERCENT,
         target_of="value",

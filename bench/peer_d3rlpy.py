@@ -95,8 +95,8 @@ def _bootstrap_from_samples(impl: Any) -> None:
     impl.compute_target = target
 
 
-def say(told: dict[str, Any]) -> None:
-    print(json.dumps(told), file=answers, flush=True)
+def say(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer), file=answers, flush=True)
 
 
 say({"version": d3rlpy.__version__})

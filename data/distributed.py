@@ -1,4 +1,4 @@
-"""What the processes of one training have in common: rows of all of them, in the same order everywhere."""
+"""Collectives of distributed training: rows of all processes, in the same order in each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, distributed
 
 
-def world() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """(this process, how many): (0, 1) where nothing is distributed."""
     if not distributed.is_available() or not distributed.is_initialized():
         return 0, 1
@@ -15,7 +15,7 @@ def world() -> tuple[int, int]:
 
 def gather(rows: Tensor) -> Tensor:
     """[B, ...] of each process -> [world * B, ...], of process 0 first. No gradient passes. B is the same in all."""
-    _, processes = world()
+    _, processes = rank_and_world_size()
     if processes == 1:
         return rows
     sent = rows.detach().contiguous()
@@ -25,13 +25,13 @@ def gather(rows: Tensor) -> Tensor:
 
 
 def local_rows(rows: Tensor) -> Tensor:
-    """What `gather` was given: this process's part of the rows of all."""
-    rank, processes = world()
+    """This process's rows among those of all: the inverse of `gather`."""
+    rank, processes = rank_and_world_size()
     return rows.chunk(processes)[rank]
 
 
-def joint_share(weight: Tensor) -> Tensor:
-    """What to multiply a loss by that is a mean weighted by `weight` [B], so that the average over processes is the
-    weighted mean over the rows of all; 1 with one process."""
+def ddp_correction(weight: Tensor) -> Tensor:
+    """DDP correction for a mean weighted by `weight` [B]: the local sum of weights over its mean across processes; 1
+    with one process."""
     here = weight.sum()
-    return here / gather(here[None]).mean().clamp(min=1e-6) if world()[1] > 1 else torch.ones_like(here)
+    return here / gather(here[None]).mean().clamp(min=1e-6) if rank_and_world_size()[1] > 1 else torch.ones_like(here)

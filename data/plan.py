@@ -55,7 +55,7 @@ SOURCE_FIELDS = tuple(Source.__dataclass_fields__)
 
 @dataclass(frozen=True, kw_only=True)
 class CollectConfig:
-    """What to collect. `size` is the network's crop in px; frames are stored a little larger (sim/image_sizes.py)."""
+    """Options of a collection. `size`: the network's crop in px; frames are a little larger (sim/image_sizes.py)."""
 
     out: str = field(metadata={"help": "folder of the dataset"})
     episodes: int = option(2000, "total, dealt evenly to the tasks")

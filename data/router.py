@@ -229,8 +229,8 @@ class Router(torch.nn.Module):
         if not self.config.weigh_own_probability:
             return torch.zeros_like(target, dtype=torch.bool)
         assert generator is not None, "weigh_own_probability needs a generator"
-        chance = torch.rand(self.tau.shape, generator=generator, device=generator.device).to(target.device)
-        return (chance < self.config.weigh_own_probability).gather(-1, target)
+        draw = torch.rand(self.tau.shape, generator=generator, device=generator.device).to(target.device)
+        return (draw < self.config.weigh_own_probability).gather(-1, target)
 
     def _count(self, place: Tensor, source: Tensor, weight: Tensor, success: Tensor) -> None:
         from_task = F.one_hot(source, place.shape[-1]).to(place.dtype)

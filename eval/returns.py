@@ -108,16 +108,16 @@ class Results:
         lines = []
         for row in self.members:
             if self.header["metric"] == "success":
-                cells = [f"{task} {_rate(won)}" for task, won in row["success"].items()]
+                cells = [f"{task} {_rate(successes)}" for task, successes in row["success"].items()]
             else:
                 cells = [f"{task} {np.mean(values):.1f}" for task, values in row["returns"].items()]
             lines.append(f"{row['name']}: {', '.join(cells)}")
         return "\n".join(lines)
 
 
-def _rate(won: Sequence[bool]) -> str:
-    low, high = wilson(sum(won), len(won))
-    return f"{np.mean(won):.0%} ({low:.0%}-{high:.0%})"
+def _rate(successes: Sequence[bool]) -> str:
+    low, high = wilson(sum(successes), len(successes))
+    return f"{np.mean(successes):.0%} ({low:.0%}-{high:.0%})"
 
 
 def evaluate(file: PolicyFile, episodes: int, seed: int = EVALUATION_SEED, workers: int = WORKERS) -> Results:

@@ -59,7 +59,7 @@ def tables(files: Sequence[Path]) -> str:
 
 def _pictures(found: list[dict[str, Any]]) -> str:
     _comparable(found)
-    runs: dict[str, list[dict[str, tuple[int, int]]]] = defaultdict(list)  # rule -> of each seed: task -> won, of
+    runs: dict[str, list[dict[str, tuple[int, int]]]] = defaultdict(list)  # rule -> seeds: task -> successes, episodes
     for each in found:
         mine = (row for row in each["results"] if row["policy"] == "checkpoint")
         runs[each["sharing"]["rule"]].append({row["task"]: (row["successes"], row["episodes"]) for row in mine})
@@ -70,11 +70,11 @@ def _pictures(found: list[dict[str, Any]]) -> str:
     def cell(rule: str, tasks: Sequence[str]) -> str:
         pooled = [[sum(run[task][k] for task in tasks) for k in (0, 1)] for run in runs[rule]]
         if len(pooled) > 1:
-            mean, half = t_interval([100 * won / episodes for won, episodes in pooled])
+            mean, half = t_interval([100 * successes / episodes for successes, episodes in pooled])
             return f"{mean:.1f} ± {half:.1f}"
-        (won, episodes) = pooled[0]
-        low, high = wilson(won, episodes)
-        return f"{100 * won / episodes:.1f} ({100 * low:.0f}-{100 * high:.0f})"
+        (successes, episodes) = pooled[0]
+        low, high = wilson(successes, episodes)
+        return f"{100 * successes / episodes:.1f} ({100 * low:.0f}-{100 * high:.0f})"
 
     rows = []
     for k, (name, tasks) in enumerate([*((task, [task]) for task in TASK_NAMES), ("average", TASK_NAMES)]):

@@ -1,4 +1,4 @@
-"""How a network of states is told its task: a conditioner makes the input of networks from an observation and a task.
+"""Task conditioning of state networks: a conditioner makes their input from an observation and a task.
 
 Shapes: `E` members, `B` rows of each, `S` observation dimensions, `S'` of the input made from it, `N` tasks.
 """

@@ -89,7 +89,7 @@ def make_lines():
 
 
 def parse(lines):
-    """What is wrong with `python -m` lines of this repository, each [word]."""
+    """Errors of `python -m` lines of this repository, each [word]."""
     ours = [shlex.join(words) for words in lines if words[2].split(".")[0] in ("sim", "data", "train", "eval", "bench")]
     done = subprocess.run(
         [sys.executable, "-c", PARSE], input=json.dumps(ours), cwd=ROOT, capture_output=True, text=True, check=True

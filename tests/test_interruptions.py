@@ -1,4 +1,4 @@
-"""What is stopped, by a kill or a full disk: no process stays, and the same command completes a collection."""
+"""Interruptions by a kill or a full disk: no process stays, and the same command completes a collection."""
 
 from __future__ import annotations
 

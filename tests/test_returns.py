@@ -62,7 +62,7 @@ def test_a_scripted_policys_returns_are_those_of_a_fresh_environment(task):
 
 
 def test_each_member_acts_by_the_task_it_is_conditioned_on_and_is_paid_for_it():
-    """Members and tasks are not mixed up: every cell is that of its member alone, told its task alone."""
+    """Members and tasks are not mixed up: every cell is that of its member alone, conditioned on its task alone."""
     pytest.importorskip("mujoco")
     file = policy_file(WALKER2D, 2, tasks=("run-forward", "jump"))
     found = evaluate(file, 2, seed=3, workers=1)

@@ -169,8 +169,10 @@ def test_members_side_by_side_are_routers_of_their_own():
             weight = both.weigh(batch, scores)
             for member, router in enumerate(alone):
                 part = Rows(*(getattr(batch, field.name)[member] for field in fields(Rows)))
-                told = Scores(q=scores.q[member], q_policy=scores.q_policy[member], q_tasks=scores.q_tasks[member])
-                assert torch.allclose(router.weigh(part, told), weight[member])
+                scores_of_member = Scores(
+                    q=scores.q[member], q_policy=scores.q_policy[member], q_tasks=scores.q_tasks[member]
+                )
+                assert torch.allclose(router.weigh(part, scores_of_member), weight[member])
         for member, router in enumerate(alone):
             assert torch.allclose(both.sums[:, :, member], router.sums[:, :, 0])
 
@@ -227,9 +229,9 @@ def test_another_q_function_begins_with_an_empty_window():
 
 def test_the_report_tells_weights_successes_temperature_and_reference():
     router = router_of(decay=0.9)
-    won = rows([0, 0, 0, 0], [0, 0, 1, 2], success=[1.0, 1.0, 1.0, 0.0])
-    router.weigh(won, q(0.2, 0.4, 0.5, 0.1))
-    router.weigh(won, q(0.4, 0.2, 0.9, 0.3))
+    full = rows([0, 0, 0, 0], [0, 0, 1, 2], success=[1.0, 1.0, 1.0, 0.0])
+    router.weigh(full, q(0.2, 0.4, 0.5, 0.1))
+    router.weigh(full, q(0.4, 0.2, 0.9, 0.3))
     steps = np.zeros((2, 3, 3), np.int64)
     steps[1, 0] = [50, 30, 0]
     steps[0, 0] = [50, 0, 90]
@@ -255,9 +257,9 @@ def test_means_are_those_of_the_dataset_whatever_the_batches_hold_most_of():
     steps = np.zeros((2, 3, 3), np.int64)
     steps[:, 0, :2] = [[60, 90], [40, 10]]
     report = router.report(steps)
-    won, lost = 0.5, sigmoid(-1.0)
-    assert report["weights"][0][1] == pytest.approx(0.1 * won + 0.9 * lost)
-    assert report["success"][0] == pytest.approx(0.1 * won / (0.1 * won + 0.9 * lost))
+    full, low = 0.5, sigmoid(-1.0)
+    assert report["weights"][0][1] == pytest.approx(0.1 * full + 0.9 * low)
+    assert report["success"][0] == pytest.approx(0.1 * full / (0.1 * full + 0.9 * low))
 
 
 def test_a_task_learns_from_so_many_steps_as_its_weights_let_in():

@@ -1,4 +1,4 @@
-"""What the pages say of routing."""
+"""Pages about routing."""
 
 from __future__ import annotations
 

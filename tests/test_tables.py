@@ -40,12 +40,12 @@ def written(path, content):
     return path
 
 
-def evaluation(path, rule, won, tasks=TASK_NAMES, config=None, **settings):
-    rows = [{"task": task, "policy": "checkpoint", "successes": won, "episodes": 50} for task in tasks]
+def evaluation(path, rule, successes, tasks=TASK_NAMES, config=None, **settings):
+    rows = [{"task": task, "policy": "checkpoint", "successes": successes, "episodes": 50} for task in tasks]
     rows.append({"task": TASK_NAMES[0], "policy": "random", "successes": 0, "episodes": 50})
-    told = dict.fromkeys(SAME, 1) | {"checkpoint_sha256": path.name} | settings
+    settings_of_run = dict.fromkeys(SAME, 1) | {"checkpoint_sha256": path.name} | settings
     sharing = {"rule": rule, "config": config or {}}
-    return written(path, {"results": rows, "sharing": sharing, "settings": told, "checkpoint": path.name})
+    return written(path, {"results": rows, "sharing": sharing, "settings": settings_of_run, "checkpoint": path.name})
 
 
 def test_success_of_rules_stands_beside_the_papers(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.batches import Batch
-from data.distributed import joint_share
+from data.distributed import ddp_correction
 from data.replay import Replay
 from models.image_losses import cloning_loss, landmark_loss, point_loss
 from models.images import in_crop, preprocess
@@ -32,7 +32,7 @@ def behaviour_loss(network: SmallQNetwork, batch: Batch, features: Tensor, weigh
     """Behaviour-cloning loss of the policy head; `weight` [B] is 0 for steps of failed episodes."""
     mean, command = network.behaviour_policy(features, batch.gripper, batch.task_index)
     loss = cloning_loss(mean.float(), command.float(), batch.action, bounds(features.device), weight)
-    loss = joint_share(weight) * loss
+    loss = ddp_correction(weight) * loss
     return loss, {"cloning": loss.detach()}
 
 

@@ -40,7 +40,7 @@ FREE_TO_CHANGE = ("out", "steps", "keep_every", "checkpoint_every", "precision")
 
 
 class OnlineAlgorithm(Protocol):
-    """What the loop asks of an algorithm: `networks` by name, and the policy among them."""
+    """Interface of an online algorithm: `networks` by name, and the policy among them."""
 
     networks: dict[str, torch.nn.Module]
     policy: TanhGaussianPolicy

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from data.batches import Batch
-from data.distributed import joint_share
+from data.distributed import ddp_correction
 from data.replay import Replay
 from data.router import Router, move_scores
 from data.scoring import scores_for
@@ -84,7 +84,7 @@ class QTOpt(lightning.LightningModule):
             weight = self._route(batch, image, self.network, features.detach(), logits.detach())
         bellman, info = bellman_loss(logits[:, 0], target, weight)
         conservative, more = conservative_loss(logits[:, 1:], weight)
-        loss = joint_share(weight) * (bellman + config.conservative_weight * conservative)
+        loss = ddp_correction(weight) * (bellman + config.conservative_weight * conservative)
         info |= more | {"bellman": bellman.detach(), "conservative": conservative.detach()}
         rows = {"target": target, "Q": logits.sum(1), "weight": weight}
         losses = {"Bellman loss": bellman, "conservative loss": conservative}

@@ -30,7 +30,7 @@ class StateConfig:
     snapshot_every: int = option(10_000, "updates between snapshots of the Q-function (rule heuristic)")
     candidates_per_shared: int = option(1, "candidates for each shared transition, of which the weights choose one")
     hidden_sizes: tuple[int, ...] = option((256, 256, 256), "units of the hidden layers")
-    conditioning: str = option("one-hot", f"how networks are told the task: {', '.join(CONDITIONERS)}")
+    conditioning: str = option("one-hot", f"task conditioning of the networks: {', '.join(CONDITIONERS)}")
     encoder: str = option("", "file of a pretrained encoder, for conditioning encoder")
     normalise: bool = option(True, "observations, by mean and standard deviation over the dataset")
     percentile: float = option(10.0, "k of CDS (eq. 6), percent from the top")

@@ -64,7 +64,7 @@ FREE_TO_CHANGE = (
 
 
 class StateAlgorithm(Protocol):
-    """What a run asks of an algorithm, which is a module: its state_dict, networks and routers, is the checkpoint."""
+    """Interface of an offline algorithm, a module: its state_dict (networks, routers) is the checkpoint."""
 
     config: Any
     shared: SharedBatches

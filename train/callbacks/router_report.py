@@ -17,7 +17,7 @@ NAME_PX = 130
 
 
 class RoutedModule(Protocol):
-    """What the callback needs of a module."""
+    """A module with routers to report."""
 
     @property
     def done_steps(self) -> int: ...
