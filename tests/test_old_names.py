@@ -15,7 +15,7 @@ from models.old_names import OPTIONS, WEIGHTS, current_options
 from train.qtopt_config import PRESETS, QTOptConfig
 from train.qtopt_run import train
 
-OLD_OPTIONS = {new: old for old, (new, _) in OPTIONS.items()}
+OLD_OPTIONS = {new: old for old, (new, _) in reversed(OPTIONS.items())}
 OLD_WEIGHTS = {new: old for old, new in WEIGHTS.items()}
 OLD_VALUES = {"emaq": "proposals", "behaviour_policy": "clone", "bc": "clone"}
 

@@ -23,7 +23,7 @@ def weigh(name, score, reference=0.0, temperature=1.0, target=None, q_tasks=None
         target=tensor(target or [0] * len(score)),
         q_tasks=q_tasks,
     )
-    return RULES[name].weigh(score, context).tolist()
+    return RULES[name].weight(score, context).tolist()
 
 
 def test_cds_is_the_sigmoid_of_the_advantage_over_the_temperature():
@@ -33,7 +33,7 @@ def test_cds_is_the_sigmoid_of_the_advantage_over_the_temperature():
 
 def test_hard_cds_takes_what_reaches_the_quantile():
     assert weigh("cds-hard", [0.9, 1.0, 0.5], reference=0.9) == [1.0, 1.0, 0.0]
-    assert RULES["heuristic"].weigh is RULES["cds-hard"].weigh
+    assert RULES["heuristic"].weight is RULES["cds-hard"].weight
 
 
 def test_basic_cds_compares_the_regularisation_terms():
