@@ -12,7 +12,11 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/commands.md")
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("commands", "sharing", "algorithms", "data", "world", "vision")),
+    "docs/results/cql-parity.md",
+)
 FOREIGN = ("pip", "tensorboard", ".")  # shown, and not ours to parse
 
 # In a process of its own: every command stops once its options are parsed and, where it has a configuration, checked.
