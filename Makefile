@@ -81,11 +81,11 @@ collect: $(READY)  ## collect EPISODES at SIZE px with WORKERS processes into DA
 	@$(PY) -m data collect --out $(DATA) --episodes $(EPISODES) --size $(SIZE) --workers $(WORKERS) --seed $(SEED) $(ARGS)
 
 collect-state: $(READY)  ## a dataset of BENCHMARK by RECIPE (published, quick, ...), after the trainings it needs
-	@$(PY) -m data collect-state --benchmark $(BENCHMARK) --recipe $(RECIPE) --print-missing | \
+	@$(PY) -m data collect-state --benchmark $(BENCHMARK) --recipe $(RECIPE) $(ARGS) --print-missing | \
 	    while read -r training; do [ -z "$$training" ] || $(PY) -m $$training || exit 1; done
 	@$(PY) -m data collect-state --benchmark $(BENCHMARK) --recipe $(RECIPE) $(ARGS)
 
-train-state: $(READY)  ## ALGORITHM (cql, bc) on that dataset, by five sharing rules, three seeds each, side by side
+train-state: $(READY)  ## ALGORITHM on that dataset: cql by five sharing rules, three seeds each, side by side; bc
 	@$(PY) -m train $(ALGORITHM) --data datasets/$(BENCHMARK)-$(RECIPE).h5 --out runs/$(BENCHMARK)-$(RECIPE)-$(ALGORITHM) \
 	    $(if $(filter cql,$(ALGORITHM)),--rules none$(comma)all$(comma)cds-basic$(comma)hipi$(comma)cds --seeds 0$(comma)1$(comma)2) $(ARGS)
 

@@ -30,9 +30,9 @@ from sim.files import DatasetError, sha256
 from sim.options import changed, check_choice, check_seed, option
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # observation [S] -> action [A]
-# (file, task, seed) -> the task's policy in a file of policies, and its metadata. Handed over by the caller, as
-# evaluation is above data: eval.returns.exploring is one.
-LoadPolicy = Callable[[Path, str, list[int]], tuple[Act, dict[str, Any]]]
+# (file, benchmark, task, seed) -> the task's policy in a file of policies, and its metadata. Handed over by the caller,
+# as evaluation is above data: eval.returns.exploring is one.
+LoadPolicy = Callable[[Path, Benchmark, str, list[int]], tuple[Act, dict[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +224,7 @@ def _open(benchmark: Benchmark, source: Source, seed: int, number: int, load_pol
         metadata: dict[str, Any] = {"kind": "replay", "file": file.name, "sha256": hashlib.sha256(content).hexdigest()}
         return Opened(task=task, steps=steps, metadata=metadata, columns=lambda: part)
     before = sha256(file) if file.is_file() else None
-    act, known = load_policy(file, task, [seed, number])
+    act, known = load_policy(file, benchmark, task, [seed, number])
     if sha256(file) != before:
         raise DatasetError(f"{file}: changed while it was read; try again when it is whole")
     metadata = {"kind": "policy", "file": file.name, "seed": seed, **known, "sha256": before}

@@ -34,7 +34,7 @@ class ReplayBuffer:
         task, place = self._tasks[member], (member, self.filled)
         record(self.columns, place, before, action, step, self._benchmark.task_index(task.name))
         self.reward[place] = task.reward(step.quantities, action)
-        ends = task.terminal is not None and bool(task.terminal(step.quantities))
+        ends = task.ends(step.quantities)
         self.done[place] = step.terminated or ends
         self.columns["episode_end"][place] |= ends
         return bool(self.columns["episode_end"][place])

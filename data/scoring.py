@@ -6,7 +6,6 @@ Shapes: `B` transitions of a batch, `N` tasks; members trained side by side may 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -41,12 +40,21 @@ def scores_for(rules: Sequence[SharingRule], scorer: Scorer | None, snapshot: An
     if scorer is None or not any(rule.uses_q for rule in rules):
         return [None] * len(rules)
     needs = {rule.needs for rule in rules}
-    scores = Scores(
-        q=scorer.q(),
-        q_policy=scorer.q_policy() if "q_policy" in needs else None,
-        q_tasks=scorer.q_tasks() if "q_tasks" in needs else None,
-    )
-    earlier = None
+    q_policy = scorer.q_policy() if "q_policy" in needs else None
+    q_tasks = scorer.q_tasks() if "q_tasks" in needs else None
+    q = scorer.q()
+    q_earlier = None
     if snapshot is not None and any(rule.snapshot for rule in rules):
-        earlier = replace(scores, q=scorer.q_by(snapshot))
-    return [earlier if rule.snapshot else scores for rule in rules]
+        q_earlier = scorer.q_by(snapshot)
+
+    def scores_of(rule: SharingRule) -> Scores | None:  # no field that another rule asked for
+        score = q_earlier if rule.snapshot else q
+        if score is None:
+            return None
+        return Scores(
+            q=score,
+            q_policy=q_policy if rule.needs == "q_policy" else None,
+            q_tasks=q_tasks if rule.needs == "q_tasks" else None,
+        )
+
+    return [scores_of(rule) for rule in rules]

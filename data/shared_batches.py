@@ -8,7 +8,7 @@ Shapes: `E` members, `B` transitions of all target tasks, `N` tasks.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from data.router import Router, RouterConfig
 from data.scoring import Scorer, scores_for
 from data.sharing import RULES
-from data.state_batches import StateBatch, StateSampler
+from data.state_batches import StateBatch, StateSampler, TransitionTensors
 from data.transitions import TransitionDataset
 from sim.options import check_choice
 
@@ -69,16 +69,16 @@ class SharedBatches(nn.Module):
         """Move transitions and routers to the device, before the first batch."""
         self.to(device)
         config, skills = self.config, self._dataset.benchmark.skills
+        tensors = TransitionTensors(self._dataset, device)
         self._samplers = [
             StateSampler(
-                self._dataset,
+                tensors,
                 rule.sources(skills),
                 self.tasks,
                 config.per_task,
                 config.shared_fraction,
                 rule.reward,
                 config.candidates_per_shared,
-                device,
             )
             for rule in self.rules
         ]
@@ -90,6 +90,16 @@ class SharedBatches(nn.Module):
     def sample(self, generator: torch.Generator) -> StateBatch:
         """Independent batches of all members, [E, B, ...]."""
         return StateBatch.concatenate([sampler.sample(self.config.seeds, generator) for sampler in self._samplers])
+
+    def sample_weighted(
+        self, score: Callable[[StateBatch, torch.Generator], Scorer | None], updates: int, generator: torch.Generator
+    ) -> tuple[StateBatch, Tensor]:
+        """Batches as a loss gets them, and their weights [E, B], by the scorer that `score` makes of a batch."""
+        batch = self.sample(generator)
+        scorer = score(batch, generator)
+        if self.config.candidates_per_shared > 1:
+            return self.resample(batch, scorer, updates, generator)
+        return batch, self.weigh(batch, scorer, updates, generator)
 
     @torch.no_grad()
     def weigh(self, batch: StateBatch, scorer: Scorer | None, updates: int, generator: torch.Generator) -> Tensor:

@@ -46,35 +46,42 @@ class StateBatch:
         return cls(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)})
 
 
+class TransitionTensors:
+    """A dataset on the device, shared by its samplers; reward, end and success of every task."""
+
+    def __init__(self, dataset: TransitionDataset, device: torch.device | str = "cpu") -> None:
+        self.dataset, self.device = dataset, device
+        self.columns = {
+            name: torch.from_numpy(dataset.columns[name]).to(device)
+            for name in ("observation", "next_observation", "action", "task")
+        }
+        self.episode = torch.from_numpy(dataset.episode).to(device)
+        self.by_task = {  # [D, N]
+            "reward": torch.from_numpy(dataset.rewards).to(device),
+            "done": torch.from_numpy(dataset.done.astype(np.float32)).to(device),
+            "success": torch.from_numpy(dataset.successes.astype(np.float32)).to(device),
+        }
+
+
 class StateSampler:
     """Samples `per_task` transitions for each target task, uniformly: a fraction `shared` of them from the union of
     its sources, the others from its own."""
 
     def __init__(
         self,
-        dataset: TransitionDataset,
+        tensors: TransitionTensors,
         sources: NDArray[np.bool_],
         tasks: tuple[int, ...],
         per_task: int = 128,
         shared_fraction: float = 0.5,
         relabel_rewards: bool = True,
         candidates_per_shared: int = 1,
-        device: torch.device | str = "cpu",
     ) -> None:
         """`sources[i, j]`: task i may draw from task j. `tasks`: trained tasks; others are neither target nor source.
         Without `relabel_rewards` shared transitions carry reward 0 (UDS). `candidates_per_shared`: transitions in the
         place of each shared one, for the router to resample."""
-        self._columns = {
-            name: torch.from_numpy(dataset.columns[name]).to(device)
-            for name in ("observation", "next_observation", "action", "task")
-        }
-        self._episode = torch.from_numpy(dataset.episode).to(device)
-        self._by_task = {  # [D, N]
-            "reward": torch.from_numpy(dataset.rewards).to(device),
-            "done": torch.from_numpy(dataset.done.astype(np.float32)).to(device),
-            "success": torch.from_numpy(dataset.successes.astype(np.float32)).to(device),
-        }
-        self._relabel_rewards, self._device = relabel_rewards, device
+        self._tensors, self._relabel_rewards = tensors, relabel_rewards
+        dataset, device = tensors.dataset, tensors.device
         task = dataset.columns["task"]
         self._pools: list[list[tuple[Tensor, int]]] = []  # of each target: (transitions, how many of them in a batch)
         for target in tasks:
@@ -95,16 +102,17 @@ class StateSampler:
         for pools in self._pools:
             for pool, count in pools:
                 chosen = torch.randint(len(pool), (members, count), generator=generator, device=generator.device)
-                parts.append(pool[chosen.to(self._device)])
+                parts.append(pool[chosen.to(self._tensors.device)])
         row = torch.cat(parts, dim=1)
-        target, source = self._target.expand(members, -1), self._columns["task"][row]
-        relabelled = {name: table[row, target] for name, table in self._by_task.items()}
+        columns, target = self._tensors.columns, self._target.expand(members, -1)
+        source = columns["task"][row]
+        relabelled = {name: table[row, target] for name, table in self._tensors.by_task.items()}
         if not self._relabel_rewards:
             relabelled["reward"] = torch.where(source == target, relabelled["reward"], 0.0)
         return StateBatch(
-            **{name: self._columns[name][row] for name in ("observation", "next_observation", "action")},
+            **{name: columns[name][row] for name in ("observation", "next_observation", "action")},
             **relabelled,
             task_index=target,
             source_task_index=source,
-            episode=self._episode[row],
+            episode=self._tensors.episode[row],
         )

@@ -20,6 +20,7 @@ read too. Shapes: `N` tasks.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -103,7 +104,7 @@ class TransitionDataset:
         """Whether nothing is bootstrapped for each task, [D, N]: the episode terminated, or that task's ended."""
         return self.columns["terminated"][:, None] | self.benchmark.terminals(self.quantities)
 
-    @property
+    @functools.cached_property
     def steps_by_outcome(self) -> NDArray[np.int64]:
         """Number of transitions [2, N, N] that are no success and that are one of a target (row), by source."""
         num_tasks, task, successes = len(self.benchmark.tasks), self.columns["task"], self.successes

@@ -25,7 +25,7 @@ from eval.intervals import wilson
 from models.checkpoint import CheckpointError, CheckpointFile
 from models.policy_files import PolicyFile, load_policies, pack_policies
 from sim.benchmarks.spec import Benchmark
-from sim.benchmarks.table import BENCHMARKS, benchmark_by_name
+from sim.benchmarks.table import benchmark_by_name
 from sim.files import check_writable, write_atomic
 from sim.options import Parser, check_is_seed, run_command
 from sim.parallel import run_jobs
@@ -63,8 +63,8 @@ def play(
             if goal.success is not None:
                 last[k] = goal.success(step.quantities)
                 ever[k] |= last[k]
-            ends = goal.terminal is not None and bool(goal.terminal(step.quantities))
-            observation[k], running[k] = step.observation, not (ends or step.terminated or step.truncated)
+            ends = step.terminated or step.truncated or goal.ends(step.quantities)
+            observation[k], running[k] = step.observation, not ends
     for env in envs:
         env.close()
     return returns, ever, last
@@ -73,18 +73,18 @@ def play(
 class Player:
     """Worker that holds the policies. Called with (member, task), it plays that member's episodes."""
 
-    def __init__(self, source: CheckpointFile, benchmark: str, episodes: int, seed: int) -> None:
+    def __init__(self, source: CheckpointFile, episodes: int, seed: int) -> None:
         torch.set_num_threads(1)  # the workers share the cores
-        self._file, self._benchmark = load_policies(source), BENCHMARKS[benchmark]
+        self._file = load_policies(source)
         self._episodes, self._seed = episodes, seed
 
     def __call__(self, job: tuple[int, str]) -> Played:
         member, task = job
         policy = self._file.member(member).policy
-        index = np.full((1, self._episodes), self._benchmark.task_index(task))
+        index = np.full((1, self._episodes), self._file.benchmark.task_index(task))
         found = play(
             lambda observation: policy.act(observation[None], index)[0],
-            self._benchmark,
+            self._file.benchmark,
             task,
             self._episodes,
             self._seed,
@@ -125,7 +125,7 @@ def evaluate(file: PolicyFile, episodes: int, seed: int = EVALUATION_SEED, worke
     benchmark = file.benchmark
     benchmark.make_env().close()  # one line here, if its simulator is missing, and not one of each worker
     jobs = [(number, task) for number, member in enumerate(file.members) for task in member.tasks]
-    arguments = (CheckpointFile(Path("policies"), pack_policies(file)), benchmark.name, episodes, seed)
+    arguments = (CheckpointFile(Path("policies"), pack_policies(file)), episodes, seed)
     rows: list[dict[str, Any]] = [
         {"name": member.name, "rule": member.rule, "seed": member.seed, "returns": {}} for member in file.members
     ]
@@ -144,14 +144,16 @@ def evaluate(file: PolicyFile, episodes: int, seed: int = EVALUATION_SEED, worke
             if name in row:
                 row[name] = {task: row[name][task] for task in member.tasks}
     header = {"benchmark": benchmark.name, "metric": benchmark.metric, "episodes": episodes, "evaluation_seed": seed}
-    return Results(header={**header, **file.metadata}, members=rows)
+    return Results(header={**file.metadata, **header}, members=rows)
 
 
 def exploring(
-    file: Path, task: str, seed: list[int]
+    file: Path, benchmark: Benchmark, task: str, seed: list[int]
 ) -> tuple[Callable[[NDArray[np.float32]], NDArray[np.float32]], dict[str, Any]]:
     """The policy of a task in a file, for collection: observation [S] -> sampled action [A]; and its metadata."""
     found = load_policies(file)
+    if found.benchmark is not benchmark:
+        raise CheckpointError(f"{file}: holds policies for {found.benchmark.name}, not for {benchmark.name}")
     member = next((k for k, member in enumerate(found.members) if task in member.tasks), None)
     if member is None:
         raise CheckpointError(f"{file}: holds policies for {', '.join(found.tasks)}, none for {task}")
@@ -178,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--seed", type=int, default=EVALUATION_SEED, help=f"of the episodes (default {EVALUATION_SEED})"
     )
     parser.add_argument("--workers", type=int, default=WORKERS, help=f"processes (default {WORKERS})")
-    parser.add_argument("--out", type=Path, help="file of the results (default: played.json beside the policies)")
+    parser.add_argument("--out", type=Path, help="file of the results (default: POLICY-played.json beside it)")
     options = parser.parse_args(arguments)
     return run_command(lambda: _main(**vars(options)))
 
@@ -190,7 +192,7 @@ def _main(policy: Path, benchmark: str | None, episodes: int, seed: int, workers
     file = load_policies(policy)
     if benchmark and file.benchmark is not benchmark_by_name(benchmark):
         raise ValueError(f"{policy}: holds policies for {file.benchmark.name}, not for {benchmark}")
-    out = out or policy.with_name("played.json")
+    out = out or policy.with_name(f"{policy.stem}-played.json")
     check_writable(out)
     results = evaluate(file, episodes, seed, workers)
     print(results.table())

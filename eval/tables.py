@@ -103,8 +103,8 @@ def _comparable(found: list[dict[str, Any]]) -> None:
 def _comparable_states(files: Sequence[Path], found: list[dict[str, Any]]) -> None:
     """ValueError where results differ in more than rule and seed."""
     for path, each in zip(files, found, strict=True):
-        if lacking := [key for key in SAME_STATES if key not in each]:
-            raise ValueError(f"{path}: does not name its {lacking[0]}: of an earlier version, not comparable")
+        if lacking := [key for key in (*SAME_STATES, "config") if key not in each]:
+            raise ValueError(f"{path}: does not name its {lacking[0]}: not results of an offline run of this version")
         if differs := changed(*({key: one[key] for key in SAME_STATES} for one in (found[0], each))):
             raise ValueError(f"{path}: not comparable with {files[0]}: {differs}")
         if differs := changed(found[0]["config"], each["config"], FREE_OPTIONS):
@@ -135,6 +135,11 @@ def _states(files: Sequence[Path], found: list[dict[str, Any]]) -> list[str]:
                 each = [[scale * np.mean(member[key][task]) for member in of_rule[rule]] for task in tasks]
                 mean, half = t_interval([*each, np.mean(each, axis=0).tolist()][k])
                 ours.append(_number(mean, half, digits))
+                if key == "success" and len(of_rule[rule]) == 1:  # one seed: Wilson's interval of its episodes
+                    rows_of = tasks[k : k + 1] or tasks
+                    played = [bool(each) for task in rows_of for each in of_rule[rule][0][key][task]]
+                    low, high = wilson(sum(played), len(played))
+                    ours[-1] = f"{mean:.1f} ({100 * low:.0f}-{100 * high:.0f})"
             rows.append([name, *ours, *(cells[rule][k] for rule in rules if cells)])
         return markdown([head, *rules, *(f"paper: {rule}" for rule in rules if cells)], rows)
 

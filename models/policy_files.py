@@ -41,7 +41,7 @@ class PolicyFile:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """That some member was trained for, in the benchmark's order."""
+        """Tasks that at least one member was trained for, in the benchmark's order."""
         trained = {task for member in self.members for task in member.tasks}
         return tuple(name for name in self.benchmark.task_names if name in trained)
 
@@ -117,20 +117,24 @@ def _load_format_1(path: Source, header: dict[str, Any], weights: dict[str, Any]
     return PolicyFile(policy=policy.requires_grad_(False), benchmark=benchmark, members=members, metadata=metadata)
 
 
-def pack_encoder(encoder: FrozenEncoder, benchmark: Benchmark, metadata: dict[str, Any]) -> bytes:
-    """The content of a file that `load_encoder` reads."""
-    header = {"format": 1, "benchmark": benchmark.name, "layer_sizes": list(encoder.layer_sizes), "metadata": metadata}
+def pack_encoder(encoder: FrozenEncoder, benchmark: Benchmark, dataset_digest: str) -> bytes:
+    """The content of a file that `load_encoder` reads, of an encoder of observations normalised over that dataset."""
+    header = {"format": 1, "benchmark": benchmark.name, "layer_sizes": list(encoder.layer_sizes)}
+    header["dataset_digest"] = dataset_digest
     return to_bytes({"switchyard_encoder": header, "state_dict": encoder.state_dict()})
 
 
-def load_encoder(path: Source, benchmark: Benchmark) -> FrozenEncoder:
-    """A pretrained encoder of the benchmark's observations; CheckpointError for any other file."""
+def load_encoder(path: Source, benchmark: Benchmark, dataset_digest: str) -> FrozenEncoder:
+    """A pretrained encoder of the benchmark's observations, as the dataset normalises them; CheckpointError for any
+    other file."""
     found = read_plain(path)
     header = found.get("switchyard_encoder") if isinstance(found, dict) else None
     if not isinstance(header, dict) or header.get("format") != 1:
         raise CheckpointError(f"{path}: holds no encoder of states of format 1")
     if header["benchmark"] != benchmark.name:
         raise CheckpointError(f"{path}: encodes observations of {header['benchmark']}, not of {benchmark.name}")
+    if header["dataset_digest"] != dataset_digest:
+        raise CheckpointError(f"{path}: was pretrained on another dataset, which normalises observations otherwise")
     encoder = FrozenEncoder(1, benchmark.observation_size, len(benchmark.tasks), tuple(header["layer_sizes"]))
     load_finite(encoder, found["state_dict"], path)
     return encoder

@@ -11,7 +11,11 @@ import pytest
 import torch
 from torch import tensor
 
+from data.scoring import scores_for
 from data.sharing import RULES
+from models.checkpoint import CheckpointError
+from models.conditioning import FrozenEncoder
+from models.policy_files import Member, PolicyFile, load_policies, pack_encoder, pack_policies
 from models.state_losses import conservative_gap, q_target, softmax_sample
 from sim.benchmarks.table import BENCHMARKS
 from tests.conftest import SMALL_STATE_RUN as SMALL
@@ -133,7 +137,7 @@ def test_the_heuristic_shares_by_the_snapshot_of_a_while_ago(transitions):
         assert (seen[step][1][1][shared[step]] == 0).all()
         assert (seen[step][1][0][shared[step]] > 0).all()  # the other rule's member
     assert (seen[2][1][1][shared[2]] > 0).any()  # above the least of the own ones
-    key = "mlp.layers.0.weight"
+    key = "q.mlp.layers.0.weight"
     assert torch.equal(old[0][key], old[1][key])
     assert not torch.equal(old[1][key], old[2][key])
     assert torch.equal(old[2][key], old[3][key])
@@ -252,6 +256,9 @@ def test_other_seeds_are_another_run(transitions):
         ({"conditioning": "onehot"}, "Did you mean 'one-hot'"),
         ({"conditioning": "encoder"}, "encoder go together"),
         ({"sharing_temperature_clip": (5.0,)}, "LOW,HIGH"),
+        ({"sharing_temperature_clip": (5.0, 1.0)}, "LOW,HIGH"),
+        ({"sharing_temperature": -1.0}, "sharing_temperature is 0 or more"),
+        ({"hidden_sizes": (0,)}, "hidden_sizes are at least 1"),
         ({"per_task": 0}, "per_task is at least 1"),
         ({"num_gradient_actions": -1}, "num_gradient_actions is 0 or more"),
         ({"shared_fraction": 1.2}, "shared_fraction is between 0 and 1"),
@@ -261,3 +268,64 @@ def test_other_seeds_are_another_run(transitions):
 def test_options_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         CQLConfig(**wrong)
+
+
+def test_a_member_is_scored_as_it_would_be_alone(transitions):
+    """By episode, cds averages its own score also where a rule that compares tasks trains beside it."""
+    weights = []
+    for rules in (("cds",), ("cds", "hipi")):
+        module = module_of(transitions, rules=rules, granularity="episode")
+        generator = torch.Generator().manual_seed(0)
+        scores = scores_for(module.shared.rules, module.score(module.shared.sample(generator), generator))
+        weights.append([score.q_tasks is None for score in scores])
+    assert weights == [[True], [True, False]]
+
+
+def test_the_effective_behaviour_is_that_of_the_batches_a_loss_gets(transitions):
+    """Where shared transitions are resampled from candidates, they keep their half of a batch."""
+    module = module_of(transitions, rules=("cds",), candidates_per_shared=4)
+    generator = torch.Generator().manual_seed(0)
+    batch, weight = module.shared.sample_weighted(module.score, 0, generator)
+    assert batch.task_index.shape == weight.shape == (1, 24)
+    assert (batch.task_index != batch.source_task_index).float().mean() == 0.5
+
+
+def test_a_snapshot_keeps_its_conditioner(transitions):
+    module = module_of(transitions, rules=("heuristic",), conditioning="embedding", snapshot_every=1, critic_lr=0.1)
+    module.update()
+    generator = torch.Generator().manual_seed(0)
+    batch = module.shared.sample(generator)
+    snapshot = copy.deepcopy(module.shared.snapshot)
+    before = module.score(batch, generator).q_by(snapshot)
+    module.update()
+    module.update()
+    assert torch.equal(module.score(batch, generator).q_by(snapshot), before)
+    assert not torch.equal(module.score(batch, generator).q_by(module.shared.snapshot), before)
+
+
+def test_one_network_without_the_task_trains_one_task(transitions):
+    with pytest.raises(ValueError, match="conditioning none: one network cannot tell 3 tasks apart"):
+        module_of(transitions, conditioning="none")
+    module_of(transitions, conditioning="none", tasks=("jump",), rules=("none",)).update()
+
+
+def test_a_pretrained_encoder_is_not_trained_and_comes_with_the_policy(transitions, tmp_path):
+    encoder = FrozenEncoder(1, 17, 3, (12, 5))
+    (tmp_path / "encoder.pt").write_bytes(pack_encoder(encoder, WALKER2D, transitions.digest))
+    options = {"conditioning": "encoder", "encoder": str(tmp_path / "encoder.pt"), "rules": ("all",)}
+    module = module_of(transitions, **options)
+    module.update()
+    assert module.conditioner.size == 5 + 3
+    assert all(torch.equal(a, b) for a, b in zip(module.conditioner.parameters(), encoder.parameters(), strict=True))
+    file = PolicyFile(
+        policy=module.policies(), benchmark=WALKER2D, members=(Member(name="x", tasks=("jump",)),), metadata={}
+    )
+    (tmp_path / "policy.pt").write_bytes(pack_policies(file))
+    found = load_policies(tmp_path / "policy.pt").policy
+    observation, task = transitions.columns["observation"][None, :9], np.full((1, 9), 2)
+    assert np.array_equal(found.act(observation, task), module.policies().act(observation, task))
+    other = dataclasses.replace(
+        transitions, columns={**transitions.columns, "action": transitions.columns["action"] / 2}
+    )
+    with pytest.raises(CheckpointError, match="was pretrained on another dataset"):
+        module_of(other, **options)

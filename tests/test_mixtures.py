@@ -12,6 +12,8 @@ import pytest
 from data import mixtures
 from data.mixtures import RECIPES, REPLAYS, CollectStateConfig, make, missing
 from data.transitions import TransitionDataset, empty_columns, write_transitions
+from eval.returns import exploring
+from models.checkpoint import CheckpointError
 from sim.benchmarks.table import BENCHMARKS
 from sim.files import DatasetError
 
@@ -44,7 +46,7 @@ def config(transitions, tmp_path, monkeypatch):
     return CollectStateConfig(out=str(tmp_path / "set.h5"), sources=sources)
 
 
-def load(file, task, seed):
+def load(file, benchmark, task, seed):
     return None, {"policy_steps": 7}
 
 
@@ -96,7 +98,7 @@ def test_a_source_that_has_changed_since_makes_another_dataset(config, tmp_path)
 
 
 def test_a_source_that_changes_while_it_is_read_is_refused(config, tmp_path, monkeypatch):
-    def changing(file, task, seed):
+    def changing(file, benchmark, task, seed):
         file.write_bytes(b"another")
         return None, {}
 
@@ -136,3 +138,11 @@ def test_the_trainings_a_recipe_needs_are_named(tmp_path, monkeypatch):
 def test_an_unknown_recipe_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"unknown recipe of ant 'quik': .* Did you mean 'quick'"):
         CollectStateConfig(benchmark="ant", recipe="quik")
+
+
+def test_policies_of_another_benchmark_are_refused(tmp_path):
+    """walker2d and halfcheetah have the same sizes and task names."""
+    source = f"jump={ROOT}/models/trained/walker2d-expert.pt:10"
+    config = CollectStateConfig(benchmark="halfcheetah", sources=(source,), out=str(tmp_path / "x.h5"))
+    with pytest.raises(CheckpointError, match="holds policies for walker2d, not for halfcheetah"):
+        make(config, exploring)

@@ -14,6 +14,7 @@ from eval.returns import evaluate, play
 from models.conditioning import Normaliser, OneHotTask
 from models.policy_files import Member, PolicyFile, pack_policies
 from models.state_policies import StatePolicy, TanhGaussianPolicy
+from sim.benchmarks.spec import MissingSimulatorError
 from sim.benchmarks.table import BENCHMARKS
 from tests.line import LINE
 
@@ -91,7 +92,7 @@ def test_worker_processes_play_as_one_process_does(tmp_path, capsys):
     path = tmp_path / "policy.pt"
     path.write_bytes(pack_policies(file))
     assert returns.main(["--policy", str(path), "--episodes", "2", "--workers", "1"]) == 0
-    found = json.loads((tmp_path / "played.json").read_text())
+    found = json.loads((tmp_path / "policy-played.json").read_text())
     assert (found["benchmark"], found["metric"], found["algorithm"]) == ("walker2d", "return", "x")
     assert found["members"] == evaluate(file, 2, workers=1).members
     assert "all-1: run-backward" in capsys.readouterr().out
@@ -125,8 +126,8 @@ def test_a_policy_is_not_played_on_another_benchmark(tmp_path, capsys):
 
 def test_a_missing_simulator_is_one_line():
     def missing():
-        raise ValueError("line needs a simulator")
+        raise MissingSimulatorError("line needs a simulator")
 
     file = policy_file(replace(LINE, make_env=missing), 1)
-    with pytest.raises(ValueError, match="line needs a simulator"):
+    with pytest.raises(MissingSimulatorError, match="line needs a simulator"):
         evaluate(file, 1, workers=1)

@@ -93,8 +93,10 @@ def test_a_training_that_goes_on_keeps_what_it_learned_and_what_it_learned_from(
     short = SACConfig(steps=60, tasks=("jump", "run-forward"), **options)
     learn(short)
     first, policy = read_transitions(tmp_path / "replay.h5"), (tmp_path / "policy-60.pt").read_bytes()
+    (tmp_path / "replay.h5").unlink()
     learn(short)
     assert "trained to step 60" in capsys.readouterr().out
+    assert read_transitions(tmp_path / "replay.h5").digest == first.digest
     assert (tmp_path / "policy-60.pt").read_bytes() == policy
 
     saved, seen, update = read_plain(tmp_path / "last.ckpt"), [], SAC.update

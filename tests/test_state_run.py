@@ -15,6 +15,7 @@ from data.transitions import TransitionDataset, empty_columns, write_transitions
 from eval.returns import Results
 from models.checkpoint import CheckpointError
 from models.policy_files import load_policies
+from sim.benchmarks.spec import MissingSimulatorError
 from sim.benchmarks.table import BENCHMARKS
 from tests.conftest import SMALL_STATE_RUN as SMALL
 from tests.line import LINE
@@ -60,7 +61,7 @@ def test_a_finished_run_is_evaluated_again_by_the_same_command(transitions, tmp_
 
 def test_without_mujoco_a_run_is_trained_and_says_so(transitions, tmp_path, monkeypatch, capsys):
     def missing(*_):
-        raise ValueError("walker2d needs MuJoCo")
+        raise MissingSimulatorError("walker2d needs MuJoCo")
 
     monkeypatch.setattr(state_run, "evaluate", missing)
     write_transitions(tmp_path / "states.h5", transitions)

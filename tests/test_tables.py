@@ -118,7 +118,10 @@ def test_table_1_of_the_paper_has_no_intervals(tmp_path):
 
 def test_success_is_in_percent(tmp_path):
     members = [{**row("cds", 0, 1.0), "success": {task: [True, False] for task in TASKS}}]
-    assert "| success, % | cds |" in tables([results(tmp_path / "x.json", members, metric="success", benchmark="ant")])
+    text = tables([results(tmp_path / "x.json", members, metric="success", benchmark="ant")])
+    assert "| success, % | cds |" in text
+    assert "| jump | 50.0 (9-91) |" in text  # one seed: Wilson's interval of two episodes
+    assert "| average | 50.0 (19-81) |" in text
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data.router import RoutableBatch
-from data.state_batches import StateBatch, StateSampler
+from data.state_batches import StateBatch, StateSampler, TransitionTensors
 from data.transitions import TransitionDataset, read_benchmark, read_transitions, tables, write_transitions
 from sim.benchmarks.spec import Benchmark, StateTask
 from sim.benchmarks.table import BENCHMARKS
@@ -134,7 +134,9 @@ def test_an_end_and_a_success_are_those_of_the_target_task(transitions):
     assert np.flatnonzero(near).tolist() == [3, *range(11, 30)]
     assert np.flatnonzero(far).tolist() == [3, *range(21, 30)]
     assert np.flatnonzero(endless).tolist() == [3]
-    batch = StateSampler(dataset, EVERYWHERE, (0, 1, 2), per_task=64).sample(1, torch.Generator().manual_seed(0))
+    batch = StateSampler(TransitionTensors(dataset), EVERYWHERE, (0, 1, 2), per_task=64).sample(
+        1, torch.Generator().manual_seed(0)
+    )
     step = (batch.reward[0] * 10).round().long().numpy()
     target = batch.task_index[0].numpy()
     assert np.array_equal(batch.done[0].numpy() > 0, dataset.done[step, target])
@@ -143,7 +145,7 @@ def test_an_end_and_a_success_are_those_of_the_target_task(transitions):
 
 
 def test_a_batch_is_stratified_and_carries_the_reward_of_its_target(transitions):
-    batch = StateSampler(transitions, EVERYWHERE, (0, 1, 2), per_task=8, shared_fraction=0.5).sample(
+    batch = StateSampler(TransitionTensors(transitions), EVERYWHERE, (0, 1, 2), per_task=8, shared_fraction=0.5).sample(
         2, torch.Generator().manual_seed(0)
     )
     assert batch.observation.shape == (2, 24, 17)
@@ -162,16 +164,22 @@ def test_a_batch_is_stratified_and_carries_the_reward_of_its_target(transitions)
 
 def test_without_sources_all_is_own_and_without_the_reward_shared_ones_carry_none(transitions):
     generator = torch.Generator().manual_seed(0)
-    own = StateSampler(transitions, np.eye(3, dtype=np.bool_), (0, 1, 2), per_task=8).sample(1, generator)
+    own = StateSampler(TransitionTensors(transitions), np.eye(3, dtype=np.bool_), (0, 1, 2), per_task=8).sample(
+        1, generator
+    )
     assert torch.equal(own.task_index, own.source_task_index)
-    untold = StateSampler(transitions, EVERYWHERE, (0, 1, 2), per_task=8, relabel_rewards=False).sample(1, generator)
-    shared = untold.task_index != untold.source_task_index
-    assert (untold.reward[shared] == 0).all()
-    assert (untold.reward[~shared] != 0).any()
+    not_relabelled = StateSampler(
+        TransitionTensors(transitions), EVERYWHERE, (0, 1, 2), per_task=8, relabel_rewards=False
+    ).sample(1, generator)
+    shared = not_relabelled.task_index != not_relabelled.source_task_index
+    assert (not_relabelled.reward[shared] == 0).all()
+    assert (not_relabelled.reward[~shared] != 0).any()
 
 
 def test_tasks_that_are_not_trained_are_neither_targets_nor_sources(transitions):
-    batch = StateSampler(transitions, EVERYWHERE, (0, 2), per_task=8).sample(1, torch.Generator().manual_seed(0))
+    batch = StateSampler(TransitionTensors(transitions), EVERYWHERE, (0, 2), per_task=8).sample(
+        1, torch.Generator().manual_seed(0)
+    )
     assert batch.task_index[0].tolist() == [0] * 8 + [2] * 8
     assert set(batch.source_task_index[0].tolist()) == {0, 2}
 
@@ -183,4 +191,4 @@ def test_a_state_batch_is_what_the_router_asks_for():
 def test_a_task_without_data_is_named(transitions):
     transitions.columns["task"][:10] = 1
     with pytest.raises(DatasetError, match="no step of task run-forward"):
-        StateSampler(transitions, EVERYWHERE, (0, 1, 2))
+        StateSampler(TransitionTensors(transitions), EVERYWHERE, (0, 1, 2))

@@ -40,8 +40,7 @@ class BC(nn.Module):
     def update(self) -> dict[str, Tensor]:
         device, seed = next(self.parameters()).device, derive_seed(self.config.seed, self.updates)
         generator = torch.Generator(device).manual_seed(seed)
-        batch = self.shared.sample(generator)
-        weight = self.shared.weigh(batch, None, self.updates, generator)
+        batch, weight = self.shared.sample_weighted(self.score, self.updates, generator)
         log_prob = self.policy.log_prob(self.conditioner(batch.observation, batch.task_index), batch.action)
         loss = -weighted_mean(log_prob, weight)
         self.optimizers[0].zero_grad()

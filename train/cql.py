@@ -28,7 +28,7 @@ from sim.options import check_least, option
 from train.finite import FiniteCheck
 from train.seeding import derive_seed
 from train.state_config import StateConfig
-from train.state_scorer import CriticScorer
+from train.state_scorer import ConditionedQ, CriticScorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class CQL(nn.Module):
         self.q = TwinQ(members, size, action_size, config.hidden_sizes)
         self.target = copy.deepcopy(self.q).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.zeros(members))
-        self.shared = SharedBatches(dataset, config.sharing, self.target)
+        self.shared = SharedBatches(dataset, config.sharing, ConditionedQ(conditioner, self.target))
         self.finite = FiniteCheck("members", config.member_names, config.log_every)
         self.updates = 0
         self.critic_optimizer = torch.optim.Adam(
@@ -122,7 +122,7 @@ class CQL(nn.Module):
         with torch.no_grad():
             torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), config.target_update_rate)
         self.updates += 1
-        self.shared.after_update(self.target, self.updates)
+        self.shared.after_update(ConditionedQ(self.conditioner, self.target), self.updates)
         info = {"bellman": bellman.mean(0), "conservative": conservative.mean(0), "actor": actor}
         info |= {"q_data": q.amin(0).mean(-1), "q_policy": pi_q.mean(-1), "alpha": alpha[:, 0]}
         causes = {"target": td_target.mean(-1), "weight": weight.mean(-1), "Q": info["q_data"], "alpha": info["alpha"]}

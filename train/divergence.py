@@ -37,8 +37,7 @@ def fit_behaviour(algorithm: Any, steps: int) -> StatePolicy:
         for group in adam.param_groups:
             group["lr"] = LR * (1 - step / steps)
         generator = torch.Generator(device).manual_seed(derive_seed(config.seed, step, 1))
-        batch = shared.sample(generator)
-        weight = shared.weigh(batch, algorithm.score(batch, generator), algorithm.updates, generator)
+        batch, weight = shared.sample_weighted(algorithm.score, algorithm.updates, generator)
         with torch.no_grad():
             state = learned.conditioner(batch.observation, batch.task_index)
         losses = -weighted_mean(network.log_prob(state, batch.action), weight)

@@ -84,10 +84,13 @@ def _learn(name: str, config: Any, make: Any, out: Path, resume: Path | None, re
     fast = resolve_precision(config.precision, on_gpu=False) == "bf16-mixed"
     algorithm: OnlineAlgorithm = make(config, benchmark, len(tasks))
     buffer = ReplayBuffer(benchmark, tasks, config.steps)
+    kept = {task: {"kind": "replay", "policy": name, "seed": config.seed} for task in tasks}
     returns: list[str] = []
     if resume is not None:
         returns = _restore(resume, name, algorithm, buffer, config.steps)
     done = buffer.filled
+    if done >= replay_steps and not (out / REPLAY).is_file():
+        write_transitions(out / REPLAY, buffer.first(replay_steps, kept))
     generator = torch.Generator().manual_seed(derive_seed(config.seed, done))
     rng = np.random.default_rng([config.seed, done])
     envs = [benchmark.make_env() for _ in tasks]
@@ -120,7 +123,6 @@ def _learn(name: str, config: Any, make: Any, out: Path, resume: Path | None, re
             file = _policies(algorithm.policy, benchmark, tasks, metadata)
             write_atomic(out / f"policy-{count}.pt", pack_policies(file))
         if count == replay_steps:
-            kept = {task: {"kind": "replay", "policy": name, "seed": config.seed} for task in tasks}
             write_transitions(out / REPLAY, buffer.first(replay_steps, kept))
         if saves:
             content = {"algorithm": name, "format": FORMAT, **algorithm.state()}

@@ -79,7 +79,7 @@ FORMAT_4 = {  # prefixes of the weights' names, when CQL was the only algorithm
     "policy.body": "policy.mlp",
     "q.body": "q.mlp",
     "target.body": "target.mlp",
-    "snapshot.body": "shared.snapshot.mlp",
+    "snapshot.body": "shared.snapshot.q.mlp",
     "_routers": "shared.routers",
 }
 

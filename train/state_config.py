@@ -19,7 +19,7 @@ class StateConfig:
     """Defaults are those of CDS on walker2d (app. C.1); train/presets.py has those of each benchmark."""
 
     data: str = option("datasets/walker2d-published.h5", "file of transitions; its benchmark chooses the preset")
-    out: str = option("runs/walker2d-published-cql", "folder of the run; default runs/DATASET-ALGORITHM")
+    out: str = option("", "folder of the run; default runs/DATASET-ALGORITHM")
     rules: tuple[str, ...] = option(("cds",), f"sharing rules, trained side by side: {', '.join(RULES)}")
     seeds: tuple[int, ...] = option((0,), "seeds of each rule, trained side by side")
     tasks: tuple[str, ...] = option((), "tasks to train; default: those the dataset has transitions of")
@@ -60,22 +60,25 @@ class StateConfig:
                 raise ValueError(f"{name} is empty")
             if name != "hidden_sizes" and len(set(values)) < len(values):
                 raise ValueError(f"{name} holds one twice: {values}")
-        if len(self.sharing_temperature_clip) != 2:
-            raise ValueError(f"sharing_temperature_clip is LOW,HIGH, got {self.sharing_temperature_clip}")
+        clip = self.sharing_temperature_clip
+        if len(clip) != 2 or not 0 < clip[0] <= clip[1]:
+            raise ValueError(f"sharing_temperature_clip is LOW,HIGH with 0 < LOW <= HIGH, got {clip}")
+        if min(self.hidden_sizes) < 1:
+            raise ValueError(f"hidden_sizes are at least 1, got {self.hidden_sizes}")
         counts = ("steps", "updates_per_step", "per_task", "log_every", "checkpoint_every", "episodes", "workers")
         check_least(self, 1, *counts, "candidates_per_shared", "snapshot_every")
-        check_least(self, 0, "divergence_steps")
+        check_least(self, 0, "divergence_steps", "sharing_temperature")
         check_seed(self, "seeds")
-        check_fraction(self, "shared_fraction")
+        check_fraction(self, "shared_fraction", "weigh_own_probability")
         num_shared = round(self.per_task * self.shared_fraction)
         for rule in self.rules:
-            if RULES[rule].uses_q and num_shared == self.per_task:
+            if RULES[rule].reference and num_shared == self.per_task:
                 raise ValueError(
                     f"rule {rule} compares shared with own transitions: shared_fraction leaves none of those"
                 )
         if self.candidates_per_shared > 1 and not all(RULES[rule].uses_q for rule in self.rules):
             raise ValueError(f"candidates_per_shared needs rules that weigh by Q-values, got {', '.join(self.rules)}")
-        _ = self.sharing
+        _ = self.sharing  # which checks the rest
 
     @property
     def members(self) -> tuple[tuple[str, int], ...]:

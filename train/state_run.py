@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
@@ -30,6 +31,7 @@ from eval.returns import EVALUATION_SEED, Results, evaluate
 from models.conditioning import CONDITIONERS, Conditioner, Normaliser
 from models.policy_files import Member, PolicyFile, load_encoder, pack_policies
 from models.state_policies import StatePolicy
+from sim.benchmarks.spec import MissingSimulatorError
 from sim.files import write_atomic
 from sim.options import Parser, add_options, from_options
 from train.bc import BC, BCConfig
@@ -51,7 +53,6 @@ POLICY, RETURNS = "policy.pt", "returns.json"
 FREE_TO_CHANGE = (
     "out",
     "data",  # bound by its content, not by where it lies
-    "encoder",
     "steps",
     "updates_per_step",
     "log_every",
@@ -101,9 +102,7 @@ def main(name: str, arguments: list[str]) -> None:
     first = Parser(add_help=False)
     first.add_argument("--data", default=kind.__dataclass_fields__["data"].default)
     data = Path(first.parse_known_args(arguments)[0].data)
-    preset: dict[str, Any] = {"out": f"runs/{data.stem}-{name}"}
-    if data.is_file():
-        preset |= preset_for(name, read_benchmark(data).name, kind)
+    preset = preset_for(name, read_benchmark(data).name, kind) if data.is_file() else {}
     parser = Parser(prog=f"python -m train {name}", description=__doc__)
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     add_options(parser, kind, kind(**preset))
@@ -146,6 +145,7 @@ class StateRun(lightning.LightningModule):
 def train(name: str, config: StateConfig) -> Path:
     """Train, or go on, until `config.steps`; the path of the results."""
     dataset = read_transitions(config.data)
+    config = dataclasses.replace(config, out=config.out or f"runs/{Path(config.data).stem}-{name}")
     out = Path(config.out)
     with lock_run(out):
         resume = open_run(out, config, FREE_TO_CHANGE)
@@ -164,18 +164,21 @@ def train(name: str, config: StateConfig) -> Path:
             print(f"{out}: {'trained to' if done else 'going on from'} update {algorithm.updates}")
         if algorithm.updates < config.steps:
             _fit(StateRun(algorithm, config), checkpoints, config, precision, resume is not None)
-        return _finish(name, config, algorithm, dataset, out)
+        return _finish(name, config, algorithm, dataset, device)
 
 
 def build(name: str, config: StateConfig, dataset: TransitionDataset) -> Any:
     """The algorithm, with a dataset that is normalised where the configuration says so."""
-    benchmark = dataset.benchmark
+    benchmark, digest = dataset.benchmark, dataset.digest if config.encoder else ""
     normaliser = Normaliser.identity(benchmark.observation_size)
     if config.normalise:
         mean, std = dataset.observation_statistics
         normaliser, dataset = Normaliser(mean, std), dataset.normalise(mean, std)
+    num_tasks = len(config.tasks or np.unique(dataset.columns["task"]))
+    if config.conditioning == "none" and num_tasks > 1:
+        raise ValueError(f"conditioning none: one network cannot tell {num_tasks} tasks apart; train one of --tasks")
     if config.encoder:
-        conditioner: Conditioner = load_encoder(config.encoder, benchmark)
+        conditioner: Conditioner = load_encoder(config.encoder, benchmark, digest)
     else:
         sizes = len(config.members), benchmark.observation_size, len(benchmark.tasks)
         conditioner = CONDITIONERS[config.conditioning](*sizes)
@@ -208,9 +211,9 @@ def _fit(run: StateRun, checkpoints: Checkpoints, config: StateConfig, precision
     fit(trainer, run, loader, out, " or ".join(rates))
 
 
-def _finish(name: str, config: StateConfig, algorithm: Any, dataset: TransitionDataset, out: Path) -> Path:
+def _finish(name: str, config: StateConfig, algorithm: Any, dataset: TransitionDataset, device: torch.device) -> Path:
     """Write the policies, play them, and write the results of every member."""
-    benchmark = dataset.benchmark
+    benchmark, out = dataset.benchmark, Path(config.out)
     tasks = tuple(benchmark.task_names[k] for k in algorithm.shared.tasks)
     metadata = {
         "algorithm": name,
@@ -227,23 +230,22 @@ def _finish(name: str, config: StateConfig, algorithm: Any, dataset: TransitionD
     def file_of(policy: StatePolicy) -> PolicyFile:
         return PolicyFile(policy=policy.cpu(), benchmark=benchmark, members=members, metadata=metadata)
 
-    device = next(algorithm.parameters()).device
     learned = file_of(algorithm.policies())
     write_atomic(out / POLICY, pack_policies(learned))
     try:
         results = evaluate(learned, config.episodes, EVALUATION_SEED, config.workers)
-    except ValueError as error:
+    except MissingSimulatorError as error:
         print(f"{out / POLICY}: trained, not evaluated: {error}; the same command evaluates it where that is")
         return out / POLICY
     print(results.table())
-    algorithm.to(device)
+    algorithm.to(device)  # Lightning leaves it on the CPU
     for row, report in zip(results.members, algorithm.shared.report(), strict=True):
         row["routing"] = report
+    _write(out / RETURNS, results)
     if config.divergence_steps:
         try:
             behaviour = fit_behaviour(algorithm, config.divergence_steps)
         except NotFiniteError as error:
-            _write(out / RETURNS, results)
             raise NotFiniteError(
                 f"{out}: the behaviour policy of the effective data: {error}; {out / RETURNS} has the returns"
             ) from error
@@ -252,7 +254,7 @@ def _finish(name: str, config: StateConfig, algorithm: Any, dataset: TransitionD
         for row, values, other in zip(results.members, apart, played.members, strict=True):
             row["divergence"] = dict(zip(tasks, values, strict=True))
             row["behaviour_returns"] = other["returns"]
-    _write(out / RETURNS, results)
+        _write(out / RETURNS, results)
     print(f"{out / RETURNS}: {algorithm.updates} updates; beside the paper's: python -m eval.tables {out / RETURNS}")
     return out / RETURNS
 

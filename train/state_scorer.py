@@ -8,11 +8,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.state_batches import StateBatch
 from models.conditioning import Conditioner
 from models.stacked import TwinQ
+
+
+class ConditionedQ(nn.Module):
+    """A Q-function with its conditioner: what a snapshot copies."""
+
+    def __init__(self, conditioner: Conditioner, q: TwinQ) -> None:
+        super().__init__()
+        self.conditioner, self.q = conditioner, q
+
+    @torch.no_grad()
+    def values(self, observation: Tensor, task_index: Tensor, action: Tensor) -> Tensor:
+        """The lower of two Q-values of actions [E, B, A]: [E, B]."""
+        return self.q.values(self.conditioner(observation, task_index), action[:, :, None])[..., 0].amin(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +58,5 @@ class CriticScorer:
         trained = torch.tensor([k in self.tasks for k in range(count)], device=q.device)
         return q.masked_fill(~trained, -torch.inf)
 
-    @torch.no_grad()
-    def q_by(self, snapshot: TwinQ) -> Tensor:
-        state = self.conditioner(self.batch.observation, self.batch.task_index)
-        return snapshot.values(state, self.batch.action[:, :, None])[..., 0].amin(0)
+    def q_by(self, snapshot: ConditionedQ) -> Tensor:
+        return snapshot.values(self.batch.observation, self.batch.task_index, self.batch.action)

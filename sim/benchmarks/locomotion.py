@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.benchmarks.spec import Benchmark, EnvStep, Quantities, StateTask
+from sim.benchmarks.spec import Benchmark, EnvStep, MissingSimulatorError, Quantities, StateTask
 
 HORIZON = 1000  # steps of an episode that does not terminate
 MAX_RUN_VELOCITY_M_S = 3.0  # that halfcheetah's rewards pay for
@@ -97,11 +97,11 @@ class MuJoCoEnv:
             import gymnasium
             import mujoco
         except ImportError:
-            raise ValueError(missing) from None
+            raise MissingSimulatorError(missing) from None
         try:
             self._env: Any = gymnasium.make(name, max_episode_steps=HORIZON, **options)
         except (ImportError, gymnasium.error.DependencyNotInstalled):
-            raise ValueError(missing) from None
+            raise MissingSimulatorError(missing) from None
         self._read = read
         mujoco.set_mju_user_warning(_warn)  # MuJoCo's own writes MUJOCO_LOG.TXT into the working folder
 
@@ -124,13 +124,13 @@ def read_motion(start_height_m: float, observation: Array, info: dict[str, Any])
 
 
 def read_ant(start_height_m: float, observation: Array, info: dict[str, Any]) -> Quantities:
-    """Where the weight of the contact cost is 1."""
+    """Motion and contact forces, of an environment whose contact cost has weight 1."""
     return {**read_motion(start_height_m, observation, info), CONTACT: np.asarray(-info["reward_contact"], np.float32)}
 
 
 @functools.cache
 def _warn(message: str | bytes) -> None:
-    """Once in a process."""
+    """Print each warning once in a process."""
     print(f"MuJoCo: {message.decode() if isinstance(message, bytes) else message}", file=sys.stderr)
 
 

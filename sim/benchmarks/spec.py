@@ -22,6 +22,10 @@ Condition = Callable[[Quantities], NDArray[np.bool_]]  # quantities -> [...]
 METRICS = ("return", "success")
 
 
+class MissingSimulatorError(ValueError):
+    """A benchmark's environment needs a package that is not installed; the message names the remedy."""
+
+
 class EnvStep(NamedTuple):
     """Outcome of one action. `terminated`: the state is absorbing for every task, so nothing is bootstrapped;
     `truncated`: the horizon was reached."""
@@ -36,7 +40,7 @@ class StateEnv(Protocol):
     """One environment of a benchmark, for every task of it."""
 
     def reset(self, task: str, seed: int | None = None) -> NDArray[np.float32]:
-        """First observation [S] of an episode of this task; without a seed, of the next in the environment's order."""
+        """First observation [S] of a new episode of this task. A seed determines this and later episodes."""
         ...
 
     def step(self, action: NDArray[np.float32]) -> EnvStep:
@@ -58,14 +62,18 @@ class StateTask:
     success: Condition | None = None
     terminal: Condition | None = None
 
+    def ends(self, quantities: Quantities) -> bool:
+        """Whether a live episode of this task ends after this step."""
+        return self.terminal is not None and bool(self.terminal(quantities))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """A set of tasks in one environment; their order is the one-hot order.
 
     `quantities`: shape of each named quantity of a step (units in the names). `metric`: what evaluation reports, the
-    undiscounted return or the success rate. `make_env` may need packages that training from disk does without;
-    ValueError where they are missing."""
+    undiscounted return or the success rate. `make_env` may need packages that training from disk does without:
+    MissingSimulatorError."""
 
     name: str
     observation_size: int
