@@ -172,3 +172,10 @@ def test_the_example_of_a_benchmark_is_a_benchmark():
         assert step.truncated == (count == record.horizon - 1)
     right, left, _ = record.rewards(step.quantities, action)
     assert right > 0 > left
+
+
+def test_make_help_lists_every_target_that_pages_show():
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for words in make_lines():
+        for target in (word for word in words if "=" not in word and word != "help"):
+            assert f"make {target} " in done.stdout or f"make {target}\n" in done.stdout, target
