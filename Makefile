@@ -81,8 +81,8 @@ collect: $(READY)  ## collect EPISODES at SIZE px with WORKERS processes into DA
 	@$(PY) -m data collect --out $(DATA) --episodes $(EPISODES) --size $(SIZE) --workers $(WORKERS) --seed $(SEED) $(ARGS)
 
 collect-state: $(READY)  ## a dataset of BENCHMARK by RECIPE (published, quick, ...), after the trainings it needs
-	@$(PY) -m data collect-state --benchmark $(BENCHMARK) --recipe $(RECIPE) $(ARGS) --print-missing | \
-	    while read -r training; do [ -z "$$training" ] || $(PY) -m $$training || exit 1; done
+	@trainings=$$($(PY) -m data collect-state --benchmark $(BENCHMARK) --recipe $(RECIPE) $(ARGS) --print-missing || exit 2) || exit 2; \
+	    while read -r training; do [ -z "$$training" ] || $(PY) -m $$training || exit 1; done <<< "$$trainings"
 	@$(PY) -m data collect-state --benchmark $(BENCHMARK) --recipe $(RECIPE) $(ARGS)
 
 train-state: $(READY)  ## ALGORITHM on that dataset: cql by five sharing rules, three seeds each, side by side; bc

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from eval.intervals import wilson
-from models.checkpoint import CheckpointError, CheckpointFile
+from models.checkpoint import RUN_CONFIG, CheckpointError, CheckpointFile
 from models.policy_files import PolicyFile, load_policies, pack_policies
 from sim.benchmarks.spec import Benchmark
 from sim.benchmarks.table import benchmark_by_name
@@ -111,7 +111,8 @@ class Results:
                 cells = [f"{task} {_rate(successes)}" for task, successes in row["success"].items()]
             else:
                 cells = [f"{task} {np.mean(values):.1f}" for task, values in row["returns"].items()]
-            lines.append(f"{row['name']}: {', '.join(cells)}")
+            name = "" if list(row["returns"]) == [row["name"]] else f"{row['name']}: "  # a member for each task
+            lines.append(f"{name}{', '.join(cells)}")
         return "\n".join(lines)
 
 
@@ -120,8 +121,11 @@ def _rate(successes: Sequence[bool]) -> str:
     return f"{np.mean(successes):.0%} ({low:.0%}-{high:.0%})"
 
 
-def evaluate(file: PolicyFile, episodes: int, seed: int = EVALUATION_SEED, workers: int = WORKERS) -> Results:
-    """Play every member on the tasks it was trained for. ValueError where the benchmark's simulator is missing."""
+def evaluate(
+    file: PolicyFile, episodes: int, seed: int = EVALUATION_SEED, workers: int = WORKERS, label: str = "evaluate"
+) -> Results:
+    """Play every member on the tasks it was trained for; MissingSimulatorError where that cannot be. `label`: of the
+    progress bar."""
     benchmark = file.benchmark
     benchmark.make_env().close()  # one line here, if its simulator is missing, and not one of each worker
     jobs = [(number, task) for number, member in enumerate(file.members) for task in member.tasks]
@@ -134,7 +138,7 @@ def evaluate(file: PolicyFile, episodes: int, seed: int = EVALUATION_SEED, worke
             row |= {"success": {}, "success_at_end": {}}
     threads = torch.get_num_threads()
     played = map(Player(*arguments), jobs) if workers == 1 else run_jobs(Player, arguments, jobs, workers)
-    for each in tqdm(played, "evaluate", total=len(jobs), unit="task"):
+    for each in tqdm(played, label, total=len(jobs), unit="task"):
         for name in ("returns", "success", "success_at_end"):
             if name in rows[each.member]:
                 rows[each.member][name][each.task] = getattr(each, name)
@@ -180,7 +184,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--seed", type=int, default=EVALUATION_SEED, help=f"of the episodes (default {EVALUATION_SEED})"
     )
     parser.add_argument("--workers", type=int, default=WORKERS, help=f"processes (default {WORKERS})")
-    parser.add_argument("--out", type=Path, help="file of the results (default: POLICY-played.json beside it)")
+    parser.add_argument(
+        "--out", type=Path, help="file of the results (default: POLICY-played.json in its run, else in runs/)"
+    )
     options = parser.parse_args(arguments)
     return run_command(lambda: _main(**vars(options)))
 
@@ -192,12 +198,13 @@ def _main(policy: Path, benchmark: str | None, episodes: int, seed: int, workers
     file = load_policies(policy)
     if benchmark and file.benchmark is not benchmark_by_name(benchmark):
         raise ValueError(f"{policy}: holds policies for {file.benchmark.name}, not for {benchmark}")
-    out = out or policy.with_name(f"{policy.stem}-played.json")
+    in_run = (policy.parent / RUN_CONFIG).is_file()  # results of policies outside a run go to runs/
+    out = out or (policy.parent if in_run else Path("runs")) / f"{policy.stem}-played.json"
     check_writable(out)
     results = evaluate(file, episodes, seed, workers)
     print(results.table())
     write_atomic(out, json.dumps(results.to_json(), indent=1).encode())
-    print(f"{out}: {episodes} episodes of each member and task of {file.benchmark.name}")
+    print(f"{out}: {episodes} episode(s) of each member and task of {file.benchmark.name}")
 
 
 if __name__ == "__main__":

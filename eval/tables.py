@@ -49,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def tables(files: Sequence[Path]) -> str:
     """Markdown of all files, which are of one kind."""
+    for path in files:
+        if not path.is_file():
+            raise ValueError(f"{path}: not a file; give the returns.json or eval.json of a run")
     found = [read_json(path) for path in files]
     if all("members" in each for each in found):
         return "\n\n".join(_states(files, found))
@@ -104,11 +107,11 @@ def _comparable_states(files: Sequence[Path], found: list[dict[str, Any]]) -> No
     """ValueError where results differ in more than rule and seed."""
     for path, each in zip(files, found, strict=True):
         if lacking := [key for key in (*SAME_STATES, "config") if key not in each]:
-            raise ValueError(f"{path}: does not name its {lacking[0]}: not results of an offline run of this version")
-        if differs := changed(*({key: one[key] for key in SAME_STATES} for one in (found[0], each))):
-            raise ValueError(f"{path}: not comparable with {files[0]}: {differs}")
-        if differs := changed(found[0]["config"], each["config"], FREE_OPTIONS):
-            raise ValueError(f"{path}: not comparable with {files[0]}: {differs}")
+            raise ValueError(f"{path}: no results of an offline run (returns.json): it names no {lacking[0]}")
+        differs = changed(*({key: one[key] for key in SAME_STATES} for one in (found[0], each)))
+        differs = differs or changed(found[0]["config"], each["config"], FREE_OPTIONS)
+        if differs:
+            raise ValueError(f"{path}: not comparable with {files[0]}: {differs.replace('(now ', '(here ')}")
 
 
 def _states(files: Sequence[Path], found: list[dict[str, Any]]) -> list[str]:
@@ -121,8 +124,9 @@ def _states(files: Sequence[Path], found: list[dict[str, Any]]) -> list[str]:
             raise ValueError(f"{member['rule']}, seed {member['seed']}: played other tasks than the first member")
     tasks = [task for task in benchmark.task_names if task in found[0]["members"][0]["returns"]]
     for rule, mine in of_rule.items():
-        if len({member["seed"] for member in mine}) < len(mine):
-            raise ValueError(f"a seed of {rule} comes twice: its members would not be independent")
+        seeds = [member["seed"] for member in mine]
+        if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+            raise ValueError(f"{rule}, seed {twice[0]} comes twice: leave out a file, or train other --seeds")
     known = paper.STATES.get((benchmark.name, found[0]["recipe"])) if tasks == list(benchmark.task_names) else None
     rules = _in_order(of_rule, known.returns if known else ())
 

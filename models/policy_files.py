@@ -79,7 +79,7 @@ def load_policies(path: Source) -> PolicyFile:
     found = read_plain(path)
     header = found.get(KEY) if isinstance(found, dict) else None
     if not isinstance(header, dict) or header.get("format") not in (1, FORMAT):
-        raise CheckpointError(f"{path}: holds no policies for states of format 1 or {FORMAT}")
+        raise CheckpointError(f"{path}: holds no policies for states; a run on states writes policy.pt")
     if header["format"] == 1:
         return _load_format_1(path, header, found["state_dict"])
     benchmark = BENCHMARKS.get(header["benchmark"])

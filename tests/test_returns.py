@@ -91,6 +91,7 @@ def test_worker_processes_play_as_one_process_does(tmp_path, capsys):
     assert evaluate(file, 2, workers=2).members == evaluate(file, 2, workers=1).members
     path = tmp_path / "policy.pt"
     path.write_bytes(pack_policies(file))
+    (tmp_path / "config.json").write_text("{}")
     assert returns.main(["--policy", str(path), "--episodes", "2", "--workers", "1"]) == 0
     found = json.loads((tmp_path / "policy-played.json").read_text())
     assert (found["benchmark"], found["metric"], found["algorithm"]) == ("walker2d", "return", "x")

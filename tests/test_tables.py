@@ -127,8 +127,8 @@ def test_success_is_in_percent(tmp_path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"benchmark": "halfcheetah"}, r"not comparable with .*a.json: benchmark 'walker2d' \(now 'halfcheetah'\)"),
-        ({"updates": 10}, r"updates 9 \(now 10\)"),
+        ({"benchmark": "halfcheetah"}, r"not comparable with .*a.json: benchmark 'walker2d' \(here 'halfcheetah'\)"),
+        ({"updates": 10}, r"updates 9 \(here 10\)"),
         ({"dataset_digest": "y"}, "dataset_digest"),
         ({"config": {"rules": [1], "critic_lr": 1}}, "critic_lr"),
         ({"metric": None}, "metric"),
@@ -142,14 +142,14 @@ def test_results_of_other_benchmarks_budgets_and_data_are_refused(tmp_path, othe
 
 def test_results_that_do_not_name_their_benchmark_are_refused(tmp_path):
     old = written(tmp_path / "old.json", {"members": [row("cds", 0, 1.0)]})
-    with pytest.raises(ValueError, match=r"old.json: does not name its benchmark"):
+    with pytest.raises(ValueError, match=r"old.json: no results of an offline run .* it names no benchmark"):
         tables([old])
 
 
 def test_members_that_are_not_independent_or_lack_a_task_are_refused(tmp_path, capsys):
     twice = results(tmp_path / "twice.json", [row("cds", 0, 1.0), row("cds", 0, 1.0)])
     assert main([str(twice)]) == 2
-    assert "a seed of cds comes twice" in capsys.readouterr().err
+    assert "cds, seed 0 comes twice" in capsys.readouterr().err
     some = results(tmp_path / "some.json", [row("cds", 0, 1.0), row("cds", 1, 1.0, tasks=("jump",))])
     assert main([str(some)]) == 2
     assert "cds, seed 1: played other tasks" in capsys.readouterr().err

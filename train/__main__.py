@@ -44,8 +44,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] in COMMANDS:
-        return run_command(lambda: COMMANDS[arguments[0]](arguments[1:]))
+    if arguments and not arguments[0].startswith("-"):
+        return run_command(lambda: COMMANDS[check_choice("command", arguments[0], tuple(COMMANDS))](arguments[1:]))
     return run_command(lambda: _train(arguments))
 
 

@@ -44,8 +44,8 @@ def kept_options(out: Path, config: Any, free: Container[str]) -> dict[str, Any]
         return {}
     wanted = json.loads(_text(config))
     found = current_options(found, wanted)
-    if len(found.keys() ^ wanted.keys()) > len(found.keys() & wanted.keys()):
-        raise CheckpointError(f"{out}: holds a run of another kind; choose another --out")
+    if other := sorted(found.keys() - wanted.keys()):
+        raise CheckpointError(f"{out}: holds a run of another kind (with {', '.join(other)}); choose another --out")
     found = _defaults(config) | found  # an option that its version lacked has the meaning of the default
     if differs := changed(found, wanted, free):
         raise CheckpointError(f"{out}: already holds a run with other options: {differs}; choose another --out")

@@ -107,7 +107,7 @@ def main(name: str, arguments: list[str]) -> None:
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     add_options(parser, kind, kind(**preset))
     options = vars(parser.parse_args(arguments))
-    config = from_options(kind, options, **preset)
+    config = _with_folder(name, from_options(kind, options, **preset))
     if options["print_config"]:
         print(json.dumps({"algorithm": name, **dataclasses.asdict(config)}, indent=1))
     else:
@@ -144,15 +144,14 @@ class StateRun(lightning.LightningModule):
 
 def train(name: str, config: StateConfig) -> Path:
     """Train, or go on, until `config.steps`; the path of the results."""
-    dataset = read_transitions(config.data)
-    config = dataclasses.replace(config, out=config.out or f"runs/{Path(config.data).stem}-{name}")
+    dataset, config = read_transitions(config.data), _with_folder(name, config)
     out = Path(config.out)
+    quiet_lightning()
+    prepare_process()
+    torch.manual_seed(config.seed)
+    algorithm = build(name, config, dataset)  # which refuses what makes no sense before there is a folder
     with lock_run(out):
         resume = open_run(out, config, FREE_TO_CHANGE)
-        quiet_lightning()
-        prepare_process()
-        torch.manual_seed(config.seed)
-        algorithm = build(name, config, dataset)
         algorithm.to(device := torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         algorithm.shared.start(device)
         checkpoints = Checkpoints(name, algorithm, dataset.digest)
@@ -165,6 +164,10 @@ def train(name: str, config: StateConfig) -> Path:
         if algorithm.updates < config.steps:
             _fit(StateRun(algorithm, config), checkpoints, config, precision, resume is not None)
         return _finish(name, config, algorithm, dataset, device)
+
+
+def _with_folder(name: str, config: StateConfig) -> StateConfig:
+    return dataclasses.replace(config, out=config.out or f"runs/{Path(config.data).stem}-{name}")
 
 
 def build(name: str, config: StateConfig, dataset: TransitionDataset) -> Any:
@@ -250,12 +253,12 @@ def _finish(name: str, config: StateConfig, algorithm: Any, dataset: TransitionD
                 f"{out}: the behaviour policy of the effective data: {error}; {out / RETURNS} has the returns"
             ) from error
         apart = divergence(algorithm.policies(), behaviour, dataset, algorithm.shared.tasks).tolist()
-        played = evaluate(file_of(behaviour), config.episodes, EVALUATION_SEED, config.workers)
+        played = evaluate(file_of(behaviour), config.episodes, EVALUATION_SEED, config.workers, "evaluate pi_beta_eff")
         for row, values, other in zip(results.members, apart, played.members, strict=True):
             row["divergence"] = dict(zip(tasks, values, strict=True))
             row["behaviour_returns"] = other["returns"]
         _write(out / RETURNS, results)
-    print(f"{out / RETURNS}: {algorithm.updates} updates; beside the paper's: python -m eval.tables {out / RETURNS}")
+    print(f"{out / RETURNS}: {algorithm.updates} updates; as a table: python -m eval.tables {out / RETURNS}")
     return out / RETURNS
 
 
