@@ -172,19 +172,20 @@ def write_transitions(path: Path, dataset: TransitionDataset) -> None:
 
 def read_transitions(path: str | Path) -> TransitionDataset:
     """DatasetError names the file and what is wrong with it."""
-    return parse_transitions(Path(path), _content(Path(path)))
+    _check_is_file(path := Path(path))
+    return parse_transitions(path, path.read_bytes())
 
 
 def read_benchmark(path: str | Path) -> Benchmark:
     """The benchmark that a file's transitions are of; DatasetError as for `read_transitions`."""
-    path = Path(path)
-    with _open(path, _content(path)) as (file, names):
+    _check_is_file(path := Path(path))
+    with _open(path, path) as (file, names):
         return _benchmark(path, file, names)
 
 
 def parse_transitions(path: Path, content: bytes) -> TransitionDataset:
     """The transitions in the bytes of the file at `path`."""
-    with _open(path, content) as (file, names):
+    with _open(path, io.BytesIO(content)) as (file, names):
         benchmark = _benchmark(path, file, names)
         columns = {name: file[names.get(name, name)][:] for name in tables(benchmark)}
         metadata = json.loads(file.attrs[names.get("metadata", "metadata")])
@@ -192,19 +193,18 @@ def parse_transitions(path: Path, content: bytes) -> TransitionDataset:
     return TransitionDataset(benchmark=benchmark, columns=columns, metadata=metadata)
 
 
-def _content(path: Path) -> bytes:
+def _check_is_file(path: Path) -> None:
     if path.is_dir():
         raise DatasetError(f"{path}: a folder, not a file of transitions")
     if not path.is_file():
         raise DatasetError(f"{path}: no such dataset; make collect-state makes those of the benchmarks")
-    return path.read_bytes()
 
 
 @contextlib.contextmanager
-def _open(path: Path, content: bytes) -> Iterator[tuple[h5py.File, Mapping[str, str]]]:
+def _open(path: Path, source: Path | io.BytesIO) -> Iterator[tuple[h5py.File, Mapping[str, str]]]:
     """The file, and the names that its schema has for tables and attributes of other names today."""
     try:
-        with h5py.File(io.BytesIO(content)) as file:
+        with h5py.File(source) as file:
             schema = int(file.attrs["schema"])
             if schema not in (1, SCHEMA):
                 raise DatasetError(f"{path}: schema {schema}, this version reads 1 and {SCHEMA}")

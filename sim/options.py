@@ -178,6 +178,14 @@ def option(default: Any, text: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": text})
 
 
+def peek_option(arguments: Sequence[str], name: str, default: str) -> str:
+    """The value of one option, before a parser is made whose defaults depend on it."""
+    parser = Parser(add_help=False)
+    parser.add_argument(name, dest="value", default=default)
+    value: str = parser.parse_known_args(arguments)[0].value
+    return value
+
+
 def add_options(parser: argparse.ArgumentParser, config: type, defaults: Any = None) -> None:
     """Adds one `--option` per field of a dataclass, `-` and `_` alike. Unset options are absent from the namespace."""
     hints = typing.get_type_hints(config)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from sim.options import Parser, add_options, check_choice, from_options, run_command
+from sim.options import Parser, add_options, check_choice, from_options, peek_option, run_command
 from train.qtopt_config import PRESETS, QTOptConfig
 
 
@@ -50,9 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(arguments: list[str]) -> None:
-    first = Parser(add_help=False)
-    first.add_argument("--preset", default="vision-472")
-    name = first.parse_known_args(arguments)[0].preset
+    name = peek_option(arguments, "--preset", "vision-472")
     preset = PRESETS[check_choice("preset", name, tuple(PRESETS))]
     parser = Parser(prog="python -m train", description=__doc__)
     parser.add_argument("--preset", default=name, help=f"named defaults: {', '.join(PRESETS)} (default {name})")

@@ -13,6 +13,7 @@ from data.transitions import TransitionDataset
 from models.conditioning import Conditioner, Normaliser
 from models.reductions import weighted_mean
 from models.state_policies import StatePolicy, TanhGaussianPolicy
+from models.updates import gradient_step
 from sim.options import option
 from train.finite import FiniteCheck
 from train.seeding import derive_seed
@@ -43,9 +44,7 @@ class BC(nn.Module):
         batch, weight = self.shared.sample_weighted(self.score, self.updates, generator)
         log_prob = self.policy.log_prob(self.conditioner(batch.observation, batch.task_index), batch.action)
         loss = -weighted_mean(log_prob, weight)
-        self.optimizers[0].zero_grad()
-        loss.sum().backward()  # type: ignore[no-untyped-call]
-        self.optimizers[0].step()
+        gradient_step(self.optimizers[0], loss.sum())
         self.updates += 1
         self.finite.add(self.updates, {"cloning loss": loss})
         return {"cloning": loss.detach()}

@@ -24,6 +24,7 @@ from models.reductions import weighted_mean
 from models.stacked import TwinQ
 from models.state_losses import alpha_loss, conservative_gap, q_target, softmax_sample
 from models.state_policies import StatePolicy, TanhGaussianPolicy
+from models.updates import gradient_step, update_average
 from sim.options import check_least, option
 from train.finite import FiniteCheck
 from train.seeding import derive_seed
@@ -108,7 +109,7 @@ class CQL(nn.Module):
         bellman = weighted_mean((q - td_target).square(), weight) / 2
         conservative = weighted_mean(gap, weight)
         critic = (bellman + config.conservative_weight * conservative).sum(0)
-        _step(self.critic_optimizer, critic.sum())
+        gradient_step(self.critic_optimizer, critic.sum())
 
         self.q.requires_grad_(False)
         pi_q = self.q(state.detach(), pi_action).amin(0)[..., 0]
@@ -118,9 +119,8 @@ class CQL(nn.Module):
         gain = self.policy.log_prob(state.detach(), batch.action) if clones else pi_q
         actor = weighted_mean(entropy_cost - gain, weight)
         entropy_loss = alpha_loss(self.log_alpha, pi_log_prob[..., 0], batch.action.shape[-1])
-        _step(self.actor_optimizer, actor.sum() + entropy_loss)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), config.target_update_rate)
+        gradient_step(self.actor_optimizer, actor.sum() + entropy_loss)
+        update_average(self.target, self.q, config.target_update_rate)
         self.updates += 1
         self.shared.after_update(ConditionedQ(self.conditioner, self.target), self.updates)
         info = {"bellman": bellman.mean(0), "conservative": conservative.mean(0), "actor": actor}
@@ -184,9 +184,3 @@ class CQL(nn.Module):
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
         return [self.critic_optimizer, self.actor_optimizer]
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()

@@ -16,6 +16,7 @@ from data.transitions import TransitionDataset
 from models.distributions import gaussian_kl
 from models.reductions import weighted_mean
 from models.state_policies import StatePolicy, TanhGaussianPolicy
+from models.updates import gradient_step
 from train.finite import FiniteCheck
 from train.seeding import derive_seed
 
@@ -42,9 +43,7 @@ def fit_behaviour(algorithm: Any, steps: int) -> StatePolicy:
             state = learned.conditioner(batch.observation, batch.task_index)
         losses = -weighted_mean(network.log_prob(state, batch.action), weight)
         finite.add(step + 1, {"cloning loss": losses})
-        adam.zero_grad()
-        losses.sum().backward()  # type: ignore[no-untyped-call]
-        adam.step()
+        gradient_step(adam, losses.sum())
     finite.check()
     return StatePolicy(learned.normaliser, learned.conditioner, network.requires_grad_(False))
 

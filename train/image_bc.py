@@ -15,9 +15,10 @@ from data.distributed import ddp_correction
 from data.replay import Replay
 from models.image_losses import cloning_loss, landmark_loss, point_loss
 from models.images import in_crop, preprocess
-from models.networks import build_network, update_average
+from models.networks import build_network
 from models.qnetwork import bounds
 from models.small_network import Perception, SmallQNetwork
+from models.updates import update_average
 from sim.tasks import TASK_NAMES
 from train.finite import FiniteCheck, check_weights
 from train.metadata import checkpoint_metadata

@@ -25,10 +25,11 @@ from models.acting import best_action
 from models.cem import sample_uniform
 from models.image_losses import bellman_loss, bellman_target, conservative_loss
 from models.images import preprocess
-from models.networks import build_network, update_average
+from models.networks import build_network
 from models.qnetwork import QNetwork, bounds
 from models.scoring import ImageScorer
 from models.small_network import SmallQNetwork
+from models.updates import update_average
 from sim.tasks import TASK_NAMES, TASKS
 from train.callbacks.q_maps import QMaps
 from train.callbacks.router_report import RouterReport

@@ -20,9 +20,10 @@ from models.checkpoint import load_finite
 from models.stacked import TwinQ
 from models.state_losses import alpha_loss, q_target
 from models.state_policies import TanhGaussianPolicy
+from models.updates import gradient_step, update_average
 from sim.benchmarks.spec import Benchmark
 from sim.benchmarks.table import BENCHMARKS, benchmark_by_name
-from sim.options import Parser, add_options, check_choice, check_least, check_seed, from_options, option
+from sim.options import Parser, add_options, check_choice, check_least, check_seed, from_options, option, peek_option
 from train.online_states import learn
 from train.precision import PRECISIONS
 from train.presets import preset_for
@@ -92,22 +93,15 @@ class SAC:
         q = self.q(state, batch["action"][:, :, None])[..., 0]
         critic = (q - target).square().mean(-1).sum(0)
         action, log_prob = self.policy.sample(state, 1, generator)
-        self._step(0, critic.sum())
+        gradient_step(self.optimizers[0], critic.sum())
         self.q.requires_grad_(False)
         pi_q = self.q(state, action).amin(0)[..., 0]
         entropy_loss = alpha_loss(self.log_alpha, log_prob[..., 0], self.action_size)
         actor = (alpha * log_prob[..., 0] - pi_q).mean(-1)
-        self._step(1, actor.sum() + entropy_loss)
+        gradient_step(self.optimizers[1], actor.sum() + entropy_loss)
         self.q.requires_grad_(True)
-        rate = self.config.target_update_rate
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.target.parameters()), list(self.q.parameters()), rate)
+        update_average(self.target, self.q, self.config.target_update_rate)
         return {"target": target.mean(-1), "critic loss": critic, "policy loss": actor, "alpha": alpha[:, 0]}
-
-    def _step(self, which: int, loss: Tensor) -> None:
-        self.optimizers[which].zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizers[which].step()
 
     def state(self) -> dict[str, Any]:
         """Weights by network and name, log_alpha [E], and Adam's state of Q-functions and of policies."""
@@ -127,9 +121,7 @@ class SAC:
 
 
 def main(arguments: list[str]) -> None:
-    first = Parser(add_help=False)
-    first.add_argument("--benchmark", default="walker2d")
-    name = benchmark_by_name(first.parse_known_args(arguments)[0].benchmark).name
+    name = benchmark_by_name(peek_option(arguments, "--benchmark", SACConfig.benchmark)).name
     preset = {"benchmark": name, "out": f"runs/{name}-sac", **preset_for("sac", name, SACConfig)}
     parser = Parser(prog="python -m train sac", description=__doc__)
     add_options(parser, SACConfig, SACConfig(**preset))

@@ -33,7 +33,7 @@ from models.policy_files import Member, PolicyFile, load_encoder, pack_policies
 from models.state_policies import StatePolicy
 from sim.benchmarks.spec import MissingSimulatorError
 from sim.files import write_atomic
-from sim.options import Parser, add_options, from_options
+from sim.options import Parser, add_options, from_options, peek_option
 from train.bc import BC, BCConfig
 from train.callbacks.checkpointing import SaveAtEnd
 from train.callbacks.progress import Progress, quiet_lightning
@@ -99,9 +99,7 @@ ALGORITHMS: dict[str, Entry] = {"cql": Entry(CQL, CQLConfig), "bc": Entry(BC, BC
 
 def main(name: str, arguments: list[str]) -> None:
     kind = ALGORITHMS[name].config
-    first = Parser(add_help=False)
-    first.add_argument("--data", default=kind.__dataclass_fields__["data"].default)
-    data = Path(first.parse_known_args(arguments)[0].data)
+    data = Path(peek_option(arguments, "--data", kind.data))
     preset = preset_for(name, read_benchmark(data).name, kind) if data.is_file() else {}
     parser = Parser(prog=f"python -m train {name}", description=__doc__)
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
