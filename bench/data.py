@@ -34,12 +34,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from bench.report import Row
 from data import codec
-from data.batches import BatchStream, Sampler, SamplerConfig
 from data.collect import Collector, collect
 from data.loader import Loader
 from data.manifest import Manifest, write_manifest
 from data.plan import CollectConfig, ShardJob
 from data.replay import Replay
+from data.sampler import BatchStream, Sampler, SamplerConfig
 from data.shards import Episode, ManifestEntry, write_shard
 from data.sharing import RULES
 from sim.state import SceneState

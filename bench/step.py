@@ -5,20 +5,23 @@ The step is that of `train.qtopt.QTOpt`: decoding, crops, Bellman target by CEM,
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.io import encode_jpeg
 
-from data.batches import Batch
+from data.batches import Batch, split_images
+from data.episode_scores import Episodes
 from models.acting import best_action
 from models.cem import sample_uniform
 from models.norm import Blocks
@@ -26,7 +29,7 @@ from models.qnetwork import NetworkConfig, bounds
 from models.qtopt_network import QTOptNetwork
 from sim.image_sizes import frame_size
 from sim.landmarks import LANDMARK_SIZE, LANDMARKS, POINTS
-from sim.tasks import TASK_NAMES
+from sim.tasks import TASK_NAMES, TASKS
 from train.callbacks.throughput import ceiling_flops_per_s
 from train.qtopt import QTOpt
 from train.qtopt_config import QTOptConfig
@@ -35,6 +38,7 @@ from train.seeding import RandomStream
 NUM_THREADS = 2
 JPEG_QUALITY = 95
 CANDIDATES = 128
+EPISODES = 1000  # of the dataset, for a router that scores them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +71,31 @@ class TimedRouting:
     routing_s = 0.0
 
     def _route(self, *given: Any) -> Tensor:
+        with self._timed():
+            weight: Tensor = super()._route(*given)  # type: ignore[misc]
+        return weight
+
+    def _score_episodes(self, *given: Any) -> None:
+        with self._timed():
+            super()._score_episodes(*given)  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
         wait()
         begin = time.perf_counter()
-        weight: Tensor = super()._route(*given)  # type: ignore[misc]
+        yield
         wait()
         self.routing_s += time.perf_counter() - begin
-        return weight
 
 
 class Step(TimedRouting, QTOpt):
-    """QTOpt without a trainer: counts its own steps, does not log."""
+    """QTOpt without a trainer: counts its own steps, does not log. Its dataset is a list of episodes."""
 
     steps_done = 0
+
+    def __init__(self, config: QTOptConfig) -> None:
+        task = np.resize([TASKS[name].index for name in config.tasks], EPISODES)
+        super().__init__(config, episodes=Episodes(task=task, length=np.full(EPISODES, 10)))
 
     @property
     def global_step(self) -> int:
@@ -254,17 +271,17 @@ def synthetic_batch(config: QTOptConfig, generator: torch.Generator, encoded: bo
     shared = place >= per_task - round(per_task * config.shared_fraction)
     task = torch.arange(len(config.tasks)).repeat_interleave(per_task)
     side_px = frame_size(config.image_size)
-    images = torch.randint(256, (2, size, 3, side_px, side_px), dtype=torch.uint8, generator=generator)
+    scored = config.scored_steps
+    images = torch.randint(256, (2 * size + scored, 3, side_px, side_px), dtype=torch.uint8, generator=generator)
     files: list[Tensor] = []
     if encoded:
-        blocks = images[:, :, :, ::16, ::16].repeat_interleave(16, -1).repeat_interleave(16, -2).flatten(0, 1)
+        blocks = images[:, :, ::16, ::16].repeat_interleave(16, -1).repeat_interleave(16, -2)
         files = encode_jpeg(list(blocks[..., :side_px, :side_px]), JPEG_QUALITY)
     success = (place % 2 == 0).float()
     done = (torch.rand(size, generator=generator) < 0.08).float()
     gripper = torch.rand(2, size, 2, generator=generator)
     return Batch(
-        image=images[0],
-        next_image=images[1],
+        **split_images(images, size),
         gripper=gripper[0],
         next_gripper=gripper[1],
         action=sample_uniform((size,), bounds(torch.device("cpu")), generator),
@@ -280,5 +297,8 @@ def synthetic_batch(config: QTOptConfig, generator: torch.Generator, encoded: bo
         source_task_index=torch.where(shared, (task + 1) % len(TASK_NAMES), task),
         episode=torch.arange(size),
         is_shared=shared,
+        score_gripper=torch.rand(scored, 2, generator=generator),
+        score_action=sample_uniform((scored,), bounds(torch.device("cpu")), generator),
+        score_episode=torch.arange(scored),
         **({"encoded": torch.cat(files), "encoded_size": torch.tensor([len(f) for f in files])} if files else {}),
     )

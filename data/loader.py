@@ -23,23 +23,29 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
-from data.batches import Batch, BatchStream
+from data.batches import Batch, split_images
+from data.sampler import BatchStream, Drawn
 from sim.options import leave_signals
 
 SHARED_MEMORY = "/dev/shm"
 PREFETCH = 2  # batches that each worker prepares ahead
 HELD = 2  # batches held by the training: the current one, and the next, which Lightning prefetches
+DRAWN_AHEAD = 64  # batches, at most, that are drawn before a batch is learned from
 NO_SLOT = -1
 
 
 class Loader:
     """Iterable over the stream's batches, in the same order for any number of workers; 0 loads in this process.
 
-    Batches are in pinned memory if there is a GPU. File and memory errors of a worker are raised here unchanged."""
+    Batches are drawn in this process, so that they may depend on the training, and loaded by the workers. They are in
+    pinned memory if there is a GPU. File and memory errors of a worker are raised here unchanged."""
 
     def __init__(self, stream: BatchStream, workers: int) -> None:
+        """ValueError for more workers than batches may be drawn ahead."""
+        if workers > DRAWN_AHEAD - HELD:
+            raise ValueError(f"at most {DRAWN_AHEAD - HELD} loader processes, got {workers}")
         self._stream, self._workers = stream, workers
         self.waited_s = 0.0  # total time spent waiting for batches
 
@@ -57,15 +63,17 @@ class Loader:
         if not self._workers:
             yield from (batch.pin_memory() if pin else batch for batch in self._stream)
             return
-        shape, count = self._stream.sampler.images_shape, self._workers * PREFETCH + HELD
+        prefetch = min(PREFETCH, (DRAWN_AHEAD - HELD) // self._workers)
+        shape, count = self._stream.sampler.images_shape, self._workers * prefetch + HELD
         sends_tensors = pin and _has_room(count * math.prod(shape))
         slots = ImageSlots(0 if sends_tensors or not self._stream.sampler.decodes else count, shape)
         loader = DataLoader(
             _WorkerBatches(self._stream, slots, sends_tensors),
+            sampler=_Draws(self._stream),
             batch_size=None,
             collate_fn=_identity,
             num_workers=self._workers,
-            prefetch_factor=PREFETCH,
+            prefetch_factor=prefetch,
             worker_init_fn=_init_worker,
             multiprocessing_context="fork",  # the slots are inherited
             pin_memory=sends_tensors,
@@ -144,27 +152,33 @@ class ImageSlots:
         array = self._images[slot].numpy()  # `from_numpy` references it as long as a tensor is on its memory
         images = torch.from_numpy(array).permute(0, 3, 1, 2)
         weakref.finalize(array, self._in_use.__setitem__, slot, 0).atexit = False
-        half = len(images) // 2
         rest = {name: torch.from_numpy(values) for name, values in sent.items()}
-        return Batch(image=images[:half], next_image=images[half:], **rest)
+        return Batch(**split_images(images, len(sent["task_index"])), **rest)
 
 
-class _WorkerBatches(IterableDataset[tuple[Batch | dict[str, NDArray[Any]] | Exception, int]]):
-    """Runs in a worker and yields (batch, slot): the arrays of a batch without its images, which are in the slot; the
-    whole batch without a slot; or the error that ends the worker.
+class _Draws:
+    """What is loaded for each batch, drawn when a worker is given it."""
+
+    def __init__(self, stream: BatchStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[Drawn]:
+        return self._stream.draws()
+
+
+class _WorkerBatches(Dataset[tuple[Batch | dict[str, NDArray[Any]] | Exception, int]]):
+    """Runs in a worker and loads what was drawn, (batch, slot): the arrays of a batch without its images, which are in
+    the slot; the whole batch without a slot; or the error that ends the training.
 
     Arrays go through the queue as bytes. Each tensor would be a shared-memory file of its own."""
 
     def __init__(self, stream: BatchStream, slots: ImageSlots, sends_tensors: bool) -> None:
-        self._stream, self._slots, self._sends_tensors = stream, slots, sends_tensors
+        self._sampler, self._slots, self._sends_tensors = stream.sampler, slots, sends_tensors
 
-    def __iter__(self) -> Iterator[tuple[Batch | dict[str, NDArray[Any]] | Exception, int]]:
-        info = get_worker_info()
-        assert info is not None
+    def __getitem__(self, drawn: Drawn) -> tuple[Batch | dict[str, NDArray[Any]] | Exception, int]:
         try:
-            for steps, targets in self._stream.draws(info.id, info.num_workers):
-                slot, memory = self._slots.acquire()
-                batch = self._stream.sampler.load(steps, targets, memory)
-                yield (batch if self._sends_tensors else batch.arrays(images=memory is None)), slot
+            slot, memory = self._slots.acquire()
+            batch = self._sampler.load(drawn, memory)
+            return (batch if self._sends_tensors else batch.arrays(images=memory is None)), slot
         except (ValueError, OSError, MemoryError) as error:  # torch sends others with their traceback
-            yield error, NO_SLOT
+            return error, NO_SLOT

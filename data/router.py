@@ -1,12 +1,15 @@
-"""The router: applies a sharing rule to whole batches, keeps running statistics of each task, and reports mean weights.
+"""The router: applies a sharing rule to batches or to whole episodes, keeps running statistics, and reports them.
 
-Shapes: `B` rows of a batch, `N` tasks, `R` scores of own transitions in the window, `E` members: networks trained side
-by side, each with statistics of its own. With several members every tensor has a leading [E].
+`--sharing weight` draws shared transitions evenly and weighs their loss; `--sharing sample` draws them from D_eff, by
+their weight, and counts each in full (CDS, eq. 2, algorithm 1). `--granularity` tells whether single transitions or
+whole episodes are scored.
+
+Shapes: `B` rows of a batch, `N` tasks, `R` scores of own transitions in the window, `K` episodes, `E` members: networks
+trained side by side, each with statistics of its own. With several members every tensor has a leading [E].
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,44 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.distributed import gather, local_rows
+from data.episode_router import EpisodeRouter
+from data.router_config import RouterConfig
 from data.sharing import RULES, RuleContext, Scores
-from sim.options import check_choice, check_fraction, check_least
 
-GRANULARITIES = ("transition", "episode")
 REPORT_DECAY = 0.999  # per step, of the sums behind the report
-EPISODE_RATE = 0.3  # of the running mean score of an episode
-
-
-@dataclass(frozen=True, kw_only=True)
-class RouterConfig:
-    """Options of a router.
-
-    `percentile`: k in percent from the top; k = 10 compares with the 90th percentile of the last `window` own Q-values
-    of each task. `temperature`: tau; 0: adaptive, the running mean of |Delta| of each task with `decay`, clipped to
-    `tau_low` and `tau_high` (CDS, app. C.1, averages Delta; the absolute value cannot reach zero or below).
-    `weigh_own_probability`: probability, in each step, that a task's own transitions are weighed too. `granularity`
-    episode: a transition's score is the running mean over its episode, for every task where the rule compares tasks.
-    """
-
-    rule: str = "cds"
-    percentile: float = 10.0
-    window: int = 1024
-    temperature: float = 0.0
-    decay: float = 0.995
-    tau_low: float = 1e-3
-    tau_high: float = float("inf")
-    weigh_own_probability: float = 0.0
-    granularity: str = "transition"
-
-    def __post_init__(self) -> None:
-        check_choice("sharing rule", self.rule, tuple(RULES))
-        check_choice("granularity", self.granularity, GRANULARITIES)
-        if not 0 <= self.percentile <= 100:
-            raise ValueError(f"the percentile is 0 to 100 percent from the top, got {self.percentile}")
-        check_fraction(self, "weigh_own_probability")
-        check_least(self, 0, "temperature")
-        if not 0 < self.tau_low <= self.tau_high:
-            raise ValueError("tau_low is above 0 and at most tau_high")
 
 
 class RoutableBatch(Protocol):
@@ -66,171 +36,207 @@ class RoutableBatch(Protocol):
 
 
 class Router(torch.nn.Module):
-    """Weighs batches by one rule. Its running statistics are buffers: saved with the checkpoint, moved with the
-    device."""
+    """Routes by one rule. Its running statistics are buffers: saved with the checkpoint, moved with the device."""
 
-    tau: Tensor  # [E, N] running average of |Delta|; 0: none yet
+    tau: Tensor  # [E, N] running average of Delta or |Delta|
+    tau_known: Tensor  # bool [E, N]
     own: Tensor  # [E, N, R + 1] the last scores of own transitions; slot R takes writes that are discarded
+    own_weight: Tensor  # [E, N, R + 1] what each counts
     own_count: Tensor  # int64 [E, N] own transitions seen
-    episode_score: Tensor  # [E, N, episodes]; -inf: none yet
     sums: Tensor  # [2, 2, E, N, N] running sums of 1 and of the weight, by failure or success, target and source
+    _outcome_weight: Tensor  # [N, 2]
+    learned: Tensor  # [3, E, N] running sums of the weight of rows learned from: all, shared, shared successes
 
-    def __init__(self, config: RouterConfig, num_tasks: int, members: int = 1, num_episodes: int = 0) -> None:
-        """`num_episodes` of the dataset: needed only for granularity episode."""
+    def __init__(
+        self,
+        config: RouterConfig,
+        num_tasks: int,
+        members: int = 1,
+        *,
+        episodes: EpisodeRouter | None = None,
+        outcome_weight: NDArray[np.float64] | None = None,
+    ) -> None:
+        """`episodes`: needed where whole ones are scored. `outcome_weight` [N, 2]: what an own failure and an own
+        success count for the statistics of D_i, where batches hold other proportions than D_i."""
         super().__init__()
-        self.config, self.rule = config, RULES[config.rule]
-        self.by_episode = config.granularity == "episode" and self.rule.uses_q
-        window = config.window if self.rule.reference else 0
+        self.config, self.rule, self.episodes = config, RULES[config.rule], episodes
+        assert (episodes is not None) == config.by_episode, "granularity episode and scores of episodes go together"
+        window = config.window if self.rule.reference and not config.by_episode else 0
         self.register_buffer("tau", torch.zeros(members, num_tasks))
+        self.register_buffer("tau_known", torch.zeros(members, num_tasks, dtype=torch.bool))
         self.register_buffer("own", torch.zeros(members, num_tasks, window + 1))
+        self.register_buffer("own_weight", torch.zeros(members, num_tasks, window + 1))
         self.register_buffer("own_count", torch.zeros(members, num_tasks, dtype=torch.int64))
-        episodes = num_episodes if self.by_episode else 0
-        self.register_buffer("episode_score", torch.full((members, num_tasks, episodes), -torch.inf))
         self.register_buffer("sums", torch.zeros(2, 2, members, num_tasks, num_tasks))
+        self.register_buffer("learned", torch.zeros(3, members, num_tasks))
+        outcome = np.ones((num_tasks, 2)) if outcome_weight is None else outcome_weight
+        self.register_buffer("_outcome_weight", torch.from_numpy(outcome).float(), persistent=False)
+
+    # ---------------------------------------------------------------- transitions
 
     @torch.no_grad()
     def weigh(
-        self, batch: RoutableBatch, scores: Scores | None = None, generator: torch.Generator | None = None
+        self,
+        batch: RoutableBatch,
+        scores: Scores | None = None,
+        uniform: Tensor | None = None,
+        number: int = 0,
     ) -> Tensor:
         """Weights [..., B]: the rule's for shared transitions and, with `weigh_own_probability`, for own ones; else 1.
-        For a rule with a reference, shared transitions weigh 0 until the task has seen own ones. Without `scores` a
-        rule that shares by a snapshot shares nothing.
+        Where batch `number` was drawn by the rule, every row weighs 1. Shared transitions weigh 0 until their task's
+        own ones, or the episodes, have been scored, and without `scores` where a rule scores by a snapshot.
 
-        Rows of all processes are weighed together, so that their statistics stay equal. `generator`, the same in each,
-        is needed only for `weigh_own_probability`."""
-        if scores is None and self.rule.snapshot:
-            return (batch.task_index == batch.source_task_index).float()
-        with torch.autocast(self.tau.device.type, enabled=False):
-            return self._weigh(batch, scores, generator)
-
-    def _weigh(self, batch: RoutableBatch, scores: Scores | None, generator: torch.Generator | None) -> Tensor:
+        Rows of all processes are weighed together, so that their statistics stay equal. `uniform`: random numbers
+        [E, N] in [0, 1), the same in each process, needed only for `weigh_own_probability`."""
         lead = batch.task_index.dim() > 1
-        columns = batch.task_index, batch.source_task_index, batch.success
-        target, source, success = (self._all(column, lead) for column in columns)
+        columns = batch.task_index, batch.source_task_index, batch.success, batch.episode
+        target, source, success, episode = (self._all(column, lead) for column in columns)
         place = F.one_hot(target, self.tau.shape[-1]).to(self.tau.dtype)  # [E, B, N]
-        weight = torch.ones_like(place[..., 0])
-        if self.rule.score is not None:
+        shared, weight = source != target, torch.ones_like(place[..., 0])
+        if self.episodes is not None:
+            routes = self.episodes.weights(number)
+            if self.config.sharing == "weight":
+                weighed = shared | self._own_too(target, uniform)
+                member = torch.arange(len(target), device=target.device)[:, None]
+                given = torch.zeros_like(weight) if routes is None else routes[member, target, episode]
+                weight = torch.where(weighed & (shared | (routes is not None)), given, weight)
+        elif scores is None and self.rule.snapshot:
+            weight = (~shared).to(weight)
+        elif self.rule.score is not None:
             assert scores is not None, f"rule {self.rule.name} needs Q-values"
-            score = self._all(self.rule.score(scores), lead).to(self.tau.dtype)
-            q_tasks = None if scores.q_tasks is None else self._all(scores.q_tasks, lead).to(self.tau.dtype)
-            if self.by_episode:
-                episode = self._all(batch.episode, lead)
-                if q_tasks is None:
-                    score = self._of_episode(score[..., None], target[..., None], episode)[..., 0]
-                else:  # such a rule reads nothing else
-                    tasks = torch.arange(q_tasks.shape[-1], device=q_tasks.device).expand(q_tasks.shape)
-                    q_tasks = self._of_episode(q_tasks, tasks, episode)
-            shared = source != target
-            context = self._context(score, place, target, shared, q_tasks)
-            weighed = shared | self._own_too(target, generator)
-            weight = torch.where(weighed, self.rule.weight(score, context).nan_to_num(0.0), weight)
+            with torch.autocast(self.tau.device.type, enabled=False):
+                score = self._all(self.rule.score(scores), lead).to(self.tau.dtype)
+                q_tasks = None if scores.q_tasks is None else self._all(scores.q_tasks, lead).to(self.tau.dtype)
+                own_weight = self._outcome_weight[target, success.long()]
+                context = self._context(score, place, target, shared, q_tasks, own_weight)
+                weighed = shared | self._own_too(target, uniform)
+                weight = torch.where(weighed, self.rule.weight(score, context).nan_to_num(0.0), weight)
         self._count(place, source, weight, success)
+        if not self.config.draws_candidates:
+            self._count_learned(place, shared, weight, success)
         weight = local_rows(weight.transpose(0, 1)).transpose(0, 1)
         return weight if lead else weight[0]
 
     @torch.no_grad()
-    def resample(
-        self, batch: RoutableBatch, weight: Tensor, candidates: int, generator: torch.Generator
+    def choose(
+        self, batch: RoutableBatch, weight: Tensor, per_task: int, num_shared: int, uniform: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Importance resampling: all own transitions, and one of every `candidates` shared ones of each target, drawn
-        in proportion to weight [..., B]. Their rows [..., C] and weights [..., C]; a shared one has the mean weight of
-        its target's candidates.
+        """Draw the rows that are learned from, `per_task` of each target, from a batch of candidates: up to
+        `num_shared` shared ones in proportion to weight [..., B], each of which counts 1, and own ones for the rest.
+        Their rows [..., C] and weights [..., C].
 
-        Every term of the loss keeps its expectation, and no place of the batch goes to a transition that hardly counts.
-        Systematic resampling of this process's rows, in which each target has a multiple of `candidates`."""
+        Systematic sampling of this process's rows, by random numbers `uniform` [E, N] in [0, 1). A target has at least
+        `per_task` own rows, the same in each member; where fewer than `num_shared` candidates weigh anything, own rows
+        take their places."""
         lead = batch.task_index.dim() > 1
-        target, source, weight = (
-            rows if lead else rows[None] for rows in (batch.task_index, batch.source_task_index, weight)
+        target, source, weight, success = (
+            rows if lead else rows[None] for rows in (batch.task_index, batch.source_task_index, weight, batch.success)
         )
-        shared = target != source
-        place = F.one_hot(target, self.tau.shape[-1]).to(weight.dtype) * shared[..., None]
-        count, total = place.sum(1), (place * weight[..., None]).sum(1)
-        mean = (total / count.clamp(min=1)).gather(-1, target)
-        share = torch.where(total.gather(-1, target) > 0, weight / mean.clamp(min=1e-12), 1.0) * shared / candidates
-        until = share.double().cumsum(-1)
-        kept = int(shared[0].sum()) // candidates
-        start = torch.rand(len(target), 1, generator=generator, device=generator.device).to(until)
-        point = start + torch.arange(kept, device=until.device)
-        drawn = torch.searchsorted(until, point, right=True).clamp(max=shared.shape[1] - 1)
-        own = (~shared).nonzero()[:, 1].view(len(target), -1)
-        index = torch.cat([own, drawn], 1).sort(1).values
-        weight = torch.where(shared, mean, weight).gather(1, index)
+        chosen = []
+        for task in target[0].unique(sorted=True).tolist():
+            of_task = target[0] == task
+            own, shared = ((of_task & mask).nonzero()[:, 0] for mask in (source[0] == task, source[0] != task))
+            chosen.append(own[: per_task - num_shared if len(shared) else per_task].expand(len(target), -1))
+            if not len(shared):
+                continue
+            w = weight[:, shared].double()
+            places = (w > 0).sum(-1, keepdim=True).clamp(max=num_shared)  # [E, 1]
+            until = (w / w.sum(-1, keepdim=True).clamp(min=1e-300)).cumsum(-1) * places
+            point = uniform[:, task, None].to(until) + torch.arange(num_shared, device=until.device)
+            last = torch.where(w > 0, torch.arange(w.shape[1], device=w.device), 0).amax(-1, keepdim=True)
+            drawn = torch.minimum(torch.searchsorted(until, point, right=True), last)
+            spare = own[per_task - num_shared : per_task]
+            filled = torch.arange(num_shared, device=until.device) >= places
+            chosen.append(torch.where(filled, spare, shared[drawn]))
+        index = torch.cat(chosen, 1)
+        target, source, weight, success = (rows.gather(1, index) for rows in (target, source, weight, success))
+        shared = source != target
+        weight = torch.where(shared, 1.0, weight)
+        place = F.one_hot(target, self.tau.shape[-1]).to(weight.dtype)
+        gathered = (gather(x.transpose(0, 1)).transpose(0, 1) for x in (place, shared, weight, success))
+        self._count_learned(*gathered)
         return (index, weight) if lead else (index[0], weight[0])
 
     def forget(self) -> None:
         """Drop the scores of own transitions and episodes: later ones come from another Q-function."""
         self.own_count.zero_()
-        self.episode_score.fill_(-torch.inf)
+        if self.episodes is not None:
+            self.episodes.scores.forget()
 
     def _all(self, rows: Tensor, lead: bool) -> Tensor:
         """Gather the rows of all processes, [E, B, ...]."""
         rows = rows if lead else rows[None]
         return gather(rows.transpose(0, 1)).transpose(0, 1)
 
-    def _of_episode(self, score: Tensor, task: Tensor, episode: Tensor) -> Tensor:
-        """Running mean score of each row's episode, [E, B, K], for K tasks: updated with these rows first."""
-        member = torch.arange(len(task), device=task.device)[:, None, None]
-        tasks, episodes = self.episode_score.shape[1:]
-        cells, place = ((member * tasks + task) * episodes + episode[..., None]).unique(return_inverse=True)
-        rows, values = place.flatten(), score.flatten()
-        count = torch.zeros_like(cells, dtype=score.dtype).index_add_(0, rows, torch.ones_like(values))
-        mean = torch.zeros_like(count).index_add_(0, rows, values) / count
-        flat = self.episode_score.view(-1)
-        old = flat[cells]
-        flat[cells] = torch.where(old.isinf(), mean, old.lerp(mean, EPISODE_RATE))
-        return flat[cells][place]
-
     def _context(
-        self, score: Tensor, place: Tensor, target: Tensor, shared: Tensor, q_tasks: Tensor | None
+        self,
+        score: Tensor,
+        place: Tensor,
+        target: Tensor,
+        shared: Tensor,
+        q_tasks: Tensor | None,
+        own_weight: Tensor,
     ) -> RuleContext:
         reference = torch.zeros_like(score)
         if self.rule.reference:
-            self._remember(score, place * ~shared[..., None], target)
+            self._remember(score, place * ~shared[..., None], target, own_weight)
             reference = self.reference().gather(-1, target)
-            self._warm((score - reference).abs(), place * shared[..., None])
+            count = torch.where(shared, 1.0, own_weight if self.config.temperature == "absolute" else 0.0)
+            self._warm(score - reference, place * count[..., None])
         temperature = self.temperature().gather(-1, target)
         return RuleContext(reference=reference, temperature=temperature, target=target, q_tasks=q_tasks)
 
     def temperature(self) -> Tensor:
-        """Temperature tau of each task, [E, N]: the fixed value, or the clipped running mean of |Delta|; 1 for a rule
-        without Delta."""
-        if self.config.temperature or not self.rule.reference:
-            return torch.full_like(self.tau, self.config.temperature or 1.0)
+        """Temperature tau of each task, [E, N]: the fixed value, or the clipped running mean of Delta or |Delta|; 1 for
+        a rule without Delta."""
+        fixed = self.config.fixed_temperature
+        if fixed is not None or not self.rule.reference:
+            return torch.full_like(self.tau, fixed or 1.0)
+        if self.episodes is not None:
+            return self.episodes.temperature()
         return self.tau.clamp(self.config.tau_low, self.config.tau_high)
 
-    def _remember(self, score: Tensor, own: Tensor, target: Tensor) -> None:
+    def _remember(self, score: Tensor, own: Tensor, target: Tensor, own_weight: Tensor) -> None:
         """Write own scores, marked by `own` [E, B, N], over the oldest of the window."""
         size = self.own.shape[-1] - 1
         rank = own.cumsum(1).gather(-1, target[..., None])[..., 0].long() - 1
         kept = (self.own_count.gather(-1, target) + rank) % size
         last = rank >= own.sum(1).gather(-1, target) - size  # a batch may hold more than the window
         kept = torch.where(own.any(-1) & last, kept, size)
-        self.own[torch.arange(len(target), device=target.device)[:, None], target, kept] = score
-        self.own[..., size] = 0.0
+        member = torch.arange(len(target), device=target.device)[:, None]
+        self.own[member, target, kept] = score
+        self.own_weight[member, target, kept] = own_weight
+        self.own[..., size] = self.own_weight[..., size] = 0.0
         self.own_count += own.sum(1).long()
 
     def reference(self) -> Tensor:
         """Reference score of each task, [E, N]: the quantile or mean of its own scores; NaN before the first."""
-        assert self.rule.reference is not None
+        if self.episodes is not None:
+            return self.episodes.reference()
+        reference_of = self.config.reference_of
+        assert reference_of is not None
         window = self.own[..., :-1]
         filled = torch.arange(window.shape[-1], device=window.device) < self.own_count[..., None]
-        return self.rule.reference(window.masked_fill(~filled, torch.nan), self.config.percentile)
+        return reference_of(window.masked_fill(~filled, torch.nan), self.own_weight[..., :-1], self.config.percentile)
 
-    def _warm(self, spread: Tensor, shared: Tensor) -> None:
-        """tau <- decay tau + (1 - decay) mean |Delta| of the shared rows [E, B, N] of each task that has any."""
-        shared = shared * ~spread.isnan()[..., None]
-        count = shared.sum(1)
-        average = (shared * spread.nan_to_num(0.0)[..., None]).sum(1) / count.clamp(min=1)
-        new = torch.where(self.tau > 0, self.tau.lerp(average, 1 - self.config.decay), average)
-        self.tau.copy_(torch.where(count > 0, new, self.tau))
+    def _warm(self, delta: Tensor, count: Tensor) -> None:
+        """tau <- decay tau + (1 - decay) mean Delta, or |Delta|, over the rows of each task, which count [E, B, N]."""
+        delta = delta if self.config.temperature == "signed" else delta.abs()
+        count = count * ~delta.isnan()[..., None]
+        total = count.sum(1)
+        average = (count * delta.nan_to_num(0.0)[..., None]).sum(1) / total.clamp(min=1e-12)
+        new = torch.where(self.tau_known, self.tau.lerp(average, 1 - self.config.decay), average)
+        self.tau.copy_(torch.where(total > 0, new, self.tau))
+        self.tau_known |= total > 0
 
-    def _own_too(self, target: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _own_too(self, target: Tensor, uniform: Tensor | None) -> Tensor:
         """Whether own rows [E, B] are weighed in this step."""
         if not self.config.weigh_own_probability:
             return torch.zeros_like(target, dtype=torch.bool)
-        assert generator is not None, "weigh_own_probability needs a generator"
-        draw = torch.rand(self.tau.shape, generator=generator, device=generator.device).to(target.device)
-        return (draw < self.config.weigh_own_probability).gather(-1, target)
+        assert uniform is not None, "weigh_own_probability needs random numbers"
+        return (uniform.to(target.device) < self.config.weigh_own_probability).gather(-1, target)
+
+    # ---------------------------------------------------------------- report
 
     def _count(self, place: Tensor, source: Tensor, weight: Tensor, success: Tensor) -> None:
         from_task = F.one_hot(source, place.shape[-1]).to(place.dtype)
@@ -238,36 +244,45 @@ class Router(torch.nn.Module):
         outcome = torch.stack([1 - success, success])
         self.sums.mul_(REPORT_DECAY).add_(torch.einsum("ebn,ebm,veb,oeb->voenm", place, from_task, values, outcome))
 
-    def report(self, steps: NDArray[np.int64], member: int = 0) -> dict[str, Any]:
+    def _count_learned(self, place: Tensor, shared: Tensor, weight: Tensor, success: Tensor) -> None:
+        rows = torch.stack([weight, weight * shared, weight * shared * success])
+        self.learned.mul_(REPORT_DECAY).add_(torch.einsum("ebn,veb->ven", place, rows))
+
+    def report(
+        self, steps: NDArray[np.int64], member: int = 0, accepted: NDArray[np.bool_] | None = None
+    ) -> dict[str, Any]:
         """Routing statistics over about the last thousand steps, as plain values; None where unknown. `steps` [2, N, N]
         of the dataset: those that fail and succeed at a target (row), by source, as batches may hold other proportions.
+        `accepted` [K, N]: which episodes succeed at which task.
 
-        `weights` [N][N]: mean by target and source. `success` [N]: weighted fraction of successes among shared ones.
-        `steps` [N]: own transitions of each task. `temperature`, `reference` [N]."""
+        `weights` [N][N]: mean by target and source. `shared` [N]: fraction of what is learned from, by weight, that is
+        shared. `success` [N]: fraction of successes among that. `steps` [N]: own transitions of each task.
+        `temperature`, `reference` [N]. `auc` [N]: area under the ROC curve of the scores of others' episodes."""
         stock = torch.from_numpy(steps).to(self.sums)
-        rows, total = self.sums[:, :, member]
-        mean = total / rows  # by outcome; one that no batch held has the mean of the other
-        mean = torch.where(mean.isnan(), mean.flip(0), mean)
-        given = (mean * stock).nan_to_num(0.0)
-        others = 1 - torch.eye(stock.shape[-1], device=stock.device)
-        shared = (given * others).sum(-1)
-        weights = torch.where(rows.sum(0) > 0, given.sum(0) / stock.sum(0), torch.nan)
-        known = {"weights": weights, "success": shared[1] / shared.sum(0), "steps": stock.sum(0).diagonal()}
+        learned = self.learned[:, member]
+        known = {
+            "weights": self._mean_weights(stock, member),
+            "shared": learned[1] / learned[0],
+            "success": learned[2] / learned[1],
+            "steps": stock.sum(0).diagonal(),
+        }
         if self.rule.uses_q:
             known["temperature"] = self.temperature()[member]
         if self.rule.reference:
             known["reference"] = self.reference()[member]
+        if self.episodes is not None and accepted is not None:
+            known["auc"] = self.episodes.area_under_roc(accepted, member)
         return {"rule": self.rule.name, **{name: _plain(value.tolist()) for name, value in known.items()}}
 
-
-def move_scores(scores: Tensor, known: NDArray[np.int64], now: NDArray[np.int64]) -> Tensor:
-    """Episode scores [..., K] with keys `known` [K], reordered for the episodes with keys `now`, after a dataset has
-    grown; -inf (none yet) for new episodes."""
-    order = np.argsort(now)
-    place = order[np.searchsorted(now, known, sorter=order)]
-    moved = scores.new_full((*scores.shape[:-1], len(now)), -torch.inf)
-    moved[..., torch.from_numpy(place)] = scores
-    return moved
+    def _mean_weights(self, stock: Tensor, member: int) -> Tensor:
+        """Mean weights [N, N] over the dataset by target and source; NaN where unknown."""
+        if self.episodes is not None:
+            return self.episodes.mean_weights(member)
+        rows, total = self.sums[:, :, member]
+        mean = total / rows  # by outcome; one that no batch held has the mean of the other
+        mean = torch.where(mean.isnan(), mean.flip(0), mean)
+        given = (mean * stock).nan_to_num(0.0)
+        return torch.where(rows.sum(0) > 0, given.sum(0) / stock.sum(0), torch.nan)
 
 
 def effective_steps(weights: list[list[float | None]], steps: list[int]) -> list[float]:

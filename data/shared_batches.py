@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.router import Router, RouterConfig
+from data.router import Router
+from data.router_config import RouterConfig
 from data.scoring import Scorer, scores_for
 from data.sharing import RULES
 from data.state_batches import StateBatch, StateSampler, TransitionTensors
@@ -57,10 +58,7 @@ class SharedBatches(nn.Module):
         self.rules = [RULES[router.rule] for router in config.routers]
         if q_function is None and (asking := [rule.name for rule in self.rules if rule.uses_q]):
             raise ValueError(f"rule {asking[0]} weighs by Q-values, and this algorithm learns none")
-        episodes = int(dataset.episode[-1]) + 1
-        self.routers = nn.ModuleList(
-            Router(router, len(benchmark.tasks), config.seeds, episodes) for router in config.routers
-        )
+        self.routers = nn.ModuleList(Router(router, len(benchmark.tasks), config.seeds) for router in config.routers)
         by_snapshot = any(rule.snapshot for rule in self.rules)
         self.snapshot = copy.deepcopy(q_function).requires_grad_(False) if by_snapshot and q_function else None
         self._samplers: list[StateSampler] = []

@@ -47,7 +47,7 @@ class RuleContext:
 
 
 Score = Callable[[Scores], Tensor]
-Reference = Callable[[Tensor, float], Tensor]
+Reference = Callable[[Tensor, Tensor, float], Tensor]
 Weight = Callable[[Tensor, RuleContext], Tensor]
 
 
@@ -57,9 +57,9 @@ class SharingRule:
     weights [..., B] in [0, 1].
 
     `score`: score of a transition; None: the rule needs no Q-values. `needs`: the field of Scores it reads besides
-    `q`. `reference(window, k)`: what scores are compared with, [..., N], from the last scores of own transitions
-    [..., N, R]; NaN before the first. `snapshot`: scored by a periodic copy of the Q-function. `reward`: shared
-    transitions are relabelled with the target task's reward; else their reward is 0.
+    `q`. `reference`: what scores are compared with, unless the router's options name another. `snapshot`: scored by a
+    periodic copy of the Q-function. `reward`: shared transitions are relabelled with the target task's reward; else
+    their reward is 0.
     """
 
     name: str
@@ -93,14 +93,37 @@ def advantage_over_policy(scores: Scores) -> Tensor:
 # ---------------------------------------------------------------- references
 
 
-def top_quantile(window: Tensor, percentile: float) -> Tensor:
-    """P_k of CDS (eq. 6), k percent from the top: k = 10 is the 90th percentile. [..., N, R] -> [..., N]"""
-    return torch.nanquantile(window, 1.0 - percentile / 100.0, dim=-1)
+def top_quantile(scores: Tensor, weight: Tensor, percentile: float) -> Tensor:
+    """P_k of CDS (eq. 6), k percent from the top: k = 10 is the 90th percentile. Scores [..., R] and their weights
+    [..., R] -> [...]; NaN scores are passed over, and without any other the result is NaN.
+
+    Linear interpolation between scores in ascending order, of which the n-th lies at
+    (W_n - w_1 / 2 - w_n / 2) / (W - w_1 / 2 - w_R / 2), where W_n = w_1 + ... + w_n: with equal weights numpy's."""
+    order = scores.nan_to_num(torch.inf).argsort(-1)
+    value, w = (x.gather(-1, order) for x in (scores, (weight * ~scores.isnan()).double()))
+    count = (~scores.isnan()).sum(-1, keepdim=True)
+    last = (count - 1).clamp(min=0)
+    sums, first = w.cumsum(-1), w[..., :1]
+    total = (sums[..., -1:] - first / 2 - w.gather(-1, last) / 2).clamp(min=1e-12)
+    place = (sums - w / 2 - first / 2) / total
+    wanted = 1.0 - percentile / 100.0
+    inside = torch.arange(w.shape[-1], device=w.device) < count
+    low = ((place <= wanted) & inside).sum(-1, keepdim=True).sub(1).clamp(min=0)
+    high = torch.minimum(low + 1, last)
+    step = (place.gather(-1, high) - place.gather(-1, low)).clamp(min=1e-12)
+    fraction = ((wanted - place.gather(-1, low)) / step).clamp(0, 1)
+    below, above = value.gather(-1, low), value.gather(-1, high)
+    found = torch.lerp(below, above, fraction.to(value.dtype))
+    return torch.where(count > 0, found, torch.nan)[..., 0]
 
 
-def mean(window: Tensor, percentile: float) -> Tensor:
-    """The expectation over D_i in eq. 18. [..., N, R] -> [..., N]"""
-    return window.nanmean(-1)
+def mean(scores: Tensor, weight: Tensor, percentile: float) -> Tensor:
+    """Weighted mean of scores [..., R] -> [...], NaN ones passed over: the expectation over D_i (CDS, eq. 18)."""
+    weight = weight * ~scores.isnan()
+    return (weight * scores.nan_to_num(0.0)).sum(-1) / weight.sum(-1)
+
+
+REFERENCES: dict[str, Reference] = {"percentile": top_quantile, "mean": mean}
 
 
 # ---------------------------------------------------------------- weights

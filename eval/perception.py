@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.batches import Batch, Sampler, SamplerConfig
+from data.batches import Batch
 from data.replay import Replay
+from data.sampler import Drawn, Sampler, SamplerConfig
 from data.sharing import RULES
 from eval.policy import CEMPolicy
 from models.checkpoint import CheckpointError
@@ -73,7 +74,7 @@ def measure(config: PerceptionConfig) -> list[PerceptionMetrics]:
     tasks = tuple(k for k, name in enumerate(TASK_NAMES) if name in policy.metadata["trained_tasks"] and k in held)
     sampler = Sampler(replay, tasks, RULES["none"], SamplerConfig(per_task=BATCH))
     rng = np.random.default_rng(config.seed)
-    parts = [_measure(network, sampler.load(*sampler.draw(rng))) for _ in range(config.batches)]
+    parts = [_measure(network, sampler.load(Drawn(*sampler.draw(rng)))) for _ in range(config.batches)]
     table = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     rows = []
     for task in tasks:

@@ -25,7 +25,7 @@ CLIPS = {  # of the adaptive sharing temperature, once an option by name
     "antmaze": (10.0, INF),
 }
 OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {  # old name -> new name, new value from the old one
-    "balance_shared": ("balance_successes", _unchanged),
+    "balance_successes": ("balance_shared", _unchanged),
     "behaviour_steps": ("divergence_steps", _unchanged),
     "body": ("benchmark", _unchanged),
     "by": ("by", lambda by: {"proposals": "emaq", "clone": "behaviour_policy"}.get(by, by)),

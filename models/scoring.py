@@ -30,6 +30,18 @@ def q_of_tasks(network: QNetwork, features: Tensor, gripper: Tensor, action: Ten
     return q.index_copy(1, index, logits.float().sigmoid())
 
 
+def q_policy_of_tasks(
+    network: QNetwork, features: Tensor, gripper: Tensor, unseen: Tensor, tasks: tuple[int, ...]
+) -> Tensor:
+    """`q_of_policy` for every task of the network, from unseen actions [B, K, 5]: [B, N]; 0 for those not among
+    `tasks`."""
+    q = torch.zeros(len(unseen), network.config.num_tasks, device=unseen.device)
+    for task in tasks:
+        index = torch.full((len(unseen),), task, device=unseen.device)
+        q[:, task] = q_of_policy(network.score(features, gripper, unseen, index).float())
+    return q
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageScorer:
     """Q-values of one batch: `logits` [B, 1 + K] of the data's and of unseen actions, by `network`, from its `features`

@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from data import codec
-from data.batches import BatchStream, Sampler, SamplerConfig
+from data.episode_router import EpisodeRouter
+from data.episode_scores import Episodes, EpisodeScores, ScoringSchedule
 from data.loader import HELD, PREFETCH, ImageSlots, Loader
 from data.replay import Replay
+from data.router_config import RouterConfig
+from data.sampler import BatchStream, Drawn, Sampler, SamplerConfig, outcome_weight, sources_of
 from data.sharing import RULES
 from sim.files import DatasetError
 from sim.landmarks import landmarks
@@ -74,15 +77,40 @@ def test_the_shared_fraction_is_exactly_as_configured(replay, shared, num_shared
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_each_shared_transition_has_several_candidates(replay, processes):
+def test_each_shared_transition_has_several_candidates_beside_own_ones_for_every_place(replay, processes):
     """Each process has the same number for every task, whatever fraction is configured."""
     sampler = sampler_of(replay, "cds", per_task=4, shared_fraction=0.4, candidates_per_shared=3, processes=processes)
     for rank in range(processes):
-        steps, targets = next(BatchStream(sampler, 0, rank=rank).draws())
-        own = replay.episode_task[replay.episode_of(steps)] == targets
-        assert targets.tolist() == np.repeat(TASKS_USED, 2 + 3 * 2).tolist()
-        assert own.reshape(len(TASKS_USED), 8).sum(1).tolist() == [2] * len(TASKS_USED)
-    assert sampler.images_shape[0] == 2 * 8 * len(TASKS_USED)
+        drawn = next(BatchStream(sampler, 0, rank=rank).draws())
+        own = replay.episode_task[replay.episode_of(drawn.steps)] == drawn.targets
+        assert drawn.targets.tolist() == np.repeat(TASKS_USED, 4 + 3 * 2).tolist()
+        assert own.tolist() == ([True] * 4 + [False] * 6) * len(TASKS_USED)
+    assert sampler.images_shape[0] == 2 * 10 * len(TASKS_USED)
+
+
+def test_shared_steps_are_drawn_from_the_episodes_that_the_rule_chose_by_their_weight(replay):
+    """The banana may share the episodes 2 to 5: three times as much of 4 as of 2, nothing of 3 and 5."""
+    sampler, weights = sampler_of(replay, "cds-hard", by_episode=True), np.zeros((10, 6))
+    weights[BANANA] = [1, 1, 0.25, 0, 0.75, 0]
+    weights[CAN, 5] = 1.0
+    pools, rng = sampler.pools_of(weights), np.random.default_rng(0)
+    drawn = [sampler.draw(rng, pools) for _ in range(1500)]
+    episodes = np.array([steps // 2 for steps, _ in drawn])[:, :24].reshape(-1, 3, 8)
+    shared = (replay.episode_task[episodes] != np.array(TASKS_USED)[:, None]) * 1
+    assert (shared.sum(-1) == [2, 1, 0]).all()  # as many as there are episodes: own ones take the other places
+    counts = np.bincount(episodes[:, 0][shared[:, 0] == 1], minlength=6)
+    assert counts[[0, 1, 3, 5]].tolist() == [0] * 4
+    single = sampler_of(replay, "cds-hard", by_episode=True, per_task=2)
+    first = np.array([single.draw(rng, pools)[0][:2] // 2 for _ in range(3000)]).ravel()
+    others = first[np.isin(first, (2, 4))]
+    assert (others == 4).mean() == pytest.approx(0.75, abs=0.03)
+    steps = np.concatenate([steps for steps, _ in drawn])
+    assert set(steps[np.isin(steps // 2, (4,))].tolist()) == {8, 9}
+
+
+def test_before_an_episode_is_scored_own_steps_take_all_places(replay):
+    steps, targets = sampler_of(replay, "cds-hard", by_episode=True).draw(np.random.default_rng(0))
+    assert (replay.episode_task[steps // 2] == targets).all()
 
 
 def test_a_rule_that_compares_with_own_transitions_finds_one_of_each_task_in_every_batch(replay):
@@ -94,23 +122,25 @@ def test_a_rule_that_compares_with_own_transitions_finds_one_of_each_task_in_eve
         assert own.reshape(100, len(TASKS_USED), per_task).any(-1).all()
 
 
+@pytest.mark.parametrize("balance", [False, True])
 @pytest.mark.parametrize(("fraction", "num_successes"), [(0.0, 0), (0.25, 1), (0.5, 2), (1.0, 4)])
-def test_the_success_fraction_is_exactly_as_configured_among_own_and_shared(replay, fraction, num_successes):
+def test_the_success_fraction_is_exact_among_own_and_if_asked_among_shared(replay, fraction, num_successes, balance):
     """Among shared ones only if others' episodes both succeed and fail at the task."""
-    episode, target = drawn(sampler_of(replay, success_fraction=fraction))
+    episode, target = drawn(sampler_of(replay, success_fraction=fraction, balance_shared=balance))
     own, success = replay.episode_task[episode] == target, replay.success[episode, target]
     for task in TASKS_USED:
         mine = target[0] == task
         others = replay.success[replay.episode_task != task, task]
         assert (own[:, mine].sum(axis=1) == 4).all()
         assert ((own & success)[:, mine].sum(axis=1) == num_successes).all()
-        assert ((~own & success)[:, mine].sum(axis=1) == (num_successes if others.any() else 0)).all()
+        if balance:
+            assert ((~own & success)[:, mine].sum(axis=1) == (num_successes if others.any() else 0)).all()
     assert any(replay.success[replay.episode_task != task, task].any() for task in TASKS_USED)
 
 
-def test_unbalanced_shared_transitions_succeed_as_often_as_others_data_do(replay):
+def test_shared_transitions_succeed_as_often_as_others_data_do(replay):
     rng = np.random.default_rng(0)
-    sampler = sampler_of(replay, balance_successes=False)
+    sampler = sampler_of(replay)
     draws = [sampler.draw(rng) for _ in range(2000)]
     episode, target = replay.episode_of(np.stack([steps for steps, _ in draws])), draws[0][1]
     own, success = replay.episode_task[episode] == target, replay.success[episode, target]
@@ -121,6 +151,57 @@ def test_unbalanced_shared_transitions_succeed_as_often_as_others_data_do(replay
         fraction = (steps * others * replay.success[:, task]).sum() / (steps * others).sum()
         assert success[:, mine][~own[:, mine]].mean() == pytest.approx(fraction, abs=0.02)
         assert (own & success)[:, mine].sum(axis=1).tolist() == [2] * len(success)
+
+
+def test_own_rows_are_weighed_back_to_their_data(replay):
+    """Of the steps of banana and bowl half succeed, so a batch with a quarter counts them double, and failures 2/3."""
+    weight = outcome_weight(replay, 0.25)
+    assert weight[BANANA] == pytest.approx([0.5 / 0.75, 0.5 / 0.25])
+    assert weight[1].tolist() == [1.0, 1.0]  # a task without episodes
+    assert outcome_weight(replay, 1.0)[BANANA].tolist() == [1.0, 1.0]
+
+
+def test_steps_to_be_scored_come_with_every_batch_and_are_split_among_processes(replay):
+    episodes = Episodes(task=replay.episode_task, length=replay.episode_length)
+    config = RouterConfig(granularity="episode")
+    scores = EpisodeScores(ScoringSchedule(episodes, 4, 2, seed=3), 1, 10, lag=0)
+    router = EpisodeRouter(config, scores, sources_of(RULES["cds"], TASKS_USED))
+    sampler = sampler_of(replay, "cds", per_task=4, processes=2, scored=2)
+    wanted = scores.schedule.steps(1)
+    found = [list(islice(BatchStream(sampler, 7, rank=rank, episodes=router).draws(), 2))[1] for rank in (0, 1)]
+    assert [drawn.scored_episodes.tolist() for drawn in found] == [wanted[0][rank::2].tolist() for rank in (0, 1)]
+    for decode in (True, False):
+        sampler = sampler_of(replay, "cds", per_task=4, processes=2, scored=2, decode=decode)
+        batch = sampler.load(found[1]).to("cpu")
+        frames = found[1].scored_steps + found[1].scored_episodes
+        assert batch.score_episode.tolist() == wanted[0][1::2].tolist()
+        level = batch.score_image.float().mean((1, 2, 3))
+        assert level.tolist() == pytest.approx((12.0 * frames).tolist(), abs=2)
+        stored = replay.read(frames)
+        assert np.array_equal(batch.score_action, np.stack([frame.action for frame in stored]))
+        assert np.array_equal(batch.score_gripper[:, 0], [SceneState(f.state)["gripper_closed"] for f in stored])
+        assert batch.image.shape[0] == batch.next_image.shape[0] == 12
+    assert sampler.images_shape[0] == 26
+
+
+def test_the_stream_draws_by_the_scores_that_count_for_a_batch(replay):
+    episodes = Episodes(task=replay.episode_task, length=replay.episode_length)
+    config = RouterConfig(rule="cds-hard", sharing="sample", granularity="episode")
+    scores = EpisodeScores(ScoringSchedule(episodes, 6, 1, seed=3), 1, 10, lag=3)
+    router = EpisodeRouter(config, scores, sources_of(RULES["cds-hard"], TASKS_USED))
+    draws = BatchStream(sampler_of(replay, "cds-hard", by_episode=True), 7, episodes=router).draws()
+    score = torch.zeros(1, 6, 10)
+    score[:, :2, BANANA] = 0.5  # own
+    score[:, 4, BANANA] = 1.0
+    score[..., CAN] = score[..., BOWL] = torch.arange(6.0)[None] % 2
+    shared = []
+    for number in range(6):
+        drawn = next(draws)
+        mine = drawn.targets == BANANA
+        others = replay.episode_task[drawn.steps[mine] // 2] != BANANA
+        shared.append(set((drawn.steps[mine] // 2)[others].tolist()))
+        router.add(number, torch.arange(6), score)
+    assert shared == [set()] * 4 + [{4}] * 2
 
 
 def test_small_batches_keep_the_fractions_on_average(replay):
@@ -154,7 +235,7 @@ def test_a_task_draws_from_the_sources_its_rule_allows(replay, rule, sources):
 def test_uds_keeps_the_success_of_shared_transitions_unknown(replay):
     sampler, rng = sampler_of(replay, "uds"), np.random.default_rng(0)
     drawn = [np.concatenate(parts) for parts in zip(*(sampler.draw(rng) for _ in range(20)), strict=True)]
-    batch, relabelled = sampler.load(*drawn), sampler_of(replay, "all").load(*drawn)
+    batch, relabelled = sampler.load(Drawn(*drawn)), sampler_of(replay, "all").load(Drawn(*drawn))
     shared = batch.is_shared
     assert (relabelled.success[shared] > 0).any()
     assert (relabelled.reward[shared] > 0).any()
@@ -188,7 +269,7 @@ def test_a_task_without_episodes_is_refused(replay):
 
 def test_the_reward_is_that_of_the_target_task_not_of_the_source(replay):
     """Steps 2 and 3 were collected for the banana, and their episode ends with a lifted can."""
-    batch = sampler_of(replay).load(np.array([2, 3, 2, 3]), np.array([BANANA, BANANA, CAN, CAN]))
+    batch = sampler_of(replay).load(Drawn(np.array([2, 3, 2, 3]), np.array([BANANA, BANANA, CAN, CAN])))
     assert batch.reward.tolist() == [0, 0, 0, 1]
     assert batch.is_shared.tolist() == [False, False, True, True]
 
@@ -196,7 +277,7 @@ def test_the_reward_is_that_of_the_target_task_not_of_the_source(replay):
 def test_reward_done_and_source_of_every_step_for_every_target(replay):
     steps = np.tile(np.arange(12), 3)
     targets = np.repeat(TASKS_USED, 12)
-    batch = sampler_of(replay).load(steps, targets)
+    batch = sampler_of(replay).load(Drawn(steps, targets))
     names = {BANANA: "lift-banana", CAN: "lift-can", BOWL: "place-bowl"}
     for row, (step, target) in enumerate(zip(steps, targets, strict=True)):
         task, accepted = EPISODES[step // 2]
@@ -213,7 +294,7 @@ def test_reward_done_and_source_of_every_step_for_every_target(replay):
 
 
 def test_image_and_next_image_are_frames_t_and_t_plus_one_of_one_episode(replay):
-    batch = sampler_of(replay).load(np.arange(12), np.full(12, BANANA))
+    batch = sampler_of(replay).load(Drawn(np.arange(12), np.full(12, BANANA)))
     first = np.array([3 * episode + k for episode in range(6) for k in range(2)])
     assert batch.image.shape == batch.next_image.shape == (12, 3, 16, 16)
     for images, frame in ((batch.image, first), (batch.next_image, first + 1)):
@@ -235,7 +316,7 @@ def test_with_three_steps_the_next_image_is_three_on_or_the_last(tmp_path, make_
         make_episode("lift-can", 1, (), [120, 140]),
     ]
     replay = Replay(write_dataset(tmp_path / "set", [episodes]))
-    batch = sampler_of(replay, tasks=(CAN,), n_step=3).load(np.arange(5), np.full(5, CAN))
+    batch = sampler_of(replay, tasks=(CAN,), n_step=3).load(Drawn(np.arange(5), np.full(5, CAN)))
     assert batch.image.float().mean(dim=(1, 2, 3)).tolist() == pytest.approx([20, 40, 60, 80, 120], abs=2)
     assert batch.next_image.float().mean(dim=(1, 2, 3)).tolist() == pytest.approx([80, 100, 100, 100, 140], abs=2)
     assert batch.n_step.tolist() == [3, 3, 2, 1, 1]
@@ -245,7 +326,7 @@ def test_with_three_steps_the_next_image_is_three_on_or_the_last(tmp_path, make_
 
 def test_images_that_are_decoded_later_are_the_same(replay):
     draw = sampler_of(replay).draw(np.random.default_rng(0))
-    now, later = (sampler_of(replay, decode=decode).load(*draw) for decode in (True, False))
+    now, later = (sampler_of(replay, decode=decode).load(Drawn(*draw)) for decode in (True, False))
     assert later.image.numel() == 0
     assert same(now.to("cpu"), later.to("cpu"))
     assert torch.equal(now.image, later.to("cpu").image)
@@ -256,7 +337,7 @@ def test_a_batch_in_which_one_frame_is_lossless_is_decoded_as_it_is_loaded(tmp_p
     lossless = codec.encode(codec.decode(episode.frames[1]), "zstd")
     mixed = dataclasses.replace(episode, frames=(episode.frames[0], lossless, episode.frames[2]))
     sampler = sampler_of(Replay(write_dataset(tmp_path / "set", [[mixed]])), tasks=(CAN,), decode=False)
-    batch = sampler.load(np.arange(2), np.full(2, CAN))
+    batch = sampler.load(Drawn(np.arange(2), np.full(2, CAN)))
     assert len(batch.encoded_size) == 0
     assert batch.to("cpu").image.float().mean(dim=(1, 2, 3)).tolist() == pytest.approx([10, 20], abs=2)
 
@@ -266,7 +347,7 @@ def test_a_cache_changes_nothing_and_keeps_to_its_limit(replay):
     plain, second = sampler_of(replay), sampler_of(cached)
     for seed in range(5):
         draw = plain.draw(np.random.default_rng(seed))
-        assert same(plain.load(*draw), second.load(*draw))
+        assert same(plain.load(Drawn(*draw)), second.load(Drawn(*draw)))
         assert 0 < cached.cached_bytes <= 15_000
 
 

@@ -31,7 +31,7 @@ def test_a_checkpoint_describes_itself(tiny_checkpoint):
     options = CEMPolicy.load(tiny_checkpoint).env_options
     assert options == {"image_size": 56, "renderer": "tiny", "randomise": tuple(FACTORS), "split": "train"}
     assert metadata["network"]["image_size"] == 48
-    assert metadata["sharing"]["rule"] == "cds"
+    assert metadata["sharing"]["rule"] == "cds-hard"
     weight = metadata["sharing"]["weights"][TASKS["lift-banana"].index]
     assert weight[TASKS["lift-banana"].index] == pytest.approx(1.0)
     assert 0 < weight[TASKS["place-bowl"].index] < 1

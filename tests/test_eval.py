@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.batches import Sampler
 from data.locks import lock_file
 from data.replay import Replay
+from data.sampler import Sampler
 from eval.__main__ import EvalConfig, averages, data_success, evaluate
 from eval.episode_log import LOG as EPISODES
 from eval.export import main as export_main

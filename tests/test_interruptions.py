@@ -103,7 +103,7 @@ def test_a_killed_worker_is_replaced(tmp_path, tiny_dataset):
 
 LOADING = """
 import sys, time
-from data.batches import BatchStream, Sampler, SamplerConfig
+from data.sampler import BatchStream, Sampler, SamplerConfig
 from data.loader import Loader
 from data.replay import Replay
 from data.sharing import RULES

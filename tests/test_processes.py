@@ -14,8 +14,9 @@ from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from bench.step import Step, synthetic_batch
-from data.batches import Batch, BatchStream, Sampler, SamplerConfig
+from data.batches import Batch
 from data.replay import Replay
+from data.sampler import BatchStream, Sampler, SamplerConfig
 from data.sharing import RULES
 from models.image_checkpoint import read_checkpoint
 from sim.tasks import TASK_NAMES, TASKS
@@ -24,8 +25,14 @@ from train.qtopt_config import PRESETS
 ROOT = Path(__file__).parents[1]
 SMALL = replace(PRESETS["demo"], image_size=48, batch_size=12, tasks=TASK_NAMES[:3], random_crop=False)
 LARGE = replace(PRESETS["vision-472"], image_size=220, batch_size=4, tasks=TASK_NAMES[:2], random_crop=False)
-CONFIGS = {"cds": SMALL, "none": replace(SMALL, rule="none"), "qtopt": LARGE}
-CONFIGS["hipi-partition"] = replace(SMALL, rule="hipi-partition", weigh_own_probability=0.5)
+BY_WEIGHT = {"sharing": "weight", "granularity": "transition"}
+CONFIGS = {
+    "cds": replace(SMALL, rule="cds", **BY_WEIGHT),
+    "cds-hard": SMALL,
+    "none": replace(SMALL, rule="none"),
+    "qtopt": LARGE,
+}
+CONFIGS["hipi-partition"] = replace(SMALL, rule="hipi-partition", weigh_own_probability=0.5, **BY_WEIGHT)
 
 
 class Fixed(Step):

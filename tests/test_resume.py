@@ -59,8 +59,10 @@ def changes(old, new):
     "sharing",
     [
         {"rule": "none"},
-        {"rule": "cds", "weigh_own_probability": 0.5, "granularity": "episode"},
-        {"rule": "heuristic", "snapshot_every": 1},
+        {"rule": "cds", "weigh_own_probability": 0.5, "sharing": "weight"},
+        {"rule": "cds", "weigh_own_probability": 0.5, "sharing": "weight", "granularity": "transition"},
+        {"rule": "cds-hard", "granularity": "transition"},
+        {"rule": "heuristic", "snapshot_every": 1, "sharing": "weight", "granularity": "transition"},
         {"rule": "hipi"},
     ],
 )
@@ -207,6 +209,24 @@ def test_a_run_is_bound_to_what_its_dataset_holds_and_not_to_where_it_lies(
         train(QTOptConfig(out=str(run), **{**tiny_training, "data": str(other), "steps": 7}))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_drawn_by_scores_go_on_after_a_stop(tiny_training, tmp_path, monkeypatch, workers):
+    """A version of the scores is finished every other step, and counts from the third step after that."""
+    monkeypatch.setattr("train.image_router.DRAWN_AHEAD", 2 if not workers else 8)
+    options = {**tiny_training, "rule": "cds-hard", "steps": 24, "score_fraction": 0.5, "checkpoint_every": 100}
+    options |= {"workers": workers, "percentile": 100.0}  # whatever reaches the least of the own ones
+    straight = read_checkpoint(train(QTOptConfig(out=str(tmp_path / "straight"), **options)))
+    for steps in (11, 17, 24):
+        path = train(QTOptConfig(out=str(tmp_path / "resumed"), **{**options, "steps": steps}))
+    resumed = read_checkpoint(path)["state_dict"]
+    assert changes(straight["state_dict"], resumed) == []
+    assert max(share or 0 for share in straight["switchyard"]["sharing"]["shared"]) > 0.2
+    alone = read_checkpoint(train(QTOptConfig(out=str(tmp_path / "none"), **{**options, "rule": "none"})))
+    assert changes(
+        {key: value for key, value in alone["state_dict"].items() if key.startswith("network")}, straight["state_dict"]
+    )
+
+
 @pytest.mark.parametrize("granularity", ["transition", "episode"])
 def test_a_dataset_that_has_grown_is_said_and_scores_of_episodes_stay_with_them(
     tiny_training, tiny_dataset, tiny_collection, tmp_path, capsys, granularity
@@ -219,16 +239,16 @@ def test_a_dataset_that_has_grown_is_said_and_scores_of_episodes_stay_with_them(
     capsys.readouterr()
     module = QTOpt(QTOptConfig(**{**options, "steps": 5}), Replay(folder))
     module.on_load_checkpoint(before)
-    after = before["state_dict"]["router.episode_score"]
     if granularity == "episode":
-        known = read_checkpoint(tmp_path / "run" / "last.ckpt")
+        key = "router.episodes.scores.visits"
+        known, after = read_checkpoint(tmp_path / "run" / "last.ckpt"), before["state_dict"][key]
         assert after.shape[-1] == 10
-        scores = dict(
-            zip(known["episodes"].tolist(), known["state_dict"]["router.episode_score"].unbind(-1), strict=True)
-        )
-        for key, score in zip(Replay(folder).episode_key.tolist(), after.unbind(-1), strict=True):
-            assert torch.equal(score, scores.get(key, torch.full_like(score, -torch.inf)))
+        scores = dict(zip(known["episodes"].tolist(), known["state_dict"][key].unbind(-1), strict=True))
+        for name, score in zip(Replay(folder).episode_key.tolist(), after.unbind(-1), strict=True):
+            expected = scores.get(name, torch.full_like(score, torch.nan))
+            assert torch.equal(score.nan_to_num(-1), expected.nan_to_num(-1))
         assert after.isfinite().any()
+        assert module.router.episodes.scores.schedule.start == 4  # a pass over all ten begins
     train(QTOptConfig(**{**options, "steps": 5}))
     assert f"{folder}: has grown from 6 to 10 episodes" in capsys.readouterr().out
 

@@ -41,7 +41,7 @@ def test_basic_cds_compares_the_regularisation_terms():
     rule = RULES["cds-basic"]
     own = rule.score(Scores(q=tensor([0.2, 0.4]), q_policy=tensor([0.5, 0.5])))
     shared = rule.score(Scores(q=tensor([0.1, 0.6]), q_policy=tensor([0.6, 0.6])))
-    reference = rule.reference(own[None], 10.0).item()
+    reference = rule.reference(own[None], torch.ones(1, 2), 10.0).item()
     delta = [0.2 - 0.5, 0.2 - 0.0]
     weight = weigh("cds-basic", shared.tolist(), reference=reference, temperature=0.1)
     assert weight == pytest.approx([1 / (1 + math.exp(-d / 0.1)) for d in delta])
@@ -73,14 +73,28 @@ def test_a_task_that_is_not_trained_takes_nothing_from_the_others():
 
 @pytest.mark.parametrize(("percentile", "quantile"), [(0.0, 1.0), (10.0, 0.9), (50.0, 0.5), (100.0, 0.0), (25.0, 0.75)])
 def test_the_percentile_counts_from_the_top(percentile, quantile):
-    assert top_quantile(OWN, percentile).tolist() == pytest.approx([quantile])
+    assert top_quantile(OWN, torch.ones_like(OWN), percentile).tolist() == pytest.approx([quantile])
 
 
 def test_references_pass_over_what_is_not_filled_yet():
     window = torch.cat([OWN, torch.full_like(OWN, torch.nan)], dim=1)
-    assert top_quantile(window, 25.0).tolist() == pytest.approx([0.75])
-    assert mean(window, 25.0).tolist() == pytest.approx([0.5])
-    assert top_quantile(torch.full((1, 3), torch.nan), 25.0).isnan().all()
+    equal = torch.ones_like(window)
+    assert top_quantile(window, equal, 25.0).tolist() == pytest.approx([0.75])
+    assert mean(window, equal, 25.0).tolist() == pytest.approx([0.5])
+    nothing = torch.full((1, 3), torch.nan)
+    assert top_quantile(nothing, torch.ones(1, 3), 25.0).isnan().all()
+    assert mean(nothing, torch.ones(1, 3), 25.0).isnan().all()
+
+
+def test_references_count_scores_by_their_weights():
+    """Places of 1, 2, 3 with weights 1, 1, 2: (W_n - w_1 / 2 - w_n / 2) / 2.5 = 0, 0.4, 1."""
+    scores, weight = tensor([[3.0, 1.0, 2.0]]), tensor([[2.0, 1.0, 1.0]])
+    assert top_quantile(scores, weight, 50.0).tolist() == pytest.approx([2 + 0.1 / 0.6])
+    assert mean(scores, weight, 50.0).tolist() == pytest.approx([9 / 4])
+    many = torch.rand(500, generator=torch.Generator().manual_seed(0))
+    often = torch.randint(1, 5, (500,), generator=torch.Generator().manual_seed(1))
+    exact = np.quantile(np.repeat(many.numpy(), often.numpy()), 0.7)
+    assert top_quantile(many, often.float(), 30.0).item() == pytest.approx(exact, abs=2e-3)
 
 
 def test_scores_are_q_and_its_advantage_over_the_policy():

@@ -17,8 +17,9 @@ from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bench.step import Step, synthetic_batch
-from data.batches import Sampler, SamplerConfig
 from data.replay import Replay
+from data.router_config import GRANULARITIES, SHARING
+from data.sampler import BatchStream, Drawn, Sampler, SamplerConfig
 from data.sharing import RULES
 from eval.policy import CEMPolicy
 from eval.report import read_curves
@@ -31,9 +32,9 @@ from sim.landmarks import landmarks
 from sim.state import SceneState
 from sim.tasks import SKILLS, TASK_NAMES, TASKS
 from train.callbacks.validation import Validation
-from train.image_bc import BehaviourCloning
+from train.image_bc import CLONED_WEIGHT, BehaviourCloning
 from train.qtopt import QTOpt
-from train.qtopt_config import PRESETS, QTOptConfig
+from train.qtopt_config import CLONED, PRESETS, QTOptConfig
 from train.qtopt_run import LEARNERS, train
 from train.seeding import RandomStream
 
@@ -214,7 +215,8 @@ def test_throughput_counts_waiting_and_computing_and_nothing_in_between(tiny_tra
 
 
 def test_q_over_the_image_is_drawn_for_a_success_of_each_task(tiny_training, tmp_path):
-    train(QTOptConfig(**{**tiny_training, "steps": 2, "q_maps_every": 2, "out": str(tmp_path / "run")}))
+    options = {"rule": "cds", "sharing": "weight", "granularity": "transition", "steps": 2, "q_maps_every": 2}
+    train(QTOptConfig(**{**tiny_training, **options, "out": str(tmp_path / "run")}))
     accumulated = EventAccumulator(str(tmp_path / "run" / "log"))
     accumulated.Reload()
     replay = Replay(tiny_training["data"])
@@ -275,11 +277,11 @@ def batch_of(config, seed=0):
     replay = Replay(config.data)
     tasks = tuple(TASKS[name].index for name in config.tasks)
     sampler = Sampler(replay, tasks, RULES[config.rule], SamplerConfig(per_task=config.batch_size // len(tasks)))
-    return sampler.load(*sampler.draw(np.random.default_rng(seed)))
+    return sampler.load(Drawn(*sampler.draw(np.random.default_rng(seed))))
 
 
 def test_the_network_overfits_one_batch(tiny_training):
-    config = QTOptConfig(**{**tiny_training, "batch_size": 16})
+    config = QTOptConfig(**{**tiny_training, "batch_size": 16, "rule": "all"})
     torch.manual_seed(0)
     module, batch = QTOpt(config), batch_of(config)
     optimizer = module.configure_optimizers()["optimizer"]
@@ -293,15 +295,24 @@ def test_the_network_overfits_one_batch(tiny_training):
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
 
 
+@pytest.mark.parametrize("sharing", SHARING)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("rule", list(RULES))
-def test_every_sharing_rule_trains_and_reports_what_it_routed(tiny_training, tmp_path, rule):
-    options = {**tiny_training, "rule": rule, "snapshot_every": 2}
+def test_every_sharing_rule_trains_and_reports_what_it_routed(
+    tiny_training, tmp_path, monkeypatch, rule, granularity, sharing
+):
+    if not RULES[rule].uses_q and (granularity, sharing) != ("episode", "sample"):
+        return  # it scores nothing
+    monkeypatch.setattr("train.image_router.DRAWN_AHEAD", 1)  # scores count within these steps
+    options = {**tiny_training, "rule": rule, "granularity": granularity, "sharing": sharing, "snapshot_every": 2}
+    options |= {"steps": 8, "score_fraction": 0.5, "candidates_per_shared": 2}
     about = read_checkpoint(train(QTOptConfig(out=str(tmp_path / "run"), **options)))["switchyard"]
     banana, bowl = (TASKS[name].index for name in tiny_training["tasks"])
     weights = about["sharing"]["weights"]
     assert weights[banana][banana] == pytest.approx(1.0)
     if RULES[rule].sources(SKILLS)[banana, bowl]:
         assert 0 <= weights[banana][bowl] <= 1
+        assert 0 <= about["sharing"]["shared"][banana] <= 0.5
     else:
         assert weights[banana][bowl] is None
     assert about["sharing"]["rule"] == rule
@@ -309,14 +320,16 @@ def test_every_sharing_rule_trains_and_reports_what_it_routed(tiny_training, tmp
 
 
 @pytest.mark.parametrize("rule", ["cds", "cds-basic", "hipi"])
-def test_the_network_learns_from_the_resampled_transitions(tiny_training, tmp_path, rule):
-    options = {**tiny_training, "rule": rule, "candidates_per_shared": 3, "workers": 1}
+def test_the_network_learns_from_the_candidates_that_were_chosen(tiny_training, tmp_path, rule):
+    options = {**tiny_training, "rule": rule, "granularity": "transition", "candidates_per_shared": 3, "workers": 1}
     seen = []
 
     class Watched(QTOpt):
-        def _resample(self, batch):
-            chosen, weight = super()._resample(batch)
-            seen.append((len(batch), len(chosen), int(batch.is_shared.sum()), int(chosen.is_shared.sum())))
+        def _choose(self, batch):
+            chosen, weight = super()._choose(batch)
+            assert (weight == 1).all()
+            seen.append((len(batch), len(chosen), int(batch.is_shared.sum())))
+            assert chosen.task_index.tolist() == sorted(chosen.task_index.tolist())
             return chosen, weight
 
     with pytest.MonkeyPatch.context() as patch:
@@ -324,13 +337,65 @@ def test_the_network_learns_from_the_resampled_transitions(tiny_training, tmp_pa
         train(QTOptConfig(out=str(tmp_path / "run"), **options))
     per_task = QTOptConfig(**options).per_task
     shared = 2 * round(per_task / 2)
-    assert set(seen) == {(2 * per_task + 2 * shared, 2 * per_task, 3 * shared, shared)}
-    with pytest.raises(ValueError, match="candidates_per_shared needs a rule that weighs by Q-values, got all"):
-        QTOptConfig(**{**options, "rule": "all"})
+    assert set(seen) == {(2 * per_task + 3 * shared, 2 * per_task, 3 * shared)}
+
+
+def test_an_episode_is_scored_by_the_acting_network_for_every_trained_task(tiny_training):
+    config = QTOptConfig(**{**tiny_training, "score_fraction": 0.5})
+    replay = Replay(config.data)
+    module = QTOpt(config, replay)
+    tasks = tuple(TASKS[name].index for name in config.tasks)
+    mix = SamplerConfig(per_task=config.per_task, by_episode=True, scored=config.scored_steps)
+    stream = BatchStream(Sampler(replay, tasks, RULES[config.rule], mix), 0, episodes=module.router.episodes)
+    batch = next(iter(stream))
+    module.training_step(batch, 0)
+    image = crop(batch.score_image, config.image_size)
+    visits = module.router.episodes.scores.visits[0, 0]
+    for task in range(len(TASK_NAMES)):
+        found = visits[task, batch.score_episode]
+        if task not in tasks:
+            assert found.isnan().all()
+            continue
+        with torch.no_grad():
+            index = torch.full((len(image),), task)
+            q = module.target(image, batch.score_gripper, batch.score_action, index).sigmoid()
+        assert torch.allclose(found, q, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cloned", "expected"),
+    [("effective", [1, 1, 1, 1]), ("successes", [1, 0, 1, 1]), ("accepted", [1, 0, 1, 0])],
+)
+def test_the_behaviour_policy_clones_the_steps_that_are_asked_for(cloned, expected):
+    """An own success, an own failure, a shared success, a shared failure."""
+    rows = types.SimpleNamespace(
+        success=torch.tensor([1.0, 0, 1, 0]), is_shared=torch.tensor([False, False, True, True])
+    )
+    assert CLONED_WEIGHT[cloned](rows).tolist() == expected
+    assert set(CLONED_WEIGHT) == set(CLONED)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cloned": "accept"}, "Did you mean 'accepted'"),
+        ({"learner": "bc", "rule": "cds"}, "rule cds weighs by Q-values, and learner bc learns none: try --rule none"),
+        ({"balance_shared": True}, "balance_shared and sharing sample by rule cds-hard both choose what is shared"),
+        ({"score_fraction": 0.0}, "granularity episode scores episodes beside the batches: score_fraction is above 0"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(tiny_training, options, message):
+    with pytest.raises(ValueError, match=message):
+        QTOptConfig(**{**tiny_training, **options})
+
+
+BY_WEIGHT = {"sharing": "weight", "granularity": "transition"}
 
 
 def test_the_heuristic_shares_nothing_before_its_first_snapshot_and_by_the_snapshot_after_it(tiny_training):
-    config = QTOptConfig(**{**tiny_training, "rule": "heuristic", "snapshot_every": 2, "percentile": 100.0})
+    config = QTOptConfig(
+        **{**tiny_training, "rule": "heuristic", "snapshot_every": 2, "percentile": 100.0, **BY_WEIGHT}
+    )
     torch.manual_seed(0)
     module, batch = Step(config), batch_of(config)
     optimizer = module.configure_optimizers()["optimizer"]
@@ -345,7 +410,7 @@ def test_the_heuristic_shares_nothing_before_its_first_snapshot_and_by_the_snaps
 
 
 def test_behaviour_cloning_trains_no_q_and_acts_by_its_mean_and_most_probable_command(tiny_training, tmp_path, observe):
-    options = {**tiny_training, "learner": "bc", "landmark_weight": 1.0}
+    options = {**tiny_training, "learner": "bc", "rule": "none", "landmark_weight": 1.0}
     path = train(QTOptConfig(out=str(tmp_path / "bc"), **options))
     first = train(QTOptConfig(out=str(tmp_path / "first"), **{**options, "steps": 1}))
     one, four = (read_checkpoint(each)["state_dict"] for each in (first, path))
@@ -368,7 +433,7 @@ def test_behaviour_cloning_trains_no_q_and_acts_by_its_mean_and_most_probable_co
 @pytest.mark.parametrize("landmark_weight", [0.0, 1.0])
 def test_behaviour_cloning_leaves_no_trained_parameter_without_a_gradient(tiny_training, landmark_weight):
     """Several processes would wait for it."""
-    config = QTOptConfig(**{**tiny_training, "learner": "bc", "landmark_weight": landmark_weight})
+    config = QTOptConfig(**{**tiny_training, "learner": "bc", "rule": "none", "landmark_weight": landmark_weight})
     module = BehaviourCloning(config)
     module.training_step(batch_of(config), 0).backward()
     assert all((p.grad is not None) == p.requires_grad for p in module.network.parameters())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -26,11 +27,16 @@ from train.optimizer import configure_adam
 from train.qtopt_config import QTOptConfig
 from train.seeding import RandomStream, derive_seed
 
+CLONED_WEIGHT: dict[str, Callable[[Batch], Tensor]] = {  # of `cloned`, on a batch: factor [B] of a step's weight
+    "effective": lambda batch: torch.ones_like(batch.success),
+    "successes": lambda batch: torch.where(batch.is_shared, 1.0, batch.success),
+    "accepted": lambda batch: batch.success,
+}
 Loss = tuple[Tensor, dict[str, Tensor]]  # and its terms, for the log
 
 
 def behaviour_loss(network: SmallQNetwork, batch: Batch, features: Tensor, weight: Tensor) -> Loss:
-    """Behaviour-cloning loss of the policy head; `weight` [B] is 0 for steps of failed episodes."""
+    """Behaviour-cloning loss of the policy head; `weight` [B] is 0 for steps that it does not clone."""
     mean, command = network.behaviour_policy(features, batch.gripper, batch.task_index)
     loss = cloning_loss(mean.float(), command.float(), batch.action, bounds(features.device), weight)
     loss = ddp_correction(weight) * loss
@@ -65,7 +71,7 @@ class BehaviourCloning(lightning.LightningModule):
         seed = derive_seed(config.seed, self.global_rank, self.global_step, RandomStream.IMAGE)
         image, corner = preprocess(batch.image, config.image_size, seed, config.random_crop, config.photometric)
         perception = self.network.perceive(image, batch.gripper)
-        loss, info = behaviour_loss(self.network, batch, perception.features, batch.success)
+        loss, info = behaviour_loss(self.network, batch, perception.features, CLONED_WEIGHT[config.cloned](batch))
         if config.landmark_weight:
             auxiliary, more = landmark_losses(batch, perception, corner, config.image_size)
             loss, info = loss + config.landmark_weight * auxiliary, info | more

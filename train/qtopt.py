@@ -18,8 +18,8 @@ from torch import Tensor
 
 from data.batches import Batch
 from data.distributed import ddp_correction
+from data.episode_scores import Episodes
 from data.replay import Replay
-from data.router import Router, move_scores
 from data.scoring import scores_for
 from models.acting import best_action
 from models.cem import sample_uniform
@@ -35,7 +35,8 @@ from train.callbacks.q_maps import QMaps
 from train.callbacks.router_report import RouterReport
 from train.diagnostics import acting_diagnostics, loss_diagnostics
 from train.finite import FiniteCheck, check_weights
-from train.image_bc import behaviour_loss, landmark_losses
+from train.image_bc import CLONED_WEIGHT, behaviour_loss, landmark_losses
+from train.image_router import build_router, restore_schedule, score_for_tasks
 from train.metadata import checkpoint_metadata
 from train.optimizer import configure_adam
 from train.qtopt_config import QTOptConfig
@@ -48,16 +49,16 @@ class QTOpt(lightning.LightningModule):
     """`network` learns; `target`, its running average, gives Bellman targets and acts; `lagged` is a copy of `target`
     every `lagged_target_steps`, for the minimum; `snapshot` one every `snapshot_every`, for rules that share by it."""
 
-    def __init__(self, config: QTOptConfig, replay: Replay | None = None) -> None:
-        """`replay`: the dataset, recorded in checkpoints; needed where the router scores whole episodes."""
+    def __init__(self, config: QTOptConfig, replay: Replay | None = None, episodes: Episodes | None = None) -> None:
+        """`replay`: the dataset, recorded in checkpoints; it or its `episodes` are needed where episodes are scored."""
         super().__init__()
         self.config, self.replay = config, replay
         self.network = build_network(config.network)
         self.target = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.lagged = copy.deepcopy(self.target) if config.lagged_target_steps else None
-        self.router = Router(config.router, len(TASK_NAMES), num_episodes=replay.num_episodes if replay else 0)
-        self.snapshot = copy.deepcopy(self.target) if self.router.rule.snapshot else None
         self._tasks = tuple(TASKS[name].index for name in config.tasks)
+        self.router = build_router(config, self._tasks, replay, episodes)
+        self.snapshot = copy.deepcopy(self.target) if self.router.rule.snapshot else None
         self.history: dict[int, Any] = {}  # step -> mean weights by target and source task
         self.finite = FiniteCheck("tasks", TASK_NAMES, config.log_every)
 
@@ -67,8 +68,9 @@ class QTOpt(lightning.LightningModule):
         config = self.config
         generator = torch.Generator(self.device).manual_seed(self.step_seed(RandomStream.ACTIONS))
         weight = None
-        if config.candidates_per_shared > 1:
-            batch, weight = self._resample(batch)
+        self._score_episodes(batch, generator)
+        if config.router.draws_candidates:
+            batch, weight = self._choose(batch)
         next_image, _ = self.preprocess(batch.next_image, RandomStream.NEXT_IMAGE)
         target = self._td_target(batch, next_image, generator)
         image, corner = self.preprocess(batch.image, RandomStream.IMAGE)
@@ -91,7 +93,7 @@ class QTOpt(lightning.LightningModule):
         losses = {"Bellman loss": bellman, "conservative loss": conservative}
         if config.behaviour_policy:
             assert isinstance(self.network, SmallQNetwork)
-            cloning, more = behaviour_loss(self.network, batch, features, weight * batch.success)
+            cloning, more = behaviour_loss(self.network, batch, features, weight * CLONED_WEIGHT[config.cloned](batch))
             loss, info, losses["cloning loss"] = loss + cloning, info | more, cloning
         if perception is not None:
             auxiliary, more = landmark_losses(batch, perception, corner, config.image_size)
@@ -103,16 +105,29 @@ class QTOpt(lightning.LightningModule):
         return loss
 
     @torch.no_grad()
-    def _resample(self, batch: Batch) -> tuple[Batch, Tensor]:
-        """Importance resampling by the target network's Q: all own transitions, one of every `candidates_per_shared`
-        shared ones, and their weights."""
+    def _score_episodes(self, batch: Batch, generator: torch.Generator) -> None:
+        """Score the steps that came beside the batch, by the acting network, or by the snapshot of a rule with one."""
+        episodes, taken = self.router.episodes, self.global_step >= self.config.snapshot_every
+        if episodes is None or (self.snapshot is not None and not taken):
+            return
+        unseen = self._unseen_actions(batch.score_action, generator)
+        network = self.target if self.snapshot is None else self.snapshot
+        score = score_for_tasks(self.router.rule, network, batch, unseen, self._tasks)
+        episodes.add(self.global_step, batch.score_episode, score)
+
+    @torch.no_grad()
+    def _choose(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """The rows of a batch of candidates that are learned from, by the target network's Q, and their weights."""
+        config = self.config
         generator = torch.Generator(self.device).manual_seed(self.step_seed(RandomStream.RESAMPLING))
         image, _ = self.preprocess(batch.image, RandomStream.IMAGE)
         features = self.target.encode(image, batch.gripper)
         candidates = torch.cat([batch.action[:, None], self._unseen_actions(batch.action, generator)], dim=1)
         logits = self.target.score(features, batch.gripper, candidates, batch.task_index).float()
         weight = self._route(batch, image, self.target, features, logits)
-        index, weight = self.router.resample(batch, weight, self.config.candidates_per_shared, generator)
+        num_shared = round(config.per_task * config.shared_fraction)
+        uniform = torch.rand(1, len(TASK_NAMES), generator=generator, device=self.device)
+        index, weight = self.router.choose(batch, weight, config.per_task, num_shared, uniform)
         return batch.select(index), weight
 
     @torch.no_grad()
@@ -120,19 +135,21 @@ class QTOpt(lightning.LightningModule):
         """Sharing weights [B] by the rule, from the Q logits [B, 1 + K] of the data's and of unseen actions, and from
         the network's features for rules that need other Q-values."""
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, self.global_step, RandomStream.ROUTING))
-        scorer = ImageScorer(
-            network=network,
-            image=image,
-            features=features,
-            gripper=batch.gripper,
-            action=batch.action,
-            task_index=batch.task_index,
-            tasks=self._tasks,
-            logits=logits,
-        )
-        taken = self.global_step >= self.config.snapshot_every
-        (scores,) = scores_for([self.router.rule], scorer, self.snapshot if taken else None)
-        return self.router.weigh(batch, scores, generator)
+        uniform, scores = torch.rand(1, len(TASK_NAMES), generator=generator), None
+        if self.router.episodes is None:
+            scorer = ImageScorer(
+                network=network,
+                image=image,
+                features=features,
+                gripper=batch.gripper,
+                action=batch.action,
+                task_index=batch.task_index,
+                tasks=self._tasks,
+                logits=logits,
+            )
+            taken = self.global_step >= self.config.snapshot_every
+            (scores,) = scores_for([self.router.rule], scorer, self.snapshot if taken else None)
+        return self.router.weigh(batch, scores, uniform, self.global_step)
 
     def step_seed(self, stream: RandomStream) -> int:
         """Seed of one purpose in this step, a function of (seed, process, step, purpose)."""
@@ -225,9 +242,10 @@ class QTOpt(lightning.LightningModule):
 
     def routing(self) -> dict[str, dict[str, Any]]:
         """The router's report (train/callbacks/router_report.py)."""
-        count = len(TASK_NAMES)
-        steps = np.ones((2, count, count), np.int64) if self.replay is None else self.replay.steps_by_outcome(count)
-        return {"": {**self.router.report(steps), "tasks": TASK_NAMES}}
+        count, replay = len(TASK_NAMES), self.replay
+        steps = np.ones((2, count, count), np.int64) if replay is None else replay.steps_by_outcome(count)
+        accepted = None if replay is None else replay.success
+        return {"": {**self.router.report(steps, accepted=accepted), "tasks": TASK_NAMES}}
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -240,9 +258,9 @@ class QTOpt(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Move the scores of episodes to their places in a dataset that has grown."""
         self.history = dict(checkpoint["switchyard"]["sharing"].get("history", []))
-        weights, key = checkpoint["state_dict"], "router.episode_score"
-        if self.replay and "episodes" in checkpoint and weights[key].shape[-1]:
-            weights[key] = move_scores(weights[key], checkpoint["episodes"].numpy(), self.replay.episode_key)
+        if self.router.episodes is not None and self.replay is not None:
+            known = checkpoint["episodes"].numpy(), self.replay.episode_key
+            restore_schedule(self.router.episodes, checkpoint["state_dict"], *known, checkpoint["global_step"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.finite.check()

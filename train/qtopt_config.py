@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from data.router import GRANULARITIES, RouterConfig
-from data.sharing import RULES
+from data.router_config import ADAPTIVE, BY_RULE, GRANULARITIES, SHARING, RouterConfig
+from data.sharing import REFERENCES, RULES
 from models.acting import ActingConfig
 from models.cem import CEMConfig
 from models.qnetwork import CONDITIONINGS, NetworkConfig
@@ -16,6 +16,11 @@ from train.precision import PRECISIONS
 
 LEARNERS = ("qtopt", "bc")
 DECODERS = ("auto", "cpu", "gpu")
+CLONED: dict[str, str] = {  # steps that the behaviour policy clones -> what they are
+    "effective": "all, by their weight: pi_beta of D_eff",
+    "successes": "own ones of successful episodes, and shared ones by their weight",
+    "accepted": "of episodes that the target's detector accepts, own or shared",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +52,25 @@ class QTOptConfig:
     behaviour_policy_std: float = option(0.1, "standard deviation of those samples, in units of the action's bounds")
     bc_log_prob_weight: float = option(1.0, "of log pi_b beside log Q when choosing among them; 0: by Q alone (EMaQ)")
     landmark_weight: float = option(0.0, "of the auxiliary losses on object positions (not in the paper)")
-    rule: str = option("cds", f"sharing rule: {', '.join(RULES)}")
-    percentile: float = option(10.0, "k of CDS and of the heuristic, percent from the top")
-    sharing_temperature: float = option(0.0, "tau of CDS and of hipi-partition; 0: adaptive (CDS)")
+    cloned: str = option("successes", f"steps that the behaviour policy clones: {', '.join(CLONED)}")
+    rule: str = option("cds-hard", f"sharing rule: {', '.join(RULES)}")
+    sharing: str = option(
+        "sample", f"of {', '.join(SHARING)}: shared ones are drawn by the rule, or their loss weighed"
+    )
+    granularity: str = option("episode", f"unit that is scored: {', '.join(GRANULARITIES)}")
+    reference: str = option(BY_RULE, f"of the own scores: {', '.join((BY_RULE, *REFERENCES))}")
+    percentile: float = option(50.0, "k of the reference percentile, percent from the top")
+    sharing_temperature: str = option("absolute", f"tau of soft rules: {', '.join(ADAPTIVE)}, or a number")
     weigh_own_probability: float = option(0.0, "probability that a task's own transitions are weighed too, each step")
-    granularity: str = option("transition", f"unit that is weighed: {', '.join(GRANULARITIES)} (by its mean score)")
     snapshot_every: int = option(1000, "steps between snapshots of the Q-function by which the heuristic shares")
-    candidates_per_shared: int = option(1, "transitions drawn for each shared place, of which the weights choose one")
+    score_fraction: float = option(0.25, "steps scored beside a batch, as a fraction of its size (granularity episode)")
+    score_visits: int = option(4, "visits over which an episode's score is the mean")
+    candidates_per_shared: int = option(8, "drawn for each shared place (sharing sample, granularity transition)")
     shared_fraction: float = option(0.5, "fraction of each task's batch drawn from other tasks")
-    success_fraction: float = option(0.5, "fraction of transitions from episodes that succeed at the target")
-    balance_successes: bool = option(True, "success_fraction holds for shared ones too; else they are drawn evenly")
+    success_fraction: float = option(0.5, "fraction of the own transitions from successful episodes")
+    balance_shared: bool = option(
+        False, "success_fraction holds for shared ones too: the detector chooses, not the rule"
+    )
     cem_samples: int = option(64, "candidates a round")
     cem_elites: int = option(6, "kept to refit")
     cem_iterations: int = option(2, "rounds")
@@ -103,6 +117,7 @@ class QTOptConfig:
             "snapshot_every",
             "evaluate_episodes",
             "candidates_per_shared",
+            "score_visits",
             "devices",
             "nodes",
         )
@@ -118,21 +133,39 @@ class QTOptConfig:
             "weight_decay",
         )
         check_seed(self, "seed")
-        check_fraction(self, "shared_fraction", "success_fraction", "nearby_fraction", "discount", "target_update_rate")
+        check_choice("cloned", self.cloned, tuple(CLONED))
+        check_fraction(
+            self,
+            "shared_fraction",
+            "success_fraction",
+            "score_fraction",
+            "nearby_fraction",
+            "discount",
+            "target_update_rate",
+        )
         if self.shared_fraction and RULES[self.rule].uses_q and self.per_task * self.devices * self.nodes < 2:
             raise ValueError(f"rule {self.rule} compares shared with own transitions: a batch needs two of each task")
-        if self.candidates_per_shared > 1 and not RULES[self.rule].uses_q:
-            raise ValueError(f"candidates_per_shared needs a rule that weighs by Q-values, got {self.rule}")
+        if self.router.by_episode and not self.scored_steps:
+            raise ValueError("granularity episode scores episodes beside the batches: score_fraction is above 0")
+        if self.balance_shared and self.sharing == "sample" and RULES[self.rule].uses_q:
+            raise ValueError(f"balance_shared and sharing sample by rule {self.rule} both choose what is shared")
         if (self.behaviour_policy or self.landmark_weight) and self.image_size > SMALL_PX[1]:
             raise ValueError("behaviour_policy and landmark_weight need the small network (48-128 px)")
         if self.learner == "bc" and not self.behaviour_policy:
             raise ValueError("learner bc trains the behaviour policy alone: it needs behaviour_policy")
+        if self.learner == "bc" and RULES[self.rule].uses_q:
+            raise ValueError(f"rule {self.rule} weighs by Q-values, and learner bc learns none: try --rule none")
         _ = self.network, self.acting, self.router  # their own checks
 
     @property
     def per_task(self) -> int:
         """Transitions for each task in the batch of one process."""
         return max(1, round(self.batch_size / len(self.tasks)))
+
+    @property
+    def scored_steps(self) -> int:
+        """Steps scored beside the batch of one process."""
+        return round(self.score_fraction * self.per_task * len(self.tasks)) if self.router.by_episode else 0
 
     @property
     def network(self) -> NetworkConfig:
@@ -158,10 +191,12 @@ class QTOptConfig:
     def router(self) -> RouterConfig:
         return RouterConfig(
             rule=self.rule,
+            sharing=self.sharing,
+            granularity=self.granularity,
+            reference=self.reference,
             percentile=self.percentile,
             temperature=self.sharing_temperature,
             weigh_own_probability=self.weigh_own_probability,
-            granularity=self.granularity,
         )
 
 

@@ -14,9 +14,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
-from data.batches import BatchStream, Sampler, SamplerConfig, can_decode_on_gpu
+from data.batches import can_decode_on_gpu
 from data.loader import Loader
 from data.replay import Replay
+from data.sampler import BatchStream, Sampler, SamplerConfig
 from data.sharing import RULES
 from models.checkpoint import CheckpointError, check_finite, load_finite, load_weights
 from models.image_checkpoint import acting_weights, read_checkpoint
@@ -98,7 +99,7 @@ def _train(config: QTOptConfig, replay: Replay, out: Path, environment: ClusterE
         _start_from(config.start_from, module, replay.renderer)
     quiet_lightning()
     trainer = _trainer(config, out, replay, done, environment)
-    fit(trainer, module, _loader(config, replay, done, trainer), out, "--lr", resume)
+    fit(trainer, module, _loader(config, replay, module, done, trainer), out, "--lr", resume)
     if first:
         print(f"{out / LAST}: {config.steps} steps; to play it: python -m eval --checkpoint {out / LAST}")
     return out / LAST
@@ -162,7 +163,9 @@ def _claim(out: Path, config: QTOptConfig) -> Path | None:
     return last if last.is_file() else None
 
 
-def _loader(config: QTOptConfig, replay: Replay, first_step: int, trainer: lightning.Trainer) -> Loader:
+def _loader(
+    config: QTOptConfig, replay: Replay, module: QTOpt | BehaviourCloning, first_step: int, trainer: lightning.Trainer
+) -> Loader:
     tasks = tuple(task_by_name(name).index for name in config.tasks)
     on_gpu = config.decode != "cpu" and can_decode_on_gpu()
     if config.decode == "gpu" and not on_gpu:
@@ -172,18 +175,21 @@ def _loader(config: QTOptConfig, replay: Replay, first_step: int, trainer: light
         processes=trainer.world_size,
         shared_fraction=config.shared_fraction,
         success_fraction=config.success_fraction,
-        balance_successes=config.balance_successes,
-        candidates_per_shared=config.candidates_per_shared,
+        balance_shared=config.balance_shared,
+        candidates_per_shared=config.candidates_per_shared if config.router.draws_candidates else 0,
+        by_episode=config.router.draws_episodes,
+        scored=config.scored_steps,
         n_step=config.n_step,
         decode=not on_gpu,
     )
     sampler = Sampler(replay, tasks, RULES[config.rule], mix)
-    if config.behaviour_policy and (without := ", ".join(TASK_NAMES[task] for task in sampler.without_success)):
-        if config.learner == "bc" and len(sampler.without_success) == len(tasks):
+    if config.behaviour_policy and (without := ", ".join(TASK_NAMES[task] for task in sampler.tasks_without_success)):
+        if config.learner == "bc" and len(sampler.tasks_without_success) == len(tasks):
             raise ValueError(f"{config.data}: holds no success of {without}: there is nothing to clone")
         if trainer.is_global_zero:
             print(f"{config.data}: holds no success of {without} to clone")
-    return Loader(BatchStream(sampler, config.seed, first_step, trainer.global_rank), config.workers)
+    episodes = module.router.episodes if isinstance(module, QTOpt) else None
+    return Loader(BatchStream(sampler, config.seed, first_step, trainer.global_rank, episodes), config.workers)
 
 
 def _trainer(

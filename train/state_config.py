@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from data.router import RouterConfig
+from data.router_config import RouterConfig
 from data.shared_batches import SharingConfig
 from data.sharing import RULES
 from models.conditioning import CONDITIONERS

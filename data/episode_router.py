@@ -1,0 +1,132 @@
+"""Routes whole episodes: a sharing rule's weights of all episodes for all tasks, from their scores.
+
+A step has its episode's score, so references, temperatures and means count an episode by its length. Shapes: `E`
+members, `N` target tasks, `K` episodes, `P` of them scored beside one batch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from data.distributed import gather
+from data.episode_scores import EpisodeScores
+from data.router_config import RouterConfig
+from data.sharing import RULES, RuleContext
+
+
+class EpisodeRouter(nn.Module):
+    """D_eff of every task, as weights of episodes."""
+
+    _own: Tensor  # bool [N, K]
+    _others: Tensor  # bool [N, K], those that a task may share
+    _length: Tensor  # float32 [K]
+
+    def __init__(self, config: RouterConfig, scores: EpisodeScores, sources: NDArray[np.bool_]) -> None:
+        """`sources` [N, N]: from which task (column) each trained task (row) may draw."""
+        super().__init__()
+        self.config, self.rule, self.scores = config, RULES[config.rule], scores
+        task, length = scores.schedule.episodes.task, scores.schedule.episodes.length
+        own = np.arange(len(sources))[:, None] == task
+        self.register_buffer("_own", torch.from_numpy(own), persistent=False)
+        self.register_buffer("_others", torch.from_numpy(sources[:, task] & ~own), persistent=False)
+        self.register_buffer("_length", torch.from_numpy(length).float(), persistent=False)
+        self._known: dict[int, Tensor] = {}  # weights by the batch since which they count
+
+    @torch.no_grad()
+    def add(self, number: int, episode: Tensor, score: Tensor) -> bool:
+        """Take the scores [E, P, N] of episodes [P], computed with batch `number` by this process, [P] of each process.
+        Whether they finished a version."""
+        return self.scores.add(number, gather(episode), gather(score.transpose(0, 1).float()).transpose(0, 1))
+
+    @torch.no_grad()
+    def weights(self, number: int) -> Tensor | None:
+        """The rule's weights [E, N, K] that count for batch `number`, own episodes weighed too; 0 where a task may not
+        draw, or nothing was scored; None before the first scores."""
+        version, since = self.scores.version_of(number), self.scores.since_of(number)
+        if version is None or since is None:
+            return None
+        if since not in self._known:
+            current = self.scores.since.tolist()
+            self._known = {key: weight for key, weight in self._known.items() if key in current}
+            self._known[since] = self._weights(self.scores.versions[version])
+        return self._known[since]
+
+    def reference(self) -> Tensor:
+        """Reference over D_i of each task, [E, N], of the latest scores; NaN before the first."""
+        return self._reference(self.scores.versions[1])
+
+    def temperature(self) -> Tensor:
+        """tau of each task, [E, N], of the latest scores."""
+        return self._temperature(self.scores.versions[1])
+
+    def mean_weights(self, member: int) -> Tensor:
+        """Mean weight [N, N] of each source (column) for each target (row), by the latest scores; 1 for a task's own;
+        NaN before the first, and where a task may not draw."""
+        of_task = self._own * self._length
+        itself = torch.eye(len(of_task), dtype=torch.bool, device=of_task.device)
+        known = self._others.float() @ of_task.T > 0
+        if int(self.scores.since[1]) < 0:
+            known = torch.zeros_like(known)
+        mean = self._weights(self.scores.versions[1])[member] @ of_task.T / of_task.sum(1)
+        return torch.where(itself & (of_task.sum(1) > 0), 1.0, mean.masked_fill(~known, torch.nan))
+
+    def area_under_roc(self, accepted: NDArray[np.bool_], member: int) -> Tensor:
+        """Area under the ROC curve [N] of the latest scores of others' episodes, those that succeed at the target,
+        `accepted` [K, N], against the rest; NaN where there are none of either."""
+        areas, others = [], self._others.cpu().numpy()
+        for task, score in enumerate(self.scores.versions[1, member].cpu().numpy()):
+            judged, success = others[task] & ~np.isnan(score), accepted[:, task]
+            areas.append(area_under_roc(score[judged & success], score[judged & ~success]))
+        return torch.tensor(areas)
+
+    def _weights(self, score: Tensor) -> Tensor:
+        num_tasks = score.shape[1]
+        reference = self._reference(score) if self.rule.reference else torch.zeros_like(score[..., 0])
+        q_tasks = None
+        if self.rule.needs == "q_tasks":
+            q_tasks = score.transpose(1, 2).nan_to_num(-torch.inf)[:, None].expand(-1, num_tasks, -1, -1)
+        context = RuleContext(
+            reference=reference[..., None].expand(score.shape),
+            temperature=self._temperature(score)[..., None].expand(score.shape),
+            target=torch.arange(num_tasks, device=score.device)[:, None].expand(score.shape),
+            q_tasks=q_tasks,
+        )
+        weight = self.rule.weight(score, context).nan_to_num(0.0)
+        return torch.where(score.isnan(), 0.0, weight) * (self._own | self._others)
+
+    def _reference(self, score: Tensor) -> Tensor:
+        reference_of = self.config.reference_of
+        assert reference_of is not None
+        own_score = score.masked_fill(~self._own, torch.nan)
+        return reference_of(own_score, self._length.expand(score.shape), self.config.percentile)
+
+    def _temperature(self, score: Tensor) -> Tensor:
+        """The fixed temperature, or the clipped mean over the episodes of a version: of Delta over shared ones, or of
+        |Delta| over own and shared ones, which are half of a batch each."""
+        fixed = self.config.fixed_temperature
+        if fixed is not None or not self.rule.reference:
+            return torch.full_like(score[..., 0], fixed or 1.0)
+        delta = score - self._reference(score)[..., None]
+        count = self._length * ~delta.isnan()
+        if self.config.temperature == "signed":
+            tau = _mean(delta, count * self._others)
+        else:
+            tau = torch.stack([_mean(delta.abs(), count * of) for of in (self._own, self._others)]).nanmean(0)
+        return tau.nan_to_num(0.0).clamp(self.config.tau_low, self.config.tau_high)
+
+
+def area_under_roc(high: NDArray[np.floating], low: NDArray[np.floating]) -> float:
+    """Area under the ROC curve: P(one of `high` [H] > one of `low` [L]), ties count half; NaN where one is empty."""
+    if not len(high) or not len(low):
+        return float("nan")
+    low = np.sort(low)
+    below = np.searchsorted(low, high, side="left") + np.searchsorted(low, high, side="right")
+    return float(below.mean() / (2 * len(low)))
+
+
+def _mean(values: Tensor, count: Tensor) -> Tensor:
+    """Mean of values [..., K] that count [..., K], NaN where nothing does: [...]"""
+    return (values.nan_to_num(0.0) * count).sum(-1) / count.sum(-1)

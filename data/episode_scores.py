@@ -1,0 +1,119 @@
+"""Scores of whole episodes for every task, renewed in the background of training.
+
+Every episode is visited in turn, one of its steps at a time; a score is the mean over its last visits. A score is the
+same for all steps of an episode, and choosing by it loads nothing.
+
+Shapes: `E` members, `N` tasks, `K` episodes, `V` visits, `P` steps scored beside one batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episodes:
+    """Episodes of a dataset, whose steps are numbered through: `task` that collected each and its `length` in steps,
+    int64 [K] each."""
+
+    task: NDArray[np.int64]
+    length: NDArray[np.int64]
+
+    @property
+    def first_step(self) -> NDArray[np.int64]:
+        """Number of each episode's first step, [K]."""
+        return np.cumsum(self.length) - self.length
+
+
+class ScoringSchedule:
+    """Which steps are scored beside batch n, a function of (seed, n) alone: passes over all episodes in random order,
+    one step of each. The steps of `visits` successive passes lie in different parts of an episode, so that their mean
+    is a stratified one."""
+
+    def __init__(self, episodes: Episodes, per_batch: int, visits: int, seed: int, start: int = 0) -> None:
+        """`start`: number of the batch with which the first pass begins."""
+        self.episodes, self.visits, self.start, self._seed = episodes, visits, start, seed
+        self.per_batch = per_batch
+        self.batches = -(-len(episodes.length) // self.per_batch)  # of a pass
+        self._stratum = np.random.default_rng([seed, 0]).integers(visits, size=len(episodes.length))
+        self._known: tuple[int, NDArray[np.int64], NDArray[np.float64]] | None = None
+
+    def pass_of(self, number: int) -> tuple[int, bool]:
+        """The pass that batch `number` belongs to, and whether it is its last batch."""
+        passed, place = divmod(number - self.start, self.batches)
+        return passed, place == self.batches - 1
+
+    def steps(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Episodes scored beside batch `number`, and the number of the step by which each is scored, [P] each."""
+        passed, place = divmod(number - self.start, self.batches)
+        if self._known is None or self._known[0] != passed:
+            rng = np.random.default_rng([self._seed, 1, self.start, passed])
+            count = len(self.episodes.length)
+            self._known = passed, rng.permutation(count), rng.random(count)
+        _, order, within = self._known
+        episode = np.resize(np.roll(order, -place * self.per_batch), self.per_batch)  # the last wraps around
+        part = ((self._stratum[episode] + passed) % self.visits + within[episode]) / self.visits
+        step = (part * self.episodes.length[episode]).astype(np.int64)
+        return episode, self.episodes.first_step[episode] + step
+
+
+class EpisodeScores(nn.Module):
+    """Scores of each episode for each task. Two versions are kept: the later one counts from `lag` batches after the
+    one it was finished with, so that batches drawn ahead of the training by any number of processes are the same."""
+
+    visits: Tensor  # [V, E, N, K] scores of the last visits; NaN: none yet
+    versions: Tensor  # [2, E, N, K] mean scores
+    since: Tensor  # int64 [2] number of the first batch each version counts for; -1: none yet
+    start: Tensor  # int64, of the schedule
+
+    def __init__(self, schedule: ScoringSchedule, members: int, num_tasks: int, lag: int) -> None:
+        super().__init__()
+        self.schedule, self.lag = schedule, lag
+        shape = members, num_tasks, len(schedule.episodes.length)
+        self.register_buffer("visits", torch.full((schedule.visits, *shape), torch.nan))
+        self.register_buffer("versions", torch.full((2, *shape), torch.nan))
+        self.register_buffer("since", torch.full((2,), -1))
+        self.register_buffer("start", torch.tensor(schedule.start))
+
+    @torch.no_grad()
+    def add(self, number: int, episode: Tensor, score: Tensor) -> bool:
+        """Take the scores [E, P, N] of episodes [P], computed with batch `number`. Whether this finished a version: the
+        last batch of a pass does, if the version before counts already."""
+        passed, last = self.schedule.pass_of(number)
+        self.visits[passed % self.schedule.visits][:, :, episode] = score.transpose(1, 2).to(self.visits)
+        finished = last and int(self.since[1]) <= number
+        if finished:
+            self.versions.copy_(torch.stack([self.versions[1], self.visits.nanmean(0)]))
+            self.since.copy_(torch.stack([self.since[1], self.since.new_tensor(number + 1 + self.lag)]))
+        return finished
+
+    def version_of(self, number: int) -> int | None:
+        """Index of the version that counts for batch `number`; None before the first."""
+        for version in (1, 0):
+            if 0 <= int(self.since[version]) <= number:
+                return version
+        return None
+
+    def since_of(self, number: int) -> int | None:
+        """Number of the first batch for which the version counts that counts for batch `number`; None before it."""
+        version = self.version_of(number)
+        return None if version is None else int(self.since[version])
+
+    def forget(self) -> None:
+        """Drop the scores of visits: later ones come from another Q-function."""
+        self.visits.fill_(torch.nan)
+
+
+def move_episodes(scores: Tensor, known: NDArray[np.int64], now: NDArray[np.int64]) -> Tensor:
+    """Scores [..., K] of episodes with keys `known` [K], reordered for the episodes with keys `now`, after a dataset
+    has grown; NaN (none yet) for new episodes."""
+    order = np.argsort(now)
+    place = order[np.searchsorted(now, known, sorter=order)]
+    moved = scores.new_full((*scores.shape[:-1], len(now)), torch.nan)
+    moved[..., torch.from_numpy(place)] = scores
+    return moved
