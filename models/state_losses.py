@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from models.reductions import weighted_mean
+
 
 def conservative_gap(q_sampled: Tensor, log_density: Tensor, q_data: Tensor) -> Tensor:
     """Conservative term of CQL(H) for each transition (eq. 4), the logsumexp by importance sampling:
@@ -33,7 +35,9 @@ def q_target(reward: Tensor, done: Tensor, next_q: Tensor, next_entropy: Tensor,
     return reward + discount * (1 - done) * (next_q + next_entropy)
 
 
-def alpha_loss(log_alpha: Tensor, log_density: Tensor, action_size: int) -> Tensor:
+def alpha_loss(log_alpha: Tensor, log_density: Tensor, action_size: int, weight: Tensor | None = None) -> Tensor:
     """Loss of the entropy coefficient alpha, with target entropy -A (SAC, arXiv:1812.05905, eq. 18): log_alpha [E],
-    log-densities [E, B]."""
-    return -(log_alpha * (log_density.detach().mean(-1) - action_size)).sum()
+    log-densities [E, B], and the weights [E, B] of the actor's loss, if any: where the policy is not trained, its
+    entropy says nothing."""
+    excess = log_density.detach() - action_size
+    return -(log_alpha * (excess.mean(-1) if weight is None else weighted_mean(excess, weight))).sum()

@@ -19,7 +19,7 @@ from models.policy_files import Member, PolicyFile, load_policies, pack_encoder,
 from models.state_losses import conservative_gap, q_target, softmax_sample
 from sim.benchmarks.table import BENCHMARKS
 from tests.conftest import SMALL_STATE_RUN as SMALL
-from train import state_run
+from train import cql, state_run
 from train.cql import CQLConfig
 from train.divergence import divergence, fit_behaviour
 from train.finite import NotFiniteError, check_weights
@@ -178,6 +178,19 @@ def test_a_member_does_not_feel_the_others(transitions):
         assert torch.allclose(a[0], b[0], atol=1e-6)
         assert torch.allclose(a[members], b[members], atol=1e-6)
         assert not torch.equal(a[0], old[0])
+
+
+def test_the_entropy_temperature_is_tuned_on_the_rows_that_the_policy_learns_from(transitions, monkeypatch):
+    """By hand: -alpha' = mean over the first row of each member, which alone counts, of log pi - A."""
+    module, seen = module_of(transitions, rules=("none", "all")), []
+    weight = torch.zeros(2, 24)
+    weight[:, 0] = 0.5
+    monkeypatch.setattr(module.shared, "weigh", lambda *_: weight)
+    real = cql.sample_with_log_prob
+    monkeypatch.setattr(cql, "sample_with_log_prob", lambda *given: seen.append(real(*given)) or seen[-1])
+    module.update()
+    log_prob = seen[0][1].detach()[:, 0, 0]
+    assert module.log_alpha.grad.tolist() == pytest.approx((6 - log_prob).tolist(), rel=1e-5)
 
 
 def test_each_task_learns_which_way_pays(transitions):

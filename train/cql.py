@@ -118,7 +118,7 @@ class CQL(nn.Module):
         clones = self.updates < config.bc_steps
         gain = self.policy.log_prob(state.detach(), batch.action) if clones else pi_q
         actor = weighted_mean(entropy_cost - gain, weight)
-        entropy_loss = alpha_loss(self.log_alpha, pi_log_prob[..., 0], batch.action.shape[-1])
+        entropy_loss = alpha_loss(self.log_alpha, pi_log_prob[..., 0], batch.action.shape[-1], weight)
         gradient_step(self.actor_optimizer, actor.sum() + entropy_loss)
         update_average(self.target, self.q, config.target_update_rate)
         self.updates += 1
