@@ -16,12 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data.member_random import MemberRandom
 from data.router import Router, RouterConfig
 from data.scoring import Scorer, scores_for
 from data.sharing import RULES
 from data.state_batches import StateBatch, StateSampler, TransitionTensors
 from data.transitions import TransitionDataset
 from sim.options import check_choice
+
+SAMPLING, ROUTING, RESAMPLING = 1, 2, 3  # purposes of the numbers that a rule draws in an update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,14 @@ class SharingConfig:
     shared_fraction: float = 0.5
     candidates_per_shared: int = 1
     snapshot_every: int = 10_000
+
+
+class MemberRouter(Router):
+    """A router whose members draw numbers of their own: `weigh` takes a MemberRandom for its generator."""
+
+    def _own_too(self, target: Tensor, generator: Any) -> Tensor:
+        drawn: Tensor = generator.uniform(self.tau.shape[-1]) < self.config.weigh_own_probability
+        return drawn.gather(-1, target)
 
 
 class SharedBatches(nn.Module):
@@ -59,7 +70,7 @@ class SharedBatches(nn.Module):
             raise ValueError(f"rule {asking[0]} weighs by Q-values, and this algorithm learns none")
         episodes = int(dataset.episode[-1]) + 1
         self.routers = nn.ModuleList(
-            Router(router, len(benchmark.tasks), config.seeds, episodes) for router in config.routers
+            MemberRouter(router, len(benchmark.tasks), config.seeds, episodes) for router in config.routers
         )
         by_snapshot = any(rule.snapshot for rule in self.rules)
         self.snapshot = copy.deepcopy(q_function).requires_grad_(False) if by_snapshot and q_function else None
@@ -87,22 +98,22 @@ class SharedBatches(nn.Module):
     def members(self) -> int:
         return len(self.rules) * self.config.seeds
 
-    def sample(self, generator: torch.Generator) -> StateBatch:
-        """Independent batches of all members, [E, B, ...]."""
-        return StateBatch.concatenate([sampler.sample(self.config.seeds, generator) for sampler in self._samplers])
+    def sample(self, random: MemberRandom) -> StateBatch:
+        """Batches of all members, [E, B, ...]."""
+        return StateBatch.concatenate([sampler.sample(random.of_one_rule(SAMPLING)) for sampler in self._samplers])
 
     def sample_weighted(
-        self, score: Callable[[StateBatch, torch.Generator], Scorer | None], updates: int, generator: torch.Generator
+        self, score: Callable[[StateBatch, MemberRandom], Scorer | None], updates: int, random: MemberRandom
     ) -> tuple[StateBatch, Tensor]:
         """Batches as a loss gets them, and their weights [E, B], by the scorer that `score` makes of a batch."""
-        batch = self.sample(generator)
-        scorer = score(batch, generator)
+        batch = self.sample(random)
+        scorer = score(batch, random)
         if self.config.candidates_per_shared > 1:
-            return self.resample(batch, scorer, updates, generator)
-        return batch, self.weigh(batch, scorer, updates, generator)
+            return self.resample(batch, scorer, updates, random)
+        return batch, self.weigh(batch, scorer, updates, random)
 
     @torch.no_grad()
-    def weigh(self, batch: StateBatch, scorer: Scorer | None, updates: int, generator: torch.Generator) -> Tensor:
+    def weigh(self, batch: StateBatch, scorer: Scorer | None, updates: int, random: MemberRandom) -> Tensor:
         """Weights of a batch, [E, B]. `updates`: done so far; before the first snapshot, rules that share by one share
         nothing."""
         taken = self.snapshot is not None and updates >= self.config.snapshot_every
@@ -110,20 +121,24 @@ class SharedBatches(nn.Module):
         weights = []
         for (router, members), known in zip(self._parts(), scores, strict=True):
             mine = None if known is None else known.of_members(members)
-            weights.append(router.weigh(batch.of_members(members), mine, generator))
+            numbers: Any = random.of_one_rule(ROUTING)
+            weights.append(router.weigh(batch.of_members(members), mine, numbers))
         return torch.cat(weights)
 
     @torch.no_grad()
     def resample(
-        self, batch: StateBatch, scorer: Scorer | None, updates: int, generator: torch.Generator
+        self, batch: StateBatch, scorer: Scorer | None, updates: int, random: MemberRandom
     ) -> tuple[StateBatch, Tensor]:
         """Importance resampling: own transitions and one of every `candidates_per_shared` shared ones, drawn by weight;
         and their weights [E, B]."""
-        weight = self.weigh(batch, scorer, updates, generator)
-        resampled = [
-            router.resample(batch.of_members(members), weight[members], self.config.candidates_per_shared, generator)
-            for router, members in self._parts()
-        ]
+        weight = self.weigh(batch, scorer, updates, random)
+        resampled = []
+        for router, members in self._parts():
+            numbers = random.of_one_rule(RESAMPLING)
+            for k, generator in zip(range(members.start, members.stop), numbers.generators, strict=True):
+                one = slice(k, k + 1)
+                candidates = self.config.candidates_per_shared
+                resampled.append(router.resample(batch.of_members(one), weight[one], candidates, generator))
         index, weight = (torch.cat(column) for column in zip(*resampled, strict=True))
         return batch.select(index), weight
 

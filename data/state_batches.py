@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.member_random import MemberRandom
 from data.transitions import TransitionDataset
 from sim.files import DatasetError
 
@@ -96,15 +97,14 @@ class StateSampler:
         size = torch.tensor([sum(count for _, count in pools) for pools in self._pools], device=device)
         self._target = torch.tensor(tasks, device=device).repeat_interleave(size)
 
-    def sample(self, members: int, generator: torch.Generator) -> StateBatch:
-        """An independent batch for each member."""
-        parts = []
-        for pools in self._pools:
-            for pool, count in pools:
-                chosen = torch.randint(len(pool), (members, count), generator=generator, device=generator.device)
-                parts.append(pool[chosen.to(self._tensors.device)])
-        row = torch.cat(parts, dim=1)
-        columns, target = self._tensors.columns, self._target.expand(members, -1)
+    def sample(self, random: MemberRandom) -> StateBatch:
+        """A batch for each member, by its own numbers.
+
+        Row floor(u n) of n, with u of 53 bits: the odds of two rows differ by less than n / 2^53 of themselves."""
+        pools = [each for pools in self._pools for each in pools]
+        drawn = random.uniform(len(self._target), dtype=torch.float64).split([count for _, count in pools], 1)
+        row = torch.cat([pool[(u * len(pool)).long()] for (pool, _), u in zip(pools, drawn, strict=True)], dim=1)
+        columns, target = self._tensors.columns, self._target.expand(random.members, -1)
         source = columns["task"][row]
         relabelled = {name: table[row, target] for name, table in self._tensors.by_task.items()}
         if not self._relabel_rewards:

@@ -20,12 +20,12 @@ def conservative_gap(q_sampled: Tensor, log_density: Tensor, q_data: Tensor) -> 
     return (q_sampled - log_density).logsumexp(-1) - math.log(q_sampled.shape[-1]) - q_data
 
 
-def softmax_sample(logits: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Stratified sample of softmax(logits [..., K]): indices [..., count], one from each of `count` strata of equal
-    probability, so their expected counts are those of independent draws and their variance is lower."""
-    total = logits.softmax(-1).cumsum(-1)
-    start = torch.rand((*logits.shape[:-1], count), generator=generator, device=generator.device).to(logits.device)
-    point = (start + torch.arange(count, device=logits.device)) / count
+def softmax_sample(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Stratified sample of softmax(logits [..., K]) by numbers [..., C], uniform in [0, 1): indices [..., C], one from
+    each of C strata of equal probability, so their expected counts are those of independent draws and their variance is
+    lower."""
+    total, count = logits.softmax(-1).cumsum(-1), uniform.shape[-1]
+    point = (uniform + torch.arange(count, device=logits.device)) / count
     return torch.searchsorted(total, point * total[..., -1:]).clamp(max=logits.shape[-1] - 1)
 
 

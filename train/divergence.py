@@ -15,10 +15,11 @@ from torch import Tensor
 from data.transitions import TransitionDataset
 from models.distributions import gaussian_kl
 from models.reductions import weighted_mean
+from models.stacked import draw_weights
 from models.state_policies import StatePolicy, TanhGaussianPolicy
 from models.updates import gradient_step
 from train.finite import FiniteCheck
-from train.seeding import derive_seed
+from train.seeding import MemberStream
 
 LR = 1e-3  # of Adam; falls linearly to 0
 STATES = 2000  # of each task, at which policies are compared
@@ -29,16 +30,17 @@ def fit_behaviour(algorithm: Any, steps: int) -> StatePolicy:
     router give now. `algorithm`: see train/state_run.py."""
     config, shared, learned = algorithm.config, algorithm.shared, algorithm.policies()
     device = next(learned.network.parameters()).device
-    torch.manual_seed(derive_seed(config.seed, steps))
-    action_size = learned.network.action_size
-    network = TanhGaussianPolicy(shared.members, learned.conditioner.size, config.hidden_sizes, action_size).to(device)
+    sizes = shared.members, learned.conditioner.size, config.hidden_sizes
+    first = config.random("cpu", MemberStream.BEHAVIOUR_FIRST_WEIGHTS)
+    network = TanhGaussianPolicy(*sizes, learned.network.action_size)
+    network = draw_weights(network, shared.members, first.uniform).to(device)
     adam = torch.optim.Adam(network.parameters(), lr=LR, fused=True)
     finite = FiniteCheck("members", config.member_names, steps)
     for step in range(steps):
         for group in adam.param_groups:
             group["lr"] = LR * (1 - step / steps)
-        generator = torch.Generator(device).manual_seed(derive_seed(config.seed, step, 1))
-        batch, weight = shared.sample_weighted(algorithm.score, algorithm.updates, generator)
+        random = config.random(device, MemberStream.BEHAVIOUR_UPDATE, step)
+        batch, weight = shared.sample_weighted(algorithm.score, algorithm.updates, random)
         with torch.no_grad():
             state = learned.conditioner(batch.observation, batch.task_index)
         losses = -weighted_mean(network.log_prob(state, batch.action), weight)

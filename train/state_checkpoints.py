@@ -13,7 +13,8 @@ from models.checkpoint import CheckpointError, check_finite, load_weights, read_
 from train.callbacks.checkpointing import write_tensors
 from train.finite import check_weights
 
-FORMAT = 5
+FORMAT = 6  # 5: all members drew from one random stream
+READ = (4, 5, FORMAT)
 
 
 class SaveEvery(Callback):
@@ -55,10 +56,15 @@ class Checkpoints:
         write_tensors(path, content)
 
     def restore(self, path: Path, data: str) -> str:
-        """Go on from it; its precision. CheckpointError where it is another run's."""
+        """Go on from it; its precision. CheckpointError where it is another run's. One of an earlier format goes on,
+        and a line says how it differs from a run that begins now."""
         algorithm, found = self._algorithm, read_plain(path)
-        if not isinstance(found, dict) or found.get("format") not in (4, FORMAT):
+        if not isinstance(found, dict) or found.get("format") not in READ:
             raise CheckpointError(f"{path}: not a checkpoint of an offline algorithm on states, format {FORMAT}")
+        if found["format"] < FORMAT:
+            print(
+                f"{path}: begun by an earlier version, whose members shared their random numbers; it goes on with new"
+            )
         if found["format"] == 4:
             found = _from_format_4(found)
         if found["algorithm"] != self._name:

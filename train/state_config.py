@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+import torch
+
+from data.member_random import MemberRandom
 from data.router import RouterConfig
 from data.shared_batches import SharingConfig
 from data.sharing import RULES
 from models.conditioning import CONDITIONERS
 from sim.options import check_choice, check_fraction, check_least, check_seed, option
 from train.precision import PRECISIONS
-from train.seeding import derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +91,10 @@ class StateConfig:
     def member_names(self) -> tuple[str, ...]:
         return tuple(f"{rule}-{seed}" for rule, seed in self.members)
 
-    @property
-    def seed(self) -> int:
-        """Seed of the run's random stream, shared by all members: another set of seeds changes every member's draws."""
-        return derive_seed(*self.seeds)
+    def random(self, device: torch.device | str, *numbers: int) -> MemberRandom:
+        """Random numbers of the members, which depend on each one's seed and on `numbers` alone: a purpose, an update.
+        Rules with the same seed draw the same."""
+        return MemberRandom(self.seeds, len(self.rules), device, *numbers)
 
     @property
     def sharing(self) -> SharingConfig:

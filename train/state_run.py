@@ -24,6 +24,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from data.member_random import MemberRandom
+from data.scoring import Scorer
 from data.shared_batches import SharedBatches
 from data.state_batches import StateBatch
 from data.transitions import TransitionDataset, read_benchmark, read_transitions
@@ -77,7 +79,7 @@ class StateAlgorithm(Protocol):
         """One update of all members; values [E] to log."""
         ...
 
-    def score(self, batch: StateBatch, generator: torch.Generator) -> Any:
+    def score(self, batch: StateBatch, random: MemberRandom) -> Scorer | None:
         """The Scorer of a batch, None where the algorithm learns no Q-function."""
         ...
 
@@ -146,7 +148,6 @@ def train(name: str, config: StateConfig) -> Path:
     out = Path(config.out)
     quiet_lightning()
     prepare_process()
-    torch.manual_seed(config.seed)
     algorithm = build(name, config, dataset)  # which refuses what makes no sense before there is a folder
     with lock_run(out):
         resume = open_run(out, config, FREE_TO_CHANGE)
