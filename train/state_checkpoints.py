@@ -8,10 +8,12 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
 from models.checkpoint import CheckpointError, check_finite, load_weights, read_plain
 from train.callbacks.checkpointing import write_tensors
 from train.finite import check_weights
+from train.state_algorithm import StateAlgorithm
 
 FORMAT = 6  # 5: all members drew from one random stream
 READ = (4, 5, FORMAT)
@@ -35,7 +37,7 @@ class SaveEvery(Callback):
 class Checkpoints:
     """All that a run goes on from: tensors and plain values, less than Lightning would write."""
 
-    def __init__(self, name: str, algorithm: Any, digest: str) -> None:
+    def __init__(self, name: str, algorithm: StateAlgorithm, digest: str) -> None:
         self._name, self._algorithm, self._digest = name, algorithm, digest
 
     def save(self, trainer: lightning.Trainer, module: Any, path: Path) -> None:
@@ -71,6 +73,7 @@ class Checkpoints:
             raise CheckpointError(f"{path}: a checkpoint of {found['algorithm']}, not of {self._name}")
         if found["data"] != self._digest:
             raise CheckpointError(f"{path}: learned from other data than {data} holds now")
+        assert isinstance(algorithm, nn.Module)
         load_weights(algorithm, found["state_dict"], path)
         check_finite(algorithm, path, besides=("shared.",))
         algorithm.updates = found["updates"]

@@ -46,6 +46,7 @@ class StateConfig:
     divergence_steps: int = option(
         3000, "to fit the effective behaviour policy at the end, for KL and its returns; 0: neither"
     )
+    divergence_from: str = option("", "policy.pt of rule none, for KL of a run without that rule; default: none")
     episodes: int = option(10, "evaluation episodes of each task at the end")
     workers: int = option(len(os.sched_getaffinity(0)), "processes that evaluate")
 
@@ -67,6 +68,8 @@ class StateConfig:
             raise ValueError(f"sharing_temperature_clip is LOW,HIGH with 0 < LOW <= HIGH, got {clip}")
         if min(self.hidden_sizes) < 1:
             raise ValueError(f"hidden_sizes are at least 1, got {self.hidden_sizes}")
+        if self.divergence_from and "none" in self.rules:
+            raise ValueError("divergence_from: KL compares with this run's own policies of rule none; leave one out")
         counts = ("steps", "updates_per_step", "per_task", "log_every", "checkpoint_every", "episodes", "workers")
         check_least(self, 1, *counts, "candidates_per_shared", "snapshot_every")
         check_least(self, 0, "divergence_steps", "sharing_temperature")
