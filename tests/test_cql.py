@@ -184,6 +184,20 @@ def test_a_member_does_not_feel_the_others(transitions):
         assert not torch.equal(a[0], old[0])
 
 
+def test_the_conservative_weight_is_half_of_that_in_cqls_code(transitions, monkeypatch):
+    """Its objective, for each of two Q-functions: mean squared error + weight x mean gap; ours is half of it."""
+    module = module_of(transitions, rules=("none",), seeds=(0,), conservative_weight=3.0, num_gradient_actions=0)
+    seen, losses = [], []
+    real, terms, step = cql.q_target, module.conservative_terms, cql.gradient_step
+    monkeypatch.setattr(cql, "q_target", lambda *given: seen.append(real(*given)) or seen[-1])
+    monkeypatch.setattr(module, "conservative_terms", lambda *given: seen.append(terms(*given)) or seen[-1])
+    monkeypatch.setattr(cql, "gradient_step", lambda adam, loss: losses.append(loss.item()) or step(adam, loss))
+    module.update()
+    target, (q, _, gap) = seen
+    theirs = sum(torch.nn.functional.mse_loss(q[k, 0], target[0]) + 6.0 * gap[k, 0].mean() for k in (0, 1))
+    assert 2 * losses[0] == pytest.approx(theirs.item(), rel=1e-5)
+
+
 def test_the_entropy_temperature_is_tuned_on_the_rows_that_the_policy_learns_from(transitions, monkeypatch):
     """By hand: -alpha' = mean over the first row of each member, which alone counts, of log pi - A."""
     module, seen = module_of(transitions, rules=("none", "all")), []

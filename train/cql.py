@@ -41,7 +41,7 @@ class CQLConfig(StateConfig):
     actor_lr: float = option(1e-4, "learning rate of Adam, policies and entropy temperatures")
     discount: float = option(0.99, "gamma")
     target_update_rate: float = option(5e-3, "weight of the new network in the target's running average")
-    conservative_weight: float = option(1.0, "beta of CQL")
+    conservative_weight: float = option(1.0, "beta of CQL, beside half the squared error: twice that of its code")
     num_sampled_actions: int = option(10, "actions sampled each: uniform, of the policy at s, of the policy at s'")
     num_gradient_actions: int = option(2, "of them, drawn from their softmax, the critic's gradient uses; 0: all")
     bc_steps: int = option(0, "first updates in which the policy clones the data (behaviour cloning)")
