@@ -17,7 +17,7 @@ import torch
 from bench.step import wait
 from data.transitions import TransitionDataset, empty_columns, tables
 from sim.benchmarks.table import BENCHMARKS
-from train.cql import CQL, CQLConfig
+from train.cql import CQLConfig
 from train.precision import resolve_precision
 from train.process_settings import prepare_process
 from train.state_run import build
@@ -42,7 +42,7 @@ def main(rule: str, seeds: int) -> None:
     fast = resolve_precision("auto") == "bf16-mixed"
     torch.manual_seed(0)
     prepare_process()
-    algorithm: CQL = build("cql", CQLConfig(rules=(rule,), seeds=tuple(range(seeds))), synthetic(STEPS)).to(device)
+    algorithm = build("cql", CQLConfig(rules=(rule,), seeds=tuple(range(seeds))), synthetic(STEPS)).to(device)
     algorithm.shared.start(device)
     routing_s, weigh = [0.0], algorithm.shared.weigh
 

@@ -34,7 +34,7 @@ TASK, SEEDS, UPDATES, BATCH, EPISODES = "run-backward", (0, 1, 2), 5_000, 128, 1
 SETTINGS: dict[str, Any] = {
     "actor_lr": 3e-4,  # 3 and 4 times those of CDS: much is learned in few updates
     "target_update_rate": 0.02,
-    "conservative_weight": 5.0,  # CDS has 1.0, with which Q exceeds what can be earned and returns are a matter of luck
+    "conservative_weight": 5.0,  # 10 in d3rlpy's units; with 1.0 Q exceeds what can be earned, returns are by chance
 }
 
 

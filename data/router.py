@@ -81,10 +81,13 @@ class Router(torch.nn.Module):
         scores: Scores | None = None,
         uniform: Tensor | None = None,
         number: int = 0,
+        learned: bool = True,
     ) -> Tensor:
         """Weights [..., B]: the rule's for shared transitions and, with `weigh_own_probability`, for own ones; else 1.
         Where batch `number` was drawn by the rule, every row weighs 1. Shared transitions weigh 0 until their task's
         own ones, or the episodes, have been scored, and without `scores` where a rule scores by a snapshot.
+
+        `learned`: whether the batch is learned from as it is, or `choose` draws from it.
 
         Rows of all processes are weighed together, so that their statistics stay equal. `uniform`: random numbers
         [E, N] in [0, 1), the same in each process, needed only for `weigh_own_probability`."""
@@ -112,7 +115,7 @@ class Router(torch.nn.Module):
                 weighed = shared | self._own_too(target, uniform)
                 weight = torch.where(weighed, self.rule.weight(score, context).nan_to_num(0.0), weight)
         self._count(place, source, weight, success)
-        if not self.config.draws_candidates:
+        if learned:
             self._count_learned(place, shared, weight, success)
         weight = local_rows(weight.transpose(0, 1)).transpose(0, 1)
         return weight if lead else weight[0]

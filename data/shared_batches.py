@@ -8,6 +8,7 @@ Shapes: `E` members, `B` transitions of all target tasks, `N` tasks.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data.episode_router import EpisodeRouter
+from data.episode_scores import Episodes, EpisodeScores, ScoringSchedule
+from data.member_random import MemberRandom
 from data.router import Router
 from data.router_config import RouterConfig
 from data.scoring import Scorer, scores_for
@@ -24,19 +28,25 @@ from data.state_batches import StateBatch, StateSampler, TransitionTensors
 from data.transitions import TransitionDataset
 from sim.options import check_choice
 
+SAMPLING, ROUTING, CHOOSING, SCORING = 1, 2, 3, 4  # purposes of the numbers that a rule draws in an update
+
 
 @dataclass(frozen=True, kw_only=True)
 class SharingConfig:
     """Options of data sharing. `routers`: one for each rule, each with a member per seed, in the order of the members.
     `tasks`: names of the tasks to train; empty: those the dataset has transitions of. `snapshot_every`: updates between
-    snapshots of the Q-function, for rules that share by one."""
+    snapshots of the Q-function, for rules that share by one. `candidates_per_shared`: for rules that draw from
+    candidates. `score_fraction`: steps scored in an update, as a fraction of a batch, and `score_visits` over which the
+    score of an episode is the mean, for rules that score episodes."""
 
     routers: tuple[RouterConfig, ...]
     seeds: int
     tasks: tuple[str, ...] = ()
     per_task: int = 128
     shared_fraction: float = 0.5
-    candidates_per_shared: int = 1
+    candidates_per_shared: int = 10
+    score_fraction: float = 0.25
+    score_visits: int = 4
     snapshot_every: int = 10_000
 
 
@@ -58,10 +68,24 @@ class SharedBatches(nn.Module):
         self.rules = [RULES[router.rule] for router in config.routers]
         if q_function is None and (asking := [rule.name for rule in self.rules if rule.uses_q]):
             raise ValueError(f"rule {asking[0]} weighs by Q-values, and this algorithm learns none")
-        self.routers = nn.ModuleList(Router(router, len(benchmark.tasks), config.seeds) for router in config.routers)
+        self.routers = nn.ModuleList(self._router(router) for router in config.routers)
         by_snapshot = any(rule.snapshot for rule in self.rules)
         self.snapshot = copy.deepcopy(q_function).requires_grad_(False) if by_snapshot and q_function else None
         self._samplers: list[StateSampler] = []
+
+    def _router(self, config: RouterConfig) -> Router:
+        rule, num_tasks, episodes = RULES[config.rule], len(self.task_names), None
+        if config.by_episode:
+            length = np.bincount(self._dataset.episode)
+            task = self._dataset.columns["task"][np.cumsum(length) - 1]
+            listed = Episodes(task=task.astype(np.int64), length=length)
+            count = max(1, round(self.config.score_fraction * self.config.per_task * len(self.tasks)))
+            schedule = ScoringSchedule(listed, count, self.config.score_visits, seed=0)
+            trained = np.isin(np.arange(num_tasks), self.tasks)
+            sources = rule.sources(self._dataset.benchmark.skills) & np.outer(trained, trained)
+            scores = EpisodeScores(schedule, self.config.seeds, num_tasks, lag=0)
+            episodes = EpisodeRouter(config, scores, sources & ~np.eye(num_tasks, dtype=np.bool_))
+        return Router(config, num_tasks, self.config.seeds, episodes=episodes)
 
     def start(self, device: torch.device | str) -> None:
         """Move transitions and routers to the device, before the first batch."""
@@ -76,54 +100,99 @@ class SharedBatches(nn.Module):
                 config.per_task,
                 config.shared_fraction,
                 rule.reward,
-                config.candidates_per_shared,
+                router.draws_episodes,
+                config.candidates_per_shared if self.draws_candidates else 0,
+                router.draws_candidates,
             )
-            for rule in self.rules
+            for rule, router in zip(self.rules, config.routers, strict=True)
         ]
 
     @property
     def members(self) -> int:
         return len(self.rules) * self.config.seeds
 
-    def sample(self, generator: torch.Generator) -> StateBatch:
-        """Independent batches of all members, [E, B, ...]."""
-        return StateBatch.concatenate([sampler.sample(self.config.seeds, generator) for sampler in self._samplers])
+    @property
+    def draws_candidates(self) -> bool:
+        """Whether `sample` gives candidates, of which `choose` draws those that are learned from."""
+        return any(router.draws_candidates for router in self.config.routers)
+
+    def sample(self, updates: int, random: MemberRandom) -> StateBatch:
+        """Batches of all members for the update after `updates` ones, [E, B, ...]."""
+        parts = []
+        for sampler, (router, _) in zip(self._samplers, self._parts(), strict=True):
+            draws = router.episodes is not None and router.config.draws_episodes
+            weights = router.episodes.weights(updates) if router.episodes is not None and draws else None
+            parts.append(sampler.sample(random.of_one_rule(SAMPLING), weights))
+        return StateBatch.concatenate(parts)
 
     def sample_weighted(
-        self, score: Callable[[StateBatch, torch.Generator], Scorer | None], updates: int, generator: torch.Generator
+        self, score: Callable[[StateBatch, MemberRandom], Scorer | None], updates: int, random: MemberRandom
     ) -> tuple[StateBatch, Tensor]:
         """Batches as a loss gets them, and their weights [E, B], by the scorer that `score` makes of a batch."""
-        batch = self.sample(generator)
-        scorer = score(batch, generator)
-        if self.config.candidates_per_shared > 1:
-            return self.resample(batch, scorer, updates, generator)
-        return batch, self.weigh(batch, scorer, updates, generator)
+        batch = self.sample(updates, random)
+        if self.draws_candidates:
+            return self.choose(batch, score, updates, random)
+        return batch, self.weigh(batch, score(batch, random.stream(SCORING)), updates, random)
 
     @torch.no_grad()
-    def weigh(self, batch: StateBatch, scorer: Scorer | None, updates: int, generator: torch.Generator) -> Tensor:
+    def score_episodes(
+        self, score: Callable[[StateBatch, MemberRandom], Scorer | None], updates: int, random: MemberRandom
+    ) -> None:
+        """Score the steps whose turn it is for every task, by the scorer that `score` makes of them. Nothing where no
+        rule scores episodes."""
+        routed = [(place, router) for place, (router, _) in enumerate(self._parts()) if router.episodes is not None]
+        if not routed or routed[0][1].episodes is None:
+            return
+        episode, step = routed[0][1].episodes.scores.schedule.steps(updates)  # the same for every rule
+        batch = self._samplers[0].load(step, self.tasks, self.members)
+        own_task = [rule if rule.needs != "q_tasks" else dataclasses.replace(rule, needs=None) for rule in self.rules]
+        scores = scores_for(own_task, score(batch, random.stream(SCORING)), self._snapshot(updates))
+        for place, router in routed:
+            known, members = scores[place], slice(place * self.config.seeds, (place + 1) * self.config.seeds)
+            if known is None or router.rule.score is None or router.episodes is None:
+                continue
+            found = router.rule.score(known.of_members(members)).unflatten(1, (len(step), len(self.tasks)))
+            every = found.new_full((*found.shape[:2], len(self.task_names)), torch.nan)
+            every[..., list(self.tasks)] = found
+            router.episodes.add(updates, torch.from_numpy(episode).to(found.device), every)
+
+    @torch.no_grad()
+    def weigh(self, batch: StateBatch, scorer: Scorer | None, updates: int, random: MemberRandom) -> Tensor:
         """Weights of a batch, [E, B]. `updates`: done so far; before the first snapshot, rules that share by one share
         nothing."""
-        taken = self.snapshot is not None and updates >= self.config.snapshot_every
-        scores = scores_for(self.rules, scorer, self.snapshot if taken else None)
+        scores = scores_for(self.rules, scorer, self._snapshot(updates))
         weights = []
         for (router, members), known in zip(self._parts(), scores, strict=True):
             mine = None if known is None else known.of_members(members)
-            weights.append(router.weigh(batch.of_members(members), mine, generator))
+            uniform = None
+            if router.config.weigh_own_probability:
+                uniform = random.of_one_rule(ROUTING).uniform(len(self.task_names))
+            learned = not self.draws_candidates
+            weights.append(router.weigh(batch.of_members(members), mine, uniform, updates, learned))
         return torch.cat(weights)
 
     @torch.no_grad()
-    def resample(
-        self, batch: StateBatch, scorer: Scorer | None, updates: int, generator: torch.Generator
+    def choose(
+        self,
+        batch: StateBatch,
+        score: Callable[[StateBatch, MemberRandom], Scorer | None],
+        updates: int,
+        random: MemberRandom,
     ) -> tuple[StateBatch, Tensor]:
-        """Importance resampling: own transitions and one of every `candidates_per_shared` shared ones, drawn by weight;
-        and their weights [E, B]."""
-        weight = self.weigh(batch, scorer, updates, generator)
-        resampled = [
-            router.resample(batch.of_members(members), weight[members], self.config.candidates_per_shared, generator)
-            for router, members in self._parts()
-        ]
-        index, weight = (torch.cat(column) for column in zip(*resampled, strict=True))
+        """The rows of a batch of candidates that are learned from, and their weights [E, B]."""
+        scorer, chosen = score(batch, random.stream(SCORING)), []
+        weight = self.weigh(batch, scorer, updates, random)
+        num_shared = round(self.config.per_task * self.config.shared_fraction)
+        for router, members in self._parts():
+            uniform = random.of_one_rule(CHOOSING).uniform(len(self.task_names))
+            own = batch.of_members(members)
+            chosen.append(router.choose(own, weight[members], self.config.per_task, num_shared, uniform))
+        index, weight = (torch.cat(column) for column in zip(*chosen, strict=True))
         return batch.select(index), weight
+
+    def _snapshot(self, updates: int) -> nn.Module | None:
+        """The snapshot of the Q-function, once it is taken."""
+        return self.snapshot if updates >= self.config.snapshot_every else None
 
     def after_update(self, q_function: nn.Module, updates: int) -> None:
         """Take a snapshot of the Q-function, every `snapshot_every` updates."""

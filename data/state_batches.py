@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.member_random import MemberRandom
 from data.transitions import TransitionDataset
 from sim.files import DatasetError
 
@@ -63,9 +64,18 @@ class TransitionTensors:
         }
 
 
+@dataclass(frozen=True)
+class _Target:
+    """Rows that the batches of a target task are drawn from: its own, and the others' that it may share, [D'] each."""
+
+    task: int
+    own: Tensor
+    others: Tensor
+
+
 class StateSampler:
-    """Samples `per_task` transitions for each target task, uniformly: a fraction `shared` of them from the union of
-    its sources, the others from its own."""
+    """Samples `per_task` transitions for each target task, uniformly: a fraction of them from the union of its sources,
+    the others from its own."""
 
     def __init__(
         self,
@@ -75,36 +85,91 @@ class StateSampler:
         per_task: int = 128,
         shared_fraction: float = 0.5,
         relabel_rewards: bool = True,
-        candidates_per_shared: int = 1,
+        by_episode: bool = False,
+        candidates_per_shared: int = 0,
+        offers: bool = False,
     ) -> None:
         """`sources[i, j]`: task i may draw from task j. `tasks`: trained tasks; others are neither target nor source.
-        Without `relabel_rewards` shared transitions carry reward 0 (UDS). `candidates_per_shared`: transitions in the
-        place of each shared one, for the router to resample."""
-        self._tensors, self._relabel_rewards = tensors, relabel_rewards
+        Without `relabel_rewards` shared transitions carry reward 0 (UDS). `by_episode`: shared ones are drawn from
+        episodes by their weights. `candidates_per_shared`: if not 0, a batch has `per_task` own rows and so many for
+        each shared place, of which a router chooses: different candidates, or copies unless it `offers` some."""
+        self._tensors, self._relabel_rewards, self._by_episode = tensors, relabel_rewards, by_episode
+        self._num_shared, self._candidates, self._offers = (
+            round(per_task * shared_fraction),
+            candidates_per_shared,
+            offers,
+        )
+        self._per_task = per_task
         dataset, device = tensors.dataset, tensors.device
         task = dataset.columns["task"]
-        self._pools: list[list[tuple[Tensor, int]]] = []  # of each target: (transitions, how many of them in a batch)
+        length = torch.from_numpy(np.bincount(dataset.episode)).to(device)
+        self._length, self._first = length, length.cumsum(0) - length  # of episodes
+        self._targets: list[_Target] = []
         for target in tasks:
             own = np.flatnonzero(task == target)
             if not len(own):
                 raise DatasetError(f"the dataset holds no step of task {dataset.benchmark.task_names[target]}")
             shared_from = [j for j in np.flatnonzero(sources[target]) if j in tasks and j != target]
             others = np.flatnonzero(np.isin(task, shared_from))
-            num_shared = round(per_task * shared_fraction) if len(others) else 0
-            counts = ((own, per_task - num_shared), (others, candidates_per_shared * num_shared))
-            self._pools.append([(torch.from_numpy(pool).to(device), count) for pool, count in counts if count])
-        size = torch.tensor([sum(count for _, count in pools) for pools in self._pools], device=device)
-        self._target = torch.tensor(tasks, device=device).repeat_interleave(size)
+            pools = (torch.from_numpy(pool).to(device) for pool in (own, others))
+            self._targets.append(_Target(target, *pools))
+        rows = per_task + candidates_per_shared * self._num_shared
+        self._target = torch.tensor(tasks, device=device).repeat_interleave(rows)
 
-    def sample(self, members: int, generator: torch.Generator) -> StateBatch:
-        """An independent batch for each member."""
+    def sample(self, random: MemberRandom, weights: Tensor | None = None) -> StateBatch:
+        """A batch for each member, by its own numbers, whichever sampler draws. `weights` [E, N, K] of episodes, for
+        one that draws by them; where a task shares fewer steps than there are shared places, and without weights, own
+        rows take them.
+
+        Row floor(u n) of n, with u of 53 bits: the odds of two rows differ by less than n / 2^53 of themselves."""
+        count, shares, more = len(self._targets), self._num_shared, max(0, self._candidates - 1)
+        drawn = random.uniform(count, self._per_task + shares, dtype=torch.float64)
+        further = random.uniform(count, shares, more, dtype=torch.float64) if self._offers and more else None
         parts = []
-        for pools in self._pools:
-            for pool, count in pools:
-                chosen = torch.randint(len(pool), (members, count), generator=generator, device=generator.device)
-                parts.append(pool[chosen.to(self._tensors.device)])
-        row = torch.cat(parts, dim=1)
-        columns, target = self._tensors.columns, self._target.expand(members, -1)
+        for place, target in enumerate(self._targets):
+            own = _pick(target.own, drawn[:, place, : self._per_task])
+            first, spare = own[:, : self._per_task - shares], own[:, self._per_task - shares :]
+            uniform = drawn[:, place, self._per_task :]
+            if not len(target.others) or not shares:
+                chosen = spare
+            elif self._by_episode:
+                chosen = self._of_episodes(target, uniform, spare, weights)
+            else:
+                chosen = _pick(target.others, uniform)
+            if not self._candidates:
+                parts += [first, chosen]
+                continue
+            candidates = chosen[..., None].expand(-1, -1, self._candidates)
+            if further is not None and len(target.others):
+                candidates = torch.cat([chosen[..., None], _pick(target.others, further[:, place])], -1)
+            parts += [own, candidates.flatten(1)]
+        return self._batch(torch.cat(parts, dim=1), self._target.expand(random.members, -1))
+
+    def _of_episodes(self, target: _Target, uniform: Tensor, spare: Tensor, weights: Tensor | None) -> Tensor:
+        """Shared rows [E, C] of a target, by uniform numbers [E, C]: an episode in proportion to its weight and length,
+        and a step of it; `spare` ones [E, C] where there are fewer steps."""
+        if weights is None:
+            return spare
+        shared = torch.zeros_like(self._length, dtype=torch.bool)
+        shared[self._tensors.episode[target.others]] = True
+        mass = (weights[:, target.task] * shared * self._length).double()
+        steps = ((mass > 0) * self._length).sum(1, keepdim=True)
+        until = mass.cumsum(1)
+        point = uniform * until[:, -1:]
+        episode = torch.searchsorted(until, point, right=True).clamp(max=len(self._length) - 1)
+        within = (point - (until - mass).gather(1, episode)) / mass.gather(1, episode).clamp(min=1e-300)
+        length = self._length[episode]
+        step = self._first[episode] + torch.minimum((within.clamp(0, 1) * length).long(), length - 1)
+        return torch.where(torch.arange(uniform.shape[1], device=uniform.device) >= steps, spare, step)
+
+    def load(self, step: NDArray[np.int64], tasks: tuple[int, ...], members: int) -> StateBatch:
+        """Rows `step` [P], each relabelled for all of these tasks in turn, the same for every member: [E, P tasks]."""
+        row = torch.from_numpy(step).to(self._tensors.device).repeat_interleave(len(tasks))
+        target = torch.tensor(tasks, device=row.device).repeat(len(step))
+        return self._batch(row.expand(members, -1), target.expand(members, -1))
+
+    def _batch(self, row: Tensor, target: Tensor) -> StateBatch:
+        columns = self._tensors.columns
         source = columns["task"][row]
         relabelled = {name: table[row, target] for name, table in self._tensors.by_task.items()}
         if not self._relabel_rewards:
@@ -116,3 +181,8 @@ class StateSampler:
             source_task_index=source,
             episode=self._tensors.episode[row],
         )
+
+
+def _pick(pool: Tensor, uniform: Tensor) -> Tensor:
+    """Rows of a pool [D'] by uniform numbers, of their shape."""
+    return pool[(uniform * len(pool)).long()]

@@ -37,7 +37,11 @@ FREE_OPTIONS = (
     "log_every",
     "checkpoint_every",
     "updates_per_step",
+    "divergence_from",
 )
+
+PAPERS_KL = "KL from the policy of none to the effective data"  # pi_none, pi_beta_eff: tables 1 and 2
+OWN_KL = "KL from each rule's own policy to its effective data"  # not in the paper
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -119,7 +123,7 @@ def _states(files: Sequence[Path], found: list[dict[str, Any]]) -> list[str]:
     benchmark = benchmark_by_name(found[0]["benchmark"])
     of_rule: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for member in (row for each in found for row in each["members"]):
-        of_rule[member["rule"]].append(member)
+        of_rule[member["rule"]].append(_with_divergences(member))
         if member["returns"].keys() != found[0]["members"][0]["returns"].keys():
             raise ValueError(f"{member['rule']}, seed {member['seed']}: played other tasks than the first member")
     tasks = [task for task in benchmark.task_names if task in found[0]["members"][0]["returns"]]
@@ -164,11 +168,21 @@ def _states(files: Sequence[Path], found: list[dict[str, Any]]) -> list[str]:
     else:
         out.append(table("return", "returns", 1, blank | returns if returns else None))
     members = [member for mine in of_rule.values() for member in mine]
-    if all("divergence" in member for member in members):
-        out.append(table("KL", "divergence", 2, blank | apart if apart else None))
+    if all(member["divergence"] for member in members):
+        out.append(table(PAPERS_KL, "divergence", 2, blank | apart if apart else None))
+    elif all(member["own_divergence"] for member in members):
+        out.append(table(OWN_KL, "own_divergence", 2))
     if all("behaviour_returns" in member for member in members):
         out.append(table("return of the effective behaviour policy", "behaviour_returns", 1))
     return out
+
+
+def _with_divergences(member: dict[str, Any]) -> dict[str, Any]:
+    """A member with both divergences. Results of before had one, of the member's own policy."""
+    known = {"divergence": None, "own_divergence": None} | member
+    if "own_divergence" not in member:
+        known |= {"divergence": None, "own_divergence": member.get("divergence")}
+    return known
 
 
 def _number(mean: float, half: float, digits: int) -> str:

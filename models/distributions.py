@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 Gaussian = tuple[Tensor, Tensor]  # mean and standard deviation before the tanh, [..., A] each
 
 
-def sample_with_log_prob(gaussian: Gaussian, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """`count` reparameterised actions of each state and their log-densities: [E, B, K, A], [E, B, K]."""
+def sample_with_log_prob(gaussian: Gaussian, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Reparameterised actions of each state by standard normal `noise` [E, B, K, A], and their log-densities:
+    [E, B, K, A], [E, B, K]."""
     mean, std = gaussian
-    noise = torch.randn((*mean.shape[:2], count, mean.shape[2]), generator=generator, device=mean.device)
     before = mean[:, :, None] + std[:, :, None] * noise
     normal = -0.5 * noise.square() - std.log()[:, :, None] - 0.5 * math.log(2 * math.pi)
     return before.tanh(), (normal - log_tanh_derivative(before)).sum(-1)

@@ -16,6 +16,11 @@ def _update_rate(decay: float) -> float:
     return round(1 - decay, 12)  # 0.02 for 0.98, not 0.020000000000000018
 
 
+def _temperature(value: str | float) -> str:
+    """Once a number, where 0 meant the running mean of |Delta|."""
+    return value if isinstance(value, str) else str(value) if value else "absolute"
+
+
 INF = float("inf")
 CLIPS = {  # of the adaptive sharing temperature, once an option by name
     "walker2d": (5.0, INF),
@@ -50,7 +55,8 @@ OPTIONS: dict[str, tuple[str, Callable[[Any], Any]]] = {  # old name -> new name
     "success_part": ("success_fraction", _unchanged),
     "target_decay": ("target_update_rate", _update_rate),
     "target_rate": ("target_update_rate", _unchanged),
-    "temperature": ("sharing_temperature", _unchanged),
+    "sharing_temperature": ("sharing_temperature", _temperature),
+    "temperature": ("sharing_temperature", _temperature),
     "unseen_actions": ("num_unseen_actions", _unchanged),
     "warm_steps": ("bc_steps", _unchanged),
 }

@@ -9,11 +9,14 @@ Shapes: `E` members, `B` rows of each, `K` actions of a row, `S` and `A` dimensi
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 CACHED_ROWS = 6000  # of 256 units, of all members
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class StackedLinear(nn.Module):
@@ -63,6 +66,21 @@ def _in_full(layer: nn.Module, x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         out: Tensor = layer(x.float())
         return out
+
+
+@torch.no_grad()
+def draw_weights(network: Network, members: int, uniform: Callable[..., Tensor]) -> Network:
+    """The network with the weights of its stacked layers drawn anew, distributed as torch.nn.Linear begins.
+
+    `uniform(*shape)`: numbers in [0, 1) of each member, [E, *shape]. A layer may have several networks of each member,
+    as TwinQ has: [2E, ...], one network of all members after another."""
+    for layer in network.modules():
+        if isinstance(layer, StackedLinear):
+            bound = layer.weight.shape[1] ** -0.5
+            for parameter in (layer.weight, layer.bias):
+                drawn = uniform(len(parameter) // members, *parameter.shape[1:]).transpose(0, 1).flatten(0, 1)
+                parameter.copy_((2 * drawn - 1) * bound)
+    return network
 
 
 class TwinQ(nn.Module):

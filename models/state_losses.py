@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from models.reductions import weighted_mean
+
 
 def conservative_gap(q_sampled: Tensor, log_density: Tensor, q_data: Tensor) -> Tensor:
     """Conservative term of CQL(H) for each transition (eq. 4), the logsumexp by importance sampling:
@@ -18,12 +20,12 @@ def conservative_gap(q_sampled: Tensor, log_density: Tensor, q_data: Tensor) -> 
     return (q_sampled - log_density).logsumexp(-1) - math.log(q_sampled.shape[-1]) - q_data
 
 
-def softmax_sample(logits: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Stratified sample of softmax(logits [..., K]): indices [..., count], one from each of `count` strata of equal
-    probability, so their expected counts are those of independent draws and their variance is lower."""
-    total = logits.softmax(-1).cumsum(-1)
-    start = torch.rand((*logits.shape[:-1], count), generator=generator, device=generator.device).to(logits.device)
-    point = (start + torch.arange(count, device=logits.device)) / count
+def softmax_sample(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Stratified sample of softmax(logits [..., K]) by numbers [..., C], uniform in [0, 1): indices [..., C], one from
+    each of C strata of equal probability, so their expected counts are those of independent draws and their variance is
+    lower."""
+    total, count = logits.softmax(-1).cumsum(-1), uniform.shape[-1]
+    point = (uniform + torch.arange(count, device=logits.device)) / count
     return torch.searchsorted(total, point * total[..., -1:]).clamp(max=logits.shape[-1] - 1)
 
 
@@ -33,7 +35,9 @@ def q_target(reward: Tensor, done: Tensor, next_q: Tensor, next_entropy: Tensor,
     return reward + discount * (1 - done) * (next_q + next_entropy)
 
 
-def alpha_loss(log_alpha: Tensor, log_density: Tensor, action_size: int) -> Tensor:
+def alpha_loss(log_alpha: Tensor, log_density: Tensor, action_size: int, weight: Tensor | None = None) -> Tensor:
     """Loss of the entropy coefficient alpha, with target entropy -A (SAC, arXiv:1812.05905, eq. 18): log_alpha [E],
-    log-densities [E, B]."""
-    return -(log_alpha * (log_density.detach().mean(-1) - action_size)).sum()
+    log-densities [E, B], and the weights [E, B] of the actor's loss, if any: where the policy is not trained, its
+    entropy says nothing."""
+    excess = log_density.detach() - action_size
+    return -(log_alpha * (excess.mean(-1) if weight is None else weighted_mean(excess, weight))).sum()

@@ -32,9 +32,10 @@ class TanhGaussianPolicy(nn.Module):
         mean, log_std = self.mlp(state).chunk(2, dim=-1)
         return mean, log_std.clamp(*LOG_STD).exp()
 
-    def sample(self, state: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`count` actions of each state and their log-densities: [E, B, K, A], [E, B, K]."""
-        return sample_with_log_prob(self(state), count, generator)
+    def sample(self, state: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions of each state by standard normal `noise` [E, B, K, A], and their log-densities: [E, B, K, A],
+        [E, B, K]."""
+        return sample_with_log_prob(self(state), noise)
 
     def log_prob(self, state: Tensor, action: Tensor) -> Tensor:
         """log pi(a | s) of actions [E, B, A]: [E, B]."""
@@ -62,5 +63,6 @@ class StatePolicy(nn.Module):
         self, observation: NDArray[np.float32], task_index: NDArray[np.int64], generator: torch.Generator
     ) -> NDArray[np.float32]:
         """Sampled actions [E, B, A], as used in collection."""
-        gaussian = self(torch.from_numpy(observation), torch.from_numpy(task_index))
-        return sample_with_log_prob(gaussian, 1, generator)[0][:, :, 0].numpy()
+        mean, std = self(torch.from_numpy(observation), torch.from_numpy(task_index))
+        noise = torch.randn(mean[:, :, None].shape, generator=generator)
+        return sample_with_log_prob((mean, std), noise)[0][:, :, 0].numpy()

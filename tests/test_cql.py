@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import tensor
 
-from data.scoring import scores_for
 from data.sharing import RULES
 from models.checkpoint import CheckpointError
 from models.conditioning import FrozenEncoder
@@ -19,7 +19,7 @@ from models.policy_files import Member, PolicyFile, load_policies, pack_encoder,
 from models.state_losses import conservative_gap, q_target, softmax_sample
 from sim.benchmarks.table import BENCHMARKS
 from tests.conftest import SMALL_STATE_RUN as SMALL
-from train import state_run
+from train import cql, state_run
 from train.cql import CQLConfig
 from train.divergence import divergence, fit_behaviour
 from train.finite import NotFiniteError, check_weights
@@ -28,10 +28,13 @@ WALKER2D = BENCHMARKS["walker2d"]
 
 
 def module_of(transitions, **options):
-    torch.manual_seed(0)
     module = state_run.build("cql", CQLConfig(**{**SMALL, **options}), transitions)
     module.shared.start("cpu")
     return module
+
+
+def numbers(module):
+    return module.config.random("cpu", 100)
 
 
 def routing(module):
@@ -46,7 +49,7 @@ def test_the_conservative_term_is_the_importance_weighted_logsumexp_minus_the_da
 
 def test_strata_of_the_softmax_are_drawn_as_often_as_it_says():
     logits = tensor([0.0, 1.0, 3.0]).expand(20_000, 3)
-    chosen = softmax_sample(logits, 2, torch.Generator().manual_seed(0))
+    chosen = softmax_sample(logits, torch.rand(20_000, 2, generator=torch.Generator().manual_seed(0)))
     often = torch.bincount(chosen.flatten(), minlength=3) / chosen.numel()
     assert often.tolist() == pytest.approx(logits[0].softmax(0).tolist(), abs=0.01)
     assert (chosen[:, 0] <= chosen[:, 1]).all()  # each in a half of its own
@@ -60,8 +63,8 @@ def test_the_drawn_gradient_is_on_average_that_of_all_actions(transitions):
     density, weight = torch.rand(1, 6, 9), module.q.mlp.layers[0].weight
 
     def gradient(count):
-        module.config = dataclasses.replace(module.config, num_gradient_actions=count)
-        gap = module.conservative_terms(state, action, sampled, density, rng)[2]
+        strata = torch.rand(2, 1, 6, count, generator=rng)
+        gap = module.conservative_terms(state, action, sampled, density, strata)[2]
         weight.grad = None
         gap.sum().backward()
         return gap.detach(), weight.grad
@@ -85,7 +88,8 @@ def test_the_behaviour_policy_is_that_of_what_counts(transitions):
     action = transitions.columns["action"]
     place = np.array([-0.5, 0.0, 0.5], np.float32)[transitions.columns["task"]]
     apart = {**transitions.columns, "action": (place[:, None] + 0.1 * action).astype(np.float32)}
-    module = module_of(dataclasses.replace(transitions, columns=apart), rules=("none", "all"), per_task=64)
+    options = {"rules": ("none", "all"), "per_task": 64, "hidden_sizes": (64, 64)}
+    module = module_of(dataclasses.replace(transitions, columns=apart), **options)
     behaved = fit_behaviour(module, 300)
     mean = torch.from_numpy(transitions.columns["observation"].mean(0)).expand(2, 3, 17)
     found = behaved(mean, torch.arange(3).expand(2, 3))[0].tanh().mean(-1)
@@ -111,17 +115,44 @@ def test_every_rule_trains(transitions, rule):
     assert (weights[0][1] is None) == (RULES[rule].sources(WALKER2D.task_names)[0, 1] == 0)
 
 
-@pytest.mark.parametrize("rules", [("cds", "hipi"), ("cds-basic",)])
-def test_batches_keep_their_size_where_several_are_offered(transitions, rules):
-    module = module_of(transitions, rules=rules, candidates_per_shared=3)
-    seen = []
-    real = module.conservative_terms
+@pytest.mark.parametrize("granularity", ["transition", "episode"])
+@pytest.mark.parametrize("rules", [("cds", "hipi"), ("cds-basic",), ("none", "cds-hard", "all"), tuple(RULES)])
+def test_batches_keep_their_size_where_shared_rows_are_drawn_by_the_rule(transitions, rules, granularity):
+    options = {"sharing": "sample", "granularity": granularity, "candidates_per_shared": 3, "score_fraction": 1.0}
+    module = module_of(transitions, rules=rules, snapshot_every=2, weigh_own_probability=0.0, **options)
+    seen, weights = [], []
+    real, weigh = module.conservative_terms, module.shared.weigh
     module.conservative_terms = lambda state, *rest: seen.append(state.shape) or real(state, *rest)
-    info = module.update()
+    module.shared.weigh = lambda *given: weights.append(weigh(*given)) or weights[-1]
+    for _ in range(4):
+        info = module.update()
     assert all(torch.isfinite(value).all() for value in info.values())
-    assert seen == [(len(rules), 24, 20)]
-    with pytest.raises(ValueError, match="candidates_per_shared needs rules that weigh by Q-values, got cds, all"):
-        CQLConfig(rules=("cds", "all"), candidates_per_shared=2)
+    assert seen == [(len(rules), 24, 20)] * 4
+    if granularity == "episode":
+        assert all((weight == 1).all() for weight in weights)
+    for name, report in routing(module).items():
+        shares = RULES[name.rpartition("-")[0]].sources(WALKER2D.task_names)[0, 1]
+        assert all(0 <= part <= 0.5 * shares for part in report["shared"])
+
+
+def test_hard_cds_learns_from_candidates_that_pass_alone(transitions):
+    """All Q-values are known: what is shared with a task reaches the median of its own."""
+    module = module_of(transitions, rules=("cds-hard",), sharing="sample", weigh_own_probability=0.0)
+    batch = module.shared.sample(0, numbers(module))
+    q = torch.rand(batch.reward.shape, generator=torch.Generator().manual_seed(0))
+    scorer = SimpleNamespace(q=lambda: q)
+    shared = batch.task_index != batch.source_task_index
+    medians = [q[0, ~shared[0] & (batch.task_index[0] == task)].median().item() for task in range(3)]
+    real = module.shared.routers[0].choose
+    rows = []
+    module.shared.routers[0].choose = lambda *given: rows.append(real(*given)) or rows[-1]
+    chosen, weight = module.shared.choose(batch, lambda *given: scorer, 0, numbers(module))
+    index = rows[0][0][0]
+    drawn = chosen.task_index[0] != chosen.source_task_index[0]
+    assert drawn.sum() == 12
+    assert (weight == 1).all()
+    for row, target in zip(index[drawn].tolist(), chosen.task_index[0][drawn].tolist(), strict=True):
+        assert q[0, row] >= medians[target] - 0.06  # the median of eight lies between two
 
 
 def test_the_heuristic_shares_by_the_snapshot_of_a_while_ago(transitions):
@@ -164,8 +195,8 @@ def test_a_member_does_not_feel_the_others(transitions):
     before = [p.clone() for p in both.q.parameters()]
     real = both.shared.sample
 
-    def scrambled(generator):
-        batch = real(generator)
+    def scrambled(updates, random):
+        batch = real(updates, random)
         batch.reward[1:] += 100.0
         return batch
 
@@ -178,6 +209,33 @@ def test_a_member_does_not_feel_the_others(transitions):
         assert torch.allclose(a[0], b[0], atol=1e-6)
         assert torch.allclose(a[members], b[members], atol=1e-6)
         assert not torch.equal(a[0], old[0])
+
+
+def test_the_conservative_weight_is_half_of_that_in_cqls_code(transitions, monkeypatch):
+    """Its objective, for each of two Q-functions: mean squared error + weight x mean gap; ours is half of it."""
+    module = module_of(transitions, rules=("none",), seeds=(0,), conservative_weight=3.0, num_gradient_actions=0)
+    seen, losses = [], []
+    real, terms, step = cql.q_target, module.conservative_terms, cql.gradient_step
+    monkeypatch.setattr(cql, "q_target", lambda *given: seen.append(real(*given)) or seen[-1])
+    monkeypatch.setattr(module, "conservative_terms", lambda *given: seen.append(terms(*given)) or seen[-1])
+    monkeypatch.setattr(cql, "gradient_step", lambda adam, loss: losses.append(loss.item()) or step(adam, loss))
+    module.update()
+    target, (q, _, gap) = seen
+    theirs = sum(torch.nn.functional.mse_loss(q[k, 0], target[0]) + 6.0 * gap[k, 0].mean() for k in (0, 1))
+    assert 2 * losses[0] == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_the_entropy_temperature_is_tuned_on_the_rows_that_the_policy_learns_from(transitions, monkeypatch):
+    """By hand: -alpha' = mean over the first row of each member, which alone counts, of log pi - A."""
+    module, seen = module_of(transitions, rules=("none", "all")), []
+    weight = torch.zeros(2, 24)
+    weight[:, 0] = 0.5
+    monkeypatch.setattr(module.shared, "weigh", lambda *_: weight)
+    real = cql.sample_with_log_prob
+    monkeypatch.setattr(cql, "sample_with_log_prob", lambda *given: seen.append(real(*given)) or seen[-1])
+    module.update()
+    log_prob = seen[0][1].detach()[:, 0, 0]
+    assert module.log_alpha.grad.tolist() == pytest.approx((6 - log_prob).tolist(), rel=1e-5)
 
 
 def test_each_task_learns_which_way_pays(transitions):
@@ -203,7 +261,7 @@ def test_policies_act_on_observations_as_the_environment_gives_them(transitions,
     columns = {**transitions.columns, "observation": transitions.columns["observation"] * 5 + 3}
     dataset = dataclasses.replace(transitions, columns=columns)
     module = module_of(dataset, rules=("none", "all"), normalise=normalise)
-    batch = module.shared.sample(torch.Generator().manual_seed(0))
+    batch = module.shared.sample(0, numbers(module))
     mean, std = (0, 1) if normalise else (3, 5)
     assert torch.allclose(batch.observation.mean((0, 1)), torch.tensor(float(mean)), atol=3.0 if std > 1 else 0.7)
     assert batch.observation.std() == pytest.approx(std, rel=0.1)
@@ -216,9 +274,8 @@ def test_policies_act_on_observations_as_the_environment_gives_them(transitions,
 
 def test_the_q_of_every_task_is_that_of_the_observation_conditioned_on_it(transitions):
     module = module_of(transitions, rules=("hipi",))
-    generator = torch.Generator().manual_seed(0)
-    batch = module.shared.sample(generator)
-    found = module.score(batch, generator).q_tasks()
+    batch = module.shared.sample(0, numbers(module))
+    found = module.score(batch, numbers(module)).q_tasks()
     for task in range(3):
         state = module.conditioner(batch.observation, torch.full_like(batch.task_index, task))
         assert torch.allclose(found[..., task], module.q(state, batch.action[:, :, None]).amin(0)[..., 0], atol=1e-5)
@@ -244,10 +301,6 @@ def test_a_member_that_diverges_is_named(transitions):
         check_weights(2, **{"Q-function": module.q})
 
 
-def test_other_seeds_are_another_run(transitions):
-    assert CQLConfig(seeds=(0, 1)).seed != CQLConfig(seeds=(0, 2)).seed
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -257,7 +310,7 @@ def test_other_seeds_are_another_run(transitions):
         ({"conditioning": "encoder"}, "encoder go together"),
         ({"sharing_temperature_clip": (5.0,)}, "LOW,HIGH"),
         ({"sharing_temperature_clip": (5.0, 1.0)}, "LOW,HIGH"),
-        ({"sharing_temperature": -1.0}, "sharing_temperature is 0 or more"),
+        ({"sharing_temperature": "-1"}, "temperature is absolute or signed or a number above 0"),
         ({"hidden_sizes": (0,)}, "hidden_sizes are at least 1"),
         ({"per_task": 0}, "per_task is at least 1"),
         ({"num_gradient_actions": -1}, "num_gradient_actions is 0 or more"),
@@ -270,37 +323,44 @@ def test_options_that_make_no_sense_are_refused(wrong, message):
         CQLConfig(**wrong)
 
 
-def test_a_member_is_scored_as_it_would_be_alone(transitions):
-    """By episode, cds averages its own score also where a rule that compares tasks trains beside it."""
-    weights = []
-    for rules in (("cds",), ("cds", "hipi")):
-        module = module_of(transitions, rules=rules, granularity="episode")
-        generator = torch.Generator().manual_seed(0)
-        scores = scores_for(module.shared.rules, module.score(module.shared.sample(generator), generator))
-        weights.append([score.q_tasks is None for score in scores])
-    assert weights == [[True], [True, False]]
-
-
 def test_the_effective_behaviour_is_that_of_the_batches_a_loss_gets(transitions):
-    """Where shared transitions are resampled from candidates, they keep their half of a batch."""
-    module = module_of(transitions, rules=("cds",), candidates_per_shared=4)
-    generator = torch.Generator().manual_seed(0)
-    batch, weight = module.shared.sample_weighted(module.score, 0, generator)
+    """Where shared transitions are drawn from candidates, all of which pass here, they keep their half of a batch."""
+    module = module_of(transitions, rules=("cds",), sharing="sample", candidates_per_shared=4)
+    batch, weight = module.shared.sample_weighted(module.score, 0, numbers(module))
     assert batch.task_index.shape == weight.shape == (1, 24)
     assert (batch.task_index != batch.source_task_index).float().mean() == 0.5
+
+
+def test_episodes_are_scored_for_every_task_by_the_mean_of_their_steps(transitions):
+    """Every visit of the scores of two members, by Q itself."""
+    options = {"granularity": "episode", "score_visits": 2, "score_fraction": 1.0, "critic_lr": 0.0}
+    module = module_of(transitions, rules=("cds", "none"), seeds=(0, 5), **options)
+    for _ in range(2 * module.shared.routers[0].episodes.scores.schedule.batches):
+        module.update()
+    scores = module.shared.routers[0].episodes.scores
+    assert scores.since[1] > 0
+    known = torch.zeros(2, 3, scores.versions.shape[-1], 2)
+    for number in range(module.updates):
+        passed, _ = scores.schedule.pass_of(number)
+        episode, step = scores.schedule.steps(number)
+        batch = module.shared._samplers[0].load(step, (0, 1, 2), 4)
+        with torch.no_grad():
+            state = module.conditioner(batch.observation, batch.task_index)
+            q = module.q(state, batch.action[:, :, None]).amin(0)[..., 0].view(4, len(step), 3)
+        known[:, :, episode, passed % 2] = q[:2].transpose(1, 2)
+    assert torch.allclose(scores.versions[1], known.mean(-1), atol=1e-5)
 
 
 def test_a_snapshot_keeps_its_conditioner(transitions):
     module = module_of(transitions, rules=("heuristic",), conditioning="embedding", snapshot_every=1, critic_lr=0.1)
     module.update()
-    generator = torch.Generator().manual_seed(0)
-    batch = module.shared.sample(generator)
+    batch = module.shared.sample(0, numbers(module))
     snapshot = copy.deepcopy(module.shared.snapshot)
-    before = module.score(batch, generator).q_by(snapshot)
+    before = module.score(batch, numbers(module)).q_by(snapshot)
     module.update()
     module.update()
-    assert torch.equal(module.score(batch, generator).q_by(snapshot), before)
-    assert not torch.equal(module.score(batch, generator).q_by(module.shared.snapshot), before)
+    assert torch.equal(module.score(batch, numbers(module)).q_by(snapshot), before)
+    assert not torch.equal(module.score(batch, numbers(module)).q_by(module.shared.snapshot), before)
 
 
 def test_one_network_without_the_task_trains_one_task(transitions):

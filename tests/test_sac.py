@@ -35,6 +35,13 @@ def test_the_temperature_rises_while_the_entropy_is_below_its_target():
     assert log_alpha.grad.tolist() == [2 + 4, -6 + 4]
 
 
+def test_the_temperature_is_tuned_on_the_rows_that_count():
+    log_alpha = tensor([0.0, 0.0, 0.0], requires_grad=True)
+    log_density = tensor([[-1.0, -3.0], [5.0, 7.0], [5.0, 7.0]])
+    alpha_loss(log_alpha, log_density, 4, tensor([[1.0, 0.0], [0.25, 0.75], [0.0, 0.0]])).backward()
+    assert log_alpha.grad.tolist() == [1 + 4, -6.5 + 4, 0]  # entropies 1, and -(5 + 3 * 7) / 4; nothing counts
+
+
 def test_each_task_learns_which_way_pays():
     """One-step episodes whose reward is the first number of the action, or its opposite."""
     torch.manual_seed(0)

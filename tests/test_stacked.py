@@ -49,7 +49,7 @@ def test_a_twin_q_is_two_networks_of_state_and_action_joined():
 def test_the_density_of_a_squashed_gaussian_is_torchs():
     torch.manual_seed(0)
     policy, state = TanhGaussianPolicy(2, 5, (7,), 3), torch.randn(2, 4, 5)
-    action, density = policy.sample(state, 6, torch.Generator().manual_seed(0))
+    action, density = policy.sample(state, torch.randn(2, 4, 6, 3))
     mean, std = policy(state)
     normal = torch.distributions.Normal(mean[:, :, None], std[:, :, None])
     squashed = torch.distributions.TransformedDistribution(normal, torch.distributions.TanhTransform())

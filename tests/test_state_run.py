@@ -144,13 +144,19 @@ def test_going_on_is_bit_for_bit_the_run_that_was_not_stopped(transitions, tmp_p
         train("cql", CQLConfig(**{**options, "out": str(tmp_path / "stopped"), "discount": 0.9}))
 
 
-def test_a_checkpoint_of_before_goes_on(transitions, tmp_path, unplayed):
-    """Format 4: CQL alone, with other names of the weights."""
+def test_a_checkpoint_of_before_goes_on(transitions, tmp_path, unplayed, capsys):
+    """Format 5: one random stream for all members. Format 4: CQL alone, with other names of the weights."""
     write_transitions(tmp_path / "states.h5", transitions)
     config = CQLConfig(**{**SMALL, "data": str(tmp_path / "states.h5"), "out": str(tmp_path / "run")})
     train("cql", config)
     path = tmp_path / "run" / "last.ckpt"
     new = torch.load(path, weights_only=True)
+    torch.save({**new, "format": 5}, path)
+    capsys.readouterr()
+    train("cql", dataclasses.replace(config, steps=5))
+    assert "last.ckpt: begun by an earlier version, whose members shared" in capsys.readouterr().out
+    train("cql", dataclasses.replace(config, steps=5))
+    assert "earlier version" not in capsys.readouterr().out
     names = {after: before for before, after in state_checkpoints.FORMAT_4.items()}
 
     def old(key):

@@ -78,8 +78,8 @@ def test_evaluations_that_differ_in_more_than_rule_and_seed_are_refused(tmp_path
 def row(rule, seed, level, tasks=TASKS):
     returns = {task: [level - 10, level + 10] for task in tasks}
     behaviour = {task: [level / 2] for task in tasks}
-    divergence = dict.fromkeys(tasks, level / 100)
-    return {"rule": rule, "seed": seed, "returns": returns, "divergence": divergence, "behaviour_returns": behaviour}
+    known = {"divergence": dict.fromkeys(tasks, level / 100), "own_divergence": dict.fromkeys(tasks, level)}
+    return {"rule": rule, "seed": seed, "returns": returns, **known, "behaviour_returns": behaviour}
 
 
 def results(path, members, **header):
@@ -100,9 +100,31 @@ def test_returns_and_divergences_of_all_seeds_stand_beside_the_papers(tmp_path, 
     text = capsys.readouterr().out
     assert text.startswith("walker2d published, cql, 9 updates\n")
     assert "| jump | 200.0 ± 248.4 | 50.0 ± 0.0 | 1418.2 ± 138.4 | 885.1 ± 152.9 |" in text
+    assert "| KL from the policy of none to the effective data | cds | all | paper: cds | paper: all |" in text
     assert "| average | 2.00 ± 2.48 | 0.50 ± 0.00 | 3.50 | 15.82 |" in text
+    assert "own policy" not in text
     assert "| return of the effective behaviour policy | cds | all |" in text
     assert "| jump | 100.0 ± 124.2 | 25.0 ± 0.0 |" in text
+
+
+@pytest.mark.parametrize("kind", ["of before", "without the rule none"])
+def test_the_divergence_of_a_rules_own_policy_has_another_heading(tmp_path, kind):
+    """Results of before hold one divergence, which was that."""
+    members = [row("cds", 0, 100), row("all", 0, 200)]
+    if kind == "of before":
+        members[0]["divergence"] = members[0].pop("own_divergence")
+    else:
+        members[0]["divergence"] = None
+    text = tables([results(tmp_path / "x.json", members)])
+    assert "| KL from each rule's own policy to its effective data | cds | all |\n" in text
+    assert "| jump | 100.00 | 200.00 |" in text
+    assert "policy of none" not in text
+
+
+def test_results_without_a_divergence_have_no_table_of_it(tmp_path):
+    member = row("cds", 0, 1.0)
+    del member["divergence"], member["own_divergence"]
+    assert "KL" not in tables([results(tmp_path / "x.json", [member])])
 
 
 def test_a_benchmark_without_the_papers_numbers_stands_alone(tmp_path):

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from data.member_random import MemberRandom
 from data.shared_batches import SharedBatches
 from data.state_batches import StateBatch
 from data.transitions import TransitionDataset
 from models.conditioning import Conditioner, Normaliser
 from models.reductions import weighted_mean
+from models.stacked import draw_weights
 from models.state_policies import StatePolicy, TanhGaussianPolicy
 from models.updates import gradient_step
 from sim.options import option
 from train.finite import FiniteCheck
-from train.seeding import derive_seed
+from train.seeding import MemberStream
 from train.state_config import StateConfig
 
 
@@ -33,15 +35,15 @@ class BC(nn.Module):
         super().__init__()
         self.config, self.normaliser, self.conditioner, self.updates = config, normaliser, conditioner, 0
         sizes = len(config.members), conditioner.size, config.hidden_sizes
-        self.policy = TanhGaussianPolicy(*sizes, data.benchmark.action_size)
-        self.shared = SharedBatches(data, config.sharing)
+        first = config.random("cpu", MemberStream.FIRST_WEIGHTS)
+        self.policy = draw_weights(TanhGaussianPolicy(*sizes, data.benchmark.action_size), sizes[0], first.uniform)
+        self.shared = SharedBatches(data, config.shared_batches)
         self.finite = FiniteCheck("members", config.member_names, config.log_every)
         self.optimizers = [torch.optim.Adam(self.parameters(), lr=config.lr, fused=True)]
 
     def update(self) -> dict[str, Tensor]:
-        device, seed = next(self.parameters()).device, derive_seed(self.config.seed, self.updates)
-        generator = torch.Generator(device).manual_seed(seed)
-        batch, weight = self.shared.sample_weighted(self.score, self.updates, generator)
+        random = self.config.random(next(self.parameters()).device, MemberStream.UPDATE, self.updates)
+        batch, weight = self.shared.sample_weighted(self.score, self.updates, random)
         log_prob = self.policy.log_prob(self.conditioner(batch.observation, batch.task_index), batch.action)
         loss = -weighted_mean(log_prob, weight)
         gradient_step(self.optimizers[0], loss.sum())
@@ -49,7 +51,7 @@ class BC(nn.Module):
         self.finite.add(self.updates, {"cloning loss": loss})
         return {"cloning": loss.detach()}
 
-    def score(self, batch: StateBatch, generator: torch.Generator) -> None:
+    def score(self, batch: StateBatch, random: MemberRandom) -> None:
         """No Q-function."""
 
     def policies(self) -> StatePolicy:

@@ -1,9 +1,9 @@
 """Conservative Q-learning with data sharing on states (CQL(H), Kumar et al. 2020, arXiv:2006.04779; CDS, app. C.1).
 
 Several members, each a sharing rule and a seed, are trained at once as one stacked computation. Order: configuration,
-update, scoring; pure losses are in models/state_losses.py. Randomness of an update comes from (seed, update) alone, so
-that a resumed run repeats it exactly. Shapes: `E` members, `B` transitions of all target tasks, `K` sampled actions,
-`S` and `A` dimensions of a conditioned state and an action.
+update, scoring; pure losses are in models/state_losses.py. Randomness of a member's update comes from (seed, update)
+alone, so that a resumed run repeats it exactly and members do not depend on each other. Shapes: `E` members, `B`
+transitions of all target tasks, `K` sampled actions, `S` and `A` dimensions of a conditioned state and an action.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from data.member_random import MemberRandom
 from data.shared_batches import SharedBatches
 from data.state_batches import StateBatch
 from data.transitions import TransitionDataset
 from models.conditioning import Conditioner, Normaliser
 from models.distributions import sample_with_log_prob
 from models.reductions import weighted_mean
-from models.stacked import TwinQ
+from models.stacked import TwinQ, draw_weights
 from models.state_losses import alpha_loss, conservative_gap, q_target, softmax_sample
 from models.state_policies import StatePolicy, TanhGaussianPolicy
 from models.updates import gradient_step, update_average
 from sim.options import check_least, option
 from train.finite import FiniteCheck
-from train.seeding import derive_seed
+from train.seeding import MemberStream
 from train.state_config import StateConfig
 from train.state_scorer import ConditionedQ, CriticScorer
 
@@ -40,7 +41,7 @@ class CQLConfig(StateConfig):
     actor_lr: float = option(1e-4, "learning rate of Adam, policies and entropy temperatures")
     discount: float = option(0.99, "gamma")
     target_update_rate: float = option(5e-3, "weight of the new network in the target's running average")
-    conservative_weight: float = option(1.0, "beta of CQL")
+    conservative_weight: float = option(1.0, "beta of CQL, beside half the squared error: twice that of its code")
     num_sampled_actions: int = option(10, "actions sampled each: uniform, of the policy at s, of the policy at s'")
     num_gradient_actions: int = option(2, "of them, drawn from their softmax, the critic's gradient uses; 0: all")
     bc_steps: int = option(0, "first updates in which the policy clones the data (behaviour cloning)")
@@ -63,11 +64,16 @@ class CQL(nn.Module):
         self.config, self.num_tasks = config, len(benchmark.tasks)
         self.normaliser, self.conditioner = normaliser, conditioner
         size, action_size = conditioner.size, benchmark.action_size
-        self.policy = TanhGaussianPolicy(members, size, config.hidden_sizes, action_size)
-        self.q = TwinQ(members, size, action_size, config.hidden_sizes)
+        policy = TanhGaussianPolicy(members, size, config.hidden_sizes, action_size)
+        q, first = (
+            TwinQ(members, size, action_size, config.hidden_sizes),
+            config.random("cpu", MemberStream.FIRST_WEIGHTS),
+        )
+        self.policy = draw_weights(policy, members, first.uniform)
+        self.q = draw_weights(q, members, first.uniform)
         self.target = copy.deepcopy(self.q).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.zeros(members))
-        self.shared = SharedBatches(dataset, config.sharing, ConditionedQ(conditioner, self.target))
+        self.shared = SharedBatches(dataset, config.shared_batches, ConditionedQ(conditioner, self.target))
         self.finite = FiniteCheck("members", config.member_names, config.log_every)
         self.updates = 0
         self.critic_optimizer = torch.optim.Adam(
@@ -82,30 +88,33 @@ class CQL(nn.Module):
     def update(self) -> dict[str, Tensor]:
         """One step of everything; values [E] to log."""
         config, device = self.config, self.log_alpha.device
-        generator = torch.Generator(device).manual_seed(derive_seed(config.seed, self.updates))
-        batch, weight = self.shared.sample(generator), None
-        if config.candidates_per_shared > 1:
-            scorer = self.score(batch, generator)
-            batch, weight = self.shared.resample(batch, scorer, self.updates, generator)
+        random = config.random(device, MemberStream.UPDATE, self.updates)
+        self.shared.score_episodes(self.score, self.updates, random)
+        batch, weight = self.shared.sample(self.updates, random), None
+        if self.shared.draws_candidates:
+            batch, weight = self.shared.choose(batch, self.score, self.updates, random)
+        rows, action_size = batch.action.shape[1:]
+        count = config.num_sampled_actions
         state = self.conditioner(batch.observation, batch.task_index)
         next_state = self.conditioner(batch.next_observation, batch.task_index).detach()
         alpha = self.log_alpha.exp().detach()[:, None]
         pi = self.policy(state.detach())
-        pi_action, pi_log_prob = sample_with_log_prob(pi, 1, generator)
+        pi_action, pi_log_prob = sample_with_log_prob(pi, random.normal(rows, 1, action_size))
         with torch.no_grad():
-            policy_actions, policy_log_prob = sample_with_log_prob(pi, config.num_sampled_actions, generator)
-            next_actions, next_log_prob = self.policy.sample(next_state, config.num_sampled_actions, generator)
+            policy_actions, policy_log_prob = sample_with_log_prob(pi, random.normal(rows, count, action_size))
+            next_actions, next_log_prob = self.policy.sample(next_state, random.normal(rows, count, action_size))
             next_q = self.target(next_state, next_actions[:, :, :1]).amin(0)[..., 0]
             td_target = q_target(batch.reward, batch.done, next_q, torch.zeros_like(next_q), config.discount)
-            random_actions = torch.rand(next_actions.shape, generator=generator, device=device) * 2 - 1
-            random_log_prob = torch.full_like(next_log_prob, next_actions.shape[-1] * math.log(0.5))
+            random_actions = random.uniform(rows, count, action_size) * 2 - 1
+            random_log_prob = torch.full_like(next_log_prob, action_size * math.log(0.5))
             sampled = torch.cat([random_actions, policy_actions, next_actions], 2)
             log_prob = torch.cat([random_log_prob, policy_log_prob, next_log_prob], 2)
 
-        q, q_sampled, gap = self.conservative_terms(state, batch.action, sampled, log_prob, generator)
+        strata = random.uniform(2, rows, config.num_gradient_actions).transpose(0, 1).contiguous()
+        q, q_sampled, gap = self.conservative_terms(state, batch.action, sampled, log_prob, strata)
         if weight is None:
-            _, q_policy, _ = q_sampled.split(config.num_sampled_actions, -1)
-            weight = self.shared.weigh(batch, self._scorer(batch, q.detach(), q_policy), self.updates, generator)
+            _, q_policy, _ = q_sampled.split(count, -1)
+            weight = self.shared.weigh(batch, self._scorer(batch, q.detach(), q_policy), self.updates, random)
         bellman = weighted_mean((q - td_target).square(), weight) / 2
         conservative = weighted_mean(gap, weight)
         critic = (bellman + config.conservative_weight * conservative).sum(0)
@@ -118,7 +127,7 @@ class CQL(nn.Module):
         clones = self.updates < config.bc_steps
         gain = self.policy.log_prob(state.detach(), batch.action) if clones else pi_q
         actor = weighted_mean(entropy_cost - gain, weight)
-        entropy_loss = alpha_loss(self.log_alpha, pi_log_prob[..., 0], batch.action.shape[-1])
+        entropy_loss = alpha_loss(self.log_alpha, pi_log_prob[..., 0], action_size, weight)
         gradient_step(self.actor_optimizer, actor.sum() + entropy_loss)
         update_average(self.target, self.q, config.target_update_rate)
         self.updates += 1
@@ -131,23 +140,22 @@ class CQL(nn.Module):
         return {key: value.detach() for key, value in info.items()}
 
     def conservative_terms(
-        self, state: Tensor, action: Tensor, sampled: Tensor, log_prob: Tensor, generator: torch.Generator
+        self, state: Tensor, action: Tensor, sampled: Tensor, log_prob: Tensor, strata: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Q of the data's actions [2, E, B], Q of the sampled ones [2, E, B, K] without a gradient, and CQL(H)'s term
         [2, E, B].
 
-        The gradient of its logsumexp is the mean of Q's over the softmax of Q - log p: `num_gradient_actions` drawn
-        from there estimate it without bias, for a fraction of the work. Straight-through: the value is that of the gap,
-        the gradient that of a surrogate."""
-        count = self.config.num_gradient_actions
+        The gradient of its logsumexp is the mean of Q's over the softmax of Q - log p: C actions drawn from there by
+        uniform numbers `strata` [2, E, B, C] estimate it without bias, for a fraction of the work; C = 0: all.
+        Straight-through: the value is that of the gap, the gradient that of a surrogate."""
         data = action[:, :, None]
-        if not count:
+        if not strata.shape[-1]:
             q = self.q(state, torch.cat([data, sampled], 2))
             gap = conservative_gap(q[..., 1:], log_prob, q[..., 0])
             return q[..., 0], q[..., 1:].detach(), gap
         with torch.no_grad():
             q_sampled = self.q.values(state, sampled)
-            index = softmax_sample(q_sampled - log_prob, count, generator)[..., None]
+            index = softmax_sample(q_sampled - log_prob, strata)[..., None]
             chosen = sampled.expand(2, *sampled.shape).gather(3, index.expand(*index.shape[:-1], action.shape[-1]))
         q = self.q(state, torch.cat([data.expand(2, *data.shape), chosen], 3))
         surrogate = q[..., 1:].mean(-1) - q[..., 0]
@@ -157,10 +165,12 @@ class CQL(nn.Module):
     # ---------------------------------------------------------------- scoring
 
     @torch.no_grad()
-    def score(self, batch: StateBatch, generator: torch.Generator) -> CriticScorer:
+    def score(self, batch: StateBatch, random: MemberRandom) -> CriticScorer:
         """The scorer of a batch that is not learned from (yet)."""
         state = self.conditioner(batch.observation, batch.task_index)
-        actions, _ = self.policy.sample(state, self.config.num_sampled_actions, generator)
+        rows, size = batch.action.shape[1:]
+        needed = any(rule.needs == "q_policy" for rule in self.shared.rules)
+        actions, _ = self.policy.sample(state, random.normal(rows, self.config.num_sampled_actions * needed, size))
         q = self.q.values(state, torch.cat([batch.action[:, :, None], actions], 2))
         return self._scorer(batch, q[..., 0], q[..., 1:])
 

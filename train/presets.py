@@ -1,7 +1,8 @@
 """Published settings of each state benchmark, one row each: `sharing` for every algorithm, then those of one algorithm.
 
-CDS, app. C.1: the clip of the adaptive temperature, whether own transitions are weighed too, CQL's weight beta. A row
-is chosen by the benchmark that the dataset names; options of the command line win over it.
+CDS, app. C.1: the clip of the adaptive temperature, whether own transitions are weighed too, CQL's weight beta as it
+stands beside half the squared error (2 beta in CQL's code). A row is chosen by the benchmark that the dataset names;
+options of the command line win over it.
 """
 
 from __future__ import annotations

@@ -149,7 +149,8 @@ class QTOpt(lightning.LightningModule):
             )
             taken = self.global_step >= self.config.snapshot_every
             (scores,) = scores_for([self.router.rule], scorer, self.snapshot if taken else None)
-        return self.router.weigh(batch, scores, uniform, self.global_step)
+        learned = not self.config.router.draws_candidates
+        return self.router.weigh(batch, scores, uniform, self.global_step, learned)
 
     def step_seed(self, stream: RandomStream) -> int:
         """Seed of one purpose in this step, a function of (seed, process, step, purpose)."""

@@ -79,20 +79,22 @@ class SAC:
     @torch.no_grad()
     def act(self, observation: NDArray[np.float32], generator: torch.Generator) -> NDArray[np.float32]:
         """Sampled actions [E, A] at observations [E, S]."""
-        return self.policy.sample(torch.from_numpy(observation[:, None]), 1, generator)[0][:, 0, 0].numpy()
+        noise = torch.randn((len(observation), 1, 1, self.action_size), generator=generator)
+        return self.policy.sample(torch.from_numpy(observation[:, None]), noise)[0][:, 0, 0].numpy()
 
     def update(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """One step of everything; the losses [E]. `batch`: observation, action, reward, next_observation, done, each
         [E, B, ...]."""
         state, alpha = batch["observation"], self.log_alpha.exp().detach()[:, None]
+        next_noise, noise = (torch.randn(batch["action"][:, :, None].shape, generator=generator) for _ in range(2))
         with torch.no_grad():
-            next_action, next_log_prob = self.policy.sample(batch["next_observation"], 1, generator)
+            next_action, next_log_prob = self.policy.sample(batch["next_observation"], next_noise)
             next_q = self.target(batch["next_observation"], next_action).amin(0)[..., 0]
             entropy = -alpha * next_log_prob[..., 0]
             target = q_target(batch["reward"], batch["done"], next_q, entropy, self.config.discount)
         q = self.q(state, batch["action"][:, :, None])[..., 0]
         critic = (q - target).square().mean(-1).sum(0)
-        action, log_prob = self.policy.sample(state, 1, generator)
+        action, log_prob = self.policy.sample(state, noise)
         gradient_step(self.optimizers[0], critic.sum())
         self.q.requires_grad_(False)
         pi_q = self.q(state, action).amin(0)[..., 0]

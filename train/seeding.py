@@ -18,6 +18,15 @@ class RandomStream(enum.IntEnum):
     RESAMPLING = 5
 
 
+class MemberStream(enum.IntEnum):
+    """Purposes of the random numbers of members that learn from states (StateConfig.random)."""
+
+    UPDATE = 1
+    FIRST_WEIGHTS = 2
+    BEHAVIOUR_UPDATE = 3  # of pi_beta_eff
+    BEHAVIOUR_FIRST_WEIGHTS = 4
+
+
 def derive_seed(*numbers: int) -> int:
     """A seed that is a function of these numbers; zeros at the end make no difference."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])

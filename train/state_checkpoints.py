@@ -8,12 +8,15 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
+from torch import nn
 
 from models.checkpoint import CheckpointError, check_finite, load_weights, read_plain
 from train.callbacks.checkpointing import write_tensors
 from train.finite import check_weights
+from train.state_algorithm import StateAlgorithm
 
-FORMAT = 5
+FORMAT = 6  # 5: all members drew from one random stream
+READ = (4, 5, FORMAT)
 
 
 class SaveEvery(Callback):
@@ -34,7 +37,7 @@ class SaveEvery(Callback):
 class Checkpoints:
     """All that a run goes on from: tensors and plain values, less than Lightning would write."""
 
-    def __init__(self, name: str, algorithm: Any, digest: str) -> None:
+    def __init__(self, name: str, algorithm: StateAlgorithm, digest: str) -> None:
         self._name, self._algorithm, self._digest = name, algorithm, digest
 
     def save(self, trainer: lightning.Trainer, module: Any, path: Path) -> None:
@@ -55,16 +58,22 @@ class Checkpoints:
         write_tensors(path, content)
 
     def restore(self, path: Path, data: str) -> str:
-        """Go on from it; its precision. CheckpointError where it is another run's."""
+        """Go on from it; its precision. CheckpointError where it is another run's. One of an earlier format goes on,
+        and a line says how it differs from a run that begins now."""
         algorithm, found = self._algorithm, read_plain(path)
-        if not isinstance(found, dict) or found.get("format") not in (4, FORMAT):
+        if not isinstance(found, dict) or found.get("format") not in READ:
             raise CheckpointError(f"{path}: not a checkpoint of an offline algorithm on states, format {FORMAT}")
+        if found["format"] < FORMAT:
+            print(
+                f"{path}: begun by an earlier version, whose members shared their random numbers; it goes on with new"
+            )
         if found["format"] == 4:
             found = _from_format_4(found)
         if found["algorithm"] != self._name:
             raise CheckpointError(f"{path}: a checkpoint of {found['algorithm']}, not of {self._name}")
         if found["data"] != self._digest:
             raise CheckpointError(f"{path}: learned from other data than {data} holds now")
+        assert isinstance(algorithm, nn.Module)
         load_weights(algorithm, found["state_dict"], path)
         check_finite(algorithm, path, besides=("shared.",))
         algorithm.updates = found["updates"]

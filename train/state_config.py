@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from data.router_config import RouterConfig
+import torch
+
+from data.member_random import MemberRandom
+from data.router_config import ADAPTIVE, BY_RULE, GRANULARITIES, SHARING, RouterConfig
 from data.shared_batches import SharingConfig
-from data.sharing import RULES
+from data.sharing import REFERENCES, RULES
 from models.conditioning import CONDITIONERS
 from sim.options import check_choice, check_fraction, check_least, check_seed, option
 from train.precision import PRECISIONS
-from train.seeding import derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,22 +30,27 @@ class StateConfig:
     per_task: int = option(128, "transitions of each task in a batch")
     shared_fraction: float = option(0.5, "fraction of them from other tasks")
     snapshot_every: int = option(10_000, "updates between snapshots of the Q-function (rule heuristic)")
-    candidates_per_shared: int = option(1, "candidates for each shared transition, of which the weights choose one")
+    sharing: str = option("weight", f"{', '.join(SHARING)}: the rule weighs the loss of shared ones, or draws them")
+    granularity: str = option("transition", f"unit that is scored: {', '.join(GRANULARITIES)}")
+    candidates_per_shared: int = option(10, "drawn for each shared place (sharing sample, granularity transition)")
+    score_fraction: float = option(0.25, "steps scored in an update, as a fraction of a batch (granularity episode)")
+    score_visits: int = option(4, "visits over which an episode's score is the mean")
     hidden_sizes: tuple[int, ...] = option((256, 256, 256), "units of the hidden layers")
     conditioning: str = option("one-hot", f"task conditioning of the networks: {', '.join(CONDITIONERS)}")
     encoder: str = option("", "file of a pretrained encoder, for conditioning encoder")
     normalise: bool = option(True, "observations, by mean and standard deviation over the dataset")
-    percentile: float = option(10.0, "k of CDS (eq. 6), percent from the top")
-    sharing_temperature: float = option(0.0, "tau; 0: the clipped running mean of |Delta| (hipi-partition: 1)")
+    reference: str = option(BY_RULE, f"of the own scores: {', '.join((BY_RULE, *REFERENCES))}")
+    percentile: float = option(50.0, "k of the reference percentile, percent from the top")
+    sharing_temperature: str = option("signed", f"tau of soft rules: {', '.join(ADAPTIVE)}, or a number")
     sharing_temperature_clip: tuple[float, ...] = option((5.0, float("inf")), "bounds of the adaptive tau")
     weigh_own_probability: float = option(0.5, "that a task's own transitions are weighed too, drawn for each update")
-    granularity: str = option("transition", "what is weighed: transition, episode")
     log_every: int = option(100, "updates between values for TensorBoard")
     checkpoint_every: int = option(10_000, "updates between checkpoints")
     precision: str = option("auto", "of the middle layers: 32-true, bf16-mixed, or auto: what the hardware has")
     divergence_steps: int = option(
         3000, "to fit the effective behaviour policy at the end, for KL and its returns; 0: neither"
     )
+    divergence_from: str = option("", "policy.pt of rule none, for KL of a run without that rule; default: none")
     episodes: int = option(10, "evaluation episodes of each task at the end")
     workers: int = option(len(os.sched_getaffinity(0)), "processes that evaluate")
 
@@ -65,20 +72,20 @@ class StateConfig:
             raise ValueError(f"sharing_temperature_clip is LOW,HIGH with 0 < LOW <= HIGH, got {clip}")
         if min(self.hidden_sizes) < 1:
             raise ValueError(f"hidden_sizes are at least 1, got {self.hidden_sizes}")
+        if self.divergence_from and "none" in self.rules:
+            raise ValueError("divergence_from: KL compares with this run's own policies of rule none; leave one out")
         counts = ("steps", "updates_per_step", "per_task", "log_every", "checkpoint_every", "episodes", "workers")
-        check_least(self, 1, *counts, "candidates_per_shared", "snapshot_every")
-        check_least(self, 0, "divergence_steps", "sharing_temperature")
+        check_least(self, 1, *counts, "candidates_per_shared", "score_visits", "snapshot_every")
+        check_least(self, 0, "divergence_steps")
         check_seed(self, "seeds")
-        check_fraction(self, "shared_fraction", "weigh_own_probability")
+        check_fraction(self, "shared_fraction", "score_fraction", "weigh_own_probability")
         num_shared = round(self.per_task * self.shared_fraction)
         for rule in self.rules:
             if RULES[rule].reference and num_shared == self.per_task:
                 raise ValueError(
                     f"rule {rule} compares shared with own transitions: shared_fraction leaves none of those"
                 )
-        if self.candidates_per_shared > 1 and not all(RULES[rule].uses_q for rule in self.rules):
-            raise ValueError(f"candidates_per_shared needs rules that weigh by Q-values, got {', '.join(self.rules)}")
-        _ = self.sharing  # which checks the rest
+        _ = self.shared_batches  # which checks the rest
 
     @property
     def members(self) -> tuple[tuple[str, int], ...]:
@@ -89,24 +96,26 @@ class StateConfig:
     def member_names(self) -> tuple[str, ...]:
         return tuple(f"{rule}-{seed}" for rule, seed in self.members)
 
-    @property
-    def seed(self) -> int:
-        """Seed of the run's random stream, shared by all members: another set of seeds changes every member's draws."""
-        return derive_seed(*self.seeds)
+    def random(self, device: torch.device | str, *numbers: int) -> MemberRandom:
+        """Random numbers of the members, which depend on each one's seed and on `numbers` alone: a purpose, an update.
+        Rules with the same seed draw the same."""
+        return MemberRandom(self.seeds, len(self.rules), device, *numbers)
 
     @property
-    def sharing(self) -> SharingConfig:
+    def shared_batches(self) -> SharingConfig:
         low, high = self.sharing_temperature_clip
         return SharingConfig(
             routers=tuple(
                 RouterConfig(
                     rule=rule,
+                    sharing=self.sharing,
+                    granularity=self.granularity,
+                    reference=self.reference,
                     percentile=self.percentile,
                     temperature=self.sharing_temperature,
                     tau_low=low,
                     tau_high=high,
                     weigh_own_probability=self.weigh_own_probability,
-                    granularity=self.granularity,
                 )
                 for rule in self.rules
             ),
@@ -115,5 +124,7 @@ class StateConfig:
             per_task=self.per_task,
             shared_fraction=self.shared_fraction,
             candidates_per_shared=self.candidates_per_shared,
+            score_fraction=self.score_fraction,
+            score_visits=self.score_visits,
             snapshot_every=self.snapshot_every,
         )

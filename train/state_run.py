@@ -4,8 +4,9 @@ data sharing on a state benchmark.
 All rules and seeds train side by side. Settings that a benchmark has published come from the preset of the benchmark
 that the dataset names (train/presets.py); options win over it, and --print-config shows the result. Stopped anywhere,
 the same command goes on from the last checkpoint. At the end the run writes policy.pt, which `python -m eval.returns`
-plays, and returns.json: the returns of every member's deterministic policy, KL(pi || pi_beta_eff), and the returns of
-pi_beta_eff, the behaviour policy of its effective data.
+plays, and returns.json: the returns of every member's deterministic policy, the returns of pi_beta_eff, the behaviour
+policy of its effective data, and its KL from the policy of rule none with the same seed (divergence, CDS, tables 1 and
+2) and from the member's own (own_divergence).
 """
 
 from __future__ import annotations
@@ -15,17 +16,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.shared_batches import SharedBatches
-from data.state_batches import StateBatch
 from data.transitions import TransitionDataset, read_benchmark, read_transitions
 from eval.returns import EVALUATION_SEED, Results, evaluate
 from models.conditioning import CONDITIONERS, Conditioner, Normaliser
@@ -39,13 +37,14 @@ from train.callbacks.checkpointing import SaveAtEnd
 from train.callbacks.progress import Progress, quiet_lightning
 from train.callbacks.router_report import RouterReport
 from train.cql import CQL, CQLConfig
-from train.divergence import divergence, fit_behaviour
-from train.finite import FiniteCheck, NotFiniteError
+from train.divergence import SingleTaskPolicy, divergences, fit_behaviour, load_single_task, single_task_of
+from train.finite import NotFiniteError
 from train.launch import fit, join_launch
 from train.precision import resolve_precision
 from train.presets import preset_for
 from train.process_settings import prepare_process
 from train.run_dir import LAST, LOG, lock_run, open_run
+from train.state_algorithm import StateAlgorithm
 from train.state_checkpoints import Checkpoints, SaveEvery
 from train.state_config import StateConfig
 
@@ -61,36 +60,15 @@ FREE_TO_CHANGE = (
     "workers",
     "precision",
     "divergence_steps",
+    "divergence_from",
 )
-
-
-class StateAlgorithm(Protocol):
-    """Interface of an offline algorithm, a module: its state_dict (networks, routers) is the checkpoint."""
-
-    config: Any
-    shared: SharedBatches
-    finite: FiniteCheck
-    updates: int  # done
-    optimizers: list[torch.optim.Optimizer]
-
-    def update(self) -> dict[str, Tensor]:
-        """One update of all members; values [E] to log."""
-        ...
-
-    def score(self, batch: StateBatch, generator: torch.Generator) -> Any:
-        """The Scorer of a batch, None where the algorithm learns no Q-function."""
-        ...
-
-    def policies(self) -> StatePolicy:
-        """The members' policies, for observations as the environment gives them."""
-        ...
 
 
 @dataclass(frozen=True)
 class Entry:
     """An algorithm, made of its configuration, the normalised dataset, the normaliser and the conditioner."""
 
-    make: Callable[[Any, TransitionDataset, Normaliser, Conditioner], Any]
+    make: Callable[[Any, TransitionDataset, Normaliser, Conditioner], StateAlgorithm]
     config: type[StateConfig]
 
 
@@ -115,7 +93,7 @@ def main(name: str, arguments: list[str]) -> None:
 class StateRun(lightning.LightningModule):
     """Runs the updates of an algorithm, several in a step of Lightning."""
 
-    def __init__(self, algorithm: Any, config: StateConfig) -> None:
+    def __init__(self, algorithm: StateAlgorithm, config: StateConfig) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.algorithm, self.config = algorithm, config
@@ -146,8 +124,8 @@ def train(name: str, config: StateConfig) -> Path:
     out = Path(config.out)
     quiet_lightning()
     prepare_process()
-    torch.manual_seed(config.seed)
     algorithm = build(name, config, dataset)  # which refuses what makes no sense before there is a folder
+    single_task = load_single_task(config, dataset, _tasks(algorithm, dataset))
     with lock_run(out):
         resume = open_run(out, config, FREE_TO_CHANGE)
         algorithm.to(device := torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -161,14 +139,14 @@ def train(name: str, config: StateConfig) -> Path:
             print(f"{out}: {'trained to' if done else 'going on from'} update {algorithm.updates}")
         if algorithm.updates < config.steps:
             _fit(StateRun(algorithm, config), checkpoints, config, precision, resume is not None)
-        return _finish(name, config, algorithm, dataset, device)
+        return _finish(name, config, algorithm, dataset, device, single_task)
 
 
 def _with_folder(name: str, config: StateConfig) -> StateConfig:
     return dataclasses.replace(config, out=config.out or f"runs/{Path(config.data).stem}-{name}")
 
 
-def build(name: str, config: StateConfig, dataset: TransitionDataset) -> Any:
+def build(name: str, config: StateConfig, dataset: TransitionDataset) -> StateAlgorithm:
     """The algorithm, with a dataset that is normalised where the configuration says so."""
     benchmark, digest = dataset.benchmark, dataset.digest if config.encoder else ""
     normaliser = Normaliser.identity(benchmark.observation_size)
@@ -212,10 +190,21 @@ def _fit(run: StateRun, checkpoints: Checkpoints, config: StateConfig, precision
     fit(trainer, run, loader, out, " or ".join(rates))
 
 
-def _finish(name: str, config: StateConfig, algorithm: Any, dataset: TransitionDataset, device: torch.device) -> Path:
-    """Write the policies, play them, and write the results of every member."""
-    benchmark, out = dataset.benchmark, Path(config.out)
-    tasks = tuple(benchmark.task_names[k] for k in algorithm.shared.tasks)
+def _tasks(algorithm: StateAlgorithm, dataset: TransitionDataset) -> tuple[str, ...]:
+    """Names of the tasks that are trained."""
+    return tuple(dataset.benchmark.task_names[k] for k in algorithm.shared.tasks)
+
+
+def _finish(
+    name: str,
+    config: StateConfig,
+    algorithm: StateAlgorithm,
+    dataset: TransitionDataset,
+    device: torch.device,
+    single_task: SingleTaskPolicy | None,
+) -> Path:
+    """Write the policies, play them, and write the results of every member. `single_task`: another run's policies."""
+    benchmark, out, tasks = dataset.benchmark, Path(config.out), _tasks(algorithm, dataset)
     metadata = {
         "algorithm": name,
         "updates": algorithm.updates,
@@ -250,11 +239,11 @@ def _finish(name: str, config: StateConfig, algorithm: Any, dataset: TransitionD
             raise NotFiniteError(
                 f"{out}: the behaviour policy of the effective data: {error}; {out / RETURNS} has the returns"
             ) from error
-        apart = divergence(algorithm.policies(), behaviour, dataset, algorithm.shared.tasks).tolist()
+        single_task = single_task or single_task_of(config, algorithm.policies())
+        apart = divergences(algorithm.policies(), single_task, behaviour, dataset, algorithm.shared.tasks)
         played = evaluate(file_of(behaviour), config.episodes, EVALUATION_SEED, config.workers, "evaluate pi_beta_eff")
         for row, values, other in zip(results.members, apart, played.members, strict=True):
-            row["divergence"] = dict(zip(tasks, values, strict=True))
-            row["behaviour_returns"] = other["returns"]
+            row |= {**values, "behaviour_returns": other["returns"]}
         _write(out / RETURNS, results)
     print(f"{out / RETURNS}: {algorithm.updates} updates; as a table: python -m eval.tables {out / RETURNS}")
     return out / RETURNS
