@@ -55,7 +55,7 @@ def test_a_finished_run_is_evaluated_again_by_the_same_command(transitions, tmp_
     again = json.loads(train("cql", config).read_text())
     assert first == again
     member = first["members"][0]
-    assert set(member["divergence"]) == set(member["behaviour_returns"]) == set(WALKER2D.task_names)
+    assert set(member["own_divergence"]) == set(member["behaviour_returns"]) == set(WALKER2D.task_names)
     assert member["returns"]["jump"] != member["behaviour_returns"]["jump"]
 
 
