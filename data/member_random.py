@@ -1,13 +1,14 @@
 """Random numbers of members that are trained side by side: one stream for each seed, which its rules have in common.
 
-What member (rule, seed) draws depends on its seed alone, whichever rules and seeds train beside it. Rules with the same
-seed draw the same numbers (common random numbers), so that a comparison of rules is a paired one.
+The draws of member (rule, seed) depend on its seed alone, whatever trains beside it. Rules with the same seed draw the
+same numbers (common random numbers), so that a comparison of rules is a paired one.
 
 Shapes: `E` members, rules outer and seeds inner.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor
 
 
-def seeded_generator(device: torch.device | str, *numbers: int) -> torch.Generator:
-    """A generator whose seed is a function of these numbers; zeros at the end make no difference."""
-    return torch.Generator(device).manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+@functools.lru_cache(maxsize=256)  # the rules of an update ask for the same seeds
+def _seed_of(*numbers: int) -> int:
+    """A seed that is a function of these numbers; zeros at the end make no difference."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 class MemberRandom:
@@ -33,7 +35,9 @@ class MemberRandom:
     def generators(self) -> list[torch.Generator]:
         """The generator of each seed."""
         if not self._made:  # most streams of a rule without Q-values are never drawn from
-            self._made = [seeded_generator(self.device, seed, *self._numbers) for seed in self._seeds]
+            self._made = [torch.Generator(self.device) for _ in self._seeds]
+            for seed, generator in zip(self._seeds, self._made, strict=True):
+                generator.manual_seed(_seed_of(seed, *self._numbers))
         return self._made
 
     def of_one_rule(self, *numbers: int) -> MemberRandom:

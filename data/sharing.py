@@ -2,7 +2,7 @@
 
 Shapes: `B` transitions of a batch, own and shared ones, `N` tasks; any dimensions may lead (seeds trained side by
 side). Q-values are plain tensors: a rule never sees a network. The weight multiplies every term of the target task's
-loss (CDS, app. C.1) but that of the entropy temperature. A new rule is a function or two and one record.
+loss (CDS, app. C.1). A new rule is a function or two and one record.
 """
 
 from __future__ import annotations

@@ -69,8 +69,8 @@ def _in_full(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def draw_weights(network: Network, members: int, uniform: Callable[..., Tensor]) -> Network:
-    """The network with the weights of its stacked layers drawn anew, distributed as torch.nn.Linear begins.
+def initialise_weights(network: Network, members: int, uniform: Callable[..., Tensor]) -> Network:
+    """The network, its stacked layers initialised as torch.nn.Linear is, by numbers of each member's own.
 
     `uniform(*shape)`: numbers in [0, 1) of each member, [E, *shape]. A layer may have several networks of each member,
     as TwinQ has: [2E, ...], one network of all members after another."""

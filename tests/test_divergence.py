@@ -67,11 +67,12 @@ def test_every_rule_is_compared_with_the_policy_that_does_not_share(run, transit
     assert rows["cds-3"]["divergence"] != rows["cds-3"]["own_divergence"]
 
 
-def test_the_policies_of_another_run_serve_a_run_without_that_rule(run, tmp_path):
+def test_the_policies_of_another_run_serve_a_run_without_that_rule(run, tmp_path, capsys):
     together, _ = run("together", rules=("none", "cds"), seeds=(0, 5))
     run("none", rules=("none",), seeds=(5, 7, 0))
     without, _ = run("cds", rules=("cds",), seeds=(0, 5))
     assert {row["divergence"] for row in without.values()} == {None}
+    assert "no KL of CDS's tables 1 and 2: it needs rule none" in capsys.readouterr().out
     found, _ = run("cds", rules=("cds",), seeds=(0, 5), divergence_from=str(tmp_path / "none" / "policy.pt"))
     for name in ("cds-0", "cds-5"):
         assert without[name]["own_divergence"] == found[name]["own_divergence"]

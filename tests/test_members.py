@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data.member_random import MemberRandom
-from models.stacked import StackedMLP, TwinQ, draw_weights
+from models.stacked import StackedMLP, TwinQ, initialise_weights
 from tests.conftest import SMALL_STATE_RUN as SMALL
 from train import state_run
 from train.bc import BCConfig
@@ -56,7 +56,7 @@ def test_the_numbers_of_a_rule_do_not_depend_on_what_was_drawn_before():
 
 def test_first_weights_are_distributed_as_torchs_and_the_same_for_each_rule():
     random = MemberRandom((0, 7), 2, "cpu")
-    twin = draw_weights(TwinQ(4, 30, 6, (50, 40)), 4, random.uniform)
+    twin = initialise_weights(TwinQ(4, 30, 6, (50, 40)), 4, random.uniform)
     wide = twin.mlp.layers[1].weight.detach()
     assert wide.shape == (8, 50, 40)  # [2E, in, out]
     known = torch.nn.Linear(50, 40).weight  # uniform in +-1/sqrt(50), whose deviation is that over sqrt(3)
@@ -66,7 +66,7 @@ def test_first_weights_are_distributed_as_torchs_and_the_same_for_each_rule():
         assert torch.equal(wide[which : which + 2], wide[which + 2 : which + 4])  # rules alike
         assert not torch.equal(wide[which], wide[which + 1])  # seeds not
     assert not torch.equal(wide[0], wide[4])  # nor the two Q-functions of one member
-    alone = draw_weights(TwinQ(1, 30, 6, (50, 40)), 1, MemberRandom((7,), 1, "cpu").uniform)
+    alone = initialise_weights(TwinQ(1, 30, 6, (50, 40)), 1, MemberRandom((7,), 1, "cpu").uniform)
     assert torch.equal(alone.mlp.layers[1].weight, wide[[3, 7]])
 
 
@@ -74,7 +74,7 @@ def test_all_weights_are_drawn():
     torch.manual_seed(0)
     network = StackedMLP(2, 5, (7,), 3)
     before = [parameter.detach().clone() for parameter in network.parameters()]
-    draw_weights(network, 2, MemberRandom((0, 1), 1, "cpu").uniform)
+    initialise_weights(network, 2, MemberRandom((0, 1), 1, "cpu").uniform)
     assert all((old != new).all() for old, new in zip(before, network.parameters(), strict=True))
 
 

@@ -13,7 +13,7 @@ from data.state_batches import StateBatch
 from data.transitions import TransitionDataset
 from models.conditioning import Conditioner, Normaliser
 from models.reductions import weighted_mean
-from models.stacked import draw_weights
+from models.stacked import initialise_weights
 from models.state_policies import StatePolicy, TanhGaussianPolicy
 from models.updates import gradient_step
 from sim.options import option
@@ -35,8 +35,8 @@ class BC(nn.Module):
         super().__init__()
         self.config, self.normaliser, self.conditioner, self.updates = config, normaliser, conditioner, 0
         sizes = len(config.members), conditioner.size, config.hidden_sizes
-        first = config.random("cpu", MemberStream.FIRST_WEIGHTS)
-        self.policy = draw_weights(TanhGaussianPolicy(*sizes, data.benchmark.action_size), sizes[0], first.uniform)
+        network, first = TanhGaussianPolicy(*sizes, data.benchmark.action_size), MemberStream.FIRST_WEIGHTS
+        self.policy = initialise_weights(network, sizes[0], config.random("cpu", first).uniform)
         self.shared = SharedBatches(data, config.shared_batches)
         self.finite = FiniteCheck("members", config.member_names, config.log_every)
         self.optimizers = [torch.optim.Adam(self.parameters(), lr=config.lr, fused=True)]

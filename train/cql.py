@@ -22,7 +22,7 @@ from data.transitions import TransitionDataset
 from models.conditioning import Conditioner, Normaliser
 from models.distributions import sample_with_log_prob
 from models.reductions import weighted_mean
-from models.stacked import TwinQ, draw_weights
+from models.stacked import TwinQ, initialise_weights
 from models.state_losses import alpha_loss, conservative_gap, q_target, softmax_sample
 from models.state_policies import StatePolicy, TanhGaussianPolicy
 from models.updates import gradient_step, update_average
@@ -64,13 +64,11 @@ class CQL(nn.Module):
         self.config, self.num_tasks = config, len(benchmark.tasks)
         self.normaliser, self.conditioner = normaliser, conditioner
         size, action_size = conditioner.size, benchmark.action_size
+        first = config.random("cpu", MemberStream.FIRST_WEIGHTS)
         policy = TanhGaussianPolicy(members, size, config.hidden_sizes, action_size)
-        q, first = (
-            TwinQ(members, size, action_size, config.hidden_sizes),
-            config.random("cpu", MemberStream.FIRST_WEIGHTS),
-        )
-        self.policy = draw_weights(policy, members, first.uniform)
-        self.q = draw_weights(q, members, first.uniform)
+        self.policy = initialise_weights(policy, members, first.uniform)
+        q = TwinQ(members, size, action_size, config.hidden_sizes)
+        self.q = initialise_weights(q, members, first.uniform)
         self.target = copy.deepcopy(self.q).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.zeros(members))
         self.shared = SharedBatches(dataset, config.shared_batches, ConditionedQ(conditioner, self.target))
@@ -87,8 +85,8 @@ class CQL(nn.Module):
 
     def update(self) -> dict[str, Tensor]:
         """One step of everything; values [E] to log."""
-        config, device = self.config, self.log_alpha.device
-        random = config.random(device, MemberStream.UPDATE, self.updates)
+        config = self.config
+        random = config.random(self.log_alpha.device, MemberStream.UPDATE, self.updates)
         self.shared.score_episodes(self.score, self.updates, random)
         batch, weight = self.shared.sample(self.updates, random), None
         if self.shared.draws_candidates:

@@ -19,7 +19,7 @@ from data.transitions import TransitionDataset
 from models.distributions import Gaussian, gaussian_kl
 from models.policy_files import load_policies
 from models.reductions import weighted_mean
-from models.stacked import draw_weights
+from models.stacked import initialise_weights
 from models.state_policies import StatePolicy, TanhGaussianPolicy
 from models.updates import gradient_step
 from train.finite import FiniteCheck
@@ -73,7 +73,7 @@ def fit_behaviour(algorithm: StateAlgorithm, steps: int) -> StatePolicy:
     sizes = shared.members, learned.conditioner.size, config.hidden_sizes
     first = config.random("cpu", MemberStream.BEHAVIOUR_FIRST_WEIGHTS)
     network = TanhGaussianPolicy(*sizes, learned.network.action_size)
-    network = draw_weights(network, shared.members, first.uniform).to(device)
+    network = initialise_weights(network, shared.members, first.uniform).to(device)
     adam = torch.optim.Adam(network.parameters(), lr=LR, fused=True)
     finite = FiniteCheck("members", config.member_names, steps)
     for step in range(steps):

@@ -15,8 +15,7 @@ from train.callbacks.checkpointing import write_tensors
 from train.finite import check_weights
 from train.state_algorithm import StateAlgorithm
 
-FORMAT = 6  # 5: all members drew from one random stream
-READ = (4, 5, FORMAT)
+FORMAT = 6
 
 
 class SaveEvery(Callback):
@@ -58,17 +57,17 @@ class Checkpoints:
         write_tensors(path, content)
 
     def restore(self, path: Path, data: str) -> str:
-        """Go on from it; its precision. CheckpointError where it is another run's. One of an earlier format goes on,
-        and a line says how it differs from a run that begins now."""
+        """Go on from it; its precision. CheckpointError where it is another run's, or of a version that shared data in
+        another way."""
         algorithm, found = self._algorithm, read_plain(path)
-        if not isinstance(found, dict) or found.get("format") not in READ:
-            raise CheckpointError(f"{path}: not a checkpoint of an offline algorithm on states, format {FORMAT}")
-        if found["format"] < FORMAT:
-            print(
-                f"{path}: begun by an earlier version, whose members shared their random numbers; it goes on with new"
+        known = found.get("format") if isinstance(found, dict) else None
+        if known in (4, 5):
+            raise CheckpointError(
+                f"{path}: begun by an earlier version, which shared data in another way; train anew in another --out "
+                "(its policy.pt is read)"
             )
-        if found["format"] == 4:
-            found = _from_format_4(found)
+        if known != FORMAT:
+            raise CheckpointError(f"{path}: not a checkpoint of an offline algorithm on states, format {FORMAT}")
         if found["algorithm"] != self._name:
             raise CheckpointError(f"{path}: a checkpoint of {found['algorithm']}, not of {self._name}")
         if found["data"] != self._digest:
@@ -80,22 +79,3 @@ class Checkpoints:
         for optimizer, state in zip(algorithm.optimizers, found["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         return str(found["precision"])
-
-
-FORMAT_4 = {  # prefixes of the weights' names, when CQL was the only algorithm
-    "mean": "normaliser.mean",
-    "std": "normaliser.std",
-    "policy.body": "policy.mlp",
-    "q.body": "q.mlp",
-    "target.body": "target.mlp",
-    "snapshot.body": "shared.snapshot.q.mlp",
-    "_routers": "shared.routers",
-}
-
-
-def _from_format_4(found: dict[str, Any]) -> dict[str, Any]:
-    def renamed(key: str) -> str:
-        return next((new + key.removeprefix(old) for old, new in FORMAT_4.items() if key.startswith(old)), key)
-
-    weights = {renamed(key): value for key, value in found["state_dict"].items()}
-    return {**found, "algorithm": "cql", "state_dict": weights}

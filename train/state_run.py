@@ -240,6 +240,8 @@ def _finish(
                 f"{out}: the behaviour policy of the effective data: {error}; {out / RETURNS} has the returns"
             ) from error
         single_task = single_task or single_task_of(config, algorithm.policies())
+        if single_task is None:
+            print("no KL of CDS's tables 1 and 2: it needs rule none in this run, or --divergence-from its policy.pt")
         apart = divergences(algorithm.policies(), single_task, behaviour, dataset, algorithm.shared.tasks)
         played = evaluate(file_of(behaviour), config.episodes, EVALUATION_SEED, config.workers, "evaluate pi_beta_eff")
         for row, values, other in zip(results.members, apart, played.members, strict=True):
