@@ -293,7 +293,7 @@ def print_table(payloads: Sequence[dict[str, Any]]) -> None:
     print(f"\nsuccess with its 95% interval\n{text_table(columns)}")
     if len(payloads) > 1:
         print(
-            "seen, unseen: looks, tables and sizes of the train split, and of the test split, which training never shows"
+            "seen, unseen: looks, tables and sizes of the train and of the test split; training never shows the latter"
         )
 
 

@@ -29,7 +29,7 @@ def mean_of_rates(counts: Sequence[Counts], coefficients: Sequence[float] | None
     """Weighted sum of independent success rates and its interval: (estimate, low, high).
 
     Default coefficients: the mean over tasks, 1/N each. Recovers the variance of each rate from its Wilson interval
-    (MOVER; Zou & Donner 2008, Stat. Med. 27:1693, eq. 5): with one rate the interval is Wilson's, and with coefficients
+    (MOVER; Zou & Donner 2008, Stat. Med. 27:1693): with one rate the interval is Wilson's, and with coefficients
     (1, -1) it is Newcombe's."""
     weights = np.full(len(counts), 1 / len(counts)) if coefficients is None else np.asarray(coefficients, float)
     rates = np.array([successes / episodes for successes, episodes in counts])

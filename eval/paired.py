@@ -85,7 +85,7 @@ def holm(p: Sequence[float]) -> list[float]:
 def smallest_difference(pairs: int, discordant: int) -> float | None:
     """The smallest difference that McNemar's test finds with 80% power at 5%, two-sided, with so many pairs.
 
-    Solves N = (z_a sqrt(psi) + z_b sqrt(psi - d^2))^2 / d^2 for d (Connor 1987, Biometrics 43:207, eq. 3). psi, the
+    Solves N = (z_a sqrt(psi) + z_b sqrt(psi - d^2))^2 / d^2 for d (Connor 1987, Biometrics 43:207). psi, the
     probability that a pair differs, is (discordant + 1) / (pairs + 2), for none observed is not none. None for fewer
     than four pairs."""
     from scipy.stats import norm
@@ -109,12 +109,12 @@ def smallest_independent_difference(a: Sequence[tuple[int, int]], b: Sequence[tu
     return float(min(1.0, (norm.isf(LEVEL / 2) + norm.isf(1 - POWER)) * error))
 
 
-def smallest_over_seeds(difference: Difference) -> float:
-    """The same where p is of Student's t: its two quantiles times the standard error."""
+def smallest_over_seeds(difference: Difference) -> float | None:
+    """The same where p is of Student's t: its two quantiles times the standard error; None where that is 0."""
     from scipy.stats import t as student
 
     quantiles = student.isf(LEVEL / 2, difference.degrees) + student.isf(1 - POWER, difference.degrees)
-    return float(min(1.0, quantiles * difference.standard_error)) if difference.standard_error else 0.0
+    return float(min(1.0, quantiles * difference.standard_error)) if difference.standard_error else None
 
 
 def differences(
@@ -124,14 +124,14 @@ def differences(
 
     `tasks`: the blocks of each; together they hold every run once. Each resample takes S - 1 of the S scenes of a block
     and, where an arm has several runs, K - 1 of its K, so that the variance is that of the sample, not (S - 1) / S of
-    it (Hesterberg 2015, Am. Stat. 69:371, sec. 3.2).
+    it (Hesterberg 2015, Am. Stat. 69:371).
 
     One run in each arm: percentiles. Where no pair differs these would say 0 to 0: there the interval is what N pairs
     without a difference leave possible, +-(1 - 0.025^(1/N)), the exact (Clopper-Pearson) bound on their share.
 
     Several runs: three seeds have no percentiles, so Student's t with the standard error of the bootstrap, and degrees
-    of freedom by Satterthwaite (1946). The runs' variance holds the noise of their episodes already, and so does that
-    of the scenes; it is counted once."""
+    of freedom by Satterthwaite (1946). The noise of single episodes enters the bootstrap's variance three times, with
+    runs, with scenes and with both (Owen 2007, Ann. Appl. Stat. 1:386); the standard error is reduced to once."""
     rng = np.random.default_rng(seed)
     sizes = [1 + max(int(b.run[b.arm == arm].max(initial=-1)) for b in tasks[0]) for arm in (0, 1)]
     chosen = [_multiplicities(rng, np.ones(size, np.int64), resamples) for size in sizes]
@@ -197,7 +197,7 @@ def _difference(
     parts += [(v, block.scenes - 1) for v, (_, block) in zip(scenes, used, strict=True)]
     spread = sum(v**2 / degrees for v, degrees in parts)
     degrees = float(variance**2 / spread) if spread else 1.0
-    error = float(draws.std() * np.sqrt(variance / counted)) if counted else 0.0
+    error = float(draws.std() * np.sqrt(variance / (counted + noise))) if counted else 0.0
     half = float(student.ppf(1 - TAIL, degrees)) * error
     p = float(2 * student.sf(abs(estimate) / error, degrees)) if error else float(estimate == 0)
     return Difference(
@@ -246,7 +246,7 @@ def interquartile_mean(scores: NDArray[np.float64]) -> float:
 
 def probability_of_improvement(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """Probability that a run of B beats one of A on a task, ties counting half, in the mean over tasks; scores [K, N]
-    (Agarwal et al. 2021, eq. 2 of sec. 4.3)."""
+    (Agarwal et al. 2021)."""
     return float(_improvement(a[None], b[None])[0])
 
 
@@ -261,7 +261,7 @@ def interquartile_interval(scores: NDArray[np.float64], resamples: int = RESAMPL
     from scipy.stats import trim_mean
 
     drawn = _stratified(scores, np.random.default_rng(seed), resamples)
-    return _percentiles(trim_mean(drawn.reshape(resamples, -1), 0.25, axis=1))
+    return _percentiles(np.asarray(trim_mean(drawn.reshape(resamples, -1), 0.25, axis=1)))
 
 
 def improvement_interval(
