@@ -32,7 +32,8 @@ class Run:
 
     `scenes`: what fixes the scene of an episode number: seed, split, factors, version of the world; "" where the file
     does not tell. `counts`: (successes, episodes) by task. `outcomes`: success by task and episode number; empty for
-    files of earlier versions. `fingerprint`: SHA-256 of the checkpoint, or the name of another policy."""
+    files of earlier versions. `fingerprint`: SHA-256 of the checkpoint (the path of a file that lacks it), or the name of
+    another policy."""
 
     path: Path
     policy: str
@@ -68,7 +69,7 @@ def read_run(path: Path, policy: str = "checkpoint") -> Run:
             if row["policy"] == policy:
                 outcomes[row["task"]][int(row["number"])] = bool(row["success"])
         settings = payload.get("settings", {})
-        sha256 = settings.get("checkpoint_sha256", "")
+        sha256 = settings.get("checkpoint_sha256")
         world = {key: payload.get(key) for key in ("split", "sim_version")}
         factors = sorted(payload["randomise"]) if "randomise" in payload else None
         seed = rows[0].get("seed", settings.get("seed"))
@@ -77,7 +78,7 @@ def read_run(path: Path, policy: str = "checkpoint") -> Run:
             policy=policy,
             rule=str(payload.get("sharing", {}).get("rule", "")),
             steps=payload.get("steps"),
-            fingerprint=sha256 if policy == "checkpoint" else policy,
+            fingerprint=(sha256 or str(path.resolve())) if policy == "checkpoint" else policy,
             scenes=json.dumps({"seed": seed, **world, "randomise": factors}) if outcomes else "",
             counts={row["task"]: (int(row["successes"]), int(row["episodes"])) for row in rows},
             outcomes=dict(outcomes),

@@ -305,7 +305,8 @@ def test_seen_and_unseen_looks_stand_side_by_side(evaluation, tmp_path, monkeypa
     for split, folder in folders.items():
         assert json.loads((folder / "eval.json").read_text())["split"] == split
         page = (folder / "report.html").read_text()
-        assert re.findall(r"<th>([^<]*)<br>1 a task", page) == ["random policy, seen looks", "random policy, unseen looks"]
+        heads = re.findall(r"<th>([^<]*)<br>1 a task", page)
+        assert heads == ["random policy, seen looks", "random policy, unseen looks"]
     evaluate(EvalConfig(**{**options, "reuse": True}))
     again = capsys.readouterr().out
     assert again.count("(already there)") == 2
