@@ -32,8 +32,8 @@ class Run:
 
     `scenes`: what fixes the scene of an episode number: seed, split, factors, version of the world; "" where the file
     does not tell. `counts`: (successes, episodes) by task. `outcomes`: success by task and episode number; empty for
-    files of earlier versions. `fingerprint`: SHA-256 of the checkpoint (the path of a file that lacks it), or the name of
-    another policy."""
+    files of earlier versions. `fingerprint`: SHA-256 of the checkpoint (the path of a file that lacks it), or the name
+    of another policy."""
 
     path: Path
     policy: str
