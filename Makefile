@@ -92,8 +92,8 @@ train-state: $(READY)  ## ALGORITHM on that dataset: cql by five sharing rules, 
 train-vision: $(READY)  ## train PRESET (demo, vision-64, vision-472) on DATA with DEVICES x NODES
 	@$(PY) -m train --preset $(PRESET) --data $(DATA) --out $(RUN) --seed $(SEED) --devices $(DEVICES) --nodes $(NODES) $(ARGS)
 
-eval: $(READY)  ## success rates of CHECKPOINT with a report beside it; without one, of the policy that comes along
-	@$(PY) -m eval --checkpoint $(CHECKPOINT) $(if $(filter-out file,$(origin DATA)),--data $(DATA)) --workers $(WORKERS) $(ARGS)
+eval: $(READY)  ## success of CHECKPOINT with seen and with unseen looks, and a report; without one, of the policy that comes along
+	@$(PY) -m eval --checkpoint $(CHECKPOINT) $(if $(filter-out file,$(origin DATA)),--data $(DATA)) --workers $(WORKERS) --split both $(ARGS)
 
 clean:  ## remove caches (never datasets, runs or .venv)
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -21,16 +21,17 @@ BENCHMARKS: dict[str, str] = {
     "vision": "bench.vision",
     "lowdim": "bench.lowdim",
     "parity": "bench.parity",
+    "coverage": "bench.coverage",
 }
 
 
-LONG = ("stability", "parity")
+LONG = ("stability", "parity", "coverage")
 
 
 def main() -> int:
     parser = Parser(prog="python -m bench", description=__doc__)
     usual = ",".join(name for name in BENCHMARKS if name not in LONG)
-    text = f"of {', '.join(BENCHMARKS)}; default: all but {' and '.join(LONG)}, which take half an hour and an hour"
+    text = f"of {', '.join(BENCHMARKS)}; default: all but {', '.join(LONG)}, which take ten minutes to an hour"
     parser.add_argument("--only", default=usual, metavar="NAME,...", help=text)
     parser.add_argument("--quick", action="store_true", help="tiny counts: shows that everything runs, not how fast")
     options = parser.parse_args()

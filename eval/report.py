@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval import charts
-from eval.rollout import EpisodeOutcome
+from eval import charts, side_by_side
+from eval.rollout import EpisodeOutcome, EvalResult
 from eval.routing import routing_section
+from eval.side_by_side import LOOKS, Column, columns_of
+from sim.appearances import SPLITS
 from sim.files import write_atomic
-from sim.tasks import TASK_NAMES, TASKS
 
 COLOURS = {"checkpoint": "#2166ac", "random": "#b2182b", "scripted": "#1b7837", "crude": "#762a83", "data": "#878787"}
 LABELS = {
@@ -38,22 +39,27 @@ CURVES = {  # TensorBoard tag -> title
 }
 
 
-def write_report(out: Path, payload: dict[str, Any], films: list[EpisodeOutcome]) -> Path:
-    """Write `report.html` into the folder `out`; `payload` is the content of eval.json."""
-    rows = sorted(payload["results"] + payload["data"], key=lambda row: TASKS[row["task"]].index)
+def write_report(
+    out: Path, payload: dict[str, Any], films: list[EpisodeOutcome], other: dict[str, Any] | None = None
+) -> Path:
+    """Write `report.html` into the folder `out`; `payload` is the content of eval.json, `other` that of the other
+    split, to stand beside."""
     steps, size = payload["steps"], payload["image_size"]
+    splits = " and ".join(each["split"] for each in in_order(payload, other))
     summary = (
         f"{html.escape(str(payload['checkpoint']))}, {steps} gradient steps at {size} x {size} px, "
         f"renderer {payload['renderer']}, sharing rule {payload['sharing']['rule']}, trained on the "
-        f"{payload['trained_split']} split; scenes of the {payload['split']} split, "
+        f"{payload['trained_split']} split; scenes of the {splits} split, "
         f"randomised: {', '.join(payload['randomise']) or 'nothing'}"
     )
+    columns = report_columns(payload, other)
     parts = [
         f"<h1>Switchyard: success per task</h1><p class=note>{summary}</p>",
-        _success_chart(rows),
+        side_by_side.chart(columns),
         "<p class=note>Bars show the success rate, whiskers the 95% Wilson interval. Success is decided by the task's "
-        "detector on the final state; the data's success is that of the episodes collected for the task.</p>",
-        _success_table(rows + payload["averages"]),
+        "detector on the final state; the data's success is that of the episodes collected for the task. Averages pool "
+        "the episodes. Unseen: looks, tables and sizes of the test split, which training never shows.</p>",
+        side_by_side.html_table(columns),
         routing_section(payload["sharing"]),
         "<h2>Learning curves</h2>",
         _curves(read_curves(Path(payload["checkpoint"]).parent / "log")),
@@ -65,47 +71,24 @@ def write_report(out: Path, payload: dict[str, Any], films: list[EpisodeOutcome]
     return path
 
 
-def _success_chart(rows: list[dict[str, Any]]) -> str:
-    tasks = [name for name in TASK_NAMES if any(row["task"] == name for row in rows)]
-    policies = list(dict.fromkeys(row["policy"] for row in rows))
-    left, width, bar = 140, 800, 11
-    group = bar * len(policies) + 10
-    out = [f'<svg viewBox="0 0 {left + width + 60} {group * len(tasks) + 50}" role="img">']
-    for k in range(0, 101, 20):
-        x = left + width * k / 100
-        out.append(f'<line x1="{x}" x2="{x}" y1="22" y2="{group * len(tasks) + 26}" stroke="#e5e5e5"/>')
-        out.append(f'<text x="{x}" y="{group * len(tasks) + 42}" text-anchor="middle">{k}%</text>')
-    for k, policy in enumerate(policies):
-        out.append(f'<rect x="{left + 150 * k}" y="4" width="10" height="10" fill="{COLOURS[policy]}"/>')
-        out.append(f'<text x="{left + 150 * k + 15}" y="13">{LABELS[policy]}</text>')
-    for t, task in enumerate(tasks):
-        top = 26 + t * group
-        out.append(f'<text x="{left - 8}" y="{top + group / 2}" text-anchor="end">{task}</text>')
-        for p, policy in enumerate(policies):
-            row = next((r for r in rows if r["task"] == task and r["policy"] == policy), None)
-            if row is None:
-                continue
-            rate = row["successes"] / row["episodes"]
-            y, low, high = top + p * bar, left + width * row["low"], left + width * row["high"]
-            title = f"{LABELS[policy]}: {rate:.1%} of {row['episodes']}"
-            out.append(
-                f'<rect x="{left}" y="{y}" width="{width * rate:.1f}" height="{bar - 2}" fill="{COLOURS[policy]}" '
-                f'opacity="0.75"><title>{title}</title></rect>'
-            )
-            middle = y + (bar - 2) / 2
-            out.append(f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{middle}" y2="{middle}" stroke="#222"/>')
-    return "".join(out) + "</svg>"
+def in_order(*payloads: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Contents of eval.json, the train split first."""
+    return sorted((each for each in payloads if each), key=lambda each: SPLITS.index(each["split"]))
 
 
-def _success_table(rows: list[dict[str, Any]]) -> str:
-    out = ["<table><tr><th>task<th>policy<th>success<th>95% interval<th>episodes</tr>"]
-    for row in rows:
-        rate = row["successes"] / row["episodes"]
-        out.append(
-            f"<tr><td>{row['task']}<td>{LABELS[row['policy']]}<td>{rate:.1%}"
-            f"<td>{row['low']:.1%} to {row['high']:.1%}<td>{row['episodes']}</tr>"
-        )
-    return "".join(out) + "</table>"
+def report_columns(payload: dict[str, Any], other: dict[str, Any] | None = None) -> list[Column]:
+    """A column for each policy, or for each policy and split, and one for the data."""
+    columns = []
+    payloads = in_order(payload, other)
+    names = list(dict.fromkeys(row["policy"] for each in payloads for row in each["results"]))
+    for policy in names:
+        for each in payloads:
+            rows = [EvalResult.from_json(row) for row in each["results"] if row["policy"] == policy]
+            label = LABELS[policy] + (f", {LOOKS[each['split']]} looks" if other else "")
+            faint = other is not None and each["split"] != "train"
+            columns += columns_of(rows, {policy: label}, colour=COLOURS[policy], faint=faint)
+    rows = [EvalResult.from_json(row) for row in payloads[0]["data"]]
+    return columns + columns_of(rows, LABELS, colour=COLOURS["data"])
 
 
 def read_curves(folder: Path) -> dict[str, NDArray[np.float64]]:

@@ -27,6 +27,7 @@ from eval.intervals import wilson
 from eval.perception import PerceptionConfig, measure
 from eval.perception import main as perception_main
 from eval.policy import CEMPolicy, EpsilonGreedy, Policy
+from eval.results import read_run
 from eval.rollout import EpisodeJob, EpisodeOutcome, EvalResult, rollout, summarise
 from models.checkpoint import CheckpointError
 from models.image_checkpoint import read_checkpoint
@@ -139,6 +140,22 @@ def test_an_evaluation_writes_a_row_per_task_and_policy(evaluation):
     assert all(row["seed"] == 1000 for row in payload["results"])
 
 
+def test_an_evaluation_keeps_every_episode(evaluation):
+    """A line each, the same as in the log beside it."""
+    text = (evaluation[0] / "eval.json").read_text()
+    episodes = json.loads(text)["episodes"]
+    assert len(re.findall(r'^  {"policy": .*"steps": \d+},?$', text, re.MULTILINE)) == len(episodes) == 4
+    logged = [json.loads(line) for line in (evaluation[0] / EPISODES).read_text().splitlines()[1:]]
+    names = ("policy", "task", "number", "success", "steps")
+    by_name = {tuple(row[name] for name in names) for row in logged}
+    assert {tuple(row[name] for name in names) for row in episodes} == by_name
+    assert {row["seed"] for row in episodes} == {1000}
+    for row in json.loads(text)["results"]:
+        won = [e["success"] for e in episodes if (e["policy"], e["task"]) == (row["policy"], row["task"])]
+        assert (sum(won), len(won)) == (row["successes"], row["episodes"])
+    assert read_run(evaluation[0]).counts.keys() == set(TASKS_USED)
+
+
 def test_the_report_is_one_file_that_needs_nothing_else(evaluation):
     page = (evaluation[0] / "report.html").read_text()
     assert "http" not in re.sub(r'base64,[^"]*', "", page)
@@ -152,8 +169,13 @@ def test_the_report_is_one_file_that_needs_nothing_else(evaluation):
 
 def test_the_report_shows_tasks_intervals_routing_curves_and_films(evaluation):
     page = (evaluation[0] / "report.html").read_text()
-    for text in (*TASKS_USED, "95% interval", "Routing", "total loss", "trained policy", "scripted policy", "the data"):
+    for text in (*TASKS_USED, "95% interval", "Routing", "total loss"):
         assert text in page
+    (table,) = re.findall(r"<table><tr><th>task, success.*?</table>", page)
+    assert re.findall(r"<th>([^<]*)<br>", table) == ["trained policy", "scripted policy", "the data"]
+    for task in TASKS_USED:
+        (row,) = re.findall(rf"<tr><td>{task}(.*?)</tr>", table)
+        assert len(re.findall(r"<td title='\d of \d'>", row)) == 3
     assert page.count("<figure>") == 2  # the checkpoint's one episode of each task
 
 
@@ -220,7 +242,8 @@ def test_an_evaluation_that_is_stopped_goes_on_after_what_it_played(evaluation, 
             evaluate(EvalConfig(**options))
     out = capsys.readouterr().out
     assert "9 episodes are kept: the same command goes on after them" in out
-    assert re.search(r"average of all +random +[\d.]+% +[\d.]+% - [\d.]+% +3\b", out)
+    assert "1 to 2 a task" in out  # random's, three of six
+    assert re.search(r"^average of all( +[\d.]+% \([\d.]+-[\d.]+\)){2}$", out, re.MULTILINE)
     assert not (tmp_path / "eval.json").exists()
     (hidden,) = tmp_path.glob(f".*.{EPISODES}")
     with hidden.open("a") as file:
@@ -244,6 +267,53 @@ def test_an_evaluation_that_is_stopped_goes_on_after_what_it_played(evaluation, 
     monkeypatch.setattr("eval.__main__.rollout", lambda *given: pytest.fail(f"{len(given[3])} episodes"))
     with pytest.raises(pytest.fail.Exception, match="6 episodes"):  # a finished one is played anew
         evaluate(EvalConfig(**options))
+
+
+def test_seen_and_unseen_looks_stand_side_by_side(evaluation, tmp_path, monkeypatch, capsys):
+    """Both splits in one table; stopped within the second, the same command goes on after all that was played."""
+    _, options = evaluation
+    options = {**options, "out": str(tmp_path), "policies": ("random",), "split": "both", "data": ""}
+    real = rollout
+
+    def stopped(policy, checkpoint, world, jobs, workers):
+        for outcome in real(policy, checkpoint, world, jobs, workers):
+            yield outcome
+            if world["split"] == "test":
+                raise Stopped(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eval.__main__.rollout", stopped)
+        with pytest.raises(Stopped):
+            evaluate(EvalConfig(**options))
+    out = capsys.readouterr().out
+    assert re.search(r"^task +random, seen +random, unseen$", out, re.MULTILINE)
+    assert "3 episodes are kept" in out
+    assert not list(tmp_path.rglob("eval.json"))
+
+    played = []
+
+    def counting(policy, checkpoint, world, jobs, workers):
+        played.append((world["split"], len(jobs)))
+        return real(policy, checkpoint, world, jobs, workers)
+
+    monkeypatch.setattr("eval.__main__.rollout", counting)
+    assert evaluate(EvalConfig(**options)) == tmp_path / "report.html"
+    assert played == [("train", 0), ("test", 1)]
+    table = capsys.readouterr().out
+    assert re.search(r"^average of all( +[\d.]+% \([\d.]+-[\d.]+\)){2}$", table, re.MULTILINE)
+    folders = {"train": tmp_path, "test": tmp_path / "test-split"}
+    for split, folder in folders.items():
+        assert json.loads((folder / "eval.json").read_text())["split"] == split
+        page = (folder / "report.html").read_text()
+        heads = re.findall(r"<th>([^<]*)<br>1 a task", page)
+        assert heads == ["random policy, seen looks", "random policy, unseen looks"]
+    evaluate(EvalConfig(**{**options, "reuse": True}))
+    again = capsys.readouterr().out
+    assert again.count("(already there)") == 2
+    assert table.strip() in again
+    (tmp_path / "test-split/eval.json").unlink()
+    evaluate(EvalConfig(**{**options, "reuse": True}))  # what is finished is not played again
+    assert played[2:] == [("test", 2)]
 
 
 def test_results_that_cannot_be_written_are_found_before_the_first_episode(evaluation, tmp_path, monkeypatch):
@@ -276,7 +346,7 @@ def test_the_table_is_printed_though_nothing_can_be_written_any_more(evaluation,
     monkeypatch.setattr("eval.report.write_atomic", full)
     with pytest.raises(OSError, match=r"report\.html"):
         evaluate(EvalConfig(**{**options, "out": str(tmp_path), "policies": ("scripted",)}))
-    assert re.search(r"average of all +scripted +[\d.]+%", capsys.readouterr().out)
+    assert re.search(r"\ntask +scripted +data\n.*\naverage of all +100\.0% \(34", capsys.readouterr().out, re.DOTALL)
 
 
 def test_acting_with_another_renderer_than_the_trained_one_is_refused_naming_both(tiny_checkpoint, tmp_path):
