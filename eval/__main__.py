@@ -96,6 +96,12 @@ def evaluate(config: EvalConfig) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     settings = {key: value for key, value in json.loads(json.dumps(asdict(config))).items() if key not in UNBINDING}
     settings["steps"], settings["checkpoint_sha256"] = metadata["steps"], file.sha256
+    settings["sim_version"] = SIM_VERSION
+    if metadata["sim_version"] != SIM_VERSION:
+        print(
+            f"{config.checkpoint}: trained in world {metadata['sim_version']}, played in world {SIM_VERSION}, whose "
+            "train split has other appearances"
+        )
     data: list[EvalResult] = []
     if config.data:
         replay = Replay(config.data)

@@ -15,6 +15,7 @@ from sim.tasks import TASK_NAMES
 FORMAT = 5
 READABLE = (3, 4, FORMAT)  # 3 has the names of models/old_names.py; 3 and 4 have landmarks without presence
 OLD_LANDMARK_SIZE = 5
+WORLDS = (5, SIM_VERSION)  # in which its policies act; 5 differs in the appearances of the train split alone
 ACTING = "target."  # prefix of the weights of the network that acts
 
 
@@ -27,7 +28,7 @@ def read_checkpoint(source: Source) -> dict[str, Any]:
         raise CheckpointError(f"{path}: a checkpoint, but not of a policy that sees pictures")
     if metadata.get("format") not in READABLE:
         raise CheckpointError(f"{path}: checkpoint format {metadata.get('format')}, this version reads {FORMAT}")
-    if metadata.get("sim_version") != SIM_VERSION:
+    if metadata.get("sim_version") not in WORLDS:
         raise CheckpointError(f"{path}: trained in world {metadata.get('sim_version')}, this version has {SIM_VERSION}")
     tasks = tuple(metadata["tasks"])
     if tasks != TASK_NAMES:
