@@ -172,7 +172,7 @@ TEST_TABLES = (
 TRAIN_TABLE_PATTERNS = tuple(name for name in TABLE_PATTERNS if name not in {table.pattern for table in TEST_TABLES})
 # Kind of table -> ranges of hue (degrees), saturation and value; wood may be painted.
 TABLE_COLOURS: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
-    "wood": ((12.0, 45.0), (0.12, 0.60), (0.42, 0.95)),
+    "wood": ((12.0, 45.0), (0.18, 0.65), (0.42, 0.95)),
     "stone": ((0.0, 360.0), (0.00, 0.22), (0.38, 0.96)),
     "cloth": ((0.0, 360.0), (0.00, 0.55), (0.40, 0.96)),
     "tiles": ((0.0, 360.0), (0.00, 0.35), (0.45, 0.98)),
@@ -191,7 +191,8 @@ def sample_table(rng: np.random.Generator) -> Material:
         hues, saturations, values = TABLE_COLOURS[kind_of(pattern)]
         if kind_of(pattern) == "wood" and rng.random() < PAINTED_WOOD:
             hues = (0.0, 360.0)
-        hue, saturation, value = rng.uniform(hues[0], hues[1]), rng.uniform(*saturations), rng.uniform(*values)
+        hue, value = rng.uniform(*hues), rng.uniform(*values)
+        saturation = saturations[0] + (saturations[1] - saturations[0]) * rng.random() ** 2  # few tables are vivid
         darker, greyer = rng.uniform(0.60, 0.94), rng.uniform(0.7, 1.2)
         light = _rounded(colorsys.hsv_to_rgb(hue / 360, saturation, value))
         dark = _rounded(colorsys.hsv_to_rgb(hue / 360, min(1.0, saturation * greyer), value * darker))
