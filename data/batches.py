@@ -33,7 +33,7 @@ class Batch:
     n_step: Tensor  # float32 [B], steps from s to s': the configured n, fewer where the episode ends before
     steps_to_go: Tensor  # float32 [B], steps from s to the end of the episode
     success: Tensor  # float32 [B], episode succeeds at the target task; 0 if shared and the rule does not relabel
-    landmark: Tensor  # float32 [B, L, 5], privileged: poses (sim/landmarks.py)
+    landmark: Tensor  # float32 [B, L, 6], privileged: poses and presence (sim/landmarks.py)
     point: Tensor  # float32 [B, P, 2], privileged: landmarks in the stored frame, as fractions of its side
     point_present: Tensor  # bool [B, P]
     task_index: Tensor  # int64 [B]

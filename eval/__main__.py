@@ -104,6 +104,11 @@ def evaluate(config: EvalConfig) -> Path:
     if untrained:
         raise CheckpointError(f"{config.checkpoint}: never trained for {', '.join(untrained)}")
     parts = _parts(config)
+    if metadata["sim_version"] != SIM_VERSION:
+        print(
+            f"{config.checkpoint}: trained in world {metadata['sim_version']}, played in world {SIM_VERSION}, whose "
+            "train split has other appearances"
+        )
     data: list[EvalResult] = []
     if config.data:
         replay = Replay(config.data)
@@ -111,7 +116,7 @@ def evaluate(config: EvalConfig) -> Path:
         data = data_success(replay, tasks)
     for part in parts:
         part.out.mkdir(parents=True, exist_ok=True)
-        part.settings |= {"steps": metadata["steps"], "checkpoint_sha256": file.sha256}
+        part.settings |= {"steps": metadata["steps"], "checkpoint_sha256": file.sha256, "sim_version": SIM_VERSION}
         if config.data:
             part.settings["episodes_sha256"] = hashlib.sha256(np.sort(replay.episode_key).tobytes()).hexdigest()
         if config.reuse and (found := _finished(part.out, part.settings)):

@@ -1,6 +1,7 @@
 """`python -m eval.perception --checkpoint runs/x/last.ckpt --data datasets/x`: perception error and memorisation.
 
-For the task's object or fixture within reach: the error of the predicted landmark, in the table plane. For steps of
+For the task's object or fixture within reach: the error of the predicted landmark, in the table plane. For all objects:
+the accuracy of the predicted presence (threshold 0.5; none of checkpoints before format 5). For steps of
 successes: R2 of the behaviour policy's motion, and the accuracy of its command. Run it on the training data and on
 unseen data (`python -m data collect --seed 1`): the gap is memorisation.
 """
@@ -23,8 +24,9 @@ from models.checkpoint import CheckpointError
 from models.images import crop
 from models.qnetwork import bounds
 from models.small_network import SmallQNetwork
-from sim.landmarks import OFFSET_UNIT_M, OWN_LANDMARK
+from sim.landmarks import OFFSET_UNIT_M, OWN_LANDMARK, PRESENCE
 from sim.options import Parser, add_options, check_least, check_seed, from_options, option, run_command
+from sim.state import O
 from sim.tasks import TASK_NAMES
 
 WITHIN_M = 0.12  # distance from the gripper that counts as within reach
@@ -54,6 +56,7 @@ class PerceptionMetrics:
     p90_cm: float
     r2: tuple[float, ...]  # of x, y, z, yaw
     command_accuracy: float
+    presence_accuracy: float  # NaN for a network without presence
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,10 +83,23 @@ def measure(config: PerceptionConfig) -> list[PerceptionMetrics]:
     for task in tasks:
         own = table["task"] == task
         rows.append(_row(TASK_NAMES[task], {key: column[own] for key, column in table.items()}))
-    values = [[row.median_cm, row.p90_cm, *row.r2, row.command_accuracy] for row in rows]
-    median, p90, *r2, command = np.nanmean(values, axis=0).tolist()
-    mean = PerceptionMetrics(task="mean", median_cm=median, p90_cm=p90, r2=tuple(r2), command_accuracy=command)
+    values = [[row.median_cm, row.p90_cm, *row.r2, row.command_accuracy, row.presence_accuracy] for row in rows]
+    median, p90, *r2, command, presence = (_mean(column) for column in zip(*values, strict=True))
+    mean = PerceptionMetrics(
+        task="mean",
+        median_cm=median,
+        p90_cm=p90,
+        r2=tuple(r2),
+        command_accuracy=command,
+        presence_accuracy=presence,
+    )
     return [*rows, mean]
+
+
+def _mean(values: tuple[float, ...]) -> float:
+    """Mean over the tasks for which the metric is defined; NaN if there is none."""
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")
 
 
 @torch.no_grad()
@@ -94,10 +110,12 @@ def _measure(network: SmallQNetwork, batch: Batch) -> dict[str, Tensor]:
     own = torch.tensor(OWN_LANDMARK)[batch.task_index]
     row = torch.arange(len(batch))
     true, predicted = batch.landmark[row, own, :3], perception.landmark[row, own, :3]
+    presence = perception.landmark[:, :O, PRESENCE:]  # [B, O, 1], or [B, O, 0] of a network without presence
     return {
         "task": batch.task_index,
         "error_cm": 100 * OFFSET_UNIT_M * (predicted - true)[:, :2].norm(dim=1),
         "near": batch.point_present[row, own] & (true.norm(dim=1) * OFFSET_UNIT_M < WITHIN_M),
+        "presence_correct": ((presence > 0.5) == (batch.landmark[:, :O, PRESENCE:] > 0.5)).float().mean((1, 2)),
         "success": batch.success > 0,
         "motion": batch.action[:, :4] / bounds(batch.action.device),
         "predicted_motion": mean,
@@ -110,16 +128,24 @@ def _row(task: str, column: dict[str, Tensor]) -> PerceptionMetrics:
     motion, predicted = column["motion"][success], column["predicted_motion"][success]
     r2 = 1 - (motion - predicted).square().mean(0) / motion.var(0, correction=0).clamp(min=1e-9)
     median, p90 = (float(error.quantile(q)) if len(error) else float("nan") for q in (0.5, 0.9))
-    accuracy = float(column["command_correct"][success].mean())
-    return PerceptionMetrics(task=task, median_cm=median, p90_cm=p90, r2=tuple(r2.tolist()), command_accuracy=accuracy)
+    return PerceptionMetrics(
+        task=task,
+        median_cm=median,
+        p90_cm=p90,
+        r2=tuple(r2.tolist()),
+        command_accuracy=float(column["command_correct"][success].mean()),
+        presence_accuracy=float(column["presence_correct"].mean()),
+    )
 
 
 def print_table(rows: list[PerceptionMetrics]) -> None:
-    print(f"{'task':<22}{'median':>9}{'90%':>9}{'R2 of x':>10}{'y':>7}{'z':>7}{'yaw':>7}{'command':>10}")
+    motion = f"{'R2 of x':>10}{'y':>7}{'z':>7}{'yaw':>7}"
+    print(f"{'task':<22}{'median':>9}{'90%':>9}{motion}{'command':>10}{'presence':>11}")
     for row in rows:
         motion = "".join(f"{value:>7.2f}" for value in row.r2)
         print(
             f"{row.task:<22}{row.median_cm:>6.1f} cm{row.p90_cm:>6.1f} cm{'':>3}{motion}{row.command_accuracy:>10.1%}"
+            f"{row.presence_accuracy:>11.1%}"
         )
 
 

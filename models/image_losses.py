@@ -51,7 +51,7 @@ def cloning_loss(mean: Tensor, command_logits: Tensor, action: Tensor, bound: Te
 
 
 def landmark_loss(predicted: Tensor, landmark: Tensor) -> Tensor:
-    """Auxiliary state prediction (James et al. 2017, arXiv:1707.02267, sec. 3.3): squared error of landmarks [B, L, 5],
+    """Auxiliary state prediction (James et al. 2017, arXiv:1707.02267, sec. 3.3): squared error of landmarks [B, L, 6],
     summed over the landmarks of an image and averaged over images."""
     return (predicted - landmark).square().sum((1, 2)).mean()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
-GROUPS = 8  # of a batch, each with a colour change of its own
-# QT-Opt's ranges; its code adds the brightness where this multiplies by it.
-JITTER = v2.ColorJitter(brightness=0.125, contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=0.2)
+# QT-Opt's ranges of factors, and of the hue in turns of the colour circle (its code adds the brightness).
+BRIGHTNESS, CONTRAST, SATURATION, HUE = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.2, 0.2)
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def crop_corner(image: Tensor, size: int, generator: torch.Generator | None = None) -> Tensor:
@@ -39,15 +40,32 @@ def in_crop(point: Tensor, image: Tensor, corner: Tensor, size: int) -> Tensor:
 
 
 def photometric(image: Tensor, seed: int) -> Tensor:
-    """Photometric augmentation of images [B, 3, H, W] in [0, 1]: brightness, contrast, saturation and hue of each of
-    `GROUPS` groups change at random. Every `GROUPS`-th image is of one group, so that the images of a task, which lie
-    together in a batch, vary."""
-    out = torch.empty_like(image)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the transform draws from no other
-        for group in range(min(GROUPS, len(image))):
-            out[group::GROUPS] = JITTER(image[group::GROUPS])
-    return out
+    """Photometric augmentation of images [B, 3, H, W] in [0, 1]: random brightness, contrast, saturation and hue of
+    each image."""
+    generator = torch.Generator().manual_seed(seed)
+    low, high = torch.tensor([BRIGHTNESS, CONTRAST, SATURATION, HUE]).T
+    factors = low + (high - low) * torch.rand(len(image), 4, generator=generator)
+    return change_colours(image, *factors.to(image.device).T)
+
+
+def change_colours(image: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
+    """Images [B, 3, H, W] with all colours multiplied by `brightness` [B], moved from the mean luma by the factor
+    `contrast`, from their own luma by `saturation`, and turned about the grey axis by `hue` turns, then clipped.
+
+    All four are affine, so one 3 x 3 matrix per image does them; a hue in HSV, of every pixel, takes ten times as long.
+    """
+    luma = torch.tensor(LUMA, device=image.device)
+    one, ones = torch.eye(3, device=image.device), torch.ones(3, 3, device=image.device)
+    cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], device=image.device)
+    kept, cosine, sine = (x[:, None, None] for x in (saturation, (2 * math.pi * hue).cos(), (2 * math.pi * hue).sin()))
+    saturate = kept * one + (1 - kept) * luma.expand(3, 3)
+    turn = cosine * one + (1 - cosine) / 3 * ones + sine / math.sqrt(3) * cross  # Rodrigues
+    offset = brightness * (1 - contrast) * (image.mean((2, 3)) * luma).sum(1)  # a grey: the others do not change it
+    pixels = image.permute(0, 2, 3, 1).flatten(1, 2)  # [B, H * W, 3], a view where channels are last
+    with torch.autocast(image.device.type, enabled=False):  # bfloat16 has fewer bits than an image
+        matrix = (brightness * contrast)[:, None, None] * (turn @ saturate)
+        out = torch.baddbmm(offset[:, None, None].expand(-1, 1, 3), pixels, matrix.transpose(1, 2)).clamp_(0, 1)
+    return out.unflatten(1, image.shape[2:]).permute(0, 3, 1, 2)
 
 
 def preprocess(frames: Tensor, size: int, seed: int, random_crop: bool, vary_colours: bool) -> tuple[Tensor, Tensor]:

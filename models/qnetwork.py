@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from sim.actions import BOUNDS, MAX_TRANSLATION_M, TERMINATE
 from sim.image_sizes import check_size
-from sim.options import check_choice
+from sim.landmarks import LANDMARK_SIZE
+from sim.options import check_choice, check_least
 
 HEIGHT_SCALE_M = 0.2  # the gripper's height enters the network in units of this
 ACTION_FEATURES = 8  # translation 3, yaw sin and cos, close, open, terminate
@@ -30,10 +31,12 @@ class NetworkConfig:
     num_tasks: int
     conditioning: str = "heads"
     behaviour_policy: bool = False  # a behaviour-cloned head on the features (not in the paper)
+    landmark_size: int = LANDMARK_SIZE  # numbers per landmark of the small network
 
     def __post_init__(self) -> None:
         check_choice("conditioning", self.conditioning, CONDITIONINGS)
         check_size(self.image_size)
+        check_least(self, 1, "landmark_size")
 
 
 def action_features(action: Tensor) -> Tensor:
@@ -81,7 +84,7 @@ class QNetwork(nn.Module):
 
     def encode(self, image: Tensor, gripper: Tensor) -> Tensor:
         """Image features, once per state: images float [B, 3, H, W] in [0, 1] and gripper readings [B, 2] (closed,
-        height in m) -> a map [B, 64, M, M] (QT-Opt's network) or [B, L * (5 + D)] (the small one)."""
+        height in m) -> a map [B, 64, M, M] (QT-Opt's network) or [B, L * (S + D)] (the small one)."""
         raise NotImplementedError
 
     def score(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The small Q-network for 48-128 px, which localises landmarks by spatial attention. Shapes as in models/qnetwork.py;
-`L` landmarks and `P` image points (sim/landmarks.py), each with a descriptor of `D` numbers; maps are of side `M`."""
+`L` landmarks of `S` numbers and `P` image points (sim/landmarks.py), each with a descriptor of `D` numbers; maps are of
+side `M`."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from models.norm import BatchNorm, Blocks
 from models.old_names import rename_weights
 from models.qnetwork import ACTION_FEATURES, GRIPPER_FEATURES, HEIGHT_SCALE_M, NetworkConfig, QNetwork, TaskLinear
-from sim.landmarks import LANDMARK_SIZE, LANDMARKS, OWN_LANDMARK, POINTS
+from sim.landmarks import LANDMARKS, OWN_LANDMARK, POINTS
 
 
 def _small_block(inputs: int, outputs: int, size: int, stride: int) -> tuple[nn.Module, ...]:
@@ -63,7 +64,7 @@ class _Pyramid(nn.Module):
 
 class Perception(NamedTuple):
     """Output of the image branch: `attention` logits [B, P, M, M] over the map, one per image point; predicted
-    `landmark` [B, L, 5] (sim/landmarks.py); `features` [B, L * (5 + D)], each landmark and its descriptor, the input of
+    `landmark` [B, L, S] (sim/landmarks.py); `features` [B, L * (S + D)], each landmark and its descriptor, the input of
     `score` and `behaviour_policy`."""
 
     attention: Tensor
@@ -96,8 +97,8 @@ class SmallQNetwork(QNetwork):
         self.tip1 = nn.Linear(2 + self.descriptor + GRIPPER_FEATURES, hidden, bias=False)
         self.landmark_bias1 = nn.Parameter(0.3 * torch.randn(LANDMARKS, hidden))
         self.point2 = nn.Linear(hidden, hidden)
-        self.point3 = nn.Linear(hidden, LANDMARK_SIZE)
-        landmark_features = LANDMARK_SIZE + self.descriptor
+        self.point3 = nn.Linear(hidden, config.landmark_size)
+        landmark_features = config.landmark_size + self.descriptor
         own = torch.tensor(OWN_LANDMARK[: config.num_tasks])
         self.task_attention = nn.Parameter(self.own_attention * F.one_hot(own, LANDMARKS).float())
         self.merge1 = nn.Linear(self.vector_size, 128)
@@ -106,7 +107,7 @@ class SmallQNetwork(QNetwork):
         self.merge_task_landmark = nn.Linear(landmark_features, width)
         self.after_merge = nn.Linear(width, width)
         if config.behaviour_policy:
-            self.policy1 = nn.Linear(LANDMARK_SIZE + self.vector_size - ACTION_FEATURES, hidden)
+            self.policy1 = nn.Linear(config.landmark_size + self.vector_size - ACTION_FEATURES, hidden)
             self.policy2 = nn.Linear(hidden, hidden)
             self.policy3 = TaskLinear(self.num_heads, hidden, 8)
         self.register_load_state_dict_pre_hook(rename_weights)
@@ -130,7 +131,7 @@ class SmallQNetwork(QNetwork):
         reading = torch.stack([gripper[:, 0], gripper[:, 1] / HEIGHT_SCALE_M * 2 - 1], dim=1)
         tip = self.tip1(torch.cat([point[:, -1], reading], dim=-1))
         hidden = F.relu(self.point1(point[:, :-1]) + tip[:, None] + self.landmark_bias1)
-        landmark = self.point3(F.relu(self.point2(hidden)))  # [B, L, 5]
+        landmark = self.point3(F.relu(self.point2(hidden)))  # [B, L, S]
         return Perception(attention, landmark, torch.cat([landmark, descriptor[:, :-1]], dim=-1).flatten(1))
 
     def combine(self, features: Tensor, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:
@@ -147,13 +148,13 @@ class SmallQNetwork(QNetwork):
         """Behaviour-cloned policy pi_b: mean [B, 4] of the motion in units of its bounds, command logits [B, 4].
 
         It sees the task's landmark and the gripper only: with all features it would memorise the episodes."""
-        landmark = self._task_landmark(features, task_index)[:, :LANDMARK_SIZE]
+        landmark = self._task_landmark(features, task_index)[:, : self.config.landmark_size]
         x = F.relu(self.policy1(torch.cat([landmark, self._state(gripper, task_index)], dim=-1)))
         x = self.policy3(F.relu(self.policy2(x))[:, None], task_index)[:, 0]
         return x[:, :4], x[:, 4:]
 
     def _task_landmark(self, features: Tensor, task_index: Tensor) -> Tensor:
-        """The landmark a task attends to, with its descriptor: mean weighted by the task's attention [B, 5 + D]."""
+        """The landmark a task attends to, with its descriptor: mean weighted by the task's attention [B, S + D]."""
         weight = F.embedding(task_index, (self.attention_scale * self.task_attention).softmax(-1))  # [B, L]
         return (weight[:, None] @ features.unflatten(1, (LANDMARKS, -1)))[:, 0]
 

@@ -60,7 +60,8 @@ class BodySpec:
             )
         if not 1 <= len(self.parts) <= MAX_PARTS:
             raise ValueError(f"{self.name}: a body has 1 to {MAX_PARTS} parts, got {len(self.parts)}")
-        for materials in (*self.appearances.train, *self.appearances.test):
+        sampled = self.appearances.sampled(np.random.default_rng(0))
+        for materials in (self.appearances.default, *self.appearances.test, sampled):
             if not all(0 <= level <= 1 for material in materials for level in material.colour):
                 raise ValueError(f"{self.name}: colours are three numbers between 0 and 1, got {materials}")
             if len(materials) != len(self.parts):
@@ -68,8 +69,8 @@ class BodySpec:
                     f"{self.name}: an appearance has a material for each of its {len(self.parts)} parts, "
                     f"got {len(materials)} materials"
                 )
-        if not self.appearances.train or not self.appearances.test:
-            raise ValueError(f"{self.name}: needs an appearance to train on and one that is held out")
+        if not self.appearances.test:
+            raise ValueError(f"{self.name}: needs an appearance that is held out")
 
 
 @dataclass(frozen=True, kw_only=True)

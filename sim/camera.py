@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.appearances import Material
 from sim.bullet import pybullet
 from sim.drawing import RENDERERS, Geometry, RenderBody
 from sim.forks import check_not_forked
@@ -41,11 +40,11 @@ class Camera:
         """egl or tiny; ValueError if EGL is asked for and does not start."""
         return resolve_renderer(self._requested)
 
-    def open(self, client: int, folder: Path, meshes: dict[str, list[Mesh]], materials: list[Material]) -> None:
-        """Starts the renderer with all meshes and materials; TinyRenderer writes its files to `folder`."""
+    def open(self, client: int, folder: Path, meshes: dict[str, list[Mesh]]) -> None:
+        """Starts the renderer with all meshes; TinyRenderer writes its files to `folder`."""
         self._client, self._process = client, os.getpid()
         self._renderer: OpenGLRenderer | TinyRenderer
-        self._renderer = OpenGLRenderer(meshes, materials) if self.renderer == "egl" else TinyRenderer(client, folder)
+        self._renderer = OpenGLRenderer(meshes) if self.renderer == "egl" else TinyRenderer(client, folder)
 
     def set_appearance(self, scene: Scene, bodies: list[RenderBody]) -> None:
         """Takes materials, light and camera pose from the scene; `bodies` are all that is rendered from now on."""

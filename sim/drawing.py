@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.appearances import Material
 from sim.camera_geometry import CameraSpec
+from sim.materials import Material
 from sim.state import FIXTURE_NAMES, OBJECT_NAMES
 
 RENDERERS = ("auto", "tiny", "egl")

@@ -18,7 +18,8 @@ from sim.tasks import TASKS
 
 LANDMARKS = O + F
 POINTS = LANDMARKS + 1
-LANDMARK_SIZE = 5
+LANDMARK_SIZE = 6
+PRESENCE = 5  # index in a landmark
 OFFSET_UNIT_M = 0.05
 MAX_OFFSET = 8.0  # in those units
 ANGLE_SCALE = 2.0  # weight of an error of the angle relative to one of the offset
@@ -29,9 +30,11 @@ OWN_LANDMARK = tuple(task.target + (O if task.skill == "place" else 0) for task 
 class Landmarks:
     """Landmarks of a scene, in space and in the image.
 
-    `value` [..., L, 5]: the offset from the gripper in units of `OFFSET_UNIT_M`, then cosine and sine, times
+    `value` [..., L, 6]: the offset from the gripper in units of `OFFSET_UNIT_M`, then cosine and sine, times
     `ANGLE_SCALE`, of twice the angle between the object's long axis and the fingers (a half turn looks the same),
-    scaled down as the axis tilts out of the horizontal. Absent objects are 0, so they add nothing to a weighted mean.
+    scaled down as the axis tilts out of the horizontal, then presence, 1. Absent objects are 0, so they add nothing to
+    a weighted mean. Without presence, an object that stands between the fingertips would be 0 too. A wrong presence
+    costs as much as an offset wrong by 5 cm, since nothing else distinguishes the two there; elsewhere the offset does.
     `point` [..., P, 2]: image coordinates, as fractions of the frame's side. `point_present` [..., P]: False if absent.
     """
 
@@ -51,7 +54,9 @@ def landmarks(state: SceneState) -> Landmarks:
     points = np.concatenate([position, tip], axis=-2)
     point = project(points, state["camera_position"], state["camera_axes"], CameraSpec())
     return Landmarks(
-        value=(np.concatenate([offset, angle], axis=-1) * present[..., None]).astype(np.float32),
+        value=(np.concatenate([offset, angle, np.ones_like(offset[..., :1])], axis=-1) * present[..., None]).astype(
+            np.float32
+        ),
         point=point,
         point_present=np.concatenate([present, np.ones_like(present[..., :1])], axis=-1),
     )

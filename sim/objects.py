@@ -11,8 +11,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from sim.appearances import Appearance, Appearances, Colour, Material
+from sim.appearances import Appearance, Appearances, Painter
 from sim.bodies import Collider, FixtureSpec, ObjectSpec
+from sim.materials import Colour, Material
 from sim.meshes import UP, Point, box, prism, revolve, tube
 
 
@@ -34,8 +35,9 @@ def _chain(path: list[Point], radii: list[float]) -> tuple[Collider, ...]:
     return tuple(out)
 
 
-def _appearances(train: list[Appearance], test: list[Appearance]) -> Appearances:
-    return Appearances(tuple(train), tuple(test))
+def _paint_banana(painter: Painter) -> Appearance:
+    body = painter.patterned(("blush", "speckles", "blots", "clouds", "gradient", "stripes", "rings", "dots", "plaid"))
+    return (body, painter.plain(("dark",) if painter.chance(0.6) else ("muted", "vivid", "grey")))
 
 
 def _banana() -> ObjectSpec:
@@ -51,21 +53,21 @@ def _banana() -> ObjectSpec:
         friction=0.8,
         parts=(tube(path, radii, UP), stalk),
         colliders=(*_chain(path[1:-1:2], radii[1:-1:2]), Collider("hull", points=stalk.vertices)),
-        appearances=_appearances(
-            train=[
-                (Material((0.95, 0.80, 0.12), "blush", (0.80, 0.72, 0.20)), brown),
-                (Material((0.93, 0.76, 0.10), "speckles", (0.45, 0.28, 0.08)), brown),
-                (Material((0.86, 0.84, 0.25), "blush", (0.55, 0.70, 0.20)), Material((0.40, 0.45, 0.15))),
-                (Material((0.98, 0.86, 0.30)), Material((0.55, 0.45, 0.15))),
-            ],
-            test=[
+        appearances=Appearances(
+            default=(Material((0.95, 0.80, 0.12), "blush", (0.80, 0.72, 0.20)), brown),
+            test=(
                 (Material((0.66, 0.78, 0.20), "blush", (0.40, 0.62, 0.16)), Material((0.30, 0.45, 0.12))),
                 (Material((0.88, 0.66, 0.10), "blush", (0.40, 0.26, 0.08)), brown),
-            ],
+            ),
+            sample=_paint_banana,
         ),
         long_axis=(1.0, 0.0, 0.0),
         stable_orientations=((0.146, 0.0, 0.0), (np.pi - 0.146, 0.0, 0.0)),
     )
+
+
+def _paint_sausage(painter: Painter) -> Appearance:
+    return (painter.patterned(),)
 
 
 def _sausage() -> ObjectSpec:
@@ -77,21 +79,27 @@ def _sausage() -> ObjectSpec:
         friction=0.8,
         parts=(tube(path, radii, UP),),
         colliders=_chain([path[1], path[4], path[7]], [0.015, 0.016, 0.015]),
-        appearances=_appearances(
-            train=[
-                (Material((0.62, 0.22, 0.13), "speckles", (0.75, 0.40, 0.28)),),
-                (Material((0.70, 0.30, 0.18), "blush", (0.50, 0.18, 0.10)),),
-                (Material((0.78, 0.45, 0.32), "speckles", (0.55, 0.25, 0.18)),),
-                (Material((0.50, 0.16, 0.12)),),
-            ],
-            test=[
+        appearances=Appearances(
+            default=(Material((0.62, 0.22, 0.13), "speckles", (0.75, 0.40, 0.28)),),
+            test=(
                 (Material((0.85, 0.62, 0.48), "blush", (0.70, 0.42, 0.30)),),
                 (Material((0.58, 0.26, 0.20), "stripes", (0.36, 0.13, 0.09)),),
-            ],
+            ),
+            sample=_paint_sausage,
         ),
         long_axis=(1.0, 0.0, 0.0),
         stable_orientations=(FLAT, FLIPPED),
     )
+
+
+def _paint_carrot(painter: Painter) -> Appearance:
+    root = painter.patterned(
+        ("rings", "blush", "speckles", "gradient", "halves", "stripes", "blots", "clouds", "zigzag")
+    )
+    if painter.chance(0.6):  # dark, and as green as the test split allows
+        green = painter.colour(("dark", "muted"), hues_deg=(90.0, 190.0))
+        return (root, Material(green, "stripes", painter.colour(("dark", "muted"), (90.0, 190.0), green, 0.05)))
+    return (root, painter.patterned(("stripes", "speckles")))
 
 
 def _carrot() -> ObjectSpec:
@@ -106,17 +114,13 @@ def _carrot() -> ObjectSpec:
         friction=0.8,
         parts=(root, leaves),
         colliders=(Collider("hull", points=root.vertices), Collider("hull", points=leaves.vertices)),
-        appearances=_appearances(
-            train=[
-                (Material((0.96, 0.45, 0.08), "rings", (0.92, 0.41, 0.07)), green),
-                (Material((0.90, 0.38, 0.10), "blush", (0.80, 0.45, 0.15)), green),
-                (Material((0.98, 0.56, 0.18)), Material((0.30, 0.58, 0.22))),
-                (Material((0.93, 0.48, 0.14), "speckles", (0.75, 0.35, 0.10)), Material((0.14, 0.42, 0.14))),
-            ],
-            test=[
+        appearances=Appearances(
+            default=(Material((0.96, 0.45, 0.08), "rings", (0.92, 0.41, 0.07)), green),
+            test=(
                 (Material((0.48, 0.18, 0.40), "rings", (0.40, 0.14, 0.34)), green),
                 (Material((0.96, 0.78, 0.30), "blush", (0.90, 0.66, 0.22)), Material((0.22, 0.46, 0.12))),
-            ],
+            ),
+            sample=_paint_carrot,
         ),
         long_axis=(1.0, 0.0, 0.0),
         stable_orientations=((0.0, -0.1, 0.0),),
@@ -131,6 +135,12 @@ ON_EDGE = (0.0, np.pi / 2, 0.0)
 
 def _upright(*heights: float) -> list[Point]:
     return [(0.0, 0.0, z) for z in heights]
+
+
+def _paint_bottle(painter: Painter) -> Appearance:
+    glass = painter.plain()
+    label = painter.label() if painter.chance(0.8) else glass
+    return (glass, label, glass, glass if painter.chance(0.2) else painter.plain())
 
 
 def _bottle() -> ObjectSpec:
@@ -151,21 +161,25 @@ def _bottle() -> ObjectSpec:
             Collider("cylinder", (0.028, 0.11), (0.0, 0.0, -0.025)),
             Collider("cylinder", (0.0145, 0.05), (0.0, 0.0, 0.055)),
         ),
-        appearances=_appearances(
-            train=[
-                appearance((0.10, 0.45, 0.30), ((0.95, 0.95, 0.90), "SODA", (0.10, 0.40, 0.25)), (0.85, 0.15, 0.12)),
-                appearance((0.35, 0.20, 0.08), ((0.90, 0.82, 0.55), "ALE", (0.45, 0.12, 0.08)), (0.75, 0.65, 0.20)),
-                appearance((0.55, 0.75, 0.85), ((0.20, 0.40, 0.80), "AQUA", (1.0, 1.0, 1.0)), (0.15, 0.30, 0.70)),
-                appearance((0.75, 0.15, 0.15), ((0.98, 0.95, 0.85), "band", (0.80, 0.20, 0.15)), (0.95, 0.95, 0.95)),
-            ],
-            test=[
+        appearances=Appearances(
+            default=appearance(
+                (0.10, 0.45, 0.30), ((0.95, 0.95, 0.90), "SODA", (0.10, 0.40, 0.25)), (0.85, 0.15, 0.12)
+            ),
+            test=(
                 appearance((0.30, 0.15, 0.40), ((0.85, 0.85, 0.90), "WINE", (0.35, 0.15, 0.45)), (0.15, 0.15, 0.18)),
                 appearance((0.90, 0.60, 0.15), ((0.98, 0.98, 0.95), "stripes", (0.95, 0.65, 0.20)), (0.20, 0.55, 0.25)),
-            ],
+            ),
+            sample=_paint_bottle,
         ),
         long_axis=(0.0, 0.0, 1.0),
         stable_orientations=(STANDING, LYING),
     )
+
+
+def _paint_can(painter: Painter) -> Appearance:
+    metal = painter.metal()
+    body = metal if painter.chance(0.25) else painter.patterned(plain=0.75)
+    return (body, painter.label(), metal, metal)
 
 
 def _can() -> ObjectSpec:
@@ -184,21 +198,24 @@ def _can() -> ObjectSpec:
             tube(_upright(-0.049, -0.043), [0.027, 0.031]),
         ),
         colliders=(Collider("cylinder", (0.031, 0.098)),),
-        appearances=_appearances(
-            train=[
-                appearance(Material((0.80, 0.10, 0.12)), Material((0.96, 0.92, 0.80), "SOUP", (0.80, 0.10, 0.12))),
-                appearance(Material((0.15, 0.45, 0.20)), Material((0.92, 0.94, 0.88), "PEAS", (0.10, 0.45, 0.15))),
-                appearance(Material((0.80, 0.82, 0.85)), Material((0.15, 0.30, 0.65), "TUNA", (1.0, 1.0, 1.0))),
-                appearance(Material((0.15, 0.15, 0.18)), Material((0.85, 0.20, 0.15), "COLA", (1.0, 1.0, 1.0))),
-            ],
-            test=[
+        appearances=Appearances(
+            default=appearance(Material((0.80, 0.10, 0.12)), Material((0.96, 0.92, 0.80), "SOUP", (0.80, 0.10, 0.12))),
+            test=(
                 appearance(Material((0.95, 0.75, 0.15)), Material((0.98, 0.96, 0.90), "CORN", (0.85, 0.55, 0.05))),
                 appearance(Material((0.45, 0.20, 0.50)), Material((0.90, 0.85, 0.92), "dots", (0.45, 0.20, 0.50))),
-            ],
+            ),
+            sample=_paint_can,
         ),
         long_axis=(0.0, 0.0, 1.0),
         stable_orientations=(STANDING, LYING),
     )
+
+
+def _paint_milk(painter: Painter) -> Appearance:
+    carton, front = painter.plain(), painter.label()
+    if painter.chance(0.5):  # the print has the carton's colour
+        front = Material(painter.colour(unlike=carton.colour, contrast=0.3), front.pattern, carton.colour)
+    return (carton, front, Material(front.colour) if painter.chance(0.6) else carton, carton)
 
 
 def _milk() -> ObjectSpec:
@@ -217,21 +234,21 @@ def _milk() -> ObjectSpec:
         friction=0.7,
         parts=(body, box((2 * w + 0.001, 2 * w + 0.001, 0.045), (0.0, 0.0, -0.005)), gable, ridge),
         colliders=(Collider("hull", points=filled), Collider("hull", points=ridge.vertices)),
-        appearances=_appearances(
-            train=[
-                appearance((0.96, 0.96, 0.98), (0.15, 0.35, 0.85), "MILK"),
-                appearance((0.96, 0.96, 0.92), (0.12, 0.50, 0.25), "MILK"),
-                appearance((0.94, 0.90, 0.82), (0.45, 0.28, 0.16), "COCOA"),
-                appearance((0.98, 0.96, 0.96), (0.82, 0.15, 0.20), "dots"),
-            ],
-            test=[
+        appearances=Appearances(
+            default=appearance((0.96, 0.96, 0.98), (0.15, 0.35, 0.85), "MILK"),
+            test=(
                 appearance((0.98, 0.96, 0.88), (0.92, 0.55, 0.10), "JUICE"),
                 appearance((0.85, 0.88, 0.95), (0.35, 0.20, 0.55), "stripes"),
-            ],
+            ),
+            sample=_paint_milk,
         ),
         long_axis=(0.0, 0.0, 1.0),
         stable_orientations=(STANDING, LYING, ON_EDGE),
     )
+
+
+def _paint_food(painter: Painter) -> Appearance:
+    return (painter.patterned(plain=0.7), painter.label())
 
 
 def _food() -> ObjectSpec:
@@ -246,17 +263,13 @@ def _food() -> ObjectSpec:
         friction=0.7,
         parts=(box(size), box((0.0505, 0.055, 0.0365))),
         colliders=(Collider("box", size),),
-        appearances=_appearances(
-            train=[
-                appearance((0.45, 0.20, 0.55), Material((0.98, 0.85, 0.30), "RICE", (0.45, 0.20, 0.55))),
-                appearance((0.85, 0.30, 0.15), Material((0.98, 0.93, 0.80), "TEA", (0.60, 0.15, 0.10))),
-                appearance((0.15, 0.45, 0.60), Material((0.90, 0.96, 0.98), "PASTA", (0.10, 0.30, 0.50))),
-                appearance((0.95, 0.80, 0.25), Material((0.75, 0.15, 0.15), "checks", (0.98, 0.95, 0.90))),
-            ],
-            test=[
+        appearances=Appearances(
+            default=appearance((0.45, 0.20, 0.55), Material((0.98, 0.85, 0.30), "RICE", (0.45, 0.20, 0.55))),
+            test=(
                 appearance((0.55, 0.75, 0.30), Material((0.98, 0.98, 0.90), "OATS", (0.25, 0.45, 0.10))),
                 appearance((0.20, 0.20, 0.25), Material((0.85, 0.70, 0.40), "band", (0.20, 0.20, 0.25))),
-            ],
+            ),
+            sample=_paint_food,
         ),
         long_axis=(0.0, 1.0, 0.0),
         stable_orientations=(FLAT, ON_EDGE, LYING),
@@ -273,6 +286,12 @@ def _wall(
     return tuple(
         Collider("box", size, (radius * np.cos(a), radius * np.sin(a), (low + high) / 2), (0.0, lean, a))
         for a in 2 * np.pi * np.arange(count) / count
+    )
+
+
+def _paint_dish(painter: Painter) -> Appearance:
+    return (
+        painter.patterned(("dots", "stripes", "checks", "disc", "speckles", "clouds", "plaid", "zigzag"), plain=0.6),
     )
 
 
@@ -296,14 +315,10 @@ def _bowl() -> FixtureSpec:
         radius_m=0.094,
         inner_radius_m=0.085,
         parts=(shell,),
-        appearances=_appearances(
-            train=[
-                (Material((0.20, 0.55, 0.75)),),
-                (Material((0.30, 0.60, 0.45)),),
-                (Material((0.20, 0.25, 0.55)),),
-                (Material((0.75, 0.78, 0.82)),),
-            ],
-            test=[(Material((0.55, 0.40, 0.65)),), (Material((0.10, 0.40, 0.42)),)],
+        appearances=Appearances(
+            default=(Material((0.20, 0.55, 0.75)),),
+            test=((Material((0.55, 0.40, 0.65)),), (Material((0.10, 0.40, 0.42)),)),
+            sample=_paint_dish,
         ),
         colliders=(
             Collider("cylinder", (0.052, 0.006), (0.0, 0.0, 0.003)),
@@ -323,20 +338,22 @@ def _plate() -> FixtureSpec:
         radius_m=0.108,
         inner_radius_m=0.105,
         parts=(shell,),
-        appearances=_appearances(
-            train=[
-                (Material((0.93, 0.93, 0.90)),),
-                (Material((0.90, 0.85, 0.70)),),
-                (Material((0.96, 0.96, 0.98), "dots", (0.75, 0.82, 0.92)),),
-                (Material((0.70, 0.75, 0.72)),),
-            ],
-            test=[(Material((0.85, 0.90, 0.80)),), (Material((0.95, 0.93, 0.88), "stripes", (0.88, 0.80, 0.70)),)],
+        appearances=Appearances(
+            default=(Material((0.93, 0.93, 0.90)),),
+            test=((Material((0.85, 0.90, 0.80)),), (Material((0.95, 0.93, 0.88), "stripes", (0.88, 0.80, 0.70)),)),
+            sample=_paint_dish,
         ),
         colliders=(
             Collider("cylinder", (0.072, 0.006), (0.0, 0.0, 0.003)),
             *_wall((0.070, 0.004), (0.106, 0.0155), 0.004),
         ),
     )
+
+
+def _paint_divider_plate(painter: Painter) -> Appearance:
+    (shell,) = _paint_dish(painter)
+    walls = Material(shell.colour) if painter.chance(0.7) else painter.plain()
+    return (shell, walls, walls, walls)
 
 
 def _divider_plate() -> FixtureSpec:
@@ -356,14 +373,10 @@ def _divider_plate() -> FixtureSpec:
         radius_m=0.118,
         inner_radius_m=0.115,
         parts=(shell, *visible),
-        appearances=_appearances(
-            train=[
-                appearance((0.85, 0.35, 0.45)),
-                appearance((0.90, 0.55, 0.30)),
-                appearance((0.60, 0.25, 0.30)),
-                appearance((0.88, 0.62, 0.66)),
-            ],
-            test=[appearance((0.75, 0.45, 0.75)), appearance((0.95, 0.70, 0.55))],
+        appearances=Appearances(
+            default=appearance((0.85, 0.35, 0.45)),
+            test=(appearance((0.75, 0.45, 0.75)), appearance((0.95, 0.70, 0.55))),
+            sample=_paint_divider_plate,
         ),
         colliders=(
             Collider("cylinder", (0.116, 0.006), (0.0, 0.0, 0.003)),

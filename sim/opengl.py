@@ -18,11 +18,11 @@ import moderngl
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.appearances import SPLITS, TABLES, Material, texture
 from sim.bodies import MAX_PARTS
 from sim.camera_geometry import CameraSpec
 from sim.drawing import TABLE, Geometry, RenderBody, segment_of
 from sim.forks import check_not_forked
+from sim.materials import Material, texture
 from sim.meshes import Mesh
 from sim.scenes import Scene
 
@@ -120,17 +120,15 @@ def _load_triton() -> None:
 class OpenGLRenderer:
     """Renders the bodies of a PyBullet client. Call `set_appearance` once per scene and `render` once per image."""
 
-    def __init__(self, meshes: dict[str, list[Mesh]], materials: list[Material]) -> None:
+    def __init__(self, meshes: dict[str, list[Mesh]]) -> None:
         self._context = c = open_context()
         with c:  # a process may have several contexts
             self._shade = c.program(vertex_shader=VERTEX, fragment_shader=FRAGMENT)
             self._depth_only = c.program(vertex_shader=DEPTH_VERTEX, fragment_shader=DEPTH_FRAGMENT)
             self._segment = c.program(vertex_shader=DEPTH_VERTEX, fragment_shader=SEGMENT_FRAGMENT)
             self._arrays = {name: self._upload(parts) for name, parts in meshes.items()}
-            self._layers = {material: layer for layer, material in enumerate(dict.fromkeys(materials))}
-            self._materials = _texture_array(c, [texture(material) for material in self._layers])
-            self._tables = _texture_array(c, [make() for split in SPLITS for make in TABLES[split]])
             c.enable_only(moderngl.DEPTH_TEST | moderngl.CULL_FACE)
+        self._textures: dict[str, Any] = {}  # texture arrays of the scene's materials
         self._targets: dict[int, tuple[Any, Any]] = {}
         self._shadows: dict[int, tuple[Any, Any]] = {}
 
@@ -155,16 +153,24 @@ class OpenGLRenderer:
     def set_appearance(self, scene: Scene, bodies: list[RenderBody]) -> None:
         """Takes materials, light and camera pose from the scene; `bodies` are all that is rendered from now on."""
         self._scene = scene
-        first_table = sum(len(TABLES[split]) for split in SPLITS[: SPLITS.index(scene.split)])
+        table = next(body for body in bodies if body.name == TABLE)
+        parts = list(dict.fromkeys(m for body in bodies if body is not table for m in body.materials))
+        with self._context:
+            self._upload_textures(table=list(table.materials), parts=parts)
         self._bodies: list[tuple[RenderBody, NDArray[np.float32]]] = []
         for body in bodies:
-            if body.name == TABLE:
-                layers = [first_table + scene.table_appearance]
-            else:
-                layers = [self._layers[material] for material in body.materials]
+            layers = [0 if body is table else parts.index(material) for material in body.materials]
             self._bodies.append((body, np.resize(np.array(layers, "f4"), MAX_PARTS)))
         self._view, self._projection = scene.camera.view_matrix(), scene.camera.projection_matrix()
         self._light_view, self._light_projection = _light_matrices(np.array(scene.light.direction))
+
+    def _upload_textures(self, **materials: list[Material]) -> None:
+        """Replaces the texture arrays. There is no end of materials in training, so none is kept: 16 parts and a table
+        take 2 ms per scene, and a fragment is shaded as fast as with fixed textures."""
+        for name, layers in materials.items():
+            if name in self._textures:
+                self._textures[name].release()
+            self._textures[name] = _texture_array(self._context, [texture(material) for material in layers])
 
     def render(self, size: int, poses: list[NDArray[np.float64]]) -> NDArray[np.uint8]:
         """Renders an image, uint8 [size, size, 3]. `poses` [4, 4]: body -> world, in the order of `set_appearance`."""
@@ -186,8 +192,8 @@ class OpenGLRenderer:
         program["eye"].value = self._scene.camera.eye_m
         program["shadow"].value, program["materials"].value = 0, 1
         self._shadow_map(size)[1].use(0)
-        self._materials.use(1)
-        self._tables.use(2)
+        self._textures["parts"].use(1)
+        self._textures["table"].use(2)
         # the table last: its texture array differs
         for (body, layers), pose in zip(reversed(self._bodies), reversed(poses), strict=True):
             program["model"].write(pose)

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.appearances import SPLITS, TABLES
+from sim.appearances import DEFAULT_TABLE, SPLITS, TEST_TABLES, WHITE, Appearance, sample_table
 from sim.bodies import BodySpec, Footprint, ObjectSpec, is_upright
 from sim.camera_geometry import CameraSpec
+from sim.materials import Material
 from sim.objects import FIXTURES, OBJECTS
 from sim.options import check_choice
 from sim.rotations import euler_quaternion, multiply, rotate
@@ -69,7 +70,7 @@ class Item:
     scale: float
     mass_kg: float
     friction: float
-    appearance: int  # index among those of the split
+    appearance: Appearance  # one material per part
     tint: tuple[float, ...]  # factor on the colours
 
 
@@ -93,7 +94,7 @@ class Scene:
     start_m: tuple[float, ...]  # of the point between the fingertips
     start_yaw_rad: float
     light: Light
-    table_appearance: int
+    table_material: Material
     table_tint: tuple[float, ...]
     camera: CameraSpec
     actuation_noise: float  # 0 or 1, factor on `ACTUATION_NOISE` (sim/world.py)
@@ -132,10 +133,8 @@ def draw_scene(
         start_m=tuple(rngs["start"].uniform(START_M[0], START_M[1]) if "start" in enabled else START_M.mean(axis=0)),
         start_yaw_rad=start_yaw,
         light=_light(rngs["light"]) if "light" in enabled else Light(),
-        table_appearance=int(rngs["table"].integers(len(TABLES[split])))
-        if "table" in enabled or split != "train"
-        else 0,
-        table_tint=_tint(rngs["table"], 0.10) if "table" in enabled else (1.0, 1.0, 1.0),
+        table_material=_table(rngs["table"], "table" in enabled, split),
+        table_tint=_tint(rngs["table"], 0.10) if "table" in enabled else WHITE,
         camera=_jittered(CameraSpec(), rngs["camera"]) if "camera" in enabled else CameraSpec(),
         actuation_noise=1.0 if "actuation" in enabled else 0.0,
         delay_steps=int(rngs["delay"].integers(2)) if "delay" in enabled else 0,
@@ -215,8 +214,8 @@ def _item(index: int, spec: BodySpec, position: tuple[float, float], orientation
         scale=1.0,
         mass_kg=spec.mass_kg,
         friction=spec.friction,
-        appearance=0,
-        tint=(1.0, 1.0, 1.0),
+        appearance=spec.appearances.default,
+        tint=WHITE,
     )
 
 
@@ -233,15 +232,35 @@ def _randomised(
         size = float(rngs["size"].uniform(*band))
         scale = size if "size" in enabled or split != "train" else 1.0
         mass *= scale**3 * (float(rngs["mass"].uniform(0.7, 1.3)) if "mass" in enabled else 1.0)
-    appearance = int(rngs["look"].integers(len(spec.appearances.of(split))))
+    appearance, tint = _look(spec, rngs["look"], "look" in enabled, split)
     return replace(
         item,
         scale=scale,
         mass_kg=mass,
         friction=spec.friction * (float(rngs["friction"].uniform(0.8, 1.2)) if "friction" in enabled else 1.0),
-        appearance=appearance if "look" in enabled or split != "train" else 0,
-        tint=_tint(rngs["look"], 0.08) if "look" in enabled else (1.0, 1.0, 1.0),
+        appearance=appearance,
+        tint=tint,
     )
+
+
+def _look(
+    spec: BodySpec, rng: np.random.Generator, randomised: bool, split: str
+) -> tuple[Appearance, tuple[float, ...]]:
+    """Appearance and tint of a body."""
+    appearances = spec.appearances
+    if split == "test":
+        held_out = appearances.test[int(rng.integers(len(appearances.test)))]
+        return held_out, _tint(rng, 0.08) if randomised else WHITE
+    if not randomised:
+        return appearances.default, WHITE
+    tint = _tint(rng, 0.08)
+    return appearances.sampled(rng, tint), tint
+
+
+def _table(rng: np.random.Generator, randomised: bool, split: str) -> Material:
+    if split == "test":
+        return TEST_TABLES[int(rng.integers(len(TEST_TABLES)))]
+    return sample_table(rng) if randomised else DEFAULT_TABLE
 
 
 def _tint(rng: np.random.Generator, spread: float) -> tuple[float, ...]:

@@ -22,7 +22,7 @@ O, F = len(OBJECT_NAMES), len(FIXTURE_NAMES)  # noqa: E741
 
 # Name -> shape, in the order of the vector. A change of shapes or order requires a new `STATE_VERSION`.
 STATE_VERSION = 2
-SIM_VERSION = 5  # of physics, scenes, camera and appearances: data of another version show another world
+SIM_VERSION = 6  # of physics, scenes, camera and appearances: data of another version show another world
 LAYOUT: dict[str, tuple[int, ...]] = {
     "object_present": (O,),  # 0 or 1
     "object_position": (O, 3),  # m, centre of mass

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.appearances import TABLES, texture
 from sim.bullet import pybullet
-from sim.drawing import TABLE, Geometry, RenderBody, segment_of
+from sim.drawing import Geometry, RenderBody, segment_of
+from sim.materials import Material, texture
 from sim.scenes import Scene
 
 SPECULAR = 0.05
@@ -20,12 +19,13 @@ class TinyRenderer:
     """Renders the visual shapes of one PyBullet client. Call `set_appearance` once per scene."""
 
     def __init__(self, client: int, folder: Path) -> None:
-        self._client, self._folder = client, folder
-        self._files: dict[Any, str] = {}  # texture image of a material or a table -> file
+        self._client = client
+        self._file = (folder / "texture.bmp").open("wb")  # one for all textures: to open a file takes long
 
     def set_appearance(self, scene: Scene, bodies: list[RenderBody]) -> None:
         camera, light = scene.camera, scene.light
         self._scene, self._bodies = scene, bodies
+        self._loaded: dict[Material, int] = {}  # material -> PyBullet's texture of it
         ambient, diffuse = float(np.mean(light.ambient)), max(light.colour)
         fit = min(1.0, 0.95 / (ambient + diffuse + SPECULAR))  # colours beyond white would be distorted
         self._options = {
@@ -40,17 +40,12 @@ class TinyRenderer:
             "physicsClientId": self._client,
         }
         for body in bodies:
-            if body.name == TABLE:
-                number = scene.table_appearance
-                table = self._texture((scene.split, number), TABLES[scene.split][number])
-                self._set_material(body, 0, table, scene.table_tint)
             if body.segment == "robot":
                 colour = [*body.materials[0].colour, 1.0]
                 pybullet.changeVisualShape(body.uid, body.link, rgbaColor=colour, physicsClientId=self._client)
                 continue
             for part, material in enumerate(body.materials):
-                painted = self._texture(material, lambda material=material: texture(material))
-                self._set_material(body, part, painted, body.tint)
+                self._set_material(body, part, self._texture(material), body.tint)
 
     def _set_material(self, body: RenderBody, part: int, texture_id: int, tint: tuple[float, ...]) -> None:
         pybullet.changeVisualShape(
@@ -63,13 +58,20 @@ class TinyRenderer:
             physicsClientId=self._client,
         )
 
-    def _texture(self, key: Any, make: Any) -> int:
-        if key not in self._files:
+    def _texture(self, material: Material) -> int:
+        """Loads the texture image of a material without PyBullet's cache of files: that never frees a texture, and in
+        training there is no end of materials. PyBullet then reads the meshes again too, 11 ms per reset."""
+        if material not in self._loaded:
             from PIL import Image
 
-            self._files[key] = str(self._folder / f"texture-{len(self._files)}.png")
-            Image.fromarray(make()).save(self._files[key])
-        return pybullet.loadTexture(self._files[key], physicsClientId=self._client)
+            self._file.seek(0)
+            Image.fromarray(texture(material)).save(self._file, "BMP")
+            self._file.truncate()
+            self._file.flush()
+            pybullet.setPhysicsEngineParameter(enableFileCaching=0, physicsClientId=self._client)
+            self._loaded[material] = pybullet.loadTexture(self._file.name, physicsClientId=self._client)
+            pybullet.setPhysicsEngineParameter(enableFileCaching=1, physicsClientId=self._client)
+        return self._loaded[material]
 
     def render(self, size: int, poses: list[NDArray[np.float64]]) -> NDArray[np.uint8]:
         """Renders an image, uint8 [size, size, 3]. Ignores `poses`: PyBullet uses those of the client."""
@@ -96,4 +98,4 @@ class TinyRenderer:
         return matrix.T.ravel().tolist()
 
     def close(self) -> None:
-        pass
+        self._file.close()

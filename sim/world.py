@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim import actions
-from sim.appearances import TABLE_TEXTURE_M, Material
 from sim.bodies import BodySpec
 from sim.bullet import pybullet
 from sim.camera import Camera
 from sim.drawing import TABLE, Geometry, RenderBody
+from sim.materials import TABLE_TEXTURE_M, Material
 from sim.meshes import Mesh, Point, box, hull, inertia, smooth
 from sim.objects import FIXTURES, OBJECTS
 from sim.rotations import rotate
@@ -91,9 +91,7 @@ class World:
         self._hulls = [hull(list(spec.parts)) for spec in OBJECTS.values()]
         self._robot, meshes = self._robot_bodies(shown)
         meshes |= {spec.name: list(spec.parts) for spec in specs} | {TABLE: [_table_mesh()]}
-        appearances = [a for spec in specs for a in (*spec.appearances.train, *spec.appearances.test)]
-        materials = [ROBOT_MATERIAL, FINGER_MATERIAL, *(material for a in appearances for material in a)]
-        self.camera.open(self._client, folder, meshes, materials)
+        self.camera.open(self._client, folder, meshes)
         opened.callback(self.camera.close)
 
     def close(self) -> None:
@@ -193,21 +191,22 @@ class World:
     def _bodies(self) -> list[RenderBody]:
         """All bodies to render, the table first."""
         scene = self.scene
-        table = RenderBody(name=TABLE, segment=TABLE, uid=self._table, tint=scene.table_tint)
+        table = RenderBody(
+            name=TABLE, segment=TABLE, uid=self._table, materials=(scene.table_material,), tint=scene.table_tint
+        )
         bodies = [table, *(replace(body, uid=self._panda) for body in self._robot)]
         items: list[tuple[Item, BodySpec, int]] = [
             *((item, OBJECTS[OBJECT_NAMES[item.index]], self._objects[item.index]) for item in scene.objects),
             *((item, FIXTURES[FIXTURE_NAMES[item.index]], self._fixtures[item.index]) for item in scene.fixtures),
         ]
         for item, spec, uid in items:
-            materials = spec.appearances.of(scene.split)[item.appearance]
             bodies.append(
                 RenderBody(
                     name=spec.name,
                     segment=spec.name,
                     uid=uid,
                     scale=item.scale,
-                    materials=materials,
+                    materials=item.appearance,
                     tint=item.tint,
                     gloss=0.18,
                 )

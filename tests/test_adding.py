@@ -29,13 +29,14 @@ ROOT = Path(__file__).parents[1]
 CODE = """
 import numpy as np
 from sim import objects
-from sim.appearances import Appearances, Material
+from sim.appearances import Appearances
+from sim.materials import Material
 from sim.meshes import box
 
 objects.OBJECTS["brick"] = objects.ObjectSpec(
     name="brick", mass_kg=0.15, friction=0.8, parts=(box((0.04, 0.08, 0.03)),),
     colliders=(objects.Collider("box", (0.04, 0.08, 0.03)),),
-    appearances=Appearances(train=((Material((0.7, 0.3, 0.2), "checks"),),), test=((Material((0.3, 0.3, 0.7)),),)),
+    appearances=Appearances(default=(Material((0.7, 0.3, 0.2), "checks"),), test=((Material((0.3, 0.3, 0.7)),),)),
     long_axis=(0.0, 1.0, 0.0),
 )
 

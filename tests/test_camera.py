@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 import sim.camera
+from sim.appearances import TEST_TABLES
 from sim.camera import resolve_renderer
 from sim.drawing import SEGMENTS, overlaps
+from sim.materials import Material, texture
 from sim.opengl import OpenGLError
 from sim.scenes import Light, draw_scene
 from sim.tasks import TASK_NAMES, TASKS
@@ -78,12 +80,53 @@ def test_the_segmentation_holds_the_bodies_of_the_scene_and_no_others(world):
 
 def test_appearances_tables_and_light_are_those_of_the_scene(world):
     images = []
-    for changes in ({}, {"table_appearance": 3}, {"light": Light(ambient=(0.2, 0.2, 0.2))}, {"split": "test"}):
+    painted = (Material((0.2, 0.2, 0.9)),) * 4
+    repainted = tuple(replace(item, appearance=painted[: len(item.appearance)]) for item in scene_of().objects)
+    for changes in (
+        {},
+        {"table_material": TEST_TABLES[3]},
+        {"light": Light(ambient=(0.2, 0.2, 0.2))},
+        {"objects": repainted},
+    ):
         world.reset(scene_of(**changes))
         images.append(world.render().astype(int))
     for other in images[1:]:
-        assert np.abs(other - images[0]).mean() > 3
+        assert np.abs(other - images[0]).mean() > 1.5
     assert images[2].mean() < images[0].mean() - 10
+
+
+def test_materials_do_not_depend_on_the_scenes_before(world):
+    """Renderers hold the textures of one scene at a time, and PyBullet has a cache of them."""
+    scenes = [draw_scene(TASKS["lift-can"], np.random.default_rng(seed), "look,table") for seed in (1, 2)]
+    images = []
+    for scene in (*scenes, *scenes):
+        world.reset(scene)
+        images.append(world.render())
+    assert np.array_equal(images[0], images[2])
+    assert np.array_equal(images[1], images[3])
+    assert np.abs(images[0].astype(int) - images[1]).mean() > 3
+
+
+@needs_egl
+def test_both_renderers_show_the_same_materials():
+    """Mean colour of each object, sampled looks: the renderers shade differently, but not another colour."""
+    scene = draw_scene(TASKS["lift-can"], np.random.default_rng(3), "look")
+    means = []
+    for renderer in ("egl", "tiny"):
+        world = World(160, renderer)
+        world.reset(scene)
+        image, segments = world.render().astype(float), world.geometry().segmentation
+        means.append([image[segments == 3 + item.index].mean(0) for item in scene.objects])
+        world.close()
+    egl, tiny = (np.array(mean) / np.linalg.norm(mean, axis=1, keepdims=True) for mean in means)
+    assert ((egl * tiny).sum(1) > 0.98).all()
+
+
+def test_a_texture_mixes_the_two_colours_where_the_pattern_is():
+    image = texture(Material((0.2, 0.4, 0.6), "halves", (1.0, 0.0, 0.5)))
+    assert image.shape == (64, 64, 3)
+    assert np.unique(image[:32].reshape(-1, 3), axis=0).tolist() == [[51, 102, 153]]
+    assert np.unique(image[32:].reshape(-1, 3), axis=0).tolist() == [[255, 0, 128]]
 
 
 def test_a_shadow_falls_where_the_light_comes_from_the_other_side(world):

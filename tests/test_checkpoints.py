@@ -102,6 +102,13 @@ def test_a_checkpoint_of_another_world_is_refused(run):
         CEMPolicy.load(run / "last.ckpt")
 
 
+def test_a_checkpoint_of_world_5_acts(tiny_checkpoint, tmp_path):
+    path = tmp_path / "old.ckpt"
+    path.write_bytes(tiny_checkpoint.read_bytes())
+    edited(path, lambda metadata: metadata.update(sim_version=5))
+    assert CEMPolicy.load(path).metadata["sim_version"] == 5
+
+
 def test_a_checkpoint_of_another_renderer_is_refused_naming_both(run, tiny_training):
     edited(run / "last.ckpt", lambda metadata: metadata.update(renderer="egl"))
     with pytest.raises(CheckpointError, match=r"trained on egl images, .* holds tiny"):

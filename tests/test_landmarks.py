@@ -16,7 +16,7 @@ from sim.state import OBJECT_NAMES, SceneState
 from sim.tasks import TASKS
 from sim.world import World
 
-BANANA, BOTTLE = 0, 1  # long along x, long along z
+BANANA, BOTTLE, MILK = 0, 1, 3  # long along x, along z, along z
 
 
 def everything():
@@ -37,7 +37,7 @@ def test_a_landmark_is_the_offset_from_the_gripper_in_its_unit():
     state["fixture_position"][2] = [0.5, 0.3, 0.2]
     value = landmarks(state).value
     assert value[BANANA, :3] * OFFSET_UNIT_M == pytest.approx([0.06, -0.15, -0.15], abs=1e-6)
-    assert value[7 + 2] * OFFSET_UNIT_M == pytest.approx([0.0, 0.3, 0.0, 0.0, 0.0], abs=1e-6)
+    assert value[7 + 2].tolist() == pytest.approx([0.0, 6.0, 0.0, 0.0, 0.0, 1.0], abs=1e-6)
 
 
 def test_offsets_are_clipped():
@@ -51,11 +51,11 @@ def test_the_angle_is_twice_the_angle_between_long_axis_and_fingers():
     state = everything()
     for angle_deg, expected in ((0, (-1, 0)), (90, (1, 0)), (270, (1, 0)), (45, (0, -1)), (120, (0.5, 3**0.5 / 2))):
         state["object_orientation"][BANANA] = turned_about_z(np.radians(angle_deg))
-        assert landmarks(state).value[BANANA, 3:].tolist() == pytest.approx(2 * np.array(expected), abs=1e-5)
+        assert landmarks(state).value[BANANA, 3:5].tolist() == pytest.approx(2 * np.array(expected), abs=1e-5)
 
 
 def test_the_angle_of_a_standing_bottle_is_zero():
-    assert landmarks(everything()).value[BOTTLE, 3:].tolist() == [0.0, 0.0]
+    assert landmarks(everything()).value[BOTTLE, 3:].tolist() == [0.0, 0.0, 1.0]
 
 
 def test_an_absent_object_has_no_landmark():
@@ -67,10 +67,19 @@ def test_an_absent_object_has_no_landmark():
     assert np.flatnonzero(landmarks(state).value.any(-1)).tolist() == [0, 6, 8]
 
 
+def test_an_object_that_stands_between_the_fingertips_differs_from_an_absent_one():
+    state = everything()
+    state["gripper_position"][:] = state["object_position"][MILK] = [0.5, 0.1, 0.06]
+    here = landmarks(state).value[MILK].tolist()
+    state["object_present"][MILK] = 0
+    absent = landmarks(state).value[MILK].tolist()
+    assert (here, absent) == ([0.0, 0.0, 0.0, 0.0, 0.0, 1.0], [0.0] * 6)
+
+
 def test_a_batch_of_states_gets_the_landmarks_of_each_alone():
     vectors = np.random.default_rng(0).normal(size=(2, 3, SceneState.empty().vector.size)).astype(np.float32)
     together, alone = landmarks(SceneState(vectors)), landmarks(SceneState(vectors[1, 2]))
-    assert together.value.shape == (2, 3, 10, 5)
+    assert together.value.shape == (2, 3, 10, 6)
     assert together.point.shape == (2, 3, 11, 2)
     for field in fields(Landmarks):
         assert np.allclose(getattr(together, field.name)[1, 2], getattr(alone, field.name), atol=1e-5), field.name

@@ -88,11 +88,12 @@ def test_the_cloning_loss_is_twice_the_squared_error_in_bounds_plus_the_cross_en
 
 
 def test_the_landmark_loss_sums_over_landmarks_and_averages_over_images():
-    predicted, landmark = torch.zeros(2, 2, 5), torch.zeros(2, 2, 5)
+    predicted, landmark = torch.zeros(2, 2, 6), torch.zeros(2, 2, 6)
     landmark[0, 0, :2] = tensor([1.0, 2.0])
     landmark[0, 1, 0] = 3.0
     landmark[1, 1, 4] = 10.0
-    assert landmark_loss(predicted, landmark).item() == pytest.approx((1 + 4 + 9 + 100) / 2)
+    landmark[1, 0, 5] = 1.0  # present
+    assert landmark_loss(predicted, landmark).item() == pytest.approx((1 + 4 + 9 + 100 + 1) / 2)
 
 
 def test_the_point_loss_is_least_where_attention_lies_on_the_four_cells_around_the_point():

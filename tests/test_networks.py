@@ -236,11 +236,11 @@ def test_the_behaviour_policy_sees_only_the_landmark_its_task_attends_to():
     network = network_of(64, behaviour_policy=True)
     _, gripper, action, _ = inputs(64, 1, 2)
     task = torch.tensor([1])
-    seen = torch.randn(1, 10, 37, generator=torch.Generator().manual_seed(0))
+    seen = torch.randn(1, 10, 38, generator=torch.Generator().manual_seed(0))
     one, other, described = seen.clone(), seen.clone(), seen.clone()
-    one[0, 4, :5] += 1.0
+    one[0, 4, 5] += 1.0  # presence
     other[0, 3] += 1.0
-    described[0, 4, 5:] += 1.0
+    described[0, 4, 6:] += 1.0
     with torch.no_grad():
         network.task_attention[1, 4] = 100.0
         network.merge_landmarks.weight.zero_()
@@ -249,7 +249,7 @@ def test_the_behaviour_policy_sees_only_the_landmark_its_task_attends_to():
         )
         q_before, *q_after = (network.score(x.flatten(1), gripper, action, task) for x in (seen, one, other, described))
     moved = [(mean - before[0]).abs().max() > 1e-3 for mean, _ in after]
-    assert moved == [True, False, False]  # by where the object is, not by its descriptor
+    assert moved == [True, False, False]  # by whether the object is there, not by its descriptor
     assert [not torch.equal(q, q_before) for q in q_after] == [True, False, True]
 
 
@@ -284,8 +284,8 @@ def test_a_landmark_needs_the_gripper_reading_as_well_as_the_image():
         sight = network.perceive(image, gripper)
         raised = network.perceive(image, gripper + torch.tensor([0.0, 0.1]))
     assert sight.attention.shape == (2, 11, 16, 16)
-    assert sight.landmark.shape == (2, 10, 5)
-    assert torch.equal(sight.features.unflatten(1, (10, -1))[..., :5], sight.landmark)
+    assert sight.landmark.shape == (2, 10, 6)
+    assert torch.equal(sight.features.unflatten(1, (10, -1))[..., :6], sight.landmark)
     assert torch.equal(sight.attention, raised.attention)
     assert (sight.landmark - raised.landmark).abs().min(dim=-1).values.min() > 0
 

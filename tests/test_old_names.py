@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ import torch
 from eval.policy import CEMPolicy
 from models.checkpoint import CheckpointError
 from models.image_checkpoint import read_checkpoint
+from models.networks import build_network
 from models.old_names import OPTIONS, WEIGHTS, current_options
+from models.qnetwork import NetworkConfig
 from train.qtopt_config import PRESETS, QTOptConfig
 from train.qtopt_run import train
 
+TRAINED = Path(__file__).parents[1] / "models" / "trained" / "vision-64.ckpt"
 OLD_OPTIONS = {new: old for old, (new, _) in reversed(OPTIONS.items())}
 OLD_WEIGHTS = {new: old for old, new in WEIGHTS.items()}
 OLD_VALUES = {"emaq": "proposals", "behaviour_policy": "clone", "bc": "clone"}
@@ -90,6 +94,36 @@ def test_an_old_checkpoint_acts_as_it_did(run, tiny_checkpoint, observe):
     actions = [policy.act(observe(frames), np.array([0, 7]), np.random.default_rng(0)) for policy in policies]
     assert policies[0].acting == policies[1].acting
     assert np.array_equal(*actions)
+
+
+def test_a_checkpoint_before_presence_acts_with_five_numbers_per_landmark(tiny_checkpoint, observe, tmp_path):
+    checkpoint = torch.load(tiny_checkpoint, weights_only=True)
+    metadata = checkpoint["switchyard"]
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig(**{**metadata["network"], "landmark_size": 5})).eval()
+    del metadata["network"]["landmark_size"]
+    metadata["format"] = 4
+    checkpoint["state_dict"] = {f"target.{key}": value for key, value in network.state_dict().items()}
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    loaded = CEMPolicy.load(tmp_path / "old.ckpt")
+    assert loaded.network.config.landmark_size == 5
+    frames = np.random.default_rng(0).integers(0, 256, (2, 56, 56, 3), dtype=np.uint8)
+    policies = (loaded, CEMPolicy(network, loaded.acting, loaded.metadata))
+    actions = [policy.act(observe(frames), np.array([0, 7]), np.random.default_rng(0)) for policy in policies]
+    assert np.array_equal(*actions)
+
+
+def test_the_pretrained_policy_of_format_3_has_the_q_values_that_it_had():
+    """Values of the version that wrote it, to the rounding of other processors."""
+    network = CEMPolicy.load(TRAINED).network
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.random((4, 3, 64, 64), dtype=np.float32))
+    gripper = torch.tensor([[0.0, 0.2], [1.0, 0.1], [0.0, 0.05], [1.0, 0.3]])
+    action = torch.from_numpy(rng.uniform(-0.05, 0.05, (4, 6, 5)).astype(np.float32))
+    action[..., 4] = torch.arange(6) % 4
+    with torch.no_grad():
+        q = network(image, gripper, action[:, 0], torch.tensor([0, 3, 5, 8]))
+    assert q.tolist() == pytest.approx([-1.648410, -2.649606, -2.020157, 0.450964], abs=1e-3)
 
 
 def test_an_old_run_of_behaviour_cloning_resumes_without_its_router(tiny_training, tmp_path):

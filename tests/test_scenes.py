@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sim.appearances import SPLITS, TABLES
+from sim.appearances import DEFAULT_TABLE, SPLITS
 from sim.objects import FIXTURES, OBJECTS
 from sim.rotations import euler_quaternion, multiply, rotate
 from sim.scenes import FACTORS, SIZES, draw_scene, read_factors
-from sim.state import FIXTURE_NAMES, OBJECT_NAMES
+from sim.state import OBJECT_NAMES
 from sim.tasks import TASK_NAMES, TASKS
 from sim.world import World
 
@@ -26,7 +26,7 @@ FIELDS_OF = {  # factor -> fields of a scene that it changes; those of its items
     "friction": {"items.friction"},
     "look": {"items.appearance", "items.tint"},
     "light": {"light"},
-    "table": {"table_appearance", "table_tint"},
+    "table": {"table_material", "table_tint"},
     "camera": {"camera"},
     "distractors": {"items.count"},
     "start": {"start_m", "start_yaw_rad"},
@@ -73,8 +73,9 @@ def test_without_randomisation_bodies_have_the_sizes_masses_and_appearances_of_t
     for scene in scenes("place-plate", "none", count=5):
         for item in scene.objects:
             spec = OBJECTS[OBJECT_NAMES[item.index]]
-            assert (item.scale, item.mass_kg, item.friction, item.appearance) == (1.0, spec.mass_kg, spec.friction, 0)
-        assert (scene.delay_steps, scene.actuation_noise, scene.table_appearance) == (0, 0.0, 0)
+            assert (item.scale, item.mass_kg, item.friction) == (1.0, spec.mass_kg, spec.friction)
+            assert item.appearance == spec.appearances.default
+        assert (scene.delay_steps, scene.actuation_noise, scene.table_material) == (0, 0.0, DEFAULT_TABLE)
 
 
 def test_no_size_of_the_held_out_split_occurs_in_training():
@@ -94,13 +95,13 @@ def test_no_appearance_of_the_held_out_split_occurs_in_training():
     for split in SPLITS:
         for scene in scenes("lift-can", "all", split, 100) + scenes("place-bowl", "all", split, 100):
             for item in scene.objects:
-                used[split].add(OBJECTS[OBJECT_NAMES[item.index]].appearances.of(split)[item.appearance])
+                used[split].add(item.appearance)
             for item in scene.fixtures:
-                used[split].add(FIXTURES[FIXTURE_NAMES[item.index]].appearances.of(split)[item.appearance])
-            used[split].add(TABLES[split][scene.table_appearance]().tobytes())
+                used[split].add(item.appearance)
+            used[split].add((scene.table_material,))
     assert not used["train"] & used["test"]
-    assert len(used["train"]) > 30
-    assert len(used["test"]) > 15
+    assert len(used["train"]) > 800
+    assert len(used["test"]) == 2 * 10 + 4
 
 
 def test_the_held_out_split_differs_even_where_nothing_is_randomised():

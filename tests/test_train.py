@@ -15,6 +15,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation
 
 from bench.step import Step, synthetic_batch
 from data.replay import Replay
@@ -25,7 +26,7 @@ from eval.policy import CEMPolicy
 from eval.report import read_curves
 from eval.rollout import EpisodeOutcome
 from models.image_checkpoint import read_checkpoint
-from models.images import crop, crop_corner, in_crop, photometric
+from models.images import change_colours, crop, crop_corner, in_crop, photometric
 from models.qnetwork import bounds
 from sim.files import DatasetError
 from sim.landmarks import landmarks
@@ -457,7 +458,7 @@ def test_behaviour_cloning_needs_a_success(
         assert f"{folder}: holds no success of {without} to clone" in capsys.readouterr().out
 
 
-def test_photometric_augmentation_depends_on_seed_and_group_alone():
+def test_photometric_augmentation_depends_on_the_seed_alone_and_differs_between_images():
     image = torch.rand(1, 3, 8, 8).expand(16, -1, -1, -1)
     torch.manual_seed(5)
     first = photometric(image, 3)
@@ -466,10 +467,56 @@ def test_photometric_augmentation_depends_on_seed_and_group_alone():
     assert torch.equal(drawn, torch.rand(1))
     assert torch.equal(first, photometric(image, 3))
     assert not torch.equal(first, photometric(image, 4))
-    assert torch.equal(first[:8], first[8:])
-    assert len({image.numpy().tobytes() for image in first}) == 8
+    assert len({image.numpy().tobytes() for image in first}) == 16
     assert 0 <= first.min() <= first.max() <= 1
     assert 0.02 < (first - image).abs().mean() < 0.5
+
+
+def test_photometric_augmentation_is_as_exact_in_bfloat16_training():
+    image = torch.rand(4, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = photometric(image, 3)
+    assert torch.equal(mixed, photometric(image, 3))
+
+
+NOTHING = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
+
+
+def changed_colours(image, **factors):
+    return change_colours(image, *(torch.full((len(image),), value) for value in (NOTHING | factors).values()))
+
+
+def test_colour_changes_have_the_values_worked_out_by_hand():
+    def pixel(colour, **factors):
+        return changed_colours(torch.tensor(colour).view(1, 3, 1, 1), **factors).flatten().tolist()
+
+    assert pixel([0.2, 0.4, 0.6]) == pytest.approx([0.2, 0.4, 0.6])
+    assert pixel([0.2, 0.4, 0.6], brightness=0.5) == pytest.approx([0.1, 0.2, 0.3])
+    assert pixel([0.2, 0.4, 0.9], brightness=2.0) == pytest.approx([0.4, 0.8, 1.0])  # clipped
+    assert pixel([1.0, 0.0, 0.0], saturation=0.0) == pytest.approx([0.299] * 3)
+    assert pixel([1.0, 0.0, 0.0], saturation=0.5) == pytest.approx([0.6495, 0.1495, 0.1495])
+    assert pixel([0.9, 0.2, 0.1], hue=1 / 3) == pytest.approx([0.1, 0.9, 0.2])  # red becomes green
+    assert pixel([0.5, 0.5, 0.5], hue=0.2, saturation=1.5) == pytest.approx([0.5] * 3)
+    two = torch.tensor([0.2, 0.6]).view(1, 1, 1, 2).expand(1, 3, 1, 2)  # a mean luma of 0.4
+    assert changed_colours(two, contrast=0.5)[0, 0].flatten().tolist() == pytest.approx([0.3, 0.5])
+    assert changed_colours(two, contrast=0.5, brightness=0.5)[0, 0].flatten().tolist() == pytest.approx([0.15, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "reference"),
+    [
+        ("brightness", 0.9, adjust_brightness),
+        ("contrast", 0.6, adjust_contrast),
+        ("contrast", 1.4, adjust_contrast),
+        ("saturation", 0.6, adjust_saturation),
+        ("saturation", 1.4, adjust_saturation),
+        ("hue", 1 / 3, adjust_hue),
+    ],
+)
+def test_colour_changes_are_torchvisions(name, factor, reference):
+    image = torch.rand(3, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    image = image.contiguous(memory_format=torch.channels_last)
+    assert changed_colours(image, **{name: factor}) == pytest.approx(reference(image, factor), abs=2e-4)
 
 
 def test_each_step_moves_the_target_towards_the_network_and_the_lagged_target_copies_it(tiny_training, tmp_path):

@@ -217,6 +217,7 @@ _VISION_64 = replace(
     conservative_weight=0.03,
     landmark_weight=0.3,
     behaviour_policy=True,
+    photometric=True,
     workers=2,
 )
 _DEMO = replace(
@@ -227,6 +228,7 @@ _DEMO = replace(
     batch_size=120,
     target_update_rate=0.02,
     random_crop=False,
+    photometric=False,
     workers=1,
     checkpoint_every=250,
     log_every=20,
