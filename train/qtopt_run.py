@@ -20,7 +20,7 @@ from data.replay import Replay
 from data.sampler import BatchStream, Sampler, SamplerConfig
 from data.sharing import RULES
 from models.checkpoint import CheckpointError, check_finite, load_finite, load_weights
-from models.image_checkpoint import acting_weights, read_checkpoint
+from models.image_checkpoint import FORMAT, acting_weights, read_checkpoint
 from models.qnetwork import NetworkConfig
 from sim.options import changed
 from sim.tasks import TASK_NAMES, task_by_name
@@ -74,6 +74,11 @@ def _train(config: QTOptConfig, replay: Replay, out: Path, environment: ClusterE
         checkpoint = read_checkpoint(resume)
         metadata = checkpoint["switchyard"]
         done = metadata["steps"]
+        if metadata["format"] < FORMAT and done < config.steps:
+            raise CheckpointError(
+                f"{resume}: begun by an earlier version, which shared data in another way; train anew in another --out, "
+                f"from its network with --start_from {resume}"
+            )
         if metadata["renderer"] != replay.renderer:
             raise CheckpointError(
                 f"{resume}: trained on {metadata['renderer']} images, {config.data} holds {replay.renderer}"
