@@ -1,0 +1,356 @@
+"""`python -m bench.twin`: a kinematic twin of the vision stack, to compare ways of sharing data in a minute each.
+
+A toy of the seven lifts on noisy true landmarks (bench/twin_world.py: no images, no physics) trains the project's own
+heads, losses, behaviour policy and sharing rules with the options of preset vision-64. What it says about the order of
+sharing rules is a hypothesis for the vision stack, not a result. docs/results/twin.md.
+
+Shapes: `B` rows of a batch, `E` episodes, `N` = 7 lifts, `K` unseen actions, `M` frames of an episode that are scored.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bench.twin_world import HORIZON, LIFTS, SOURCES, ToyEpisodes, ToyWorld, collect, observe
+from data.router import GRANULARITIES, Router, RouterConfig
+from data.sharing import RULES, RuleContext, Scores, mean, top_quantile
+from models.acting import best_action
+from models.cem import sample_uniform
+from models.image_losses import bellman_loss, bellman_target, cloning_loss, conservative_loss
+from models.qnetwork import NetworkConfig, bounds
+from models.scoring import q_of_tasks
+from models.small_network import SmallQNetwork
+from models.updates import gradient_step, update_average
+from sim.options import Parser, add_options, check_choice, check_fraction, check_least, from_options, option, run_command
+from sim.tasks import SKILLS, TASK_NAMES
+from train.optimizer import configure_adam
+from train.qtopt import SAME_COMMAND
+from train.qtopt_config import PRESETS, QTOptConfig
+
+N = len(LIFTS)
+MODES = ("weight", "sample", "top-tenth")
+REFERENCES: dict[str, Callable[[Tensor, float], Tensor]] = {"percentile": top_quantile, "mean": mean}
+# Which rows the behaviour policy clones: (success at the target, own row) -> factor of the row's weight.
+CLONES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "accepted": lambda success, own: success,
+    "effective": lambda success, own: torch.ones_like(success),
+    "own-accepted": lambda success, own: torch.where(own, success, 1.0),
+}
+STATISTICS_FROM = 0.5  # of the run: rows drawn and weights are averaged over the rest
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwinConfig:
+    """Options of one run of the twin."""
+
+    rule: str = option("cds", f"sharing rule: {', '.join(RULES)}")
+    mode: str = option("weight", f"what the rule does, of {', '.join(MODES)}: weigh evenly drawn rows, or route them")
+    reference: str = option("percentile", f"what scores are compared with, of {', '.join(REFERENCES)}")
+    percentile: float = option(10.0, "k, percent from the top")
+    sharing_temperature: float = option(0.0, "tau; 0: the mean of |Delta|")
+    granularity: str = option("transition", f"unit that mode weight weighs: {', '.join(GRANULARITIES)}")
+    balance_successes: bool = option(False, "half of the shared rows are accepted by the target's detector (an oracle)")
+    clone: str = option("accepted", f"rows that the behaviour policy clones: {', '.join(CLONES)}")
+    score_every: int = option(100, "steps between renewals of the episodes' scores")
+    warm_up: int = option(200, "steps before the first scores")
+    warm_up_rule: str = option("none", "until then the shared rows are own ones (none) or drawn evenly (all)")
+    score_frames: int = option(4, "frames of an episode that are scored")
+    steps: int = option(1200, "gradient steps")
+    per_task: int = option(16, "rows of each task in a batch")
+    shared_fraction: float = option(0.5, "fraction of them from other tasks")
+    noise_m: float = option(0.008, "white noise of landmarks")
+    episodes: int = option(200, "evaluation episodes of each task")
+    seed: int = option(0, "of data, training and evaluation")
+
+    def __post_init__(self) -> None:
+        check_choice("sharing rule", self.rule, tuple(RULES))
+        check_choice("mode", self.mode, MODES)
+        check_choice("reference", self.reference, tuple(REFERENCES))
+        check_choice("granularity", self.granularity, GRANULARITIES)
+        check_choice("clone", self.clone, tuple(CLONES))
+        check_choice("rule of the warm-up", self.warm_up_rule, ("none", "all"))
+        check_least(self, 1, "score_every", "score_frames", "steps", "episodes")
+        check_least(self, 0, "warm_up", "noise_m", "sharing_temperature")
+        check_least(self, 1, "per_task")
+        check_fraction(self, "shared_fraction")
+        rule = RULES[self.rule]
+        if rule.snapshot or not rule.reward or rule.needs == "q_policy":
+            raise ValueError(f"the twin does not have rule {self.rule}; it has none, all, skill, cds, cds-hard and hipi")
+        if self.mode == "weight" and self.reference != "percentile":
+            raise ValueError("mode weight is the project's router, which has no reference but percentile")
+
+
+class TwinNetwork(SmallQNetwork):
+    """The small network's heads and behaviour policy on features [B, L, landmark + 1] in place of the image's."""
+
+    descriptor = 1
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__(config)
+        self.trunk = self.describe = self.attend = nn.Identity()  # type: ignore[assignment]
+
+    def encode(self, image: Tensor, gripper: Tensor) -> Tensor:
+        return image.flatten(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwinBatch:
+    """B transitions relabelled for their target task, as data/batches.py has them; `rows` [B] are their frames."""
+
+    rows: NDArray[np.int64]
+    task_index: Tensor
+    source_task_index: Tensor
+    success: Tensor
+    episode: Tensor
+    done: Tensor
+
+
+class TwinSampler:
+    """Draws batches: of each task some own rows, balanced by success, and some shared ones, as `share` [N, E] says.
+
+    `share`: probability of each episode's steps, relative to each other, in the shared rows of task i. It begins even.
+    """
+
+    def __init__(self, data: ToyEpisodes, config: TwinConfig) -> None:
+        self.data, self.config = data, config
+        self.own = data.task == np.arange(N)[:, None]  # [N, E]
+        lifts = RULES[config.rule].sources(SKILLS)[np.ix_(LIFTS, LIFTS)]
+        self.allowed = lifts[:, data.task] & ~self.own
+        self.share = self.allowed.astype(np.float64)
+        self.num_shared = np.where(self.allowed.any(1), round(config.per_task * config.shared_fraction), 0)
+        if config.mode != "weight" and RULES[config.rule].uses_q and config.warm_up_rule == "none":
+            self.num_shared[:] = 0
+
+    def route(self, weight: NDArray[np.float64], fill: bool) -> None:
+        """From now on shared rows are drawn by these weights [N, E]. With `fill`, a task draws no more rows than there
+        are episodes with a weight; own rows take the other places."""
+        self.share = weight * self.allowed
+        most = round(self.config.per_task * self.config.shared_fraction)
+        passing = (self.share > 0).sum(1)
+        self.num_shared = np.minimum(most, passing) if fill else np.where(passing > 0, most, 0)
+
+    def draw(self, rng: np.random.Generator) -> TwinBatch:
+        data, size = self.data, self.config.per_task
+        episodes = []
+        for task in range(N):
+            shared = int(self.num_shared[task])
+            for chance, balanced, count in (
+                (self.own[task].astype(np.float64), True, size - shared),
+                (self.share[task], self.config.balance_successes, shared),
+            ):
+                if count:
+                    chance = chance * data.length
+                    if balanced:
+                        chance = _balance(chance, data.success[:, task])
+                    total = chance.cumsum()
+                    episodes.append(np.searchsorted(total, rng.random(count) * total[-1], side="right"))
+        episode = np.concatenate(episodes)
+        step = rng.integers(data.length[episode])
+        task = np.repeat(np.arange(N), size)
+        return TwinBatch(
+            rows=data.first[episode] + step,
+            task_index=torch.from_numpy(task),
+            source_task_index=torch.from_numpy(data.task[episode]),
+            success=torch.from_numpy(data.success[episode, task]).float(),
+            episode=torch.from_numpy(episode),
+            done=torch.from_numpy(step == data.length[episode] - 1).float(),
+        )
+
+
+def _balance(chance: NDArray[np.float64], success: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Scales chances [E] so that successes and failures have the same sum, if there are both."""
+    sums = np.array([chance[~success].sum(), chance[success].sum()])
+    return chance / sums[success.astype(int)] if sums.all() else chance
+
+
+def episode_weights(score: Tensor, own: Tensor, config: TwinConfig) -> Tensor:
+    """Weights [N, E] of the rule for all episodes of other tasks, by their scores [N, E]; `own` [N, E]."""
+    score, rule, num_tasks = score.double(), RULES[config.rule], len(score)
+    if config.mode == "top-tenth":
+        others = score.masked_fill(own, torch.nan)
+        return (score >= others.nanquantile(0.9, dim=1, keepdim=True)).double() * ~own
+    reference = REFERENCES[config.reference](score.masked_fill(~own, torch.nan), config.percentile)[:, None]
+    gap = ((score - reference).abs() * ~own).sum(1, keepdim=True) / (~own).sum(1, keepdim=True)
+    tau = torch.full_like(gap, config.sharing_temperature) if config.sharing_temperature else gap
+    target = torch.arange(num_tasks)[:, None].expand(score.shape)
+    q_tasks = score.T.expand(num_tasks, -1, -1)
+    context = RuleContext(reference=reference, temperature=tau, target=target, q_tasks=q_tasks)
+    return rule.weight(score, context).double() * ~own
+
+
+class Learner:
+    """The vision stack's Q-learner and behaviour policy on the twin's data."""
+
+    def __init__(self, config: TwinConfig, data: ToyEpisodes) -> None:
+        self.config, self.data = config, data
+        self.options: QTOptConfig = dataclasses.replace(PRESETS["vision-64"], steps=config.steps, landmark_weight=0.0)
+        torch.manual_seed(config.seed)
+        self.network = TwinNetwork(self.options.network)
+        self.target = copy.deepcopy(self.network).requires_grad_(False)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        router = RouterConfig(
+            rule=config.rule,
+            percentile=config.percentile,
+            temperature=config.sharing_temperature,
+            granularity=config.granularity,
+        )
+        self.router = Router(router, len(TASK_NAMES), num_episodes=len(data.task))
+        optimizer = configure_adam([p for p in self.network.parameters() if p.requires_grad], self.options)
+        self.optimizer, self.schedule = optimizer["optimizer"], optimizer["lr_scheduler"]["scheduler"]
+
+    def step(self, batch: TwinBatch) -> Tensor:
+        """One step of Q and the behaviour policy, as train/qtopt.py. The weights of the rows, [B]."""
+        data, options, network, task = self.data, self.options, self.network, batch.task_index
+        now = torch.from_numpy(batch.rows)
+        features, gripper, action = (part[now] for part in (data.features.flatten(1), data.gripper, data.action))
+        following, next_gripper = data.features.flatten(1)[now + 1], data.gripper[now + 1]
+        with torch.no_grad():
+            _, value = best_action(self.target, following, next_gripper, task, options.acting, self.generator)
+        reward = batch.done * batch.success
+        target = bellman_target(reward, batch.done, torch.ones_like(reward), value, options.discount)
+        candidates = torch.cat([action[:, None], self._unseen_actions(action)], dim=1)
+        logits = network.score(features, gripper, candidates, task)
+        weight = self._weigh(batch, features, gripper, action, logits.detach())
+        loss = bellman_loss(logits[:, 0], target, weight)[0]
+        loss = loss + options.conservative_weight * conservative_loss(logits[:, 1:], weight)[0]
+        cloned = CLONES[self.config.clone](batch.success, task == batch.source_task_index)
+        behaviour = network.behaviour_policy(features, gripper, task)
+        loss = loss + cloning_loss(*behaviour, action, bounds(action.device), weight * cloned)
+        gradient_step(self.optimizer, loss)
+        self.schedule.step()
+        update_average(self.target, network, options.target_update_rate)
+        return weight
+
+    def _weigh(self, batch: TwinBatch, features: Tensor, gripper: Tensor, action: Tensor, logits: Tensor) -> Tensor:
+        """Weights [B]: the router's, or 1 where the rule chose the rows."""
+        if self.config.mode != "weight":
+            return torch.ones_like(batch.success)
+        with torch.no_grad():
+            tasks = q_of_tasks(self.network, features, gripper, action, LIFTS) if self.router.rule.needs else None
+        return self.router.weigh(batch, Scores(q=logits[:, 0].sigmoid(), q_tasks=tasks))
+
+    def _unseen_actions(self, action: Tensor) -> Tensor:
+        """Unseen actions of the conservative term [B, K, 5], drawn as train/qtopt.py draws them."""
+        options, bound, generator = self.options, bounds(action.device), self.generator
+        size, near = len(action), round(options.num_unseen_actions * options.nearby_fraction)
+        unseen = sample_uniform((size, options.num_unseen_actions), bound, generator)
+        noise = options.nearby_std * bound * torch.randn(size, near, 4, generator=generator)
+        unseen[:, :near, :4] = (action[:, None, :4] + noise).clamp(-bound, bound)
+        keep = torch.rand(size, near, generator=generator) < SAME_COMMAND
+        unseen[:, :near, 4] = torch.where(keep, action[:, 4:5], unseen[:, :near, 4])
+        return unseen
+
+    @torch.no_grad()
+    def score_episodes(self) -> Tensor:
+        """Mean Q of every episode for every lift [N, E], by the target network at M frames of each."""
+        data, frames = self.data, self.config.score_frames
+        place = (np.arange(frames) + 0.5) / frames
+        rows = torch.from_numpy((data.first[:, None] + (place * data.length[:, None]).astype(np.int64)).ravel())
+        parts = [
+            q_of_tasks(self.target, data.features[part].flatten(1), data.gripper[part], data.action[part], LIFTS)
+            for part in rows.split(1024)
+        ]
+        return torch.cat(parts)[:, list(LIFTS)].view(-1, frames, N).mean(1).T
+
+    @torch.no_grad()
+    def evaluate(self, episodes: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Success rate of each lift [N]."""
+        task = np.repeat(np.arange(N), episodes)
+        world, generator = ToyWorld(task, rng), torch.Generator().manual_seed(int(rng.integers(2**32)))
+        for _ in range(HORIZON):
+            alive = np.flatnonzero(~world.done)
+            if not len(alive):
+                break
+            features, gripper = observe(world.state, self.config.noise_m, rng)
+            chosen, _ = best_action(
+                self.target,
+                features[alive].flatten(1),
+                gripper[alive],
+                torch.from_numpy(task[alive]),
+                self.options.acting,
+                generator,
+            )
+            action = np.zeros((len(task), 5), np.float32)
+            action[alive] = chosen.numpy()
+            world.step(action)
+        return world.success()[np.arange(len(task)), task].reshape(N, episodes).mean(1)
+
+
+def area_under_curve(score: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
+    """Probability that a positive scores higher than a negative, ties counting half; NaN without both."""
+    order = np.sort(score)
+    rank = (np.searchsorted(order, score, "left") + np.searchsorted(order, score, "right") + 1) / 2
+    pairs = positive.sum() * (~positive).sum()
+    least = positive.sum() * (positive.sum() + 1) / 2
+    return float((rank[positive].sum() - least) / pairs) if pairs else float("nan")
+
+
+def run(config: TwinConfig, data: ToyEpisodes | None = None) -> dict[str, Any]:
+    """Trains and evaluates. Success in percent by lift and on average, and statistics of the shared rows."""
+    begin = time.perf_counter()
+    data = data or collect(SOURCES, config.noise_m, np.random.default_rng([config.seed, 0]))
+    learner, sampler, rng = Learner(config, data), TwinSampler(data, config), np.random.default_rng([config.seed, 1])
+    own = torch.from_numpy(sampler.own)
+    routes = config.mode != "weight" and (RULES[config.rule].uses_q or config.mode == "top-tenth")
+    sums = np.zeros((2, 2))  # rows and their weights, of other and of accepted episodes
+    counted = 0
+    for step in range(config.steps):
+        if routes and step >= config.warm_up and (step - config.warm_up) % config.score_every == 0:
+            weight = episode_weights(learner.score_episodes(), own, config)
+            sampler.route(weight.numpy(), fill=config.rule != "cds")
+        batch = sampler.draw(rng)
+        weight = learner.step(batch)
+        if step >= STATISTICS_FROM * config.steps:
+            shared = batch.task_index != batch.source_task_index
+            for accepted in (0, 1):
+                kept = weight[shared & (batch.success == accepted)]
+                sums[:, accepted] += [len(kept), float(kept.sum())]
+            counted += len(weight)
+    success = 100 * learner.evaluate(config.episodes, np.random.default_rng([config.seed, 2]))
+    score = learner.score_episodes().numpy()
+    curves = [area_under_curve(score[i][~sampler.own[i]], data.success[~sampler.own[i], i]) for i in range(N)]
+    weights = sums[1] / np.maximum(sums[0], 1)
+    return {
+        "success": dict(zip(SOURCES, success.round(1).tolist(), strict=True)),
+        "average": round(float(success.mean()), 1),
+        "shared_rows": round(float(sums[0].sum() / counted), 3),
+        "accepted_drawn": round(float(sums[0, 1] / max(1.0, sums[0].sum())), 3),
+        "accepted_learned": round(float(sums[1, 1] / max(1e-9, sums[1].sum())), 3),
+        "weight_accepted": round(float(weights[1]), 3),
+        "weight_others": round(float(weights[0]), 3),
+        "auc": round(float(np.nanmean(curves)), 3),
+        "seconds": round(time.perf_counter() - begin, 1),
+        "config": dataclasses.asdict(config),
+    }
+
+
+def main() -> int:
+    parser = Parser(prog="python -m bench.twin", description="Compares ways of sharing data in a toy of the lifts.")
+    add_options(parser, TwinConfig)
+    parser.add_argument("--log", type=Path, metavar="FILE", help="add the result to this file, as a line of JSON")
+    options = vars(parser.parse_args())
+    log = options.pop("log")
+    result = run(from_options(TwinConfig, options))
+    line = json.dumps(result)
+    if log:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
