@@ -37,7 +37,6 @@ from models.updates import gradient_step, update_average
 from sim.options import Parser, add_options, check_choice, check_fraction, check_least, from_options, option, run_command
 from sim.tasks import SKILLS, TASK_NAMES
 from train.optimizer import configure_adam
-from train.qtopt import SAME_COMMAND
 from train.qtopt_config import PRESETS, QTOptConfig
 
 N = len(LIFTS)
@@ -49,6 +48,8 @@ CLONES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "effective": lambda success, own: torch.ones_like(success),
     "own-accepted": lambda success, own: torch.where(own, success, 1.0),
 }
+SAME_COMMAND = 0.7  # as in train/qtopt.py, which would import Lightning
+WINDOW = 1000  # scores of a balanced reference
 STATISTICS_FROM = 0.5  # of the run: rows drawn and weights are averaged over the rest
 
 
@@ -60,6 +61,7 @@ class TwinConfig:
     mode: str = option("weight", f"what the rule does, of {', '.join(MODES)}: weigh evenly drawn rows, or route them")
     reference: str = option("percentile", f"what scores are compared with, of {', '.join(REFERENCES)}")
     percentile: float = option(10.0, "k, percent from the top")
+    balance_reference: bool = option(False, "the own scores count half successes, half failures, as own rows are drawn")
     sharing_temperature: float = option(0.0, "tau; 0: the mean of |Delta|")
     granularity: str = option("transition", f"unit that mode weight weighs: {', '.join(GRANULARITIES)}")
     balance_successes: bool = option(False, "half of the shared rows are accepted by the target's detector (an oracle)")
@@ -184,13 +186,27 @@ def _balance(chance: NDArray[np.float64], success: NDArray[np.bool_]) -> NDArray
     return chance / sums[success.astype(int)] if sums.all() else chance
 
 
-def episode_weights(score: Tensor, own: Tensor, config: TwinConfig) -> Tensor:
-    """Weights [N, E] of the rule for all episodes of other tasks, by their scores [N, E]; `own` [N, E]."""
+def balanced_window(score: Tensor, own: Tensor, success: Tensor) -> Tensor:
+    """Quantiles [N, WINDOW] of the own scores, in which successes and failures count the same; arguments [N, E]."""
+    point = (torch.arange(WINDOW, dtype=torch.float64) + 0.5) / WINDOW
+    windows = []
+    for values, mine, won in zip(score, own, success, strict=True):
+        order = values[mine].argsort()
+        total = torch.from_numpy(_balance(np.ones(len(order)), won[mine][order].numpy())).cumsum(0)
+        windows.append(values[mine][order][torch.searchsorted(total / total[-1], point)])
+    return torch.stack(windows)
+
+
+def episode_weights(score: Tensor, own: Tensor, success: Tensor, config: TwinConfig) -> Tensor:
+    """Weights [N, E] of the rule for all episodes of other tasks, by their scores [N, E]; `own`, `success` [N, E]."""
     score, rule, num_tasks = score.double(), RULES[config.rule], len(score)
     if config.mode == "top-tenth":
         others = score.masked_fill(own, torch.nan)
         return (score >= others.nanquantile(0.9, dim=1, keepdim=True)).double() * ~own
-    reference = REFERENCES[config.reference](score.masked_fill(~own, torch.nan), config.percentile)[:, None]
+    window = score.masked_fill(~own, torch.nan)
+    if config.balance_reference:
+        window = balanced_window(score, own, success)
+    reference = REFERENCES[config.reference](window, config.percentile)[:, None]
     gap = ((score - reference).abs() * ~own).sum(1, keepdim=True) / (~own).sum(1, keepdim=True)
     tau = torch.full_like(gap, config.sharing_temperature) if config.sharing_temperature else gap
     target = torch.arange(num_tasks)[:, None].expand(score.shape)
@@ -311,21 +327,21 @@ def run(config: TwinConfig, data: ToyEpisodes | None = None) -> dict[str, Any]:
     begin = time.perf_counter()
     data = data or collect(SOURCES, config.noise_m, np.random.default_rng([config.seed, 0]))
     learner, sampler, rng = Learner(config, data), TwinSampler(data, config), np.random.default_rng([config.seed, 1])
-    own = torch.from_numpy(sampler.own)
+    own, accepted = torch.from_numpy(sampler.own), torch.from_numpy(data.success.T.copy())
     routes = config.mode != "weight" and (RULES[config.rule].uses_q or config.mode == "top-tenth")
     sums = np.zeros((2, 2))  # rows and their weights, of other and of accepted episodes
     counted = 0
     for step in range(config.steps):
         if routes and step >= config.warm_up and (step - config.warm_up) % config.score_every == 0:
-            weight = episode_weights(learner.score_episodes(), own, config)
+            weight = episode_weights(learner.score_episodes(), own, accepted, config)
             sampler.route(weight.numpy(), fill=config.rule != "cds")
         batch = sampler.draw(rng)
         weight = learner.step(batch)
         if step >= STATISTICS_FROM * config.steps:
             shared = batch.task_index != batch.source_task_index
-            for accepted in (0, 1):
-                kept = weight[shared & (batch.success == accepted)]
-                sums[:, accepted] += [len(kept), float(kept.sum())]
+            for outcome in (0, 1):
+                kept = weight[shared & (batch.success == outcome)]
+                sums[:, outcome] += [len(kept), float(kept.sum())]
             counted += len(weight)
     success = 100 * learner.evaluate(config.episodes, np.random.default_rng([config.seed, 2]))
     score = learner.score_episodes().numpy()
