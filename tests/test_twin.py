@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import json
 import sys
 
 import numpy as np
@@ -10,22 +10,13 @@ import pytest
 import torch
 from torch import tensor
 
-from bench.twin import (
-    CLONES,
-    Learner,
-    N,
-    TwinConfig,
-    TwinNetwork,
-    TwinSampler,
-    area_under_curve,
-    balanced_window,
-    episode_weights,
-    run,
-)
+from bench.twin import Learner, TwinNetwork, area_under_curve, main, run
+from bench.twin_sharing import CLONES, N, TwinConfig, TwinSampler, balanced_window, episode_weights
 from bench.twin_world import LIFTS, SOURCES, ToyWorld, collect, observe
 from models.small_network import SmallQNetwork
 from sim import actions
 from sim.landmarks import LANDMARK_SIZE, OFFSET_UNIT_M, landmarks
+from sim.options import run_command
 from train.qtopt_config import PRESETS
 
 TINY = {"steps": 4, "per_task": 4, "episodes": 2, "warm_up": 1, "score_every": 2}
@@ -60,7 +51,9 @@ def test_an_object_that_is_grasped_and_lifted_counts_for_its_own_lift_alone():
     assert world.success()[0].tolist() == [k == 2 for k in range(N)]
     act(world, command=actions.TERMINATE)
     act(world, command=actions.OPEN)  # comes too late
-    assert world.success()[0, 2] and world.done[0] and world.length[0] == 4
+    assert world.success()[0, 2]
+    assert world.done[0]
+    assert world.length[0] == 4
 
 
 def test_fingers_that_close_beside_an_object_hold_nothing():
@@ -68,7 +61,8 @@ def test_fingers_that_close_beside_an_object_hold_nothing():
     act(world, command=actions.CLOSE)
     act(world, z=0.06)
     act(world, z=0.06)
-    assert world.state["held"][0] == -1 and not world.success().any()
+    assert world.state["held"][0] == -1
+    assert not world.success().any()
     assert world.state["object_position"][0, 2, 2] == pytest.approx(0.02)
 
 
@@ -79,7 +73,8 @@ def test_an_object_that_is_dropped_is_not_lifted():
     act(world, z=0.06)
     assert world.success()[0, 2]
     act(world, command=actions.OPEN)
-    assert not world.success().any() and world.state["object_on_table"][0, 2] == 1
+    assert not world.success().any()
+    assert world.state["object_on_table"][0, 2] == 1
 
 
 def test_motion_is_bounded_and_an_episode_ends_after_25_steps():
@@ -88,7 +83,8 @@ def test_motion_is_bounded_and_an_episode_ends_after_25_steps():
     assert world.state["gripper_position"][0, 2] == pytest.approx(0.02 + actions.MAX_TRANSLATION_M)
     for _ in range(30):
         act(world)
-    assert world.done[0] and world.length[0] == 25
+    assert world.done[0]
+    assert world.length[0] == 25
 
 
 def test_three_objects_lie_apart_and_a_target_is_among_them():
@@ -107,11 +103,14 @@ def test_observations_are_the_projects_landmarks_with_noise_on_the_offsets_of_wh
     features, gripper = observe(world.state, 0.008, np.random.default_rng(3))
     error = features.numpy()[..., :LANDMARK_SIZE] - exact
     present = np.abs(exact).sum(-1) > 0
-    assert present.sum() == 6000 and (error[~present] == 0).all() and (error[..., 3:] == 0).all()
+    assert present.sum() == 6000
+    assert (error[~present] == 0).all()
+    assert (error[..., 3:] == 0).all()
     assert error[present][:, :3].std() * OFFSET_UNIT_M == pytest.approx(0.008, rel=0.02)
     assert (features[..., LANDMARK_SIZE:] == 0).all()
     assert np.allclose(np.linalg.norm(exact[present][:, 3:5], axis=1), 2)  # tells it from an absent one: none stands
-    assert gripper[:, 0].sum() == 0 and (gripper[:, 1] >= 0.15).all()
+    assert gripper[:, 0].sum() == 0
+    assert (gripper[:, 1] >= 0.15).all()
 
 
 def test_sources_are_as_good_as_they_are_meant_to_be():
@@ -121,10 +120,12 @@ def test_sources_are_as_good_as_they_are_meant_to_be():
         np.random.default_rng(4),
     )
     aimless, crude, scripted = (data.success[data.task == lift] for lift in (0, 3, 5))
-    assert 0.3 < aimless.any(1).mean() < 0.5 and (aimless.mean(0) < 0.1).all()  # no task is its own
+    assert 0.3 < aimless.any(1).mean() < 0.5
+    assert (aimless.mean(0) < 0.1).all()
     assert 0.3 < crude[:, 3].mean() < 0.6
     assert scripted[:, 5].mean() > 0.95
-    assert (np.diff(data.first) == data.length[:-1] + 1).all() and len(data.action) == (data.length + 1).sum()
+    assert (np.diff(data.first) == data.length[:-1] + 1).all()
+    assert len(data.action) == (data.length + 1).sum()
 
 
 # ---------------------------------------------------------------- sharing
@@ -170,9 +171,10 @@ def test_hipi_gives_an_episode_to_the_task_that_scores_it_highest():
 def test_the_top_tenth_is_of_the_shared_episodes():
     score, own = torch.rand(1, 120, generator=torch.Generator().manual_seed(0)), torch.arange(120)[None] >= 100
     weight = episode_weights(score, own, own, TwinConfig(mode="top-tenth", rule="cds"))
-    assert weight.sum() == 10 and weight[0].bool().tolist() == (score >= score[~own].sort().values[90])[0].where(
-        ~own[0], tensor(False)
-    ).tolist()
+    assert weight.sum() == 10
+    assert (
+        weight[0].bool().tolist() == (score >= score[~own].sort().values[90])[0].where(~own[0], tensor(False)).tolist()
+    )
 
 
 def test_shared_rows_come_from_episodes_that_pass_and_own_rows_fill_the_rest(data):
@@ -200,16 +202,18 @@ def test_shared_rows_are_drawn_by_weight_times_length_and_balanced_if_asked(data
         rng = np.random.default_rng(6)
         batches = [sampler.draw(rng) for _ in range(20)]
         mine = torch.cat([b.success[(b.task_index == task) & (b.source_task_index != task)] for b in batches])
-        assert len(mine) == 640 and low < mine.mean() < high
+        assert len(mine) == 640
+        assert low < mine.mean() < high
         own = torch.cat([b.success[(b.task_index == task) & (b.source_task_index == task)] for b in batches])
-        assert len(own) == 640 and 0.4 < own.mean() < 0.6 or not data.success[data.task == task, task].any()
+        assert (len(own) == 640 and 0.4 < own.mean() < 0.6) or not data.success[data.task == task, task].any()
 
 
 def test_rows_are_steps_of_their_episodes_and_done_at_the_last(data):
     batch = TwinSampler(data, TwinConfig(rule="all")).draw(np.random.default_rng(7))
     episode = batch.episode.numpy()
     step = batch.rows - data.first[episode]
-    assert (data.episode[batch.rows] == episode).all() and ((step >= 0) & (step < data.length[episode])).all()
+    assert (data.episode[batch.rows] == episode).all()
+    assert ((step >= 0) & (step < data.length[episode])).all()
     assert (batch.done.numpy() == (step == data.length[episode] - 1)).all()
 
 
@@ -242,7 +246,7 @@ def test_a_batch_in_blocks_has_the_scores_of_the_projects_network(data):
 
 
 def test_the_learner_overfits_a_batch(data):
-    config = TwinConfig(rule="all", steps=80, per_task=4)
+    config = TwinConfig(rule="all", steps=60, per_task=4)
     learner, batch = Learner(config, data), TwinSampler(data, config).draw(np.random.default_rng(8))
     for _ in range(config.steps):
         learner.step(batch)
@@ -250,11 +254,14 @@ def test_the_learner_overfits_a_batch(data):
     features, gripper, action = data.features[now].flatten(1), data.gripper[now], data.action[now]
     with torch.no_grad():
         q = learner.network.score(features, gripper, action[:, None], batch.task_index)[:, 0].sigmoid()
-        mean, command = learner.network.behaviour_policy(features, gripper, batch.task_index)
+        _mean, command = learner.network.behaviour_policy(features, gripper, batch.task_index)
     won, lost = batch.done * batch.success > 0, batch.done * (1 - batch.success) > 0
-    assert won.any() and q[won].min() > 0.8 and q[lost].max() < 0.3
+    assert won.any()
+    assert q[won].min() > 0.8
+    assert q[lost].max() < 0.3
     right = command.argmax(-1) == action[:, 4]
-    assert right[batch.success > 0].all() and not right.all()  # it clones the accepted ones
+    assert right[batch.success > 0].all()
+    assert not right.all()
 
 
 @pytest.mark.parametrize("options", [{"rule": "cds"}, {"rule": "hipi", "mode": "sample"}], ids=["weight", "sample"])
@@ -262,7 +269,8 @@ def test_a_run_repeats_itself(data, options):
     config = TwinConfig(**TINY, **options)
     first, second = ({k: v for k, v in run(config, data).items() if k != "seconds"} for _ in range(2))
     assert first == second
-    assert set(first["success"]) == set(SOURCES) and 0 <= first["average"] <= 100
+    assert set(first["success"]) == set(SOURCES)
+    assert 0 <= first["average"] <= 100
 
 
 def test_scores_of_episodes_are_the_mean_q_of_their_frames(data):
@@ -281,11 +289,22 @@ def test_scores_of_episodes_are_the_mean_q_of_their_frames(data):
     assert torch.allclose(score[:, e], torch.stack(q).sigmoid().mean((1, 2)), atol=1e-6)
 
 
-def test_wrong_options_are_told_in_one_line():
+def test_wrong_options_are_told_in_one_line(monkeypatch, capsys):
     with pytest.raises(ValueError, match="the twin does not have rule uds"):
         TwinConfig(rule="uds")
     with pytest.raises(ValueError, match="Did you mean 'sample'"):
         TwinConfig(mode="sampel")
-    command = [sys.executable, "-m", "bench.twin", "--rule", "cds", "--reference", "mean"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stderr.startswith("error: mode weight is the project's router")
+    monkeypatch.setattr(sys, "argv", ["bench.twin", "--rule", "cds", "--reference", "mean"])
+    assert run_command(main) == 2
+    assert capsys.readouterr().err.startswith("error: mode weight is the project's router")
+
+
+def test_the_command_adds_a_line_to_its_log(monkeypatch, capsys, tmp_path):
+    log = tmp_path / "runs.jsonl"
+    log.write_text("{}\n")
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    monkeypatch.setattr(sys, "argv", ["bench.twin", *options, "--rule", "all", "--log", str(log)])
+    assert run_command(main) == 0
+    lines = log.read_text().splitlines()
+    assert lines == ["{}", capsys.readouterr().out.strip()]
+    assert json.loads(lines[1])["shared_rows"] == 0.5
