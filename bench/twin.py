@@ -220,13 +220,38 @@ def run(config: TwinConfig, data: ToyEpisodes | None = None) -> dict[str, Any]:
     }
 
 
+COLUMNS = ("shared_rows", "accepted_drawn", "accepted_learned", "weight_accepted", "weight_others", "auc")
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown table of results: a row for each configuration, with its average success by seed and the mean of the
+    other statistics."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        options = result["config"]
+        usual = {field.name: field.default for field in dataclasses.fields(TwinConfig)} | {"seed": options["seed"]}
+        name = " ".join(f"{key}={value}" for key, value in options.items() if key == "rule" or value != usual[key])
+        groups.setdefault(name.removeprefix("rule="), []).append(result)
+    lines = ["| arm | success, % (seed) | " + " | ".join(COLUMNS) + " |", "|---" * (2 + len(COLUMNS)) + "|"]
+    for name, group in groups.items():
+        success = ", ".join(f"{each['average']} ({each['config']['seed']})" for each in group)
+        means = [f"{np.mean([each[key] for each in group]):.2f}" for key in COLUMNS]
+        lines.append(f"| {name} | {success} | " + " | ".join(means) + " |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = Parser(prog="python -m bench.twin", description="Compares ways of sharing data in a toy of the lifts.")
     add_options(parser, TwinConfig)
     parser.add_argument("--log", type=Path, metavar="FILE", help="add the result to this file, as a line of JSON")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print a table of such a file, and train nothing")
     options = vars(parser.parse_args())
-    log = options.pop("log")
-    result = run(from_options(TwinConfig, options))
+    log, done = options.pop("log"), options.pop("table")
+    config = from_options(TwinConfig, options)
+    if done:
+        print(table([json.loads(line) for line in done.read_text(encoding="utf-8").splitlines()]))
+        return 0
+    result = run(config)
     line = json.dumps(result)
     if log:
         with log.open("a", encoding="utf-8") as file:

@@ -299,12 +299,19 @@ def test_wrong_options_are_told_in_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: mode weight is the project's router")
 
 
-def test_the_command_adds_a_line_to_its_log(monkeypatch, capsys, tmp_path):
+def test_the_command_adds_a_line_to_its_log_and_tables_it(monkeypatch, capsys, tmp_path):
     log = tmp_path / "runs.jsonl"
-    log.write_text("{}\n")
     options = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
-    monkeypatch.setattr(sys, "argv", ["bench.twin", *options, "--rule", "all", "--log", str(log)])
+    for seed in ("0", "1"):
+        monkeypatch.setattr(sys, "argv", ["bench.twin", *options, "--rule", "all", "--log", str(log), "--seed", seed])
+        assert run_command(main) == 0
+    results = [json.loads(line) for line in log.read_text().splitlines()]
+    assert log.read_text() == capsys.readouterr().out
+    assert [result["shared_rows"] for result in results] == [0.5, 0.5]
+    monkeypatch.setattr(sys, "argv", ["bench.twin", "--table", str(log)])
     assert run_command(main) == 0
-    lines = log.read_text().splitlines()
-    assert lines == ["{}", capsys.readouterr().out.strip()]
-    assert json.loads(lines[1])["shared_rows"] == 0.5
+    head, _, row = capsys.readouterr().out.splitlines()
+    assert head.startswith("| arm | success, % (seed) | shared_rows |")
+    averages = [result["average"] for result in results]
+    assert row.startswith("| all ")
+    assert f"| {averages[0]} (0), {averages[1]} (1) | 0.50 |" in row
