@@ -16,6 +16,7 @@ PAGES = (
     "README.md",
     *(f"docs/{name}.md" for name in ("commands", "sharing", "algorithms", "data", "world", "vision")),
     "docs/results/cql-parity.md",
+    "docs/results/twin.md",
 )
 FOREIGN = ("pip", "tensorboard", ".")  # shown, and not ours to parse
 
