@@ -23,9 +23,17 @@ class EpisodeRouter(nn.Module):
     _own: Tensor  # bool [N, K]
     _others: Tensor  # bool [N, K], those that a task may share
     _length: Tensor  # float32 [K]
+    _own_weight: Tensor  # float32 [K], what an episode counts for the reference of its own task
 
-    def __init__(self, config: RouterConfig, scores: EpisodeScores, sources: NDArray[np.bool_]) -> None:
-        """`sources` [N, N]: from which task (column) each trained task (row) may draw."""
+    def __init__(
+        self,
+        config: RouterConfig,
+        scores: EpisodeScores,
+        sources: NDArray[np.bool_],
+        own_weight: NDArray[np.floating] | None = None,
+    ) -> None:
+        """`sources` [N, N]: from which task (column) each trained task (row) may draw. `own_weight` [K]: what a step of
+        each episode counts for the reference of its own task; default: 1."""
         super().__init__()
         self.config, self.rule, self.scores = config, RULES[config.rule], scores
         task, length = scores.schedule.episodes.task, scores.schedule.episodes.length
@@ -33,6 +41,8 @@ class EpisodeRouter(nn.Module):
         self.register_buffer("_own", torch.from_numpy(own), persistent=False)
         self.register_buffer("_others", torch.from_numpy(sources[:, task] & ~own), persistent=False)
         self.register_buffer("_length", torch.from_numpy(length).float(), persistent=False)
+        weight = length if own_weight is None else length * own_weight
+        self.register_buffer("_own_weight", torch.from_numpy(weight).float(), persistent=False)
         self._known: dict[int, Tensor] = {}  # weights by the batch since which they count
 
     @torch.no_grad()
@@ -101,7 +111,7 @@ class EpisodeRouter(nn.Module):
         reference_of = self.config.reference_of
         assert reference_of is not None
         own_score = score.masked_fill(~self._own, torch.nan)
-        return reference_of(own_score, self._length.expand(score.shape), self.config.percentile)
+        return reference_of(own_score, self._own_weight.expand(score.shape), self.config.percentile)
 
     def _temperature(self, score: Tensor) -> Tensor:
         """The fixed temperature, or the clipped mean over the episodes of a version: of Delta over shared ones, or of
@@ -110,11 +120,12 @@ class EpisodeRouter(nn.Module):
         if fixed is not None or not self.rule.reference:
             return torch.full_like(score[..., 0], fixed or 1.0)
         delta = score - self._reference(score)[..., None]
-        count = self._length * ~delta.isnan()
+        known = ~delta.isnan()
         if self.config.temperature == "signed":
-            tau = _mean(delta, count * self._others)
+            tau = _mean(delta, known * self._others * self._length)
         else:
-            tau = torch.stack([_mean(delta.abs(), count * of) for of in (self._own, self._others)]).nanmean(0)
+            counts = self._own * self._own_weight, self._others * self._length
+            tau = torch.stack([_mean(delta.abs(), known * count) for count in counts]).nanmean(0)
         return tau.nan_to_num(0.0).clamp(self.config.tau_low, self.config.tau_high)
 
 

@@ -41,8 +41,14 @@ def build_router(
         count = config.scored_steps * config.devices * config.nodes
         schedule = ScoringSchedule(listed, count, config.score_visits, config.seed)
         scores = EpisodeScores(schedule, 1, len(TASK_NAMES), DRAWN_AHEAD)
-        episodes = EpisodeRouter(config.router, scores, sources_of(RULES[config.rule], tasks))
-    weight = outcome_weight(replay, config.success_fraction) if replay else None
+        own_weight = None
+        if replay is not None and config.reference_over == "batches":
+            stock = outcome_weight(replay, config.success_fraction)
+            own_weight = 1 / stock[replay.episode_task, replay.own_success.astype(int)]
+        episodes = EpisodeRouter(config.router, scores, sources_of(RULES[config.rule], tasks), own_weight)
+    weight = None
+    if replay is not None and config.reference_over == "data":
+        weight = outcome_weight(replay, config.success_fraction)
     return Router(config.router, len(TASK_NAMES), episodes=episodes, outcome_weight=weight)
 
 

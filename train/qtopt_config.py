@@ -16,6 +16,7 @@ from train.precision import PRECISIONS
 
 LEARNERS = ("qtopt", "bc")
 DECODERS = ("auto", "cpu", "gpu")
+REFERENCE_OVER = ("batches", "data")
 CLONED: dict[str, str] = {  # steps that the behaviour policy clones -> what they are
     "effective": "all, by their weight: pi_beta of D_eff",
     "successes": "own ones of successful episodes, and shared ones by their weight",
@@ -58,8 +59,11 @@ class QTOptConfig:
         "sample", f"of {', '.join(SHARING)}: shared ones are drawn by the rule, or their loss weighed"
     )
     granularity: str = option("episode", f"unit that is scored: {', '.join(GRANULARITIES)}")
-    reference: str = option(BY_RULE, f"of the own scores: {', '.join((BY_RULE, *REFERENCES))}")
+    reference: str = option("mean", f"of the own scores: {', '.join((BY_RULE, *REFERENCES))}")
     percentile: float = option(50.0, "k of the reference percentile, percent from the top")
+    reference_over: str = option(
+        "batches", "own scores as batches hold them (success_fraction), or as the data do"
+    )
     sharing_temperature: str = option("absolute", f"tau of soft rules: {', '.join(ADAPTIVE)}, or a number")
     weigh_own_probability: float = option(0.0, "probability that a task's own transitions are weighed too, each step")
     snapshot_every: int = option(1000, "steps between snapshots of the Q-function by which the heuristic shares")
@@ -134,6 +138,7 @@ class QTOptConfig:
         )
         check_seed(self, "seed")
         check_choice("cloned", self.cloned, tuple(CLONED))
+        check_choice("reference_over", self.reference_over, REFERENCE_OVER)
         check_fraction(
             self,
             "shared_fraction",
