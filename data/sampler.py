@@ -103,15 +103,11 @@ def sources_of(rule: SharingRule, tasks: tuple[int, ...]) -> NDArray[np.bool_]:
     return found & ~np.eye(len(found), dtype=np.bool_)
 
 
-def outcome_weight(replay: Replay, success_fraction: float) -> NDArray[np.float64]:
-    """What an own failure and an own success of each task count for statistics of D_i, [N, 2]: batches hold another
-    fraction of successes."""
+def drawn_as_often(replay: Replay, success_fraction: float) -> NDArray[np.float64]:
+    """How often batches hold an own failure and an own success of each task, compared with its data: [N, 2]."""
     steps = np.diagonal(replay.steps_by_outcome(len(TASK_NAMES)), axis1=1, axis2=2)  # [2, N]
-    both = (steps > 0).all(0)
-    drawn = np.array([1 - success_fraction, success_fraction])[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        weight = steps / steps.sum(0) / drawn
-    return np.where(both & (0 < success_fraction < 1), weight, 1.0).T
+    drawn = np.array([1 - success_fraction, success_fraction])[:, None] * steps.sum(0) / steps.clip(1)
+    return np.where((steps > 0).all(0), drawn, 1.0).T
 
 
 class Sampler:

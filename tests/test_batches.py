@@ -17,7 +17,7 @@ from data.episode_scores import Episodes, EpisodeScores, ScoringSchedule
 from data.loader import HELD, PREFETCH, ImageSlots, Loader
 from data.replay import Replay
 from data.router_config import RouterConfig
-from data.sampler import BatchStream, Drawn, Sampler, SamplerConfig, outcome_weight, sources_of
+from data.sampler import BatchStream, Drawn, Sampler, SamplerConfig, drawn_as_often, sources_of
 from data.sharing import RULES
 from sim.files import DatasetError
 from sim.landmarks import landmarks
@@ -153,12 +153,11 @@ def test_shared_transitions_succeed_as_often_as_others_data_do(replay):
         assert (own & success)[:, mine].sum(axis=1).tolist() == [2] * len(success)
 
 
-def test_own_rows_are_weighed_back_to_their_data(replay):
-    """Of the steps of banana and bowl half succeed, so a batch with a quarter counts them double, and failures 2/3."""
-    weight = outcome_weight(replay, 0.25)
-    assert weight[BANANA] == pytest.approx([0.5 / 0.75, 0.5 / 0.25])
-    assert weight[1].tolist() == [1.0, 1.0]  # a task without episodes
-    assert outcome_weight(replay, 1.0)[BANANA].tolist() == [1.0, 1.0]
+def test_own_outcomes_are_drawn_as_often_as_the_fraction_says(replay):
+    """Half of the banana's own steps succeed: a batch with a quarter holds half as many, and failures by half more."""
+    assert drawn_as_often(replay, 0.25)[BANANA] == pytest.approx([1.5, 0.5])
+    assert drawn_as_often(replay, 1.0)[BANANA].tolist() == [0.0, 2.0]
+    assert drawn_as_often(replay, 0.25)[1].tolist() == [1.0, 1.0]  # a task without episodes
 
 
 def test_steps_to_be_scored_come_with_every_batch_and_are_split_among_processes(replay):

@@ -113,6 +113,15 @@ def test_the_reference_counts_an_episode_by_its_length():
     assert router.weights(0)[0, 0].tolist() == [0.0, 1.0, 1.0, 1.0]
 
 
+def test_the_reference_may_count_own_episodes_as_batches_hold_them():
+    """Own scores 0.2 and 0.6; the second, a success, is drawn three times as often."""
+    config = RouterConfig(rule="cds-hard", granularity="episode", reference="mean")
+    scores = EpisodeScores(schedule_of(length=[10] * 4, task=TASK), 1, 2, lag=0)
+    scores.versions[1, 0] = tensor(SCORE)
+    router = EpisodeRouter(config, scores, ~np.eye(2, dtype=bool), own_weight=np.array([0.5, 1.5, 1.0, 1.0]))
+    assert router.reference()[0].tolist() == pytest.approx([0.5, 0.6])
+
+
 def test_soft_weights_of_episodes():
     router = router_of(SCORE, TASK, rule="cds", temperature="0.1")
     expected = [sigmoid(d / 0.1) for d in (-0.2, 0.2, 0.1, -0.1)]

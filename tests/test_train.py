@@ -35,7 +35,7 @@ from sim.tasks import SKILLS, TASK_NAMES, TASKS
 from train.callbacks.validation import Validation
 from train.image_bc import CLONED_WEIGHT, BehaviourCloning
 from train.qtopt import QTOpt
-from train.qtopt_config import CLONED, PRESETS, QTOptConfig
+from train.qtopt_config import CLONED, PRESETS, REFERENCE_OVER, QTOptConfig
 from train.qtopt_run import LEARNERS, train
 from train.seeding import RandomStream
 
@@ -361,6 +361,24 @@ def test_an_episode_is_scored_by_the_acting_network_for_every_trained_task(tiny_
             index = torch.full((len(image),), task)
             q = module.target(image, batch.score_gripper, batch.score_action, index).sigmoid()
         assert torch.allclose(found, q, atol=1e-5)
+
+
+@pytest.mark.parametrize("over", REFERENCE_OVER)
+def test_the_reference_is_over_batches_or_over_data(tiny_training, over):
+    config = QTOptConfig(**{**tiny_training, "reference_over": over, "success_fraction": 0.25})
+    replay = Replay(config.data)
+    module = QTOpt(config, replay)
+    score = torch.rand(1, len(TASK_NAMES), replay.num_episodes, generator=torch.Generator().manual_seed(0))
+    module.router.episodes.scores.versions[1] = score
+    task = TASKS["lift-banana"].index
+    own, success = replay.episode_task == task, replay.success[:, task]
+    weight = replay.episode_length.astype(float)
+    if over == "batches":
+        steps = [weight[own & (success == won)].sum() for won in (False, True)]
+        if min(steps):
+            weight *= np.where(success, 0.25 / steps[1], 0.75 / steps[0])
+    expected = (weight * score[0, task].numpy())[own].sum() / weight[own].sum()
+    assert module.router.reference()[0, task].item() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from data.episode_scores import Episodes, EpisodeScores, ScoringSchedule, move_e
 from data.loader import DRAWN_AHEAD
 from data.replay import Replay
 from data.router import Router
-from data.sampler import outcome_weight, sources_of
+from data.sampler import drawn_as_often, sources_of
 from data.sharing import RULES, Scores, SharingRule
 from models.images import crop
 from models.qnetwork import QNetwork
@@ -43,12 +43,13 @@ def build_router(
         scores = EpisodeScores(schedule, 1, len(TASK_NAMES), DRAWN_AHEAD)
         own_weight = None
         if replay is not None and config.reference_over == "batches":
-            stock = outcome_weight(replay, config.success_fraction)
-            own_weight = 1 / stock[replay.episode_task, replay.own_success.astype(int)]
+            often = drawn_as_often(replay, config.success_fraction)
+            own_weight = often[replay.episode_task, replay.own_success.astype(int)]
         episodes = EpisodeRouter(config.router, scores, sources_of(RULES[config.rule], tasks), own_weight)
     weight = None
     if replay is not None and config.reference_over == "data":
-        weight = outcome_weight(replay, config.success_fraction)
+        often = drawn_as_often(replay, config.success_fraction)
+        weight = np.divide(1.0, often, out=np.zeros_like(often), where=often > 0)
     return Router(config.router, len(TASK_NAMES), episodes=episodes, outcome_weight=weight)
 
 
