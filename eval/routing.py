@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data import codec
+from data.episode_router import area_under_roc
 from data.replay import Replay
 from data.router import effective_steps
 from data.scoring import scores_for
@@ -93,20 +94,23 @@ def routing_section(sharing: dict[str, Any]) -> str:
 
 def _table(sharing: dict[str, Any]) -> str:
     rule = RULES[sharing["rule"]]
-    names = {"success": "successes among the shared, %"}
+    names = {"shared": "shared part of its batches, %", "success": "successes among the shared, %"}
+    names["auc"] = "area under the ROC curve of others' scores"
     if rule.reference:
         names["reference"] = "own Q to reach" if rule.score is q_value else "own Q(s, a) - E Q(s, a'), mean"
         names["temperature"] = "temperature"
+    names = {key: name for key, name in names.items() if key in sharing}
     out = ["<table><tr><th>task<th>own steps<th>effective steps", *(f"<th>{name}" for name in names.values()), "</tr>"]
     effective = effective_steps(sharing["weights"], sharing["steps"])
     for i, task in enumerate(TASK_NAMES):
-        values = ((sharing[key][i], 100 if key == "success" else 1) for key in names)
+        values = ((sharing[key][i], 100 if key in ("shared", "success") else 1) for key in names)
         cells = ["-" if value is None else f"{value * unit:.3g}" for value, unit in values]
         out.append(f"<tr><td>{task}<td>{sharing['steps'][i]:,.0f}<td>{effective[i]:,.0f}")
         out += [f"<td>{cell}" for cell in cells]
     return "".join(out) + (
         "</table><p class=note>Effective steps: own steps, plus every shared step by its mean weight. Successes: the "
-        "fraction of that weight on episodes which the row's detector accepts.</p>"
+        "fraction of what is shared, by weight, that the row's detector accepts. ROC: how well the scores of other "
+        "tasks' episodes tell those that it accepts from the rest.</p>"
     )
 
 
@@ -225,13 +229,6 @@ def _score_frames(policy: CEMPolicy, frames: NDArray[np.uint8], gripper: Tensor,
     (scores,) = scores_for([rule], scorer)
     assert scores is not None
     return scores
-
-
-def area_under_roc(high: NDArray[np.float64], low: NDArray[np.float64]) -> float:
-    """Area under the ROC curve: P(one of `high` [H] > one of `low` [L]), ties count half; NaN where one is empty."""
-    if not len(high) or not len(low):
-        return float("nan")
-    return float(((high[:, None] > low).mean() + (high[:, None] >= low).mean()) / 2)
 
 
 def _compared(sharing: dict[str, Any], target: int) -> str:

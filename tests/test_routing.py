@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
 
-import numpy as np
 import pytest
 
 from data.replay import Replay
 from eval.policy import CEMPolicy
-from eval.routing import RoutingConfig, area_under_roc, routing_section, show, weigh_episodes
+from eval.routing import RoutingConfig, routing_section, show, weigh_episodes
 from models.checkpoint import CheckpointError
 from sim.tasks import TASK_NAMES, TASKS
-from train.callbacks.router_report import CELL_PX, NAME_PX, heat_map
+from train.callbacks.router_report import CELL_PX, NAME_PX, heat_map, starved_tasks
 from train.qtopt_config import QTOptConfig
 from train.qtopt_run import train
 
@@ -61,9 +59,9 @@ def test_the_page_shows_the_episodes_of_others_that_count_most_and_least(tiny_ch
     assert shown == pytest.approx([max(weights), min(weights)], abs=0.006)
 
 
-def test_the_area_under_the_roc_curve_counts_pairs_and_half_of_a_tie():
-    assert area_under_roc(np.array([0.9, 0.5]), np.array([0.5, 0.1, 0.7])) == pytest.approx((3 + 1.5) / 6)
-    assert math.isnan(area_under_roc(np.array([]), np.array([0.5])))
+def test_tasks_for_which_nothing_passes_are_told_from_those_that_may_not_share():
+    weights = [[1.0, 0.0, 0.0], [0.2, 1.0, 0.0], [None, None, 1.0]]
+    assert starved_tasks({"tasks": ("a", "b", "c"), "weights": weights}) == ["a"]
 
 
 def test_the_heat_map_is_dark_where_much_is_shared():

@@ -9,11 +9,13 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from tqdm import tqdm
 
 from data.router import effective_steps
 
 CELL_PX = 40
 NAME_PX = 130
+SCALARS = ("shared", "success", "temperature", "reference", "auc")  # of a report, by task
 
 
 class RoutedModule(Protocol):
@@ -28,10 +30,12 @@ class RoutedModule(Protocol):
 
 class RouterReport(Callback):
     """Logs, every `every` steps, a heat map of the mean weights, and for each target task its effective number of
-    steps, the fraction of successes among shared transitions, temperature and reference."""
+    steps, the shared fraction of what it learns from and the successes among that, temperature, reference, and how well
+    the scores of others' episodes tell successes (area under the ROC curve). Says once where a task shares nothing."""
 
     def __init__(self, every: int) -> None:
         self._every, self._shown = every, 0
+        self._starved: set[tuple[str, str]] = set()  # said already
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         self._shown = pl_module.done_steps  # also before a resume
@@ -50,11 +54,32 @@ class RouterReport(Callback):
             image = heat_map(report["tasks"], report["weights"])
             board.add_image(f"{folder}weights", image, step, dataformats="HWC")
             scalars = {"effective_steps": effective_steps(report["weights"], report["steps"])}
-            scalars |= {key: report[key] for key in ("success", "temperature", "reference") if key in report}
+            scalars |= {key: report[key] for key in SCALARS if key in report}
+            self._say_starved(name, report, step)
             for key, values in scalars.items():
                 for task, value in zip(report["tasks"], values, strict=True):
                     if value is not None:
                         board.add_scalar(f"{folder}{key}/{task}", value, step)
+
+    def _say_starved(self, name: str, report: dict[str, Any], step: int) -> None:
+        for task in starved_tasks(report):
+            if (name, task) not in self._starved:
+                self._starved.add((name, task))
+                run = f"{name}: " if name else ""
+                tqdm.write(
+                    f"{run}step {step}: rule {report['rule']} lets nothing of other tasks pass for {task}; it learns "
+                    "from its own data until something does"
+                )
+
+
+def starved_tasks(report: dict[str, Any]) -> list[str]:
+    """Tasks that may share, but for which the rule gives all data of other tasks the weight 0."""
+    found = []
+    for i, task in enumerate(report["tasks"]):
+        others = [w for j, w in enumerate(report["weights"][i]) if j != i and w is not None]
+        if others and not any(others):
+            found.append(task)
+    return found
 
 
 def heat_map(tasks: tuple[str, ...], weights: list[list[float | None]]) -> NDArray[np.uint8]:
