@@ -97,7 +97,7 @@ def test_every_body_comes_pale_grey_dark_and_vivid_and_in_many_hues(name):
 
 
 def test_colours_tell_objects_apart_hardly_better_than_chance():
-    """The nearest looks in the colour of the first part name one of seven objects; four looks each would give 90%."""
+    """The nearest looks in the colour of the first part name one of seven objects (chance: 14%)."""
     rng = np.random.default_rng(4)
     looks = np.array([[s.appearances.sampled(rng)[0].colour for _ in range(400)] for s in OBJECTS.values()])
     known, asked = looks[:, :300].reshape(-1, 3), looks[:, 300:].reshape(-1, 3)
