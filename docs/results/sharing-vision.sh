@@ -7,10 +7,8 @@ set -euo pipefail
 DATA=${1:-datasets/mix} OUT=${2:-runs/sharing-vision} SEEDS=${3:-0 1 2} RULES=${4:-none all cds-hard hipi skill}
 PYTHON=${PYTHON:-.venv/bin/python} STEPS=${STEPS:-5000} EPISODES=${EPISODES:-150}
 
-if [ ! -f "$DATA/manifest.json" ]; then
-    $PYTHON -m data collect --mix docs/results/sharing-vision.toml --out "$DATA" --size 64 --seed 5 \
-        --randomise all,-look,-table
-fi
+$PYTHON -m data collect --mix docs/results/sharing-vision.toml --out "$DATA" --size 64 --seed 5 \
+    --randomise all,-look,-table --workers "${WORKERS:-1}"
 for seed in $SEEDS; do
     for rule in $RULES; do
         run="$OUT/$rule-$seed"
