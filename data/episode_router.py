@@ -54,9 +54,9 @@ class EpisodeRouter(nn.Module):
     @torch.no_grad()
     def weights(self, number: int) -> Tensor | None:
         """The rule's weights [E, N, K] that count for batch `number`, own episodes weighed too; 0 where a task may not
-        draw, or nothing was scored; None before the first scores."""
+        draw, or nothing was scored; None before the first scores and `share_after`."""
         version, since = self.scores.version_of(number), self.scores.since_of(number)
-        if version is None or since is None:
+        if version is None or since is None or number < self.config.share_after:
             return None
         if since not in self._known:
             current = self.scores.since.tolist()

@@ -85,7 +85,8 @@ class Router(torch.nn.Module):
     ) -> Tensor:
         """Weights [..., B]: the rule's for shared transitions and, with `weigh_own_probability`, for own ones; else 1.
         Where batch `number` was drawn by the rule, every row weighs 1. Shared transitions weigh 0 until their task's
-        own ones, or the episodes, have been scored, and without `scores` where a rule scores by a snapshot.
+        own ones, or the episodes, have been scored, before `share_after`, and without `scores` where a rule scores by a
+        snapshot.
 
         `learned`: whether the batch is learned from as it is, or `choose` draws from it.
 
@@ -103,7 +104,7 @@ class Router(torch.nn.Module):
                 member = torch.arange(len(target), device=target.device)[:, None]
                 given = torch.zeros_like(weight) if routes is None else routes[member, target, episode]
                 weight = torch.where(weighed & (shared | (routes is not None)), given, weight)
-        elif scores is None and self.rule.snapshot:
+        elif self.rule.uses_q and (number < self.config.share_after or (scores is None and self.rule.snapshot)):
             weight = (~shared).to(weight)
         elif self.rule.score is not None:
             assert scores is not None, f"rule {self.rule.name} needs Q-values"

@@ -23,7 +23,7 @@ class RouterConfig:
     what the `rule` names. For transitions the own scores are the last `window`. `temperature`: tau, a number, or the
     running mean with `decay`, of each task, of Delta over shared rows (`signed`) or of |Delta| over own and shared rows
     (`absolute`), clipped to `tau_low` and `tau_high`. `weigh_own_probability`: probability, in each step, that a task's
-    own transitions are weighed too.
+    own transitions are weighed too. `share_after`: steps before which a rule that uses Q-values shares nothing.
     """
 
     rule: str = "cds"
@@ -37,6 +37,7 @@ class RouterConfig:
     tau_low: float = 1e-3
     tau_high: float = float("inf")
     weigh_own_probability: float = 0.0
+    share_after: int = 0
 
     def __post_init__(self) -> None:
         check_choice("sharing rule", self.rule, tuple(RULES))

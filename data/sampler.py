@@ -301,11 +301,10 @@ class BatchStream:
         if self._episodes is None or not self.sampler.draws_episodes:
             return None
         since = self._episodes.scores.since_of(number)
-        if since is None:
+        weights = self._episodes.weights(number)
+        if since is None or weights is None:
             return None
         if self._pools is None or self._pools[0] != since:
-            weights = self._episodes.weights(number)
-            assert weights is not None
             self._pools = since, self.sampler.pools_of(weights[0].cpu().numpy())
         return self._pools[1]
 

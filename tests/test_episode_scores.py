@@ -122,6 +122,12 @@ def test_the_reference_may_count_own_episodes_as_batches_hold_them():
     assert router.reference()[0].tolist() == pytest.approx([0.5, 0.6])
 
 
+def test_before_it_is_time_no_episode_is_shared():
+    router = router_of(SCORE, TASK, rule="cds-hard", share_after=3)
+    assert router.weights(2) is None
+    assert router.weights(3) is not None
+
+
 def test_soft_weights_of_episodes():
     router = router_of(SCORE, TASK, rule="cds", temperature="0.1")
     expected = [sigmoid(d / 0.1) for d in (-0.2, 0.2, 0.1, -0.1)]

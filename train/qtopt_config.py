@@ -65,6 +65,7 @@ class QTOptConfig:
     sharing_temperature: str = option("absolute", f"tau of soft rules: {', '.join(ADAPTIVE)}, or a number")
     weigh_own_probability: float = option(0.0, "probability that a task's own transitions are weighed too, each step")
     snapshot_every: int = option(1000, "steps between snapshots of the Q-function by which the heuristic shares")
+    share_after: int = option(0, "steps before which a rule that uses Q-values shares nothing")
     score_fraction: float = option(0.25, "steps scored beside a batch, as a fraction of its size (granularity episode)")
     score_visits: int = option(4, "visits over which an episode's score is the mean")
     candidates_per_shared: int = option(8, "drawn for each shared place (sharing sample, granularity transition)")
@@ -130,6 +131,7 @@ class QTOptConfig:
             "workers",
             "cache_mib",
             "evaluate_every",
+            "share_after",
             "lagged_target_steps",
             "lr",
             "weight_decay",
@@ -200,6 +202,7 @@ class QTOptConfig:
             percentile=self.percentile,
             temperature=self.sharing_temperature,
             weigh_own_probability=self.weigh_own_probability,
+            share_after=self.share_after,
         )
 
 
@@ -221,6 +224,7 @@ _VISION_64 = replace(
     landmark_weight=0.3,
     behaviour_policy=True,
     photometric=True,
+    share_after=500,
     workers=2,
 )
 _DEMO = replace(
@@ -228,6 +232,7 @@ _DEMO = replace(
     data="datasets/demo",
     out="runs/demo",
     steps=1500,
+    share_after=500,
     batch_size=120,
     target_update_rate=0.02,
     random_crop=False,

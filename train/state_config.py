@@ -33,6 +33,7 @@ class StateConfig:
     sharing: str = option("weight", f"{', '.join(SHARING)}: the rule weighs the loss of shared ones, or draws them")
     granularity: str = option("transition", f"unit that is scored: {', '.join(GRANULARITIES)}")
     candidates_per_shared: int = option(10, "drawn for each shared place (sharing sample, granularity transition)")
+    share_after: int = option(0, "updates before which a rule that uses Q-values shares nothing")
     score_fraction: float = option(0.25, "steps scored in an update, as a fraction of a batch (granularity episode)")
     score_visits: int = option(4, "visits over which an episode's score is the mean")
     hidden_sizes: tuple[int, ...] = option((256, 256, 256), "units of the hidden layers")
@@ -76,7 +77,7 @@ class StateConfig:
             raise ValueError("divergence_from: KL compares with this run's own policies of rule none; leave one out")
         counts = ("steps", "updates_per_step", "per_task", "log_every", "checkpoint_every", "episodes", "workers")
         check_least(self, 1, *counts, "candidates_per_shared", "score_visits", "snapshot_every")
-        check_least(self, 0, "divergence_steps")
+        check_least(self, 0, "divergence_steps", "share_after")
         check_seed(self, "seeds")
         check_fraction(self, "shared_fraction", "score_fraction", "weigh_own_probability")
         num_shared = round(self.per_task * self.shared_fraction)
@@ -116,6 +117,7 @@ class StateConfig:
                     tau_low=low,
                     tau_high=high,
                     weigh_own_probability=self.weigh_own_probability,
+                    share_after=self.share_after,
                 )
                 for rule in self.rules
             ),
