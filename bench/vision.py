@@ -82,7 +82,7 @@ def _at_64(device: str, precision: str, quick: bool) -> Iterator[Row]:
         yield from (_beside(way, case, step) for way in OTHER_WAYS)
     by_emaq = _alone(measure, replace(case, config=preset))
     yield _share(f"step at 64 px, 16 candidates of the behaviour policy, {LABELS[precision]}", by_emaq, None)
-    for rule in ("cds", "hipi"):
+    for rule in ("cds-hard", "hipi"):
         routed = _alone(measure, Case(config=replace(preset, rule=rule), precision=precision, num_steps=times))
         yield Row(
             name=f"  of it routing by {rule}",

@@ -19,7 +19,6 @@ from torchvision.transforms.v2.functional import adjust_brightness, adjust_contr
 
 from bench.step import Step, synthetic_batch
 from data.replay import Replay
-from data.router_config import GRANULARITIES, SHARING
 from data.sampler import BatchStream, Drawn, Sampler, SamplerConfig
 from data.sharing import RULES
 from eval.policy import CEMPolicy
@@ -296,17 +295,21 @@ def test_the_network_overfits_one_batch(tiny_training):
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
 
 
-@pytest.mark.parametrize("sharing", SHARING)
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("rule", list(RULES))
+BY_Q = [rule for rule in RULES if RULES[rule].uses_q]
+
+
+@pytest.mark.parametrize(
+    ("rule", "granularity", "sharing"),
+    [(rule, "episode", "sample") for rule in RULES]
+    + [(rule, "transition", "weight") for rule in BY_Q]
+    + [(rule, *way) for rule in ("cds-basic", "hipi") for way in (("transition", "sample"), ("episode", "weight"))],
+)
 def test_every_sharing_rule_trains_and_reports_what_it_routed(
     tiny_training, tmp_path, monkeypatch, rule, granularity, sharing
 ):
-    if not RULES[rule].uses_q and (granularity, sharing) != ("episode", "sample"):
-        return  # it scores nothing
     monkeypatch.setattr("train.image_router.DRAWN_AHEAD", 1)  # scores count within these steps
     options = {**tiny_training, "rule": rule, "granularity": granularity, "sharing": sharing, "snapshot_every": 2}
-    options |= {"steps": 8, "score_fraction": 0.5, "candidates_per_shared": 2}
+    options |= {"steps": 7, "score_fraction": 0.5, "candidates_per_shared": 2}
     about = read_checkpoint(train(QTOptConfig(out=str(tmp_path / "run"), **options)))["switchyard"]
     banana, bowl = (TASKS[name].index for name in tiny_training["tasks"])
     weights = about["sharing"]["weights"]
