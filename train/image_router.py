@@ -59,7 +59,8 @@ def score_for_tasks(
 ) -> Tensor:
     """The rule's scores [1, P, N] of the steps that came beside a batch for every task, NaN for those not among
     `tasks`. `unseen` actions [P, K, 5] estimate the policy's Q."""
-    features = network.encode(crop(batch.score_image, network.config.image_size), batch.score_gripper)
+    image = crop(batch.score_image, network.config.image_size).to(batch.score_gripper.dtype)
+    features = network.encode(image, batch.score_gripper)
     q = q_of_tasks(network, features, batch.score_gripper, batch.score_action, tasks)
     q_policy = None
     if rule.needs == "q_policy":
