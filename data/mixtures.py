@@ -66,12 +66,12 @@ RECIPES: dict[str, dict[str, tuple[Source, ...]]] = {
         "medium-replay": _composition(
             run_forward=("runs/walker2d-sac/replay.h5", 109_900),
             run_backward=("runs/walker2d-sac/replay.h5", 109_900),
-            jump=("runs/walker2d-sac-jump/replay.h5", 109_511),
+            jump=("runs/walker2d-sac/replay.h5", 109_511),
         ),
         "medium": _composition(
             run_forward=(_trained("walker2d-medium"), 27_646),
             run_backward=(_trained("walker2d-medium"), 31_298),
-            jump=(_trained("walker2d-medium-jump"), 100_000),
+            jump=(_trained("walker2d-medium"), 100_000),
         ),
         "quick": _composition(
             run_forward=(_trained("walker2d-medium"), 5_000),
@@ -105,10 +105,7 @@ RECIPES: dict[str, dict[str, tuple[Source, ...]]] = {
     },
 }
 REPLAYS = {  # file of a source -> arguments of the training that makes it
-    "runs/walker2d-sac/replay.h5": "train sac --benchmark walker2d --tasks run-forward,run-backward --steps 110000",
-    "runs/walker2d-sac-jump/replay.h5": (
-        "train sac --benchmark walker2d --tasks jump --steps 110000 --out runs/walker2d-sac-jump"
-    ),
+    "runs/walker2d-sac/replay.h5": "train sac --benchmark walker2d --seed 1 --steps 110000",
     "runs/halfcheetah-sac/replay.h5": "train sac --benchmark halfcheetah --steps 110000",
     "runs/ant-sac/replay.h5": "train sac --benchmark ant --steps 110000",
 }
