@@ -59,8 +59,8 @@ class QTOptConfig:
         "sample", f"of {', '.join(SHARING)}: shared ones are drawn by the rule, or their loss weighed"
     )
     granularity: str = option("episode", f"unit that is scored: {', '.join(GRANULARITIES)}")
-    reference: str = option("mean", f"of the own scores: {', '.join((BY_RULE, *REFERENCES))}")
-    percentile: float = option(50.0, "k of the reference percentile, percent from the top")
+    reference: str = option(BY_RULE, f"of the own scores: {', '.join((BY_RULE, *REFERENCES))}")
+    percentile: float = option(10.0, "k of the reference percentile, percent from the top")
     reference_over: str = option("batches", "own scores as batches hold them (success_fraction), or as the data do")
     sharing_temperature: str = option("absolute", f"tau of soft rules: {', '.join(ADAPTIVE)}, or a number")
     weigh_own_probability: float = option(0.0, "probability that a task's own transitions are weighed too, each step")
