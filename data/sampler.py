@@ -70,11 +70,6 @@ class _Pool:
         """Number of episodes."""
         return len(self._episode)
 
-    @property
-    def mass(self) -> float:
-        """Number of steps, each times its weight."""
-        return float(self._end[-1]) if len(self._end) else 0.0
-
     def draw(self, count: int, rng: np.random.Generator, seen: set[int]) -> NDArray[np.int64]:
         """Draw steps of `count` episodes not in `seen` and add these to it; after TRIES tries, episodes repeat."""
         steps = np.empty(count, np.int64)
