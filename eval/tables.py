@@ -87,7 +87,35 @@ def _pictures(found: list[dict[str, Any]]) -> str:
     for k, (name, tasks) in enumerate([*((task, [task]) for task in TASK_NAMES), ("average", TASK_NAMES)]):
         published = [f"{paper.VISION[rule][k]:.1f}" if rule in paper.VISION else "-" for rule in rules]
         rows.append([name, *(cell(rule, tasks) for rule in rules), *published])
-    return markdown(["success, %", *rules, *(f"paper: {rule}" for rule in rules)], rows)
+    table = markdown(["success, %", *rules, *(f"paper: {rule}" for rule in rules)], rows)
+    return "\n\n".join([table, *_routing(found, rules)])
+
+
+def _routing(found: list[dict[str, Any]], rules: Sequence[str]) -> list[str]:
+    """What was routed, by task, means over the seeds of each rule: how much of what is learned from is shared, how much
+    of that is useful (the target's detector accepts it), and how well the scores of others' episodes tell that."""
+    columns = {"shared, useful": ("shared", "success"), "AUC of scores": ("auc",)}
+    out = []
+    for head, keys in columns.items():
+        of_rule = {
+            rule: [each["sharing"] for each in found if each["sharing"]["rule"] == rule and keys[0] in each["sharing"]]
+            for rule in rules
+        }
+        shown = [rule for rule in rules if of_rule[rule] and rule != "none"]
+        if not shown:
+            continue
+
+        def cell(rule: str, task: int, keys: tuple[str, ...] = keys, of_rule: Any = of_rule) -> str:
+            texts = []
+            for key in keys:
+                values = [each[key][task] for each in of_rule[rule] if each[key][task] is not None]
+                scale, digits, unit = (1, 2, "") if key == "auc" else (100, 0, "%")
+                texts.append(f"{scale * np.mean(values):.{digits}f}{unit}" if values else "-")
+            return ", ".join(texts)
+
+        rows = [[name, *(cell(rule, k) for rule in shown)] for k, name in enumerate(TASK_NAMES)]
+        out.append(markdown([head, *shown], rows))
+    return out
 
 
 def _comparable(found: list[dict[str, Any]]) -> None:

@@ -60,6 +60,20 @@ def test_success_of_rules_stands_beside_the_papers(tmp_path):
     assert re.search(r"\| average \| 70.0 ± 127.1 \| 50.0 \(46-54\) \| 74.8 \| 60.8 \|", text)
 
 
+def test_what_was_routed_has_a_table(tmp_path):
+    files = []
+    for number, (success, auc) in enumerate([(0.5, 0.9), (0.7, None)]):
+        path = evaluation(tmp_path / str(number), "cds-hard", 25)
+        content = json.loads(path.read_text())
+        content["sharing"] |= {"shared": [0.4] * 10, "success": [success] + [None] * 9, "auc": [auc] * 10}
+        files.append(written(path, content))
+    text = tables(files)
+    assert "| shared, useful | cds-hard |" in text
+    assert "| lift-banana | 40%, 60% |" in text
+    assert "| lift-bottle | 40%, - |" in text
+    assert re.search(r"\| AUC of scores \| cds-hard \|\n.*\n\| lift-banana \| 0.90 \|", text)
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
