@@ -55,9 +55,10 @@ class EpisodeRouter(nn.Module):
     def weights(self, number: int) -> Tensor | None:
         """The rule's weights [E, N, K] that count for batch `number`, own episodes weighed too; 0 where a task may not
         draw, or nothing was scored; None before the first scores and `share_after`."""
-        version, since = self.scores.version_of(number), self.scores.since_of(number)
-        if version is None or since is None or number < self.config.share_after:
+        found = self.scores.version_of(number)
+        if found is None or number < self.config.share_after:
             return None
+        version, since = found
         if since not in self._known:
             current = self.scores.since.tolist()
             self._known = {key: weight for key, weight in self._known.items() if key in current}

@@ -9,6 +9,7 @@ Shapes: `E` members, `N` tasks, `K` episodes, `V` visits, `P` steps scored besid
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,6 +80,8 @@ class EpisodeScores(nn.Module):
         self.register_buffer("versions", torch.full((2, *shape), torch.nan))
         self.register_buffer("since", torch.full((2,), -1))
         self.register_buffer("start", torch.tensor(schedule.start))
+        self._counts_from: list[int] | None = None  # `since`, without waiting for a device at every batch
+        self.register_load_state_dict_post_hook(_forget_since)
 
     @torch.no_grad()
     def add(self, number: int, episode: Tensor, score: Tensor) -> bool:
@@ -88,25 +91,33 @@ class EpisodeScores(nn.Module):
         self.visits[passed % self.schedule.visits][:, :, episode] = score.transpose(1, 2).to(self.visits)
         finished = last and int(self.since[1]) <= number
         if finished:
-            self.versions.copy_(torch.stack([self.versions[1], self.visits.nanmean(0)]))
-            self.since.copy_(torch.stack([self.since[1], self.since.new_tensor(number + 1 + self.lag)]))
+            self.publish(self.visits.nanmean(0), number + 1 + self.lag)
         return finished
 
-    def version_of(self, number: int) -> int | None:
-        """Index of the version that counts for batch `number`; None before the first."""
-        for version in (1, 0):
-            if 0 <= int(self.since[version]) <= number:
-                return version
-        return None
+    @torch.no_grad()
+    def publish(self, score: Tensor, since: int) -> None:
+        """Make scores [E, N, K] the later version, which counts from batch `since` on."""
+        self.versions.copy_(torch.stack([self.versions[1], score]))
+        self.since.copy_(torch.stack([self.since[1], self.since.new_tensor(since)]))
+        self._counts_from = None
 
-    def since_of(self, number: int) -> int | None:
-        """Number of the first batch for which the version counts that counts for batch `number`; None before it."""
-        version = self.version_of(number)
-        return None if version is None else int(self.since[version])
+    def version_of(self, number: int) -> tuple[int, int] | None:
+        """Index of the version that counts for batch `number`, and the batch since which it does; None before the
+        first."""
+        if self._counts_from is None:
+            self._counts_from = self.since.tolist()
+        for version in (1, 0):
+            if 0 <= self._counts_from[version] <= number:
+                return version, self._counts_from[version]
+        return None
 
     def forget(self) -> None:
         """Drop the scores of visits: later ones come from another Q-function."""
         self.visits.fill_(torch.nan)
+
+
+def _forget_since(module: Any, incompatible_keys: Any) -> None:
+    module._counts_from = None
 
 
 def move_episodes(scores: Tensor, known: NDArray[np.int64], now: NDArray[np.int64]) -> Tensor:

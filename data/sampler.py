@@ -295,10 +295,10 @@ class BatchStream:
         """The shared episodes for a batch, for a sampler that draws by the rule's weights."""
         if self._episodes is None or not self.sampler.draws_episodes:
             return None
-        since = self._episodes.scores.since_of(number)
-        weights = self._episodes.weights(number)
-        if since is None or weights is None:
+        found, weights = self._episodes.scores.version_of(number), self._episodes.weights(number)
+        if found is None or weights is None:
             return None
+        _, since = found
         if self._pools is None or self._pools[0] != since:
             self._pools = since, self.sampler.pools_of(weights[0].cpu().numpy())
         return self._pools[1]

@@ -63,12 +63,12 @@ def test_a_score_is_the_mean_of_the_last_visits_and_counts_from_a_lag_on():
     finished = []
     for number in range(6):
         episode, _ = scores.schedule.steps(number)
-        assert scores.version_of(number) == (None if number < 6 else 1)
+        assert scores.version_of(number) is None
         if scores.add(number, torch.from_numpy(episode), torch.full((1, 2, 1), next(values))):
             finished.append((number, scores.since.tolist()))
     assert finished == [(1, [-1, 6])]  # until batch 6 the first version waits, so there is no other
     assert scores.version_of(5) is None
-    assert scores.version_of(6) == 1
+    assert scores.version_of(6) == (1, 6)
     last = {}
     for number in (0, 1):
         for episode in scores.schedule.steps(number)[0].tolist():
@@ -82,7 +82,11 @@ def test_the_version_before_counts_until_the_later_one_does():
         scores.add(number, torch.arange(3), torch.full((1, 3, 1), float(number)))
     # finished with batches 0, 3: they count from 3 and 6; those of 1, 2, 4, 5 would have hidden one that did not yet
     assert scores.since.tolist() == [3, 6]
-    assert [scores.since_of(number) for number in (2, 3, 5, 6)] == [None, 3, 3, 6]
+    assert [scores.version_of(number) for number in (2, 3, 5, 6)] == [None, (0, 3), (0, 3), (1, 6)]
+    again = EpisodeScores(scores.schedule, 1, 1, lag=2)
+    assert again.version_of(9) is None
+    again.load_state_dict(scores.state_dict())
+    assert again.version_of(9) == (1, 6)
     assert scores.versions[:, 0, 0, 0].tolist() == [0.0, 2.5]
 
 
@@ -90,8 +94,7 @@ def router_of(score, task, sources=None, length=None, **options):
     """A router of whole episodes with these scores [N, K]."""
     config = RouterConfig(granularity="episode", **options)
     scores = EpisodeScores(schedule_of(length=length or [10] * len(task), task=task), 1, len(score), lag=0)
-    scores.versions[1, 0] = tensor(score)
-    scores.since[1] = 0
+    scores.publish(tensor([score]), 0)
     count = len(score)
     sources = ~np.eye(count, dtype=bool) if sources is None else np.array(sources, bool)
     return EpisodeRouter(config, scores, sources)
@@ -117,7 +120,7 @@ def test_the_reference_may_count_own_episodes_as_batches_hold_them():
     """Own scores 0.2 and 0.6; the second, a success, is drawn three times as often."""
     config = RouterConfig(rule="cds-hard", granularity="episode", reference="mean")
     scores = EpisodeScores(schedule_of(length=[10] * 4, task=TASK), 1, 2, lag=0)
-    scores.versions[1, 0] = tensor(SCORE)
+    scores.publish(tensor([SCORE]), 0)
     router = EpisodeRouter(config, scores, ~np.eye(2, dtype=bool), own_weight=np.array([0.5, 1.5, 1.0, 1.0]))
     assert router.reference()[0].tolist() == pytest.approx([0.5, 0.6])
 
@@ -155,8 +158,9 @@ def test_weights_are_looked_up_for_the_rows_of_a_batch_that_was_drawn_evenly():
     router = Router(episodes.config, 2, episodes=episodes)
     batch = rows([0, 0, 0, 1, 1], [0, 1, 1, 0, 0], episode=[0, 2, 3, 0, 1])
     assert router.weigh(batch, number=0).tolist() == [1.0, 1.0, 0.0, 1.0, 0.0]
+    episodes.scores.publish(episodes.scores.versions[1], 5)
+    episodes.scores.publish(episodes.scores.versions[1], 6)
     before = Router(episodes.config, 2, episodes=episodes)
-    episodes.scores.since[:] = -1
     assert before.weigh(batch, number=0).tolist() == [1.0, 0.0, 0.0, 0.0, 0.0]
 
 
