@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from data.router_config import ADAPTIVE, BY_RULE, GRANULARITIES, SHARING, RouterConfig
+from data.router_config import ADAPTIVE, BY_RULE, GRANULARITIES, RouterConfig
 from data.sharing import REFERENCES, RULES
 from models.acting import ActingConfig
 from models.cem import CEMConfig
@@ -55,13 +55,11 @@ class QTOptConfig:
     landmark_weight: float = option(0.0, "of the auxiliary losses on object positions (not in the paper)")
     cloned: str = option("successes", f"steps that the behaviour policy clones: {', '.join(CLONED)}")
     rule: str = option("cds-hard", f"sharing rule: {', '.join(RULES)}")
-    sharing: str = option(
-        "sample", f"of {', '.join(SHARING)}: shared ones are drawn by the rule, or their loss weighed"
-    )
+    sharing: str = option("sample", "weight: the rule scales the loss of shared transitions; sample: it draws them")
     granularity: str = option("episode", f"unit that is scored: {', '.join(GRANULARITIES)}")
-    reference: str = option(BY_RULE, f"of the own scores: {', '.join((BY_RULE, *REFERENCES))}")
+    reference: str = option(BY_RULE, f"to reach: {', '.join(REFERENCES)} of own scores, or as the rule has it")
     percentile: float = option(10.0, "k of the reference percentile, percent from the top")
-    reference_over: str = option("batches", "own scores as batches hold them (success_fraction), or as the data do")
+    reference_over: str = option("batches", "batches: own scores count as often as they are drawn; data: alike")
     sharing_temperature: str = option("absolute", f"tau of soft rules: {', '.join(ADAPTIVE)}, or a number")
     weigh_own_probability: float = option(0.0, "probability that a task's own transitions are weighed too, each step")
     snapshot_every: int = option(1000, "steps between snapshots of the Q-function by which the heuristic shares")
@@ -71,9 +69,7 @@ class QTOptConfig:
     candidates_per_shared: int = option(8, "drawn for each shared place (sharing sample, granularity transition)")
     shared_fraction: float = option(0.5, "fraction of each task's batch drawn from other tasks")
     success_fraction: float = option(0.5, "fraction of the own transitions from successful episodes")
-    balance_shared: bool = option(
-        False, "success_fraction holds for shared ones too: the detector chooses, not the rule"
-    )
+    balance_shared: bool = option(False, "success_fraction for shared ones too: the detector chooses (an oracle)")
     cem_samples: int = option(64, "candidates a round")
     cem_elites: int = option(6, "kept to refit")
     cem_iterations: int = option(2, "rounds")

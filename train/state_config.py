@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from data.member_random import MemberRandom
-from data.router_config import ADAPTIVE, BY_RULE, GRANULARITIES, SHARING, RouterConfig
+from data.router_config import ADAPTIVE, BY_RULE, GRANULARITIES, RouterConfig
 from data.shared_batches import SharingConfig
 from data.sharing import REFERENCES, RULES
 from models.conditioning import CONDITIONERS
@@ -30,7 +30,7 @@ class StateConfig:
     per_task: int = option(128, "transitions of each task in a batch")
     shared_fraction: float = option(0.5, "fraction of them from other tasks")
     snapshot_every: int = option(10_000, "updates between snapshots of the Q-function (rule heuristic)")
-    sharing: str = option("weight", f"{', '.join(SHARING)}: the rule weighs the loss of shared ones, or draws them")
+    sharing: str = option("weight", "weight: the rule scales the loss of shared transitions; sample: it draws them")
     granularity: str = option("transition", f"unit that is scored: {', '.join(GRANULARITIES)}")
     candidates_per_shared: int = option(10, "drawn for each shared place (sharing sample, granularity transition)")
     share_after: int = option(0, "updates before which a rule that uses Q-values shares nothing")
@@ -40,7 +40,7 @@ class StateConfig:
     conditioning: str = option("one-hot", f"task conditioning of the networks: {', '.join(CONDITIONERS)}")
     encoder: str = option("", "file of a pretrained encoder, for conditioning encoder")
     normalise: bool = option(True, "observations, by mean and standard deviation over the dataset")
-    reference: str = option(BY_RULE, f"of the own scores: {', '.join((BY_RULE, *REFERENCES))}")
+    reference: str = option(BY_RULE, f"to reach: {', '.join(REFERENCES)} of own scores, or as the rule has it")
     percentile: float = option(50.0, "k of the reference percentile, percent from the top")
     sharing_temperature: str = option("signed", f"tau of soft rules: {', '.join(ADAPTIVE)}, or a number")
     sharing_temperature_clip: tuple[float, ...] = option((5.0, float("inf")), "bounds of the adaptive tau")
