@@ -43,6 +43,8 @@ from train.qtopt import SAME_COMMAND
 from train.qtopt_config import PRESETS
 
 N = len(LIFTS)
+# Statistics of the router's report -> titles in a table; each the mean over the lifts
+COLUMNS = {"shared": "shared", "success": "accepted among those", "auc": "AUC"}
 
 
 @dataclass(kw_only=True)
@@ -210,10 +212,6 @@ def run(config: TwinConfig, replay: ToyReplay | None = None) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - begin, 1),
         "config": dataclasses.asdict(config),
     }
-
-
-# Of the router's report, each the mean over the lifts
-COLUMNS = {"shared": "shared", "success": "accepted among those", "auc": "AUC"}
 
 
 def table(results: list[dict[str, Any]]) -> str:
