@@ -1,10 +1,10 @@
 """`python -m bench.twin`: a kinematic twin of the vision stack, to compare ways of sharing data in a minute each.
 
 A toy of the seven lifts on noisy true landmarks (bench/twin_world.py: no images, no physics) trains the project's own
-heads, losses, behaviour policy and sharing rules with the options of preset vision-64. What it says about the order of
-sharing rules is a hypothesis for the vision stack, not a result. docs/results/twin.md.
+heads, losses and behaviour policy on batches of its own sampler and router, with the options of preset vision-64. What
+it says about the order of sharing rules is a hypothesis for the vision stack, not a result. docs/results/twin.md.
 
-Shapes: `B` rows of a batch, `E` episodes, `N` = 7 lifts, `K` unseen actions, `M` frames of an episode that are scored.
+Shapes: `B` rows of a batch, `N` = 7 lifts, `K` unseen actions, `L` landmarks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import dataclasses
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bench.twin_sharing import CLONES, N, TwinBatch, TwinConfig, TwinSampler, episode_weights
-from bench.twin_world import HORIZON, LIFTS, SOURCES, ToyEpisodes, ToyWorld, collect, observe
-from data.router import Router, RouterConfig
+from bench.twin_config import TwinConfig
+from bench.twin_world import HORIZON, LIFTS, SOURCES, ToyReplay, ToyWorld, collect, observe
+from data.sampler import BatchStream, Drawn, Sampler, SamplerConfig
 from data.sharing import RULES, Scores
 from models.acting import best_action
 from models.cem import sample_uniform
@@ -33,18 +34,45 @@ from models.qnetwork import NetworkConfig, bounds
 from models.scoring import q_of_tasks
 from models.small_network import SmallQNetwork
 from models.updates import gradient_step, update_average
-from sim.options import (
-    Parser,
-    add_options,
-    from_options,
-    run_command,
-)
+from sim.options import Parser, add_options, from_options, run_command
 from sim.tasks import TASK_NAMES
+from train.image_bc import CLONED_WEIGHT
+from train.image_router import build_router
 from train.optimizer import configure_adam
-from train.qtopt_config import PRESETS, QTOptConfig
+from train.qtopt import SAME_COMMAND
+from train.qtopt_config import PRESETS
 
-SAME_COMMAND = 0.7  # as in train/qtopt.py, which would import Lightning
-STATISTICS_FROM = 0.5  # of the run: rows drawn and weights are averaged over the rest
+N = len(LIFTS)
+# Statistics of the router's report -> titles in a table; each the mean over the lifts
+COLUMNS = {"shared": "shared", "success": "accepted among those", "auc": "AUC"}
+
+
+@dataclass(kw_only=True)
+class TwinBatch:
+    """B transitions relabelled for their target task, as data/batches.py has them; `frame` [B] is that of s."""
+
+    frame: Tensor
+    done: Tensor
+    success: Tensor
+    task_index: Tensor
+    source_task_index: Tensor
+    episode: Tensor
+    is_shared: Tensor
+
+
+def load(replay: ToyReplay, drawn: Drawn) -> TwinBatch:
+    """The transitions that a sampler drew."""
+    episode = replay.episode_of(drawn.steps)
+    source = replay.episode_task[episode]
+    return TwinBatch(
+        frame=torch.from_numpy(drawn.steps + episode),
+        done=torch.from_numpy(replay.steps_to_go(drawn.steps) == 1).float(),
+        success=torch.from_numpy(replay.success[episode, drawn.targets]).float(),
+        task_index=torch.from_numpy(drawn.targets),
+        source_task_index=torch.from_numpy(source),
+        episode=torch.from_numpy(episode),
+        is_shared=torch.from_numpy(source != drawn.targets),
+    )
 
 
 class TwinNetwork(SmallQNetwork):
@@ -69,61 +97,59 @@ class TwinNetwork(SmallQNetwork):
 
 
 class Learner:
-    """The vision stack's Q-learner and behaviour policy on the twin's data."""
+    """The vision stack's Q-learner, behaviour policy and router on the twin's data."""
 
-    def __init__(self, config: TwinConfig, data: ToyEpisodes) -> None:
-        self.config, self.data = config, data
-        self.options: QTOptConfig = dataclasses.replace(
-            PRESETS["vision-64"],
-            steps=config.steps,
-            landmark_weight=0.0,
-            num_unseen_actions=config.candidates,
-            cem_samples=config.candidates,
-        )
+    def __init__(self, config: TwinConfig, replay: ToyReplay) -> None:
+        self.config, self.replay, self.options = config, replay, config.training
         torch.manual_seed(config.seed)
         self.network = TwinNetwork(self.options.network)
         self.target = copy.deepcopy(self.network).requires_grad_(False)
         self.generator = torch.Generator().manual_seed(config.seed)
-        router = RouterConfig(
-            rule=config.rule,
-            percentile=config.percentile,
-            temperature=config.sharing_temperature,
-            granularity=config.granularity,
-        )
-        self.router = Router(router, len(TASK_NAMES), num_episodes=len(data.task))
+        self.router = build_router(self.options, LIFTS, replay)
+        if self.router.episodes is not None:
+            self.router.episodes.scores.lag = 0  # no batch is drawn ahead
+        if config.warm_up == "all":  # equal scores are as good as their reference
+            assert self.router.episodes is not None
+            self.router.episodes.scores.versions[1] = 0.0
+            self.router.episodes.scores.since[1] = 0
         optimizer = configure_adam([p for p in self.network.parameters() if p.requires_grad], self.options)
         self.optimizer, self.schedule = optimizer["optimizer"], optimizer["lr_scheduler"]["scheduler"]
 
-    def step(self, batch: TwinBatch) -> Tensor:
-        """One step of Q and the behaviour policy, as train/qtopt.py. The weights of the rows, [B]."""
-        data, options, network, task = self.data, self.options, self.network, batch.task_index
-        now = torch.from_numpy(batch.rows)
-        features, gripper, action = (part[now] for part in (data.features.flatten(1), data.gripper, data.action))
-        following, next_gripper = data.features.flatten(1)[now + 1], data.gripper[now + 1]
+    def step(self, batch: TwinBatch, number: int = 0) -> None:
+        """One step of Q and the behaviour policy with batch `number`, as train/qtopt.py."""
+        options, network, task = self.options, self.network, batch.task_index
+        features, gripper, action = self.replay.frames(batch.frame)
+        following, next_gripper, _ = self.replay.frames(batch.frame + 1)
         with torch.no_grad():
             _, value = best_action(self.target, following, next_gripper, task, options.acting, self.generator)
         reward = batch.done * batch.success
         target = bellman_target(reward, batch.done, torch.ones_like(reward), value, options.discount)
         candidates = torch.cat([action[:, None], self._unseen_actions(action)], dim=1)
         logits = network.score(features, gripper, candidates, task)
-        weight = self._weigh(batch, features, gripper, action, logits.detach())
+        scores = None
+        if self.router.episodes is None and self.router.rule.uses_q:
+            with torch.no_grad():
+                q_tasks = q_of_tasks(network, features, gripper, action, LIFTS) if self.router.rule.needs else None
+            scores = Scores(q=logits[:, 0].detach().sigmoid(), q_tasks=q_tasks)
+        weight = self.router.weigh(batch, scores, number=number)
         loss = bellman_loss(logits[:, 0], target, weight)[0]
         loss = loss + options.conservative_weight * conservative_loss(logits[:, 1:], weight)[0]
-        cloned = CLONES[self.config.clone](batch.success, task == batch.source_task_index)
+        cloned = weight * CLONED_WEIGHT[options.cloned](batch)  # type: ignore[arg-type]
         behaviour = network.behaviour_policy(features, gripper, task)
-        loss = loss + cloning_loss(*behaviour, action, bounds(action.device), weight * cloned)
+        loss = loss + cloning_loss(*behaviour, action, bounds(action.device), cloned)
         gradient_step(self.optimizer, loss)
         self.schedule.step()
         update_average(self.target, network, options.target_update_rate)
-        return weight
 
-    def _weigh(self, batch: TwinBatch, features: Tensor, gripper: Tensor, action: Tensor, logits: Tensor) -> Tensor:
-        """Weights [B]: the router's, or 1 where the rule chose the rows."""
-        if self.config.mode != "weight":
-            return torch.ones_like(batch.success)
-        with torch.no_grad():
-            tasks = q_of_tasks(self.network, features, gripper, action, LIFTS) if self.router.rule.needs else None
-        return self.router.weigh(batch, Scores(q=logits[:, 0].sigmoid(), q_tasks=tasks))
+    @torch.no_grad()
+    def score_episodes(self, drawn: Drawn, number: int) -> None:
+        """Score the steps that came beside batch `number` for every lift, by the averaged network."""
+        if self.router.episodes is None:
+            return
+        frame = torch.from_numpy(drawn.scored_steps + drawn.scored_episodes)
+        q = q_of_tasks(self.target, *self.replay.frames(frame), LIFTS)
+        score = q.masked_fill(q.isinf(), torch.nan)[None]
+        self.router.episodes.add(number, torch.from_numpy(drawn.scored_episodes), score)
 
     def _unseen_actions(self, action: Tensor) -> Tensor:
         """Unseen actions of the conservative term [B, K, 5], drawn as train/qtopt.py draws them."""
@@ -135,18 +161,6 @@ class Learner:
         keep = torch.rand(size, near, generator=generator) < SAME_COMMAND
         unseen[:, :near, 4] = torch.where(keep, action[:, 4:5], unseen[:, :near, 4])
         return unseen
-
-    @torch.no_grad()
-    def score_episodes(self) -> Tensor:
-        """Mean Q of every episode for every lift [N, E], by the target network at M frames of each."""
-        data, frames = self.data, self.config.score_frames
-        place = (np.arange(frames) + 0.5) / frames
-        rows = torch.from_numpy((data.first[:, None] + (place * data.length[:, None]).astype(np.int64)).ravel())
-        parts = [
-            q_of_tasks(self.target, data.features[part].flatten(1), data.gripper[part], data.action[part], LIFTS)
-            for part in rows.split(1024)  # type: ignore[no-untyped-call]
-        ]
-        return torch.cat(parts)[:, list(LIFTS)].view(-1, frames, N).mean(1).T
 
     @torch.no_grad()
     def evaluate(self, episodes: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -172,71 +186,52 @@ class Learner:
         return world.success()[np.arange(len(task)), task].reshape(N, episodes).mean(1)
 
 
-def area_under_curve(score: NDArray[np.floating], positive: NDArray[np.bool_]) -> float:
-    """Probability that a positive scores higher than a negative, ties counting half; NaN without both."""
-    order = np.sort(score)
-    rank = (np.searchsorted(order, score, "left") + np.searchsorted(order, score, "right") + 1) / 2
-    pairs = positive.sum() * (~positive).sum()
-    least = positive.sum() * (positive.sum() + 1) / 2
-    return float((rank[positive].sum() - least) / pairs) if pairs else float("nan")
-
-
-def run(config: TwinConfig, data: ToyEpisodes | None = None) -> dict[str, Any]:
+def run(config: TwinConfig, replay: ToyReplay | None = None) -> dict[str, Any]:
     """Trains and evaluates. Success in percent by lift and on average, and statistics of the shared rows."""
     begin = time.perf_counter()
-    data = data or collect(SOURCES, config.noise_m, np.random.default_rng([config.seed, 0]))
-    learner, sampler, rng = Learner(config, data), TwinSampler(data, config), np.random.default_rng([config.seed, 1])
-    own, accepted = torch.from_numpy(sampler.own), torch.from_numpy(data.success.T.copy())
-    routes = config.mode != "weight" and (RULES[config.rule].uses_q or config.mode == "top-tenth")
-    sums = np.zeros((2, 2))  # rows and their weights, of other and of accepted episodes
-    counted = 0
-    for step in range(config.steps):
-        if routes and step >= config.warm_up and (step - config.warm_up) % config.score_every == 0:
-            weight = episode_weights(learner.score_episodes(), own, accepted, config)
-            sampler.route(weight.numpy(), fill=config.rule != "cds")
-        batch = sampler.draw(rng)
-        weight = learner.step(batch)
-        if step >= STATISTICS_FROM * config.steps:
-            shared = batch.task_index != batch.source_task_index
-            for outcome in (0, 1):
-                kept = weight[shared & (batch.success == outcome)]
-                sums[:, outcome] += [len(kept), float(kept.sum())]
-            counted += len(weight)
-    success = 100 * learner.evaluate(config.episodes, np.random.default_rng([config.seed, 2]))
-    score = learner.score_episodes().numpy()
-    curves = [area_under_curve(score[i][~sampler.own[i]], data.success[~sampler.own[i], i]) for i in range(N)]
-    weights = sums[1] / np.maximum(sums[0], 1)
+    replay = replay or collect(SOURCES, config.noise_m, np.random.default_rng([config.seed, 0]))
+    learner, options = Learner(config, replay), config.training
+    mix = SamplerConfig(
+        per_task=options.per_task,
+        shared_fraction=options.shared_fraction,
+        success_fraction=options.success_fraction,
+        balance_shared=options.balance_shared,
+        by_episode=options.router.draws_episodes,
+    )
+    stream = BatchStream(Sampler(replay, LIFTS, RULES[config.rule], mix), config.seed, 0, 0, learner.router.episodes)
+    for number, drawn in zip(range(config.steps), stream.draws(), strict=False):
+        learner.score_episodes(drawn, number)
+        learner.step(load(replay, drawn), number)
+    success = 100 * learner.evaluate(config.evaluate_episodes, np.random.default_rng([config.seed, 2]))
+    report = learner.router.report(replay.steps_by_outcome(len(TASK_NAMES)), accepted=replay.success)
+    statistics = {key: [value for value in report.get(key, []) if value is not None] for key in COLUMNS}
     return {
         "success": dict(zip(SOURCES, success.round(1).tolist(), strict=True)),
         "average": round(float(success.mean()), 1),
-        "shared_rows": round(float(sums[0].sum() / counted), 3),
-        "accepted_drawn": round(float(sums[0, 1] / max(1.0, sums[0].sum())), 3),
-        "accepted_learned": round(float(sums[1, 1] / max(1e-9, sums[1].sum())), 3),
-        "weight_accepted": round(float(weights[1]), 3),
-        "weight_others": round(float(weights[0]), 3),
-        "auc": round(float(np.nanmean(curves)), 3),
+        "routing": {key: round(sum(v) / len(v), 3) if v else None for key, v in statistics.items()},
         "seconds": round(time.perf_counter() - begin, 1),
         "config": dataclasses.asdict(config),
     }
 
 
-COLUMNS = ("shared_rows", "accepted_drawn", "accepted_learned", "weight_accepted", "weight_others", "auc")
-
-
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown table of results: a row for each configuration, with its average success by seed and the mean of the
-    other statistics."""
+    """Markdown table of results: a row for each configuration, with its average success by seed, their mean, and the
+    mean of the statistics."""
     groups: dict[str, list[dict[str, Any]]] = {}
+    usual = dataclasses.asdict(TwinConfig())
     for result in results:
-        options = result["config"]
-        usual = {field.name: field.default for field in dataclasses.fields(TwinConfig)} | {"seed": options["seed"]}
-        name = " ".join(f"{key}={value}" for key, value in options.items() if key == "rule" or value != usual[key])
+        options = result["config"].items()
+        name = " ".join(f"{k}={v}" for k, v in options if k != "seed" and (k == "rule" or v != usual[k]))
         groups.setdefault(name.removeprefix("rule="), []).append(result)
-    lines = ["| arm | success, % (seed) | " + " | ".join(COLUMNS) + " |", "|---" * (2 + len(COLUMNS)) + "|"]
+    titles = ["arm", "success, % (seed)", "mean", *COLUMNS.values()]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name, group in groups.items():
-        success = ", ".join(f"{each['average']} ({each['config']['seed']})" for each in group)
-        means = [f"{np.mean([each[key] for each in group]):.2f}" for key in COLUMNS]
-        lines.append(f"| {name} | {success} | " + " | ".join(means) + " |")
+        seeds = ", ".join(f"{each['average']} ({each['config']['seed']})" for each in group)
+        cells = [name, seeds, f"{np.mean([each['average'] for each in group]):.1f}"]
+        for key in COLUMNS:
+            known = [each["routing"][key] for each in group if each["routing"][key] is not None]
+            cells.append(f"{np.mean(known):.2f}" if known else "-")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

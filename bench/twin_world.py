@@ -1,23 +1,22 @@
 """A toy of the seven lifts for bench/twin.py: point objects, no physics, no images, batched over episodes.
 
-It keeps a `SceneState` per episode, so the project's own landmarks and success detectors apply to it. Objects lie along
-x and nothing turns, so that the angle in a landmark only tells whether the object is present.
+It keeps a `SceneState` per episode, so the project's own landmarks and success detectors apply to it. Nothing turns.
 
 Shapes: `B` episodes side by side, `O` objects (the targets of the `N` = O lifts), `E` episodes, `F` stored frames.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.replay import Replay
 from sim import actions
-from sim.landmarks import OFFSET_UNIT_M, landmarks
-from sim.objects import OBJECTS
+from sim.landmarks import OFFSET_UNIT_M, PRESENCE, landmarks
 from sim.state import O, SceneState
 from sim.tasks import TASKS, detect_successes
 
@@ -34,14 +33,6 @@ MOTION_NOISE_M = np.array([0.008, 0.008, 0.005])
 CRUDE_ERROR_M = np.array([0.022, 0.022, 0.008])  # of each attempt; a crude episode succeeds in about 4 of 10 cases
 FAILURE_DETECTION = 0.4  # probability that a crude policy sees that its grasp failed
 WIDTH_OPEN_M, WIDTH_HOLDING_M = 0.08, 0.03
-
-
-def _lying() -> NDArray[np.float64]:
-    """Orientations [O, 4] (x, y, z, w) that turn each object's long axis to x."""
-    axes = np.array([spec.long_axis for spec in OBJECTS.values()])
-    x = np.array([1.0, 0.0, 0.0])
-    quaternion = np.concatenate([np.cross(axes, x), 1.0 + axes @ x[:, None]], axis=1)
-    return quaternion / np.linalg.norm(quaternion, axis=1, keepdims=True)
 
 
 def _places(size: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -73,7 +64,6 @@ class ToyWorld:
         state["object_position"][rows, objects, :2] = _places(size, rng)
         state["object_position"][rows, objects, 2] = RADIUS_M
         state["object_on_table"][rows, objects] = 1.0
-        state["object_orientation"][:] = _lying()
         state["camera_axes"][:] = np.eye(3)
         state["camera_position"][:] = [0.0, 0.0, 2.0]
         middle = np.mean(AREA_M, axis=1)
@@ -186,32 +176,44 @@ SOURCES: dict[str, tuple[str, int]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class ToyEpisodes:
-    """Episodes, frame after frame; the frame after an episode's last step is its end, and holds no action."""
+class ToyReplay(Replay):
+    """Toy episodes in memory, with what samplers and routers read of a dataset on disk.
 
-    features: Tensor  # float32 [F, L, landmark + 1]: noisy landmarks, and a constant for the descriptor
-    gripper: Tensor  # float32 [F, 2]: closed, height (m)
-    action: Tensor  # float32 [F, 5]
-    episode: NDArray[np.int64]  # [F]
-    first: NDArray[np.int64]  # [E] frame
-    length: NDArray[np.int64]  # [E] steps
-    task: NDArray[np.int64]  # [E] that it was collected for
-    success: NDArray[np.bool_]  # [E, N] by every task's detector
+    `features` float32 [F, L, landmark + 1]: noisy landmarks, and a constant for the descriptor; `gripper` float32
+    [F, 2]: closed, height (m); `action` float32 [F, 5]. The frame after an episode's last step is its end, and holds no
+    action. `task`, `length` [E]; `success` [E, tasks] by every detector."""
+
+    def __init__(
+        self,
+        features: Tensor,
+        gripper: Tensor,
+        action: Tensor,
+        task: NDArray[np.int64],
+        length: NDArray[np.int64],
+        success: NDArray[np.bool_],
+    ) -> None:
+        self.folder = Path("toy")
+        self.features, self.gripper, self.action = features.flatten(1), gripper, action
+        self.episode_task, self.episode_length, self.success = task, length, success
+        self.num_episodes, self.num_steps = len(task), int(length.sum())
+        self.last_step = np.cumsum(length) - 1
+
+    def frames(self, number: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Flat features, gripper and action of frames."""
+        return self.features[number], self.gripper[number], self.action[number]
 
 
 def observe(state: SceneState, noise_m: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Features [B, L, landmark + 1], the landmarks with white noise on the offsets of those present, and gripper
     readings [B, 2]."""
     value = landmarks(state).value
-    present = np.concatenate([state["object_present"], state["fixture_present"]], axis=-1)[..., None] > 0
-    value[..., :3] += rng.normal(0.0, noise_m / OFFSET_UNIT_M, (*value.shape[:-1], 3)) * present
+    value[..., :3] += rng.normal(0.0, noise_m / OFFSET_UNIT_M, (*value.shape[:-1], 3)) * value[..., PRESENCE, None]
     features = np.concatenate([value, np.zeros_like(value[..., :1])], axis=-1)
     gripper = np.stack([state["gripper_closed"], state["gripper_position"][..., 2]], axis=-1)
     return torch.from_numpy(features), torch.from_numpy(gripper)
 
 
-def collect(sources: dict[str, tuple[str, int]], noise_m: float, rng: np.random.Generator) -> ToyEpisodes:
+def collect(sources: dict[str, tuple[str, int]], noise_m: float, rng: np.random.Generator) -> ToyReplay:
     """Plays every source's episodes."""
     parts: dict[str, list[NDArray[np.generic]]] = {name: [] for name in ("state", "action", "length", "task", "won")}
     for name, (policy, count) in sources.items():
@@ -229,16 +231,7 @@ def collect(sources: dict[str, tuple[str, int]], noise_m: float, rng: np.random.
         parts["action"].append(np.stack(steps, axis=1)[kept])
         parts["length"].append(world.length)
         parts["task"].append(task)
-        parts["won"].append(world.success())
+        parts["won"].append(detect_successes(world.state))
     state, action, length, own, won = (np.concatenate(part) for part in parts.values())
     features, gripper = observe(SceneState(state.astype(np.float32)), noise_m, rng)
-    return ToyEpisodes(
-        features=features,
-        gripper=gripper,
-        action=torch.from_numpy(action.astype(np.float32)),
-        episode=np.repeat(np.arange(len(length)), length + 1),
-        first=np.cumsum(length + 1) - (length + 1),
-        length=length,
-        task=own,
-        success=won,
-    )
+    return ToyReplay(features, gripper, torch.from_numpy(action.astype(np.float32)), own, length, won)

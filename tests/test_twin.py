@@ -1,4 +1,5 @@
-"""The kinematic twin: its world and detectors by hand, its routing by hand, and that it learns and repeats itself."""
+"""The kinematic twin: its world and detectors by hand, that it trains on the project's batches and routes, learns and
+repeats itself."""
 
 from __future__ import annotations
 
@@ -10,16 +11,18 @@ import pytest
 import torch
 from torch import tensor
 
-from bench.twin import Learner, TwinNetwork, area_under_curve, main, run
-from bench.twin_sharing import CLONES, N, TwinConfig, TwinSampler, balanced_window, episode_weights
+from bench.twin import Learner, N, TwinNetwork, load, main, run
+from bench.twin_config import TwinConfig
 from bench.twin_world import LIFTS, SOURCES, ToyWorld, collect, observe
+from data.sampler import BatchStream, Drawn, Sampler, SamplerConfig
+from data.sharing import RULES
 from models.small_network import SmallQNetwork
 from sim import actions
-from sim.landmarks import LANDMARK_SIZE, OFFSET_UNIT_M, landmarks
+from sim.landmarks import LANDMARK_SIZE, OFFSET_UNIT_M, PRESENCE, landmarks
 from sim.options import run_command
 from train.qtopt_config import PRESETS
 
-TINY = {"steps": 4, "per_task": 4, "episodes": 2, "warm_up": 1, "score_every": 2}
+TINY = {"steps": 4, "batch_size": 28, "evaluate_episodes": 2}
 SOME = {name: (policy, min(count, 20)) for name, (policy, count) in SOURCES.items()}
 
 
@@ -102,13 +105,12 @@ def test_observations_are_the_projects_landmarks_with_noise_on_the_offsets_of_wh
     exact = landmarks(world.state).value
     features, gripper = observe(world.state, 0.008, np.random.default_rng(3))
     error = features.numpy()[..., :LANDMARK_SIZE] - exact
-    present = np.abs(exact).sum(-1) > 0
+    present = exact[..., PRESENCE] > 0
     assert present.sum() == 6000
     assert (error[~present] == 0).all()
     assert (error[..., 3:] == 0).all()
     assert error[present][:, :3].std() * OFFSET_UNIT_M == pytest.approx(0.008, rel=0.02)
     assert (features[..., LANDMARK_SIZE:] == 0).all()
-    assert np.allclose(np.linalg.norm(exact[present][:, 3:5], axis=1), 2)  # tells it from an absent one: none stands
     assert gripper[:, 0].sum() == 0
     assert (gripper[:, 1] >= 0.15).all()
 
@@ -119,114 +121,44 @@ def test_sources_are_as_good_as_they_are_meant_to_be():
         0.0,
         np.random.default_rng(4),
     )
-    aimless, crude, scripted = (data.success[data.task == lift] for lift in (0, 3, 5))
+    aimless, crude, scripted = (data.success[data.episode_task == lift] for lift in (0, 3, 5))
     assert 0.3 < aimless.any(1).mean() < 0.5
     assert (aimless.mean(0) < 0.1).all()
     assert 0.3 < crude[:, 3].mean() < 0.6
     assert scripted[:, 5].mean() > 0.95
-    assert (np.diff(data.first) == data.length[:-1] + 1).all()
-    assert len(data.action) == (data.length + 1).sum()
+    assert len(data.action) == (data.episode_length + 1).sum()
 
 
-# ---------------------------------------------------------------- sharing
-
-# Two tasks, of which task 0 has the first three of six episodes.
-SCORE = tensor([[0.2, 0.4, 0.9, 0.3, 0.5, 0.45], [0.1, 0.5, 0.2, 0.6, 0.4, 0.7]])
-OWN = tensor([[True] * 3 + [False] * 3, [False] * 3 + [True] * 3])
+# ---------------------------------------------------------------- batches
 
 
-SUCCESS = tensor([[False, False, True] * 2] * 2)
-
-
-def weights_of(**options):
-    return episode_weights(SCORE, OWN, SUCCESS, TwinConfig(mode="sample", **options)).tolist()
-
-
-def test_hard_rules_compare_episodes_with_the_own_median_or_mean():
-    hard = {"rule": "cds-hard"}
-    assert weights_of(**hard, percentile=50.0) == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0]]  # 0.4 and 0.6
-    assert weights_of(**hard, reference="mean") == [[0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0]]  # 0.5 and 0.567
-    assert weights_of(**hard, percentile=100.0) == [[0, 0, 0, 1, 1, 1], [0, 1, 0, 0, 0, 0]]  # 0.2 and 0.4
-
-
-def test_in_a_balanced_reference_successes_count_as_much_as_failures():
-    window = balanced_window(SCORE.double(), OWN, SUCCESS)
-    assert window.mean(1).tolist() == pytest.approx([0.5 * 0.3 + 0.5 * 0.9, 0.5 * 0.5 + 0.5 * 0.7])
-    assert window[0].unique(return_counts=True)[1].tolist() == [250, 250, 500]  # of 0.2, 0.4 and 0.9
-    assert weights_of(rule="cds-hard", reference="mean", balance_reference=True)[0] == [0] * 6  # 0.6
-
-
-def test_soft_weights_are_of_the_mean_gap_or_of_a_fixed_temperature():
-    tau = (0.1 + 0.1 + 0.05) / 3
-    expected = 1 / (1 + np.exp(-np.array([-0.1, 0.1, 0.05]) / tau))
-    assert weights_of(percentile=50.0)[0] == pytest.approx([0, 0, 0, *expected])
-    expected = 1 / (1 + np.exp(-np.array([-0.1, 0.1, 0.05]) / 0.5))
-    assert weights_of(percentile=50.0, sharing_temperature=0.5)[0] == pytest.approx([0, 0, 0, *expected])
-
-
-def test_hipi_gives_an_episode_to_the_task_that_scores_it_highest():
-    assert weights_of(rule="hipi") == [[0, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 0]]
-
-
-def test_the_top_tenth_is_of_the_shared_episodes():
-    score, own = torch.rand(1, 120, generator=torch.Generator().manual_seed(0)), torch.arange(120)[None] >= 100
-    weight = episode_weights(score, own, own, TwinConfig(mode="top-tenth", rule="cds"))
-    assert weight.sum() == 10
-    assert (
-        weight[0].bool().tolist() == (score >= score[~own].sort().values[90])[0].where(~own[0], tensor(False)).tolist()
-    )
-
-
-def test_shared_rows_come_from_episodes_that_pass_and_own_rows_fill_the_rest(data):
-    sampler = TwinSampler(data, TwinConfig(rule="cds-hard", mode="sample", per_task=8))
-    rng = np.random.default_rng(5)
-    assert not (sampler.draw(rng).task_index != sampler.draw(rng).source_task_index).any()  # before the first scores
-    weight = np.zeros((N, len(data.task)))
-    passing = np.flatnonzero(data.task != 0)[:2]
-    weight[0, passing] = 1
-    sampler.route(weight, fill=True)
-    batch = sampler.draw(rng)
-    shared = (batch.task_index != batch.source_task_index).numpy()
-    assert shared.reshape(N, 8).sum(1).tolist() == [2, 0, 0, 0, 0, 0, 0]
-    assert set(batch.episode.numpy()[shared]) <= set(passing.tolist())
-    sampler.route(weight, fill=False)
-    assert (sampler.draw(rng).task_index != sampler.draw(rng).source_task_index).view(N, 8).sum(1)[0] == 4
-
-
-def test_shared_rows_are_drawn_by_weight_times_length_and_balanced_if_asked(data):
-    task = 4
-    accepted = data.success[:, task] & (data.task != task)
-    assert 0 < accepted.sum() < 20
-    for balanced, low, high in ((False, 0.0, 0.2), (True, 0.45, 0.55)):
-        sampler = TwinSampler(data, TwinConfig(rule="all", balance_successes=balanced, per_task=64))
-        rng = np.random.default_rng(6)
-        batches = [sampler.draw(rng) for _ in range(20)]
-        mine = torch.cat([b.success[(b.task_index == task) & (b.source_task_index != task)] for b in batches])
-        assert len(mine) == 640
-        assert low < mine.mean() < high
-        own = torch.cat([b.success[(b.task_index == task) & (b.source_task_index == task)] for b in batches])
-        assert (len(own) == 640 and 0.4 < own.mean() < 0.6) or not data.success[data.task == task, task].any()
+def batches_of(data, count=20, **options):
+    """Batches that the project's sampler draws from toy episodes, without a rule's scores."""
+    sampler = Sampler(data, LIFTS, RULES["all"], SamplerConfig(**options))
+    drawn = (Drawn(*sampler.draw(np.random.default_rng([6, k]))) for k in range(count))
+    return [load(data, each) for each in drawn]
 
 
 def test_rows_are_steps_of_their_episodes_and_done_at_the_last(data):
-    batch = TwinSampler(data, TwinConfig(rule="all")).draw(np.random.default_rng(7))
+    (batch,) = batches_of(data, 1, per_task=16)
+    first = np.cumsum(data.episode_length + 1) - data.episode_length - 1
     episode = batch.episode.numpy()
-    step = batch.rows - data.first[episode]
-    assert (data.episode[batch.rows] == episode).all()
-    assert ((step >= 0) & (step < data.length[episode])).all()
-    assert (batch.done.numpy() == (step == data.length[episode] - 1)).all()
+    step = batch.frame.numpy() - first[episode]
+    assert ((step >= 0) & (step < data.episode_length[episode])).all()
+    assert (batch.done.numpy() == (step == data.episode_length[episode] - 1)).all()
+    assert (batch.success.numpy() == data.success[episode, batch.task_index]).all()
+    assert (batch.is_shared.numpy() == (data.episode_task[episode] != batch.task_index.numpy())).all()
 
 
-def test_what_each_clone_follows():
-    success, own = tensor([1.0, 0.0, 1.0, 0.0]), tensor([True, True, False, False])
-    found = {name: clone(success, own).tolist() for name, clone in CLONES.items()}
-    assert found == {"accepted": [1, 0, 1, 0], "effective": [1, 1, 1, 1], "own-accepted": [1, 0, 1, 1]}
-
-
-def test_area_under_the_curve_by_hand():
-    assert area_under_curve(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True])) == 0.75
-    assert area_under_curve(np.array([0.5, 0.5]), np.array([False, True])) == 0.5
-    assert np.isnan(area_under_curve(np.array([0.5]), np.array([True])))
+def test_shared_rows_are_drawn_evenly_or_balanced_if_asked(data):
+    task = 4
+    accepted = data.success[:, task] & (data.episode_task != task)
+    assert 0 < accepted.sum() < 20
+    for balanced, low, high in ((False, 0.0, 0.2), (True, 0.45, 0.55)):
+        batches = batches_of(data, per_task=64, balance_shared=balanced)
+        mine = torch.cat([b.success[(b.task_index == task) & b.is_shared] for b in batches])
+        assert len(mine) == 640
+        assert low < mine.mean() < high
 
 
 # ---------------------------------------------------------------- learning
@@ -236,7 +168,7 @@ def test_a_batch_in_blocks_has_the_scores_of_the_projects_network(data):
     torch.manual_seed(0)
     network = TwinNetwork(PRESETS["vision-64"].network)
     task = tensor(LIFTS).repeat_interleave(3)
-    features, gripper = data.features[:21].flatten(1), data.gripper[:21]
+    features, gripper = data.features[:21], data.gripper[:21]
     action = data.action[:84].view(21, 4, 5)
     expected = SmallQNetwork.score(network, features, gripper, action, task)
     assert torch.allclose(network.score(features, gripper, action, task), expected, atol=1e-6)
@@ -246,12 +178,12 @@ def test_a_batch_in_blocks_has_the_scores_of_the_projects_network(data):
 
 
 def test_the_learner_overfits_a_batch(data):
-    config = TwinConfig(rule="all", steps=60, per_task=4)
-    learner, batch = Learner(config, data), TwinSampler(data, config).draw(np.random.default_rng(8))
+    config = TwinConfig(rule="all", steps=60, batch_size=28, cloned="accepted")
+    (batch,) = batches_of(data, 1, per_task=4, balance_shared=True)
+    learner = Learner(config, data)
     for _ in range(config.steps):
         learner.step(batch)
-    now = torch.from_numpy(batch.rows)
-    features, gripper, action = data.features[now].flatten(1), data.gripper[now], data.action[now]
+    features, gripper, action = data.frames(batch.frame)
     with torch.no_grad():
         q = learner.network.score(features, gripper, action[:, None], batch.task_index)[:, 0].sigmoid()
         _mean, command = learner.network.behaviour_policy(features, gripper, batch.task_index)
@@ -264,7 +196,11 @@ def test_the_learner_overfits_a_batch(data):
     assert not right.all()
 
 
-@pytest.mark.parametrize("options", [{"rule": "cds"}, {"rule": "hipi", "mode": "sample"}], ids=["weight", "sample"])
+@pytest.mark.parametrize(
+    "options",
+    [{"rule": "cds", "sharing": "weight", "granularity": "transition"}, {"rule": "hipi", "score_fraction": 1.0}],
+    ids=["weight", "sample"],
+)
 def test_a_run_repeats_itself(data, options):
     config = TwinConfig(**TINY, **options)
     first, second = ({k: v for k, v in run(config, data).items() if k != "seconds"} for _ in range(2))
@@ -273,30 +209,58 @@ def test_a_run_repeats_itself(data, options):
     assert 0 <= first["average"] <= 100
 
 
-def test_scores_of_episodes_are_the_mean_q_of_their_frames(data):
-    config = TwinConfig(rule="hipi", score_frames=2)
-    learner = Learner(config, data)
-    score, e = learner.score_episodes(), 3
-    assert score.shape == (N, len(data.task))
-    frames = data.first[e] + np.array([0.25, 0.75]) * data.length[e]
-    now = torch.from_numpy(frames.astype(np.int64))
-    q = [
-        learner.target.score(
-            data.features[now].flatten(1), data.gripper[now], data.action[now][:, None], torch.full((2,), lift)
-        )
-        for lift in LIFTS
-    ]
-    assert torch.allclose(score[:, e], torch.stack(q).sigmoid().mean((1, 2)), atol=1e-6)
+def stream_of(learner, data, **options):
+    mix = SamplerConfig(per_task=4, by_episode=True, **options)
+    return BatchStream(Sampler(data, LIFTS, learner.router.rule, mix), 0, episodes=learner.router.episodes).draws()
+
+
+def test_episodes_are_scored_by_q_of_the_steps_beside_a_batch_and_routed_from_the_next_pass_on(data):
+    learner = Learner(TwinConfig(**TINY, score_fraction=1.0), data)
+    stream, episodes = stream_of(learner, data), learner.router.episodes
+    passes = -(-data.num_episodes // 28)
+    for number in range(passes):
+        drawn = next(stream)
+        assert not load(data, drawn).is_shared.any()
+        learner.score_episodes(drawn, number)
+    e, step = drawn.scored_episodes[0], drawn.scored_steps[0]
+    features, gripper, action = data.frames(torch.tensor([step + e]))
+    q = [learner.target.score(features, gripper, action[:, None], tensor([k])).sigmoid().item() for k in LIFTS]
+    assert episodes.scores.versions[1, 0, :N, e].tolist() == pytest.approx(q, abs=1e-6)
+    batch = load(data, next(stream))
+    passing = episodes.weights(passes)[0]
+    assert batch.is_shared.any()
+    assert (passing[batch.task_index, batch.episode][batch.is_shared] == 1).all()
+
+
+def test_an_even_warm_up_shares_any_episode(data):
+    learner = Learner(TwinConfig(**TINY, warm_up="all"), data)
+    weight = learner.router.episodes.weights(0)[0, :N]
+    assert weight.eq(1).all()
+    assert load(data, next(stream_of(learner, data))).is_shared.view(N, 4).sum(1).tolist() == [2] * N
+
+
+def test_options_mean_what_they_mean_in_training():
+    training = TwinConfig().training
+    expected = PRESETS["vision-64"]
+    assert training.router == expected.router
+    assert (training.cloned, training.reference_over, training.lr) == (
+        expected.cloned,
+        expected.reference_over,
+        expected.lr,
+    )
+    assert TwinConfig(reference="percentile", percentile=10.0).training.router.percentile == 10.0
 
 
 def test_wrong_options_are_told_in_one_line(monkeypatch, capsys):
-    with pytest.raises(ValueError, match="the twin does not have rule uds"):
+    with pytest.raises(ValueError, match="the twin has no rule uds"):
         TwinConfig(rule="uds")
     with pytest.raises(ValueError, match="Did you mean 'sample'"):
-        TwinConfig(mode="sampel")
-    monkeypatch.setattr(sys, "argv", ["bench.twin", "--rule", "cds", "--reference", "mean"])
+        TwinConfig(sharing="sampel")
+    with pytest.raises(ValueError, match="draws no candidates"):
+        TwinConfig(granularity="transition")
+    monkeypatch.setattr(sys, "argv", ["bench.twin", "--rule", "all", "--warm-up", "all"])
     assert run_command(main) == 2
-    assert capsys.readouterr().err.startswith("error: mode weight is the project's router")
+    assert capsys.readouterr().err.startswith("error: warm_up all is for rules")
 
 
 def test_the_command_adds_a_line_to_its_log_and_tables_it(monkeypatch, capsys, tmp_path):
@@ -307,11 +271,11 @@ def test_the_command_adds_a_line_to_its_log_and_tables_it(monkeypatch, capsys, t
         assert run_command(main) == 0
     results = [json.loads(line) for line in log.read_text().splitlines()]
     assert log.read_text() == capsys.readouterr().out
-    assert [result["shared_rows"] for result in results] == [0.5, 0.5]
+    assert [result["routing"]["shared"] for result in results] == [0.5, 0.5]
     monkeypatch.setattr(sys, "argv", ["bench.twin", "--table", str(log)])
     assert run_command(main) == 0
     head, _, row = capsys.readouterr().out.splitlines()
-    assert head.startswith("| arm | success, % (seed) | shared_rows |")
+    assert head.startswith("| arm | success, % (seed) | mean | shared |")
     averages = [result["average"] for result in results]
     assert row.startswith("| all ")
-    assert f"| {averages[0]} (0), {averages[1]} (1) | 0.50 |" in row
+    assert f"| {averages[0]} (0), {averages[1]} (1) | {np.mean(averages):.1f} | 0.50 |" in row
