@@ -110,8 +110,8 @@ class Learner:
             self.router.episodes.scores.lag = 0  # no batch is drawn ahead
         if config.warm_up == "all":  # equal scores are as good as their reference
             assert self.router.episodes is not None
-            self.router.episodes.scores.versions[1] = 0.0
-            self.router.episodes.scores.since[1] = 0
+            scores = self.router.episodes.scores
+            scores.publish(torch.zeros_like(scores.versions[1]), 0)
         optimizer = configure_adam([p for p in self.network.parameters() if p.requires_grad], self.options)
         self.optimizer, self.schedule = optimizer["optimizer"], optimizer["lr_scheduler"]["scheduler"]
 

@@ -33,6 +33,7 @@ class TwinConfig:
     percentile: float = _trained("percentile")
     reference_over: str = _trained("reference_over")
     sharing_temperature: str = _trained("sharing_temperature")
+    share_after: int = _trained("share_after", 0)
     cloned: str = _trained("cloned")
     balance_shared: bool = _trained("balance_shared")
     shared_fraction: float = _trained("shared_fraction")
