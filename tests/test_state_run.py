@@ -202,7 +202,7 @@ def test_behaviour_cloning_refuses_rules_that_weigh_by_q(transitions, tmp_path):
         train("bc", BCConfig(data=str(tmp_path / "states.h5"), out=str(tmp_path / "run"), rules=("cds",)))
 
 
-def test_the_report_counts_the_successes_of_the_dataset():
+def test_the_report_counts_the_successes_among_what_is_shared():
     columns = empty_columns(LINE, 8)
     columns["quantity/place"][:] = [2, 2, 1, 0, 0, 1, 1, 2]
     columns["task"][:] = np.arange(8) // 4
@@ -212,6 +212,9 @@ def test_the_report_counts_the_successes_of_the_dataset():
     torch.manual_seed(0)
     cql = state_run.build("cql", CQLConfig(**{**SMALL, "rules": ("all",)}), dataset)
     cql.shared.start("cpu")
-    cql.update()
+    for number in range(400):
+        random = cql.config.random("cpu", 9, number)
+        cql.shared.weigh(cql.shared.sample(number, random), None, number, random)
     (report,) = cql.shared.report()
-    assert report["success"] == pytest.approx([1 / 4, 1 / 4])
+    assert report["success"] == pytest.approx([1 / 4, 1 / 4], abs=0.04)
+    assert report["shared"] == [0.5, 0.5]

@@ -368,7 +368,7 @@ def test_an_episode_is_scored_by_the_acting_network_for_every_trained_task(tiny_
 
 @pytest.mark.parametrize("over", REFERENCE_OVER)
 def test_the_reference_is_over_batches_or_over_data(tiny_training, over):
-    config = QTOptConfig(**{**tiny_training, "reference_over": over, "success_fraction": 0.25})
+    config = QTOptConfig(**{**tiny_training, "reference": "mean", "reference_over": over, "success_fraction": 0.25})
     replay = Replay(config.data)
     module = QTOpt(config, replay)
     score = torch.rand(1, len(TASK_NAMES), replay.num_episodes, generator=torch.Generator().manual_seed(0))
