@@ -302,7 +302,7 @@ BY_Q = [rule for rule in RULES if RULES[rule].uses_q]
     ("rule", "granularity", "sharing"),
     [(rule, "episode", "sample") for rule in RULES]
     + [(rule, "transition", "weight") for rule in BY_Q]
-    + [(rule, *way) for rule in ("cds-basic", "hipi") for way in (("transition", "sample"), ("episode", "weight"))],
+    + [("hipi", "transition", "sample"), ("cds-basic", "transition", "sample"), ("cds-basic", "episode", "weight")],
 )
 def test_every_sharing_rule_trains_and_reports_what_it_routed(
     tiny_training, tmp_path, monkeypatch, rule, granularity, sharing
