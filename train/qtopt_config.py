@@ -220,7 +220,7 @@ _VISION_64 = replace(
     landmark_weight=0.3,
     behaviour_policy=True,
     photometric=True,
-    share_after=1500,
+    share_after=500,
     workers=2,
 )
 _DEMO = replace(
@@ -228,7 +228,7 @@ _DEMO = replace(
     data="datasets/demo",
     out="runs/demo",
     steps=1500,
-    share_after=1000,
+    share_after=500,
     batch_size=120,
     target_update_rate=0.02,
     random_crop=False,
