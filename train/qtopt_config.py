@@ -166,7 +166,9 @@ class QTOptConfig:
     @property
     def scored_steps(self) -> int:
         """Steps scored beside the batch of one process."""
-        return round(self.score_fraction * self.per_task * len(self.tasks)) if self.router.by_episode else 0
+        if not self.router.by_episode or not self.score_fraction:
+            return 0
+        return max(1, round(self.score_fraction * self.per_task * len(self.tasks)))
 
     @property
     def network(self) -> NetworkConfig:
