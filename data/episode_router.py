@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from data.distributed import gather
 from data.episode_scores import EpisodeScores
 from data.router_config import RouterConfig
-from data.sharing import RULES, RuleContext
+from data.sharing import RULES, RuleContext, mean
 
 
 class EpisodeRouter(nn.Module):
@@ -71,7 +71,9 @@ class EpisodeRouter(nn.Module):
 
     def temperature(self) -> Tensor:
         """tau of each task, [E, N], of the latest scores."""
-        return self._temperature(self.scores.versions[1])
+        score = self.scores.versions[1]
+        reference = self._reference(score) if self.config.is_adaptive else torch.zeros_like(score[..., 0])
+        return self._temperature(score, reference)
 
     def mean_weights(self, member: int) -> Tensor:
         """Mean weight [N, N] of each source (column) for each target (row), by the latest scores; 1 for a task's own;
@@ -81,8 +83,8 @@ class EpisodeRouter(nn.Module):
         known = self._others.float() @ of_task.T > 0
         if int(self.scores.since[1]) < 0:
             known = torch.zeros_like(known)
-        mean = self._weights(self.scores.versions[1])[member] @ of_task.T / of_task.sum(1)
-        return torch.where(itself & (of_task.sum(1) > 0), 1.0, mean.masked_fill(~known, torch.nan))
+        weight = self._weights(self.scores.versions[1])[member] @ of_task.T / of_task.sum(1)
+        return torch.where(itself & (of_task.sum(1) > 0), 1.0, weight.masked_fill(~known, torch.nan))
 
     def area_under_roc(self, accepted: NDArray[np.bool_], member: int) -> Tensor:
         """Area under the ROC curve [N] of the latest scores of others' episodes, those that succeed at the target,
@@ -101,7 +103,7 @@ class EpisodeRouter(nn.Module):
             q_tasks = score.transpose(1, 2).nan_to_num(-torch.inf)[:, None].expand(-1, num_tasks, -1, -1)
         context = RuleContext(
             reference=reference[..., None].expand(score.shape),
-            temperature=self._temperature(score)[..., None].expand(score.shape),
+            temperature=self._temperature(score, reference)[..., None].expand(score.shape),
             target=torch.arange(num_tasks, device=score.device)[:, None].expand(score.shape),
             q_tasks=q_tasks,
         )
@@ -114,20 +116,18 @@ class EpisodeRouter(nn.Module):
         own_score = score.masked_fill(~self._own, torch.nan)
         return reference_of(own_score, self._own_weight.expand(score.shape), self.config.percentile)
 
-    def _temperature(self, score: Tensor) -> Tensor:
-        """The fixed temperature, or the clipped mean over the episodes of a version: of Delta over shared ones, or of
-        |Delta| over own and shared ones, which are half of a batch each."""
-        fixed = self.config.fixed_temperature
-        if fixed is not None or not self.rule.reference:
-            return torch.full_like(score[..., 0], fixed or 1.0)
-        delta = score - self._reference(score)[..., None]
-        known = ~delta.isnan()
-        if self.config.temperature == "signed":
-            tau = _mean(delta, known * self._others * self._length)
-        else:
-            counts = self._own * self._own_weight, self._others * self._length
-            tau = torch.stack([_mean(delta.abs(), known * count) for count in counts]).nanmean(0)
-        return tau.nan_to_num(0.0).clamp(self.config.tau_low, self.config.tau_high)
+    def _temperature(self, score: Tensor, reference: Tensor) -> Tensor:
+        """tau by the mean over the episodes of a version: of Delta over shared ones, or of |Delta| over own and shared
+        ones, which are half of a batch each."""
+        average = torch.zeros_like(reference)
+        if self.config.is_adaptive:
+            delta, others = score - reference[..., None], self._others * self._length
+            if self.config.temperature == "signed":
+                average = mean(delta, others, 0.0)
+            else:
+                halves = [mean(delta.abs(), count, 0.0) for count in (self._own * self._own_weight, others)]
+                average = torch.stack(halves).nanmean(0)
+        return self.config.tau(average.nan_to_num(0.0))
 
 
 def area_under_roc(high: NDArray[np.floating], low: NDArray[np.floating]) -> float:
@@ -137,8 +137,3 @@ def area_under_roc(high: NDArray[np.floating], low: NDArray[np.floating]) -> flo
     low = np.sort(low)
     below = np.searchsorted(low, high, side="left") + np.searchsorted(low, high, side="right")
     return float(below.mean() / (2 * len(low)))
-
-
-def _mean(values: Tensor, count: Tensor) -> Tensor:
-    """Mean of values [..., K] that count [..., K], NaN where nothing does: [...]"""
-    return (values.nan_to_num(0.0) * count).sum(-1) / count.sum(-1)

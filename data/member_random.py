@@ -11,15 +11,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from data.seeding import derive_seed
 
-@functools.lru_cache(maxsize=256)  # the rules of an update ask for the same seeds
-def _seed_of(*numbers: int) -> int:
-    """A seed that is a function of these numbers; zeros at the end make no difference."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+_seed_of = functools.lru_cache(maxsize=256)(derive_seed)  # the rules of an update ask for the same seeds
 
 
 class MemberRandom:

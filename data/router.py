@@ -193,12 +193,7 @@ class Router(torch.nn.Module):
     def temperature(self) -> Tensor:
         """Temperature tau of each task, [E, N]: the fixed value, or the clipped running mean of Delta or |Delta|; 1 for
         a rule without Delta."""
-        fixed = self.config.fixed_temperature
-        if fixed is not None or not self.rule.reference:
-            return torch.full_like(self.tau, fixed or 1.0)
-        if self.episodes is not None:
-            return self.episodes.temperature()
-        return self.tau.clamp(self.config.tau_low, self.config.tau_high)
+        return self.config.tau(self.tau) if self.episodes is None else self.episodes.temperature()
 
     def _remember(self, score: Tensor, own: Tensor, target: Tensor, own_weight: Tensor) -> None:
         """Write own scores, marked by `own` [E, B, N], over the oldest of the window."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from data.sharing import REFERENCES, RULES, Reference
 from sim.options import check_choice, check_fraction
 
@@ -78,6 +81,20 @@ class RouterConfig:
     def draws_candidates(self) -> bool:
         """Whether shared transitions are drawn from candidates, which are scored first."""
         return self.sharing == "sample" and not self.by_episode and RULES[self.rule].uses_q
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether tau is a running mean: not a number, and of a rule that has a Delta."""
+        return self.fixed_temperature is None and RULES[self.rule].reference is not None
+
+    def tau(self, mean: Tensor) -> Tensor:
+        """Temperatures [...] of the mean of Delta or |Delta|: clipped, or the number that the options give; 1 for a
+        rule without Delta."""
+        return (
+            mean.clamp(self.tau_low, self.tau_high)
+            if self.is_adaptive
+            else torch.full_like(mean, self.fixed_temperature or 1.0)
+        )
 
     @property
     def reference_of(self) -> Reference | None:

@@ -91,13 +91,6 @@ class _Pool:
         return steps
 
 
-def sources_of(rule: SharingRule, tasks: tuple[int, ...]) -> NDArray[np.bool_]:
-    """From which other task (column) each task (row) may draw, [N, N]: trained `tasks` only."""
-    trained = np.isin(np.arange(len(TASK_NAMES)), tasks)
-    found: NDArray[np.bool_] = rule.sources(SKILLS) & np.outer(trained, trained)
-    return found & ~np.eye(len(found), dtype=np.bool_)
-
-
 def drawn_as_often(replay: Replay, success_fraction: float) -> NDArray[np.float64]:
     """How often batches hold an own failure and an own success of each task, compared with its data: [N, 2]."""
     steps = np.diagonal(replay.steps_by_outcome(len(TASK_NAMES)), axis1=1, axis2=2)  # [2, N]
@@ -115,7 +108,7 @@ class Sampler:
         self._least_own = config.processes if rule.uses_q else 0  # of each task: a Q-based rule compares with them
         self._relabel_rewards = rule.reward
         source = replay.episode_task
-        self.sources = sources_of(rule, tasks)
+        self.sources = rule.other_sources(SKILLS, tasks)
         self._own: list[tuple[_Pool, _Pool]] = []  # for each task: successes, failures
         self._others: list[tuple[_Pool, ...]] = []
         for task in tasks:

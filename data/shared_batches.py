@@ -81,10 +81,9 @@ class SharedBatches(nn.Module):
             listed = Episodes(task=task.astype(np.int64), length=length)
             count = max(1, round(self.config.score_fraction * self.config.per_task * len(self.tasks)))
             schedule = ScoringSchedule(listed, count, self.config.score_visits, seed=0)
-            trained = np.isin(np.arange(num_tasks), self.tasks)
-            sources = rule.sources(self._dataset.benchmark.skills) & np.outer(trained, trained)
+            sources = rule.other_sources(self._dataset.benchmark.skills, self.tasks)
             scores = EpisodeScores(schedule, self.config.seeds, num_tasks, lag=0)
-            episodes = EpisodeRouter(config, scores, sources & ~np.eye(num_tasks, dtype=np.bool_))
+            episodes = EpisodeRouter(config, scores, sources)
         return Router(config, num_tasks, self.config.seeds, episodes=episodes)
 
     def start(self, device: torch.device | str) -> None:

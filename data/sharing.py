@@ -75,6 +75,12 @@ class SharingRule:
     def uses_q(self) -> bool:
         return self.score is not None
 
+    def other_sources(self, skills: tuple[str, ...], tasks: Sequence[int]) -> NDArray[np.bool_]:
+        """From which other task (column) each task (row) may draw, [N, N]: trained `tasks` only."""
+        trained = np.isin(np.arange(len(skills)), tasks)
+        found: NDArray[np.bool_] = self.sources(skills) & np.outer(trained, trained)
+        return found & ~np.eye(len(skills), dtype=np.bool_)
+
 
 # ---------------------------------------------------------------- scores
 

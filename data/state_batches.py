@@ -57,6 +57,8 @@ class TransitionTensors:
             for name in ("observation", "next_observation", "action", "task")
         }
         self.episode = torch.from_numpy(dataset.episode).to(device)
+        self.length = self.episode.bincount()  # [K] of each episode, and the row of its first step
+        self.first = self.length.cumsum(0) - self.length
         self.by_task = {  # [D, N]
             "reward": torch.from_numpy(dataset.rewards).to(device),
             "done": torch.from_numpy(dataset.done.astype(np.float32)).to(device),
@@ -66,11 +68,13 @@ class TransitionTensors:
 
 @dataclass(frozen=True)
 class _Target:
-    """Rows that the batches of a target task are drawn from: its own, and the others' that it may share, [D'] each."""
+    """Rows that the batches of a target task are drawn from: its own, and the others' that it may share, [D'] each; and
+    which episodes the latter are of, bool [K]."""
 
     task: int
     own: Tensor
     others: Tensor
+    other_episodes: Tensor
 
 
 class StateSampler:
@@ -94,16 +98,10 @@ class StateSampler:
         episodes by their weights. `candidates_per_shared`: if not 0, a batch has `per_task` own rows and so many for
         each shared place, of which a router chooses: different candidates, or copies unless it `offers` some."""
         self._tensors, self._relabel_rewards, self._by_episode = tensors, relabel_rewards, by_episode
-        self._num_shared, self._candidates, self._offers = (
-            round(per_task * shared_fraction),
-            candidates_per_shared,
-            offers,
-        )
-        self._per_task = per_task
+        self._per_task, self._num_shared = per_task, round(per_task * shared_fraction)
+        self._candidates, self._offers = candidates_per_shared, offers
         dataset, device = tensors.dataset, tensors.device
         task = dataset.columns["task"]
-        length = torch.from_numpy(np.bincount(dataset.episode)).to(device)
-        self._length, self._first = length, length.cumsum(0) - length  # of episodes
         self._targets: list[_Target] = []
         for target in tasks:
             own = np.flatnonzero(task == target)
@@ -111,8 +109,10 @@ class StateSampler:
                 raise DatasetError(f"the dataset holds no step of task {dataset.benchmark.task_names[target]}")
             shared_from = [j for j in np.flatnonzero(sources[target]) if j in tasks and j != target]
             others = np.flatnonzero(np.isin(task, shared_from))
-            pools = (torch.from_numpy(pool).to(device) for pool in (own, others))
-            self._targets.append(_Target(target, *pools))
+            mine, theirs = (torch.from_numpy(pool).to(device) for pool in (own, others))
+            of_episode = torch.zeros_like(tensors.length, dtype=torch.bool)
+            of_episode[tensors.episode[theirs]] = True
+            self._targets.append(_Target(target, mine, theirs, of_episode))
         rows = per_task + candidates_per_shared * self._num_shared
         self._target = torch.tensor(tasks, device=device).repeat_interleave(rows)
 
@@ -150,16 +150,15 @@ class StateSampler:
         and a step of it; `spare` ones [E, C] where there are fewer steps."""
         if weights is None:
             return spare
-        shared = torch.zeros_like(self._length, dtype=torch.bool)
-        shared[self._tensors.episode[target.others]] = True
-        mass = (weights[:, target.task] * shared * self._length).double()
-        steps = ((mass > 0) * self._length).sum(1, keepdim=True)
+        first, lengths = self._tensors.first, self._tensors.length
+        mass = (weights[:, target.task] * target.other_episodes * lengths).double()
+        steps = ((mass > 0) * lengths).sum(1, keepdim=True)
         until = mass.cumsum(1)
         point = uniform * until[:, -1:]
-        episode = torch.searchsorted(until, point, right=True).clamp(max=len(self._length) - 1)
+        episode = torch.searchsorted(until, point, right=True).clamp(max=len(lengths) - 1)
         within = (point - (until - mass).gather(1, episode)) / mass.gather(1, episode).clamp(min=1e-300)
-        length = self._length[episode]
-        step = self._first[episode] + torch.minimum((within.clamp(0, 1) * length).long(), length - 1)
+        length = lengths[episode]
+        step = first[episode] + torch.minimum((within.clamp(0, 1) * length).long(), length - 1)
         return torch.where(torch.arange(uniform.shape[1], device=uniform.device) >= steps, spare, step)
 
     def load(self, step: NDArray[np.int64], tasks: tuple[int, ...], members: int) -> StateBatch:

@@ -180,14 +180,12 @@ def _difference(
     if any(block.scenes < 2 for _, block in used):  # one episode has no variance
         return Difference(estimate=estimate, low=-1.0, high=1.0, standard_error=np.inf, degrees=1.0, p=None)
     if not several:
-        low, high = np.quantile(draws, (TAIL, 1 - TAIL))
+        low, high = _percentiles(draws)
         if not any((block.outcomes[0] != block.outcomes[1]).any() for _, block in used if len(block.run) == 2):
             pairs = sum(block.scenes for _, block in used)
             low, high = -(1 - TAIL ** (1 / pairs)), 1 - TAIL ** (1 / pairs)
         error = float(draws.std())
-        return Difference(
-            estimate=estimate, low=float(low), high=float(high), standard_error=error, degrees=np.inf, p=None
-        )
+        return Difference(estimate=estimate, low=low, high=high, standard_error=error, degrees=np.inf, p=None)
     runs = [(each @ weights).var(ddof=1) / len(each) if len(each) > 1 else 0.0 for each in rates]
     scenes = [weight**2 * _scene_variance(block, rates) for weight, block in used]
     noise = sum(weight**2 * _noise(block, rates) for weight, block in used)

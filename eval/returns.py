@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from data.seeding import derive_seed
 from eval.intervals import wilson
 from models.checkpoint import RUN_CONFIG, CheckpointError, CheckpointFile
 from models.policy_files import PolicyFile, load_policies, pack_policies
@@ -163,7 +164,7 @@ def exploring(
         raise CheckpointError(f"{file}: holds policies for {', '.join(found.tasks)}, none for {task}")
     torch.set_num_threads(1)  # for one state at a time, more would wait for each other
     count, index = len(found.members), found.benchmark.task_index(task)
-    generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+    generator = torch.Generator().manual_seed(derive_seed(*seed))
 
     def act(observation: NDArray[np.float32]) -> NDArray[np.float32]:
         seen = np.broadcast_to(observation, (count, 1, len(observation))).copy()

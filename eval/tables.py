@@ -94,28 +94,27 @@ def _pictures(found: list[dict[str, Any]]) -> str:
 def _routing(found: list[dict[str, Any]], rules: Sequence[str]) -> list[str]:
     """What was routed, by task, means over the seeds of each rule: how much of what is learned from is shared, how much
     of that is useful (the target's detector accepts it), and how well the scores of others' episodes tell that."""
-    columns = {"shared, useful": ("shared", "success"), "AUC of scores": ("auc",)}
+    shown = [rule for rule in rules if rule != "none"]
     out = []
-    for head, keys in columns.items():
-        of_rule = {
-            rule: [each["sharing"] for each in found if each["sharing"]["rule"] == rule and keys[0] in each["sharing"]]
-            for rule in rules
-        }
-        shown = [rule for rule in rules if of_rule[rule] and rule != "none"]
-        if not shown:
-            continue
-
-        def cell(rule: str, task: int, keys: tuple[str, ...] = keys, of_rule: Any = of_rule) -> str:
-            texts = []
-            for key in keys:
-                values = [each[key][task] for each in of_rule[rule] if each[key][task] is not None]
-                scale, digits, unit = (1, 2, "") if key == "auc" else (100, 0, "%")
-                texts.append(f"{scale * np.mean(values):.{digits}f}{unit}" if values else "-")
-            return ", ".join(texts)
-
-        rows = [[name, *(cell(rule, k) for rule in shown)] for k, name in enumerate(TASK_NAMES)]
-        out.append(markdown([head, *shown], rows))
+    for head, keys in (("shared, useful", ("shared", "success")), ("AUC of scores", ("auc",))):
+        known = [each["sharing"] for each in found if keys[0] in each["sharing"]]
+        runs = {rule: [each for each in known if each["rule"] == rule] for rule in shown}
+        names = [rule for rule in shown if runs[rule]]
+        rows = [
+            [task, *(", ".join(_routed(runs[rule], key, k) for key in keys) for rule in names)]
+            for k, task in enumerate(TASK_NAMES)
+        ]
+        if names:
+            out.append(markdown([head, *names], rows))
     return out
+
+
+def _routed(runs: Sequence[dict[str, Any]], key: str, task: int) -> str:
+    """Mean of a routing statistic over runs, in percent but for the AUC."""
+    values = [each[key][task] for each in runs if each[key][task] is not None]
+    if not values:
+        return "-"
+    return f"{np.mean(values):.2f}" if key == "auc" else f"{100 * np.mean(values):.0f}%"
 
 
 def _comparable(found: list[dict[str, Any]]) -> None:

@@ -17,12 +17,12 @@ from data.episode_scores import Episodes, EpisodeScores, ScoringSchedule
 from data.loader import HELD, PREFETCH, ImageSlots, Loader
 from data.replay import Replay
 from data.router_config import RouterConfig
-from data.sampler import BatchStream, Drawn, Sampler, SamplerConfig, drawn_as_often, sources_of
+from data.sampler import BatchStream, Drawn, Sampler, SamplerConfig, drawn_as_often
 from data.sharing import RULES
 from sim.files import DatasetError
 from sim.landmarks import landmarks
 from sim.state import SceneState
-from sim.tasks import TASKS
+from sim.tasks import SKILLS, TASKS
 
 BANANA, CAN, BOWL = (TASKS[name].index for name in ("lift-banana", "lift-can", "place-bowl"))
 TASKS_USED = (BANANA, CAN, BOWL)
@@ -164,7 +164,7 @@ def test_steps_to_be_scored_come_with_every_batch_and_are_split_among_processes(
     episodes = Episodes(task=replay.episode_task, length=replay.episode_length)
     config = RouterConfig(granularity="episode")
     scores = EpisodeScores(ScoringSchedule(episodes, 4, 2, seed=3), 1, 10, lag=0)
-    router = EpisodeRouter(config, scores, sources_of(RULES["cds"], TASKS_USED))
+    router = EpisodeRouter(config, scores, RULES["cds"].other_sources(SKILLS, TASKS_USED))
     sampler = sampler_of(replay, "cds", per_task=4, processes=2, scored=2)
     wanted = scores.schedule.steps(1)
     found = [list(islice(BatchStream(sampler, 7, rank=rank, episodes=router).draws(), 2))[1] for rank in (0, 1)]
@@ -187,7 +187,7 @@ def test_the_stream_draws_by_the_scores_that_count_for_a_batch(replay):
     episodes = Episodes(task=replay.episode_task, length=replay.episode_length)
     config = RouterConfig(rule="cds-hard", sharing="sample", granularity="episode")
     scores = EpisodeScores(ScoringSchedule(episodes, 6, 1, seed=3), 1, 10, lag=3)
-    router = EpisodeRouter(config, scores, sources_of(RULES["cds-hard"], TASKS_USED))
+    router = EpisodeRouter(config, scores, RULES["cds-hard"].other_sources(SKILLS, TASKS_USED))
     draws = BatchStream(sampler_of(replay, "cds-hard", by_episode=True), 7, episodes=router).draws()
     score = torch.zeros(1, 6, 10)
     score[:, :2, BANANA] = 0.5  # own

@@ -14,6 +14,7 @@ from torch import Tensor
 from data.batches import Batch
 from data.distributed import ddp_correction
 from data.replay import Replay
+from data.seeding import derive_seed
 from models.image_losses import cloning_loss, landmark_loss, point_loss
 from models.images import in_crop, preprocess
 from models.networks import build_network
@@ -25,7 +26,7 @@ from train.finite import FiniteCheck, check_weights
 from train.metadata import checkpoint_metadata
 from train.optimizer import configure_adam
 from train.qtopt_config import QTOptConfig
-from train.seeding import RandomStream, derive_seed
+from train.seeding import RandomStream
 
 CLONED_WEIGHT: dict[str, Callable[[Batch], Tensor]] = {  # of `cloned`, on a batch: factor [B] of a step's weight
     "effective": lambda batch: torch.ones_like(batch.success),

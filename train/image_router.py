@@ -18,12 +18,12 @@ from data.episode_scores import Episodes, EpisodeScores, ScoringSchedule, move_e
 from data.loader import DRAWN_AHEAD
 from data.replay import Replay
 from data.router import Router
-from data.sampler import drawn_as_often, sources_of
+from data.sampler import drawn_as_often
 from data.sharing import RULES, Scores, SharingRule
 from models.images import crop
 from models.qnetwork import QNetwork
 from models.scoring import q_of_tasks, q_policy_of_tasks
-from sim.tasks import TASK_NAMES
+from sim.tasks import SKILLS, TASK_NAMES
 from train.qtopt_config import QTOptConfig
 
 SCORES = "router.episodes.scores."  # in a checkpoint
@@ -45,7 +45,7 @@ def build_router(
         if replay is not None and config.reference_over == "batches":
             often = drawn_as_often(replay, config.success_fraction)
             own_weight = often[replay.episode_task, replay.own_success.astype(int)]
-        episodes = EpisodeRouter(config.router, scores, sources_of(RULES[config.rule], tasks), own_weight)
+        episodes = EpisodeRouter(config.router, scores, RULES[config.rule].other_sources(SKILLS, tasks), own_weight)
     weight = None
     if replay is not None and config.reference_over == "data":
         often = drawn_as_often(replay, config.success_fraction)

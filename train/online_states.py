@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.replay_buffer import ReplayBuffer
+from data.seeding import derive_seed
 from data.transitions import SCHEMA_1, write_transitions
 from models.checkpoint import CheckpointError, read_plain
 from models.conditioning import Normaliser, Unconditioned
@@ -32,7 +33,6 @@ from train.finite import FiniteCheck, NotFiniteError, check_weights, diverged
 from train.precision import resolve_precision
 from train.process_settings import prepare_process
 from train.run_dir import LAST, lock_run, open_run
-from train.seeding import derive_seed
 
 RETURNS, REPLAY = "returns.csv", "replay.h5"
 FORMAT = 2  # of the checkpoint

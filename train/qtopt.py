@@ -21,6 +21,7 @@ from data.distributed import ddp_correction
 from data.episode_scores import Episodes
 from data.replay import Replay
 from data.scoring import scores_for
+from data.seeding import derive_seed
 from models.acting import best_action
 from models.cem import sample_uniform
 from models.image_losses import bellman_loss, bellman_target, conservative_loss
@@ -40,7 +41,7 @@ from train.image_router import build_router, restore_schedule, score_for_tasks
 from train.metadata import checkpoint_metadata
 from train.optimizer import configure_adam
 from train.qtopt_config import QTOptConfig
-from train.seeding import RandomStream, derive_seed
+from train.seeding import RandomStream
 
 SAME_COMMAND = 0.7  # fraction of the unseen actions near the data's that keep its command
 

@@ -1,10 +1,8 @@
-"""Seeds derived from (run seed, step, purpose), so that a resumed run draws the same numbers."""
+"""Purposes of the random numbers of a training, of which their seeds are made (data/seeding.py)."""
 
 from __future__ import annotations
 
 import enum
-
-import numpy as np
 
 
 class RandomStream(enum.IntEnum):
@@ -25,8 +23,3 @@ class MemberStream(enum.IntEnum):
     FIRST_WEIGHTS = 2
     BEHAVIOUR_UPDATE = 3  # of pi_beta_eff
     BEHAVIOUR_FIRST_WEIGHTS = 4
-
-
-def derive_seed(*numbers: int) -> int:
-    """A seed that is a function of these numbers; zeros at the end make no difference."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
