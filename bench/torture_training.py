@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from bench.commands import HANGS_S, UNTRIED, Ended, end_of, ended_by, kill_group, run, start
 from data.replay import Replay
 from models.checkpoint import CheckpointError
@@ -199,7 +201,8 @@ def _signal(number: signal.Signals, folder: Path) -> str:
     found, whole = (read_checkpoint(folder / name / "last.ckpt")["state_dict"] for name in ("stopped", "run"))
     if any(working.iterdir()):
         return f"left {[path.name for path in working.iterdir()]}"
-    return HELD if all(found[key].equal(value) for key, value in whole.items()) else "other weights than undisturbed"
+    same = all(np.array_equal(found[key], value, equal_nan=True) for key, value in whole.items())  # NaN: not scored yet
+    return HELD if same else "other weights than undisturbed"
 
 
 def _signal_collection(folder: Path) -> str:
