@@ -36,7 +36,7 @@ from models.small_network import SmallQNetwork
 from models.updates import gradient_step, update_average
 from sim.options import Parser, add_options, from_options, run_command
 from sim.tasks import TASK_NAMES
-from train.image_bc import CLONED_WEIGHT
+from train.image_bc import cloned_weight
 from train.image_router import build_router
 from train.optimizer import configure_adam
 from train.qtopt import SAME_COMMAND
@@ -108,10 +108,6 @@ class Learner:
         self.router = build_router(self.options, LIFTS, replay)
         if self.router.episodes is not None:
             self.router.episodes.scores.lag = 0  # no batch is drawn ahead
-        if config.warm_up == "all":  # equal scores are as good as their reference
-            assert self.router.episodes is not None
-            scores = self.router.episodes.scores
-            scores.publish(torch.zeros_like(scores.versions[1]), 0)
         optimizer = configure_adam([p for p in self.network.parameters() if p.requires_grad], self.options)
         self.optimizer, self.schedule = optimizer["optimizer"], optimizer["lr_scheduler"]["scheduler"]
 
@@ -134,7 +130,7 @@ class Learner:
         weight = self.router.weigh(batch, scores, number=number)
         loss = bellman_loss(logits[:, 0], target, weight)[0]
         loss = loss + options.conservative_weight * conservative_loss(logits[:, 1:], weight)[0]
-        cloned = weight * CLONED_WEIGHT[options.cloned](batch)  # type: ignore[arg-type]
+        cloned = weight * cloned_weight(options.cloned, batch, self.router.chooses(number))
         behaviour = network.behaviour_policy(features, gripper, task)
         loss = loss + cloning_loss(*behaviour, action, bounds(action.device), cloned)
         gradient_step(self.optimizer, loss)

@@ -7,12 +7,11 @@ from typing import Any
 
 from bench.twin_world import LIFTS
 from data.sharing import RULES
-from sim.options import check_choice, check_least, option
+from sim.options import check_least, option
 from sim.tasks import TASK_NAMES
 from train.qtopt_config import PRESETS, QTOptConfig
 
 _VISION_64 = PRESETS["vision-64"]
-WARM_UPS = ("none", "all")
 
 
 def _trained(name: str, default: Any = None) -> Any:
@@ -46,19 +45,15 @@ class TwinConfig:
     cem_samples: int = _trained("cem_samples", 8)
     evaluate_episodes: int = _trained("evaluate_episodes", 200)
     seed: int = _trained("seed")
-    warm_up: str = option("none", f"shared before the first scores, of {', '.join(WARM_UPS)}: own rows, or evenly")
     noise_m: float = option(0.008, "white noise of landmarks")
 
     def __post_init__(self) -> None:
-        check_choice("warm-up", self.warm_up, WARM_UPS)
         check_least(self, 0, "noise_m")
         rule, router = RULES[self.training.rule], self.training.router  # with their own checks
         if rule.snapshot or not rule.reward or rule.needs == "q_policy":
             raise ValueError(f"the twin has no rule {rule.name}: no snapshots, other rewards or Q of the policy")
         if router.draws_candidates:
             raise ValueError("the twin draws no candidates: sharing sample goes with granularity episode")
-        if self.warm_up == "all" and not (router.draws_episodes and rule.reference):
-            raise ValueError("warm_up all is for rules that sample episodes by a reference: cds and cds-hard")
 
     @property
     def training(self) -> QTOptConfig:

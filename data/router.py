@@ -121,6 +121,13 @@ class Router(torch.nn.Module):
         weight = local_rows(weight.transpose(0, 1)).transpose(0, 1)
         return weight if lead else weight[0]
 
+    def chooses(self, number: int) -> bool:
+        """Whether the shared rows of batch `number` are what the rule chose: of a rule that draws episodes not before
+        their first scores, and `share_after`."""
+        if self.episodes is None or self.config.sharing == "weight":
+            return True
+        return self.episodes.weights(number) is not None
+
     @torch.no_grad()
     def choose(
         self, batch: RoutableBatch, weight: Tensor, per_task: int, num_shared: int, uniform: Tensor

@@ -139,14 +139,12 @@ class Sampler:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Draw a batch: (steps [B], target tasks [B]), grouped by task, own ones first; no episode repeats if there are
         enough. `pools`: of `pools_of`, for a rule that chooses episodes; where a task shares fewer episodes than there
-        are shared places, and without pools, own steps take their places."""
+        are shared places, own steps take their places. Without pools, shared ones are drawn evenly."""
         steps, targets = [], []
         seen = set[int]()
         config, size = self._config, self._config.per_task * self._config.processes
         for place, task in enumerate(self._tasks):
-            others = self._others[place]
-            if config.by_episode:
-                others = () if pools is None else pools[place]
+            others = self._others[place] if pools is None else pools[place]
             num_shared = min(self._num_shared(size, rng), size - self._least_own) if any(map(len, others)) else 0
             if config.by_episode and num_shared:
                 num_shared = min(num_shared, len(others[0]))

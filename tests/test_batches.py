@@ -108,9 +108,13 @@ def test_shared_steps_are_drawn_from_the_episodes_that_the_rule_chose_by_their_w
     assert set(steps[np.isin(steps // 2, (4,))].tolist()) == {8, 9}
 
 
-def test_before_an_episode_is_scored_own_steps_take_all_places(replay):
-    steps, targets = sampler_of(replay, "cds-hard", by_episode=True).draw(np.random.default_rng(0))
-    assert (replay.episode_task[steps // 2] == targets).all()
+def test_before_an_episode_is_scored_shared_steps_are_drawn_evenly(replay):
+    sampler, rng = sampler_of(replay, "cds-hard", by_episode=True), np.random.default_rng(0)
+    steps, targets = zip(*(sampler.draw(rng) for _ in range(300)), strict=True)
+    shared = replay.episode_task[np.array(steps) // 2] != np.array(targets)
+    assert (shared.reshape(300, 3, 8).sum(-1) == 4).all()
+    banana = np.array(steps)[:, :8][shared[:, :8]] // 2
+    assert np.bincount(banana, minlength=6)[2:].tolist() == pytest.approx([300] * 4, abs=40)
 
 
 def test_a_rule_that_compares_with_own_transitions_finds_one_of_each_task_in_every_batch(replay):
@@ -200,7 +204,7 @@ def test_the_stream_draws_by_the_scores_that_count_for_a_batch(replay):
         others = replay.episode_task[drawn.steps[mine] // 2] != BANANA
         shared.append(set((drawn.steps[mine] // 2)[others].tolist()))
         router.add(number, torch.arange(6), score)
-    assert shared == [set()] * 4 + [{4}] * 2
+    assert shared == [{2, 3, 4, 5}] * 4 + [{4}] * 2
 
 
 def test_small_batches_keep_the_fractions_on_average(replay):

@@ -32,7 +32,7 @@ from sim.landmarks import landmarks
 from sim.state import SceneState
 from sim.tasks import SKILLS, TASK_NAMES, TASKS
 from train.callbacks.validation import Validation
-from train.image_bc import CLONED_WEIGHT, BehaviourCloning
+from train.image_bc import CLONED_WEIGHT, BehaviourCloning, cloned_weight
 from train.qtopt import QTOpt
 from train.qtopt_config import CLONED, PRESETS, REFERENCE_OVER, QTOptConfig
 from train.qtopt_run import LEARNERS, train
@@ -391,9 +391,12 @@ def test_the_reference_is_over_batches_or_over_data(tiny_training, over):
 def test_the_behaviour_policy_clones_the_steps_that_are_asked_for(cloned, expected):
     """An own success, an own failure, a shared success, a shared failure."""
     rows = types.SimpleNamespace(
-        success=torch.tensor([1.0, 0, 1, 0]), is_shared=torch.tensor([False, False, True, True])
+        success=torch.tensor([1.0, 0, 1, 0]),
+        task_index=torch.tensor([3, 3, 3, 3]),
+        source_task_index=torch.tensor([3, 3, 5, 5]),
     )
-    assert CLONED_WEIGHT[cloned](rows).tolist() == expected
+    assert cloned_weight(cloned, rows).tolist() == expected
+    assert cloned_weight(cloned, rows, chosen=False).tolist() == [*expected[:2], 0, 0]
     assert set(CLONED_WEIGHT) == set(CLONED)
 
 

@@ -221,23 +221,23 @@ def test_episodes_are_scored_by_q_of_the_steps_beside_a_batch_and_routed_from_th
     passes = -(-data.num_episodes // 28)
     for number in range(passes):
         drawn = next(stream)
-        assert not load(data, drawn).is_shared.any()
+        assert not learner.router.chooses(number)
         learner.score_episodes(drawn, number)
     e, step = drawn.scored_episodes[0], drawn.scored_steps[0]
     features, gripper, action = data.frames(torch.tensor([step + e]))
     q = [learner.target.score(features, gripper, action[:, None], tensor([k])).sigmoid().item() for k in LIFTS]
     assert episodes.scores.versions[1, 0, :N, e].tolist() == pytest.approx(q, abs=1e-6)
     batch = load(data, next(stream))
+    assert learner.router.chooses(passes)
     passing = episodes.weights(passes)[0]
     assert batch.is_shared.any()
     assert (passing[batch.task_index, batch.episode][batch.is_shared] == 1).all()
 
 
-def test_an_even_warm_up_shares_any_episode(data):
-    learner = Learner(TwinConfig(**TINY, warm_up="all"), data)
-    weight = learner.router.episodes.weights(0)[0, :N]
-    assert weight.eq(1).all()
+def test_before_the_first_scores_any_episode_is_shared(data):
+    learner = Learner(TwinConfig(**TINY), data)
     assert load(data, next(stream_of(learner, data))).is_shared.view(N, 4).sum(1).tolist() == [2] * N
+    assert not learner.router.chooses(0)
 
 
 def test_options_mean_what_they_mean_in_training():
@@ -259,9 +259,9 @@ def test_wrong_options_are_told_in_one_line(monkeypatch, capsys):
         TwinConfig(sharing="sampel")
     with pytest.raises(ValueError, match="draws no candidates"):
         TwinConfig(granularity="transition")
-    monkeypatch.setattr(sys, "argv", ["bench.twin", "--rule", "all", "--warm-up", "all"])
+    monkeypatch.setattr(sys, "argv", ["bench.twin", "--granularity", "transition"])
     assert run_command(main) == 2
-    assert capsys.readouterr().err.startswith("error: warm_up all is for rules")
+    assert capsys.readouterr().err.startswith("error: the twin draws no candidates")
 
 
 def test_the_command_adds_a_line_to_its_log_and_tables_it(monkeypatch, capsys, tmp_path):

@@ -14,6 +14,7 @@ from torch import Tensor
 from data.batches import Batch
 from data.distributed import ddp_correction
 from data.replay import Replay
+from data.router import RoutableBatch
 from data.seeding import derive_seed
 from models.image_losses import cloning_loss, landmark_loss, point_loss
 from models.images import in_crop, preprocess
@@ -28,12 +29,19 @@ from train.optimizer import configure_adam
 from train.qtopt_config import QTOptConfig
 from train.seeding import RandomStream
 
-CLONED_WEIGHT: dict[str, Callable[[Batch], Tensor]] = {  # of `cloned`, on a batch: factor [B] of a step's weight
+CLONED_WEIGHT: dict[str, Callable[[RoutableBatch], Tensor]] = {  # of `cloned`: factor [B] of a step's weight
     "effective": lambda batch: torch.ones_like(batch.success),
-    "successes": lambda batch: torch.where(batch.is_shared, 1.0, batch.success),
+    "successes": lambda batch: torch.where(batch.source_task_index != batch.task_index, 1.0, batch.success),
     "accepted": lambda batch: batch.success,
 }
 Loss = tuple[Tensor, dict[str, Tensor]]  # and its terms, for the log
+
+
+def cloned_weight(cloned: str, batch: RoutableBatch, chosen: bool = True) -> Tensor:
+    """What each step of a batch counts for the behaviour policy, [B], beside its weight. Shared ones that no rule has
+    `chosen` teach Q alone."""
+    weight = CLONED_WEIGHT[cloned](batch)
+    return weight if chosen else weight * (batch.source_task_index == batch.task_index)
 
 
 def behaviour_loss(network: SmallQNetwork, batch: Batch, features: Tensor, weight: Tensor) -> Loss:
@@ -72,7 +80,7 @@ class BehaviourCloning(lightning.LightningModule):
         seed = derive_seed(config.seed, self.global_rank, self.global_step, RandomStream.IMAGE)
         image, corner = preprocess(batch.image, config.image_size, seed, config.random_crop, config.photometric)
         perception = self.network.perceive(image, batch.gripper)
-        loss, info = behaviour_loss(self.network, batch, perception.features, CLONED_WEIGHT[config.cloned](batch))
+        loss, info = behaviour_loss(self.network, batch, perception.features, cloned_weight(config.cloned, batch))
         if config.landmark_weight:
             auxiliary, more = landmark_losses(batch, perception, corner, config.image_size)
             loss, info = loss + config.landmark_weight * auxiliary, info | more

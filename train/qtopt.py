@@ -36,7 +36,7 @@ from train.callbacks.q_maps import QMaps
 from train.callbacks.router_report import RouterReport
 from train.diagnostics import acting_diagnostics, loss_diagnostics
 from train.finite import FiniteCheck, check_weights
-from train.image_bc import CLONED_WEIGHT, behaviour_loss, landmark_losses
+from train.image_bc import behaviour_loss, cloned_weight, landmark_losses
 from train.image_router import build_router, restore_schedule, score_for_tasks
 from train.metadata import checkpoint_metadata
 from train.optimizer import configure_adam
@@ -94,7 +94,8 @@ class QTOpt(lightning.LightningModule):
         losses = {"Bellman loss": bellman, "conservative loss": conservative}
         if config.behaviour_policy:
             assert isinstance(self.network, SmallQNetwork)
-            cloning, more = behaviour_loss(self.network, batch, features, weight * CLONED_WEIGHT[config.cloned](batch))
+            cloned = weight * cloned_weight(config.cloned, batch, self.router.chooses(self.global_step))
+            cloning, more = behaviour_loss(self.network, batch, features, cloned)
             loss, info, losses["cloning loss"] = loss + cloning, info | more, cloning
         if perception is not None:
             auxiliary, more = landmark_losses(batch, perception, corner, config.image_size)
