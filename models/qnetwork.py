@@ -21,6 +21,7 @@ HEIGHT_SCALE_M = 0.2  # the gripper's height enters the network in units of this
 ACTION_FEATURES = 8  # translation 3, yaw sin and cos, close, open, terminate
 GRIPPER_FEATURES = 2  # closed, height
 CONDITIONINGS = ("heads", "one_hot")
+ATTENTION_STRIDES = (2, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +33,14 @@ class NetworkConfig:
     conditioning: str = "heads"
     behaviour_policy: bool = False  # a behaviour-cloned head on the features (not in the paper)
     landmark_size: int = LANDMARK_SIZE  # numbers per landmark of the small network
+    attention_stride: int = 4  # px per cell of its attention maps
 
     def __post_init__(self) -> None:
         check_choice("conditioning", self.conditioning, CONDITIONINGS)
         check_size(self.image_size)
         check_least(self, 1, "landmark_size")
+        if self.attention_stride not in ATTENTION_STRIDES:
+            raise ValueError(f"attention maps have cells of 2 or 4 px, got {self.attention_stride}")
 
 
 def action_features(action: Tensor) -> Tensor:

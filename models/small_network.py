@@ -35,26 +35,29 @@ class _Residual(nn.Module):
 
 
 class _Pyramid(nn.Module):
-    """Feature pyramid (arXiv:1612.03144): [B, 3, H, H] -> [B, 48, H / 4, H / 4]. Maps at 1/2 to 1/16 of the image's
-    side; the coarse ones, whose receptive field holds the whole arm, are added to the finer ones up to 1/4."""
+    """Feature pyramid (arXiv:1612.03144): [B, 3, H, H] -> [B, C, H / stride, H / stride]. Maps at 1/2 to 1/16 of the
+    image's side; the coarse ones, whose receptive field holds the whole arm, are added to the finer ones up to 1/2, C =
+    24, or 1/4, C = 48."""
 
     channels = (24, 48, 64, 96)
-    out_channels = channels[1]
 
-    def __init__(self) -> None:
+    def __init__(self, stride: int) -> None:
         super().__init__()
         first, *rest = self.channels
-        self.stem = Blocks(*_small_block(3, first, 5, 2))
+        levels = self.channels if stride == 2 else tuple(rest)
+        self.out_channels = levels[0]
+        second = _small_block(first, first, 3, 1) if stride == 2 else ()
+        self.stem = Blocks(*_small_block(3, first, 5, 2), *second)
         before = self.channels[:-1]
         self.down = nn.ModuleList(
             Blocks(*_small_block(i, o, 3, 2), _Residual(o)) for i, o in zip(before, rest, strict=True)
         )
-        self.up = nn.ModuleList(nn.Conv2d(o, i, 1) for i, o in itertools.pairwise(rest))
-        self.fuse = nn.ModuleList(Blocks(*_small_block(c, c, 3, 1)) for c in rest[:-1])
+        self.up = nn.ModuleList(nn.Conv2d(o, i, 1) for i, o in itertools.pairwise(levels))
+        self.fuse = nn.ModuleList(Blocks(*_small_block(c, c, 3, 1)) for c in levels[:-1])
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.stem(image)
-        maps = [x := down(x) for down in self.down]
+        maps = [x, *(x := down(x) for down in self.down)]
         x = maps.pop()
         for up, fuse in zip(reversed(self.up), reversed(self.fuse), strict=True):
             finer = maps.pop()
@@ -89,7 +92,7 @@ class SmallQNetwork(QNetwork):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config, self.width, 64)
         hidden, width = self.hidden, self.width
-        self.trunk = _Pyramid()
+        self.trunk = _Pyramid(config.attention_stride)
         channels = self.trunk.out_channels
         self.attend = nn.Conv2d(channels, POINTS, 1)
         self.describe = nn.Conv2d(channels, self.descriptor, 1)

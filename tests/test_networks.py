@@ -253,11 +253,12 @@ def test_the_behaviour_policy_sees_only_the_landmark_its_task_attends_to():
     assert [not torch.equal(q, q_before) for q in q_after] == [True, False, True]
 
 
-def test_attention_on_one_cell_reads_that_cell_alone():
-    network = network_of(64)
+@pytest.mark.parametrize(("stride", "cells"), [(2, 32), (4, 16)])
+def test_attention_on_one_cell_reads_that_cell_alone(stride, cells):
+    network = network_of(64, attention_stride=stride)
     image, gripper, _, _ = inputs(64, 1, 1)
     row, column = 5, 9
-    spike = torch.zeros(16, 16)
+    spike = torch.zeros(cells, cells)
     spike[row, column] = 1e4
     network.attend.register_forward_hook(lambda _m, _given, out: out * 0 + spike)
     seen = {}
@@ -302,6 +303,11 @@ def test_qtopts_network_takes_odd_sizes_too(size):
 def test_image_sizes_that_no_network_takes_are_refused(size):
     with pytest.raises(ValueError, match=f"no network sees {size} px"):
         NetworkConfig(image_size=size, num_tasks=10)
+
+
+def test_an_unknown_stride_of_the_attention_maps_is_refused():
+    with pytest.raises(ValueError, match="cells of 2 or 4 px, got 8"):
+        NetworkConfig(image_size=64, num_tasks=10, attention_stride=8)
 
 
 def test_an_unknown_conditioning_is_refused():

@@ -34,6 +34,7 @@ class QTOptConfig:
     start_from: str = option("", "checkpoint whose averaged network this run begins with")
     tasks: tuple[str, ...] = option(TASK_NAMES, "tasks to train")
     image_size: int = option(472, "side of the network's images, px; the dataset's size must match")
+    attention_stride: int = option(4, "px per cell of the small network's attention maps: 2, finer, or 4, faster")
     conditioning: str = option("heads", "heads: one final stack per task; one_hot: the task in the vector branch")
     steps: int = option(200_000, "gradient steps")
     batch_size: int = option(32, "transitions per step and device, rounded to the same number for every task")
@@ -176,6 +177,7 @@ class QTOptConfig:
             image_size=self.image_size,
             num_tasks=len(TASK_NAMES),
             conditioning=self.conditioning,
+            attention_stride=self.attention_stride,
             behaviour_policy=self.behaviour_policy,
         )
 
@@ -208,6 +210,7 @@ _VISION_472 = QTOptConfig()
 _VISION_64 = replace(
     _VISION_472,
     image_size=64,
+    attention_stride=2,
     steps=12_000,
     batch_size=160,
     lr=2e-3,
@@ -229,6 +232,7 @@ _DEMO = replace(
     _VISION_64,
     data="datasets/demo",
     out="runs/demo",
+    attention_stride=4,
     steps=1500,
     share_after=500,
     batch_size=120,
