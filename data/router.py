@@ -84,8 +84,8 @@ class Router(torch.nn.Module):
         learned: bool = True,
     ) -> Tensor:
         """Weights [..., B]: the rule's for shared transitions and, with `weigh_own_probability`, for own ones; else 1.
-        Where batch `number` was drawn by the rule, every row weighs 1. Shared transitions weigh 0 until their task's
-        own ones, or the episodes, have been scored, before `share_after`, and without `scores` where a rule scores by a
+        Where shared rows are drawn from episodes, every row weighs 1. Else shared ones weigh 0 until their task's own
+        ones, or the episodes, have been scored, before `share_after`, and without `scores` where a rule scores by a
         snapshot.
 
         `learned`: whether the batch is learned from as it is, or `choose` draws from it.

@@ -26,7 +26,7 @@ class RouterConfig:
     what the `rule` names. For transitions the own scores are the last `window`. `temperature`: tau, a number, or the
     running mean with `decay`, of each task, of Delta over shared rows (`signed`) or of |Delta| over own and shared rows
     (`absolute`), clipped to `tau_low` and `tau_high`. `weigh_own_probability`: probability, in each step, that a task's
-    own transitions are weighed too. `share_after`: steps before which a rule that uses Q-values shares nothing.
+    own transitions are weighed too. `share_after`: steps before which a rule that uses Q-values chooses nothing.
     """
 
     rule: str = "cds"

@@ -64,7 +64,7 @@ class QTOptConfig:
     sharing_temperature: str = option("absolute", f"tau of soft rules: {', '.join(ADAPTIVE)}, or a number")
     weigh_own_probability: float = option(0.0, "probability that a task's own transitions are weighed too, each step")
     snapshot_every: int = option(1000, "steps between snapshots of the Q-function by which the heuristic shares")
-    share_after: int = option(0, "steps before which a rule that uses Q-values shares nothing")
+    share_after: int = option(0, "steps before which a rule that uses Q-values chooses nothing")
     score_fraction: float = option(0.25, "steps scored beside a batch, as a fraction of its size (granularity episode)")
     score_visits: int = option(4, "visits over which an episode's score is the mean")
     candidates_per_shared: int = option(8, "drawn for each shared place (sharing sample, granularity transition)")

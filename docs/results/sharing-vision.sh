@@ -12,7 +12,7 @@ $PYTHON -m data collect --mix docs/results/sharing-vision.toml --out "$DATA" --s
 for seed in $SEEDS; do
     for rule in $RULES; do
         run="$OUT/$rule-$seed"
-        $PYTHON -m train --preset vision-64 --photometric false --data "$DATA" --rule "$rule" --seed "$seed" \
+        $PYTHON -m train --preset vision-64 --attention-stride 4 --photometric false --data "$DATA" --rule "$rule" --seed "$seed" \
             --steps "$STEPS" --workers 1 --out "$run"
         $PYTHON -m eval --checkpoint "$run/last.ckpt" --data "$DATA" --policies checkpoint --episodes "$EPISODES" \
             --workers "${WORKERS:-1}" --reuse true
