@@ -233,6 +233,7 @@ _DEMO = replace(
     data="datasets/demo",
     out="runs/demo",
     attention_stride=4,
+    cloned="accepted",
     steps=1500,
     share_after=500,
     batch_size=120,
