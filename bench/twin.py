@@ -57,7 +57,11 @@ class TwinBatch:
     task_index: Tensor
     source_task_index: Tensor
     episode: Tensor
-    is_shared: Tensor
+
+    @property
+    def is_shared(self) -> Tensor:
+        """bool [B], collected for another task"""
+        return self.source_task_index != self.task_index
 
 
 def load(replay: ToyReplay, drawn: Drawn) -> TwinBatch:
@@ -71,7 +75,6 @@ def load(replay: ToyReplay, drawn: Drawn) -> TwinBatch:
         task_index=torch.from_numpy(drawn.targets),
         source_task_index=torch.from_numpy(source),
         episode=torch.from_numpy(episode),
-        is_shared=torch.from_numpy(source != drawn.targets),
     )
 
 

@@ -124,8 +124,9 @@ class Router(torch.nn.Module):
     def chooses(self, number: int) -> bool:
         """Whether the shared rows of batch `number` are what the rule chose: of a rule that draws episodes not before
         their first scores, and `share_after`."""
-        if self.episodes is None or self.config.sharing == "weight":
+        if not self.config.draws_episodes:
             return True
+        assert self.episodes is not None
         return self.episodes.weights(number) is not None
 
     @torch.no_grad()
