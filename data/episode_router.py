@@ -60,9 +60,11 @@ class EpisodeRouter(nn.Module):
             return None
         version, since = found
         if since not in self._known:
+            weight, counted = self._weights(self.scores.versions[version]), self._known
+            if counted and not self.scores.lag:  # one counts at a time: in its memory, which a CUDA graph reads
+                weight = counted.popitem()[1].copy_(weight)
             current = self.scores.since.tolist()
-            self._known = {key: weight for key, weight in self._known.items() if key in current}
-            self._known[since] = self._weights(self.scores.versions[version])
+            self._known = {key: other for key, other in counted.items() if key in current} | {since: weight}
         return self._known[since]
 
     def reference(self) -> Tensor:

@@ -49,6 +49,10 @@ class ScoringSchedule:
         passed, place = divmod(number - self.start, self.batches)
         return passed, place == self.batches - 1
 
+    def visit_of(self, number: int) -> int:
+        """Which of the last visits batch `number` belongs to."""
+        return self.pass_of(number)[0] % self.visits
+
     def steps(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Episodes scored beside batch `number`, and the number of the step by which each is scored, [P] each."""
         passed, place = divmod(number - self.start, self.batches)
@@ -85,11 +89,20 @@ class EpisodeScores(nn.Module):
 
     @torch.no_grad()
     def add(self, number: int, episode: Tensor, score: Tensor) -> bool:
-        """Take the scores [E, P, N] of episodes [P], computed with batch `number`. Whether this finished a version: the
-        last batch of a pass does, if the version before counts already."""
-        passed, last = self.schedule.pass_of(number)
-        self.visits[passed % self.schedule.visits][:, :, episode] = score.transpose(1, 2).to(self.visits)
-        finished = last and int(self.since[1]) <= number
+        """Take the scores [E, P, N] of episodes [P], computed with batch `number`. Whether they finished a version."""
+        self.write(torch.full_like(episode, self.schedule.visit_of(number)), episode, score)
+        return self.finish(number)
+
+    @torch.no_grad()
+    def write(self, visit: Tensor, episode: Tensor, score: Tensor) -> None:
+        """Keep the scores [E, P, N] of episodes [P] as those of a visit, int64 [P]."""
+        self.visits[visit, :, :, episode] = score.transpose(0, 1).to(self.visits)
+
+    @torch.no_grad()
+    def finish(self, number: int) -> bool:
+        """Whether batch `number` finished a version, which is then kept: the last batch of a pass does, if the version
+        before counts already."""
+        finished = self.schedule.pass_of(number)[1] and self._since()[1] <= number
         if finished:
             self.publish(self.visits.nanmean(0), number + 1 + self.lag)
         return finished
@@ -104,12 +117,16 @@ class EpisodeScores(nn.Module):
     def version_of(self, number: int) -> tuple[int, int] | None:
         """Index of the version that counts for batch `number`, and the batch since which it does; None before the
         first."""
+        since = self._since()
+        for version in (1, 0):
+            if 0 <= since[version] <= number:
+                return version, since[version]
+        return None
+
+    def _since(self) -> list[int]:
         if self._counts_from is None:
             self._counts_from = self.since.tolist()
-        for version in (1, 0):
-            if 0 <= self._counts_from[version] <= number:
-                return version, self._counts_from[version]
-        return None
+        return self._counts_from
 
     def forget(self) -> None:
         """Drop the scores of visits: later ones come from another Q-function."""

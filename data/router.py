@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from data.distributed import gather, local_rows
 from data.episode_router import EpisodeRouter
@@ -95,7 +94,7 @@ class Router(torch.nn.Module):
         lead = batch.task_index.dim() > 1
         columns = batch.task_index, batch.source_task_index, batch.success, batch.episode
         target, source, success, episode = (self._all(column, lead) for column in columns)
-        place = F.one_hot(target, self.tau.shape[-1]).to(self.tau.dtype)  # [E, B, N]
+        place = one_hot(target, self.tau.shape[-1])  # [E, B, N]
         shared, weight = source != target, torch.ones_like(place[..., 0])
         if self.episodes is not None:
             routes = self.episodes.weights(number)
@@ -131,11 +130,11 @@ class Router(torch.nn.Module):
 
     @torch.no_grad()
     def choose(
-        self, batch: RoutableBatch, weight: Tensor, per_task: int, num_shared: int, uniform: Tensor
+        self, batch: RoutableBatch, weight: Tensor, tasks: Tensor, per_task: int, num_shared: int, uniform: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Draw the rows that are learned from, `per_task` of each target, from a batch of candidates: up to
-        `num_shared` shared ones in proportion to weight [..., B], each of which counts 1, and own ones for the rest.
-        Their rows [..., C] and weights [..., C].
+        """Draw the rows that are learned from, `per_task` of each of its targets, int64 `tasks` [T], from a batch of
+        candidates: up to `num_shared` shared ones in proportion to weight [..., B], each of which counts 1, and own
+        ones for the rest. Their rows [..., C] and weights [..., C].
 
         Systematic sampling of this process's rows, by random numbers `uniform` [E, N] in [0, 1). A target has at least
         `per_task` own rows, the same in each member; where fewer than `num_shared` candidates weigh anything, own rows
@@ -144,27 +143,21 @@ class Router(torch.nn.Module):
         target, source, weight, success = (
             rows if lead else rows[None] for rows in (batch.task_index, batch.source_task_index, weight, batch.success)
         )
-        chosen = []
-        for task in target[0].unique(sorted=True).tolist():
-            of_task = target[0] == task
-            own, shared = ((of_task & mask).nonzero()[:, 0] for mask in (source[0] == task, source[0] != task))
-            chosen.append(own[: per_task - num_shared if len(shared) else per_task].expand(len(target), -1))
-            if not len(shared):
-                continue
-            w = weight[:, shared].double()
-            places = (w > 0).sum(-1, keepdim=True).clamp(max=num_shared)  # [E, 1]
-            until = (w / w.sum(-1, keepdim=True).clamp(min=1e-300)).cumsum(-1) * places
-            point = uniform[:, task, None].to(until) + torch.arange(num_shared, device=until.device)
-            last = torch.where(w > 0, torch.arange(w.shape[1], device=w.device), 0).amax(-1, keepdim=True)
-            drawn = torch.minimum(torch.searchsorted(until, point, right=True), last)
-            spare = own[per_task - num_shared : per_task]
-            filled = torch.arange(num_shared, device=until.device) >= places
-            chosen.append(torch.where(filled, spare, shared[drawn]))
-        index = torch.cat(chosen, 1)
+        of_task, is_own = target[0] == tasks[:, None], target[0] == source[0]  # [T, B], [B]
+        own = (of_task & is_own).byte().argsort(dim=-1, descending=True, stable=True)[:, :per_task]
+        first, spare = own.expand(len(target), -1, -1).tensor_split([per_task - num_shared], -1)
+        w = weight[:, None].double().masked_fill(~of_task | is_own, 0.0)  # [E, T, B]
+        places = (w > 0).sum(-1, keepdim=True).clamp(max=num_shared)
+        until = (w / w.sum(-1, keepdim=True).clamp(min=1e-300)).cumsum(-1) * places
+        point = uniform[:, tasks, None].to(until) + torch.arange(num_shared, device=until.device)
+        last = torch.where(w > 0, torch.arange(w.shape[-1], device=w.device), 0).amax(-1, keepdim=True)
+        drawn = torch.minimum(torch.searchsorted(until, point, right=True), last)
+        filled = torch.arange(num_shared, device=until.device) >= places
+        index = torch.cat([first, torch.where(filled, spare, drawn)], -1).flatten(1)
         target, source, weight, success = (rows.gather(1, index) for rows in (target, source, weight, success))
         shared = source != target
         weight = torch.where(shared, 1.0, weight)
-        place = F.one_hot(target, self.tau.shape[-1]).to(weight.dtype)
+        place = one_hot(target, self.tau.shape[-1])
         gathered = (gather(x.transpose(0, 1)).transpose(0, 1) for x in (place, shared, weight, success))
         self._count_learned(*gathered)
         return (index, weight) if lead else (index[0], weight[0])
@@ -246,7 +239,7 @@ class Router(torch.nn.Module):
     # ---------------------------------------------------------------- report
 
     def _count(self, place: Tensor, source: Tensor, weight: Tensor, success: Tensor) -> None:
-        from_task = F.one_hot(source, place.shape[-1]).to(place.dtype)
+        from_task = one_hot(source, place.shape[-1])
         values = torch.stack([torch.ones_like(weight), weight])
         outcome = torch.stack([1 - success, success])
         self.sums.mul_(REPORT_DECAY).add_(torch.einsum("ebn,ebm,veb,oeb->voenm", place, from_task, values, outcome))
@@ -295,6 +288,11 @@ class Router(torch.nn.Module):
 def effective_steps(weights: list[list[float | None]], steps: list[int]) -> list[float]:
     """Effective number of transitions of each task, shared ones counted by their mean weight: sum_j w_ij |D_j|. [N]"""
     return [sum((w or 0.0) * n for w, n in zip(row, steps, strict=True)) for row in weights]
+
+
+def one_hot(index: Tensor, count: int) -> Tensor:
+    """Indices int64 [...] -> float32 [..., count]; as models.encodings.one_hot."""
+    return (index[..., None] == torch.arange(count, device=index.device)).float()
 
 
 def _plain(value: Any) -> Any:

@@ -50,6 +50,23 @@ class SharingConfig:
     snapshot_every: int = 10_000
 
 
+class ScoredSteps:
+    """The steps that an update scores beside its batch, in memory of their own on the device."""
+
+    def __init__(self, count: int, device: torch.device | str) -> None:
+        self._all = torch.zeros(3, count, dtype=torch.int64, device=device)
+        self.visit, self.episode, self.step = self._all  # [P] each
+
+    def set(self, schedule: ScoringSchedule, number: int) -> None:
+        """Those of batch `number`."""
+        episode, step = schedule.steps(number)
+        visit = np.full_like(step, schedule.visit_of(number))
+        rows = torch.from_numpy(np.stack([visit, episode, step]))
+        if self._all.is_cuda:
+            rows = rows.pin_memory()
+        self._all.copy_(rows, non_blocking=True)
+
+
 class SharedBatches(nn.Module):
     """Samplers and routers of all members. The routers' running statistics are buffers, saved with the checkpoint."""
 
@@ -71,7 +88,11 @@ class SharedBatches(nn.Module):
         self.routers = nn.ModuleList(self._router(router) for router in config.routers)
         by_snapshot = any(rule.snapshot for rule in self.rules)
         self.snapshot = copy.deepcopy(q_function).requires_grad_(False) if by_snapshot and q_function else None
+        scored = (router.episodes for router, _ in self._parts() if router.episodes is not None)
+        self._schedule = next((episodes.scores.schedule for episodes in scored), None)  # the same for every rule
         self._samplers: list[StateSampler] = []
+        self._scored: ScoredSteps | None = None
+        self._updates = 0
 
     def _router(self, config: RouterConfig) -> Router:
         rule, num_tasks, episodes = RULES[config.rule], len(self.task_names), None
@@ -105,6 +126,8 @@ class SharedBatches(nn.Module):
             )
             for rule, router in zip(self.rules, config.routers, strict=True)
         ]
+        self._task_index = torch.tensor(self.tasks, device=device)
+        self._scored = ScoredSteps(self._schedule.per_batch, device) if self._schedule is not None else None
 
     @property
     def members(self) -> int:
@@ -115,59 +138,67 @@ class SharedBatches(nn.Module):
         """Whether `sample` gives candidates, of which `choose` draws those that are learned from."""
         return any(router.draws_candidates for router in self.config.routers)
 
-    def sample(self, updates: int, random: MemberRandom) -> StateBatch:
-        """Batches of all members for the update after `updates` ones, [E, B, ...]."""
+    # ---------------------------------------------------------------- an update
+
+    def begin(self, updates: int) -> tuple[bool, ...]:
+        """Prepare the update after `updates` ones: all that is decided outside of the device. Updates with the same
+        answer are the same computation."""
+        self._updates = updates
+        if self._scored is not None and self._schedule is not None:
+            self._scored.set(self._schedule, updates)
+        known = [
+            router.episodes is not None and router.episodes.weights(updates) is not None for router, _ in self._parts()
+        ]
+        return self._taken, *known, *(updates >= router.share_after for router in self.config.routers)
+
+    def sample(self, random: MemberRandom) -> StateBatch:
+        """Batches of all members, [E, B, ...]."""
+        draws = max(self._samplers, key=lambda sampler: sampler.offers).draw(random.of_one_rule(SAMPLING))
         parts = []
         for sampler, (router, _) in zip(self._samplers, self._parts(), strict=True):
-            draws = router.episodes is not None and router.config.draws_episodes
-            weights = router.episodes.weights(updates) if router.episodes is not None and draws else None
-            parts.append(sampler.sample(random.of_one_rule(SAMPLING), weights))
+            by_episode = router.episodes is not None and router.config.draws_episodes
+            weights = router.episodes.weights(self._updates) if router.episodes is not None and by_episode else None
+            parts.append(sampler.sample(draws, weights))
         return StateBatch.concatenate(parts)
 
     def sample_weighted(
-        self, score: Callable[[StateBatch, MemberRandom], Scorer | None], updates: int, random: MemberRandom
+        self, score: Callable[[StateBatch, MemberRandom], Scorer | None], random: MemberRandom
     ) -> tuple[StateBatch, Tensor]:
         """Batches as a loss gets them, and their weights [E, B], by the scorer that `score` makes of a batch."""
-        batch = self.sample(updates, random)
+        batch = self.sample(random)
         if self.draws_candidates:
-            return self.choose(batch, score, updates, random)
-        return batch, self.weigh(batch, score(batch, random.stream(SCORING)), updates, random)
+            return self.choose(batch, score, random)
+        return batch, self.weigh(batch, score(batch, random.stream(SCORING)), random)
 
     @torch.no_grad()
-    def score_episodes(
-        self, score: Callable[[StateBatch, MemberRandom], Scorer | None], updates: int, random: MemberRandom
-    ) -> None:
+    def score_episodes(self, score: Callable[[StateBatch, MemberRandom], Scorer | None], random: MemberRandom) -> None:
         """Score the steps whose turn it is for every task, by the scorer that `score` makes of them. Nothing where no
         rule scores episodes."""
-        routed = [(place, router) for place, (router, _) in enumerate(self._parts()) if router.episodes is not None]
-        if not routed or routed[0][1].episodes is None:
+        scored = self._scored
+        if scored is None:
             return
-        episode, step = routed[0][1].episodes.scores.schedule.steps(updates)  # the same for every rule
-        batch = self._samplers[0].load(step, self.tasks, self.members)
+        batch = self._samplers[0].load(scored.step, self.members)
         own_task = [rule if rule.needs != "q_tasks" else dataclasses.replace(rule, needs=None) for rule in self.rules]
-        scores = scores_for(own_task, score(batch, random.stream(SCORING)), self._snapshot(updates))
-        for place, router in routed:
-            known, members = scores[place], slice(place * self.config.seeds, (place + 1) * self.config.seeds)
+        scores = scores_for(own_task, score(batch, random.stream(SCORING)), self._snapshot())
+        for (router, members), known in zip(self._parts(), scores, strict=True):
             if known is None or router.rule.score is None or router.episodes is None:
                 continue
-            found = router.rule.score(known.of_members(members)).unflatten(1, (len(step), len(self.tasks)))
+            found = router.rule.score(known.of_members(members)).unflatten(1, (len(scored.step), len(self.tasks)))
             every = found.new_full((*found.shape[:2], len(self.task_names)), torch.nan)
-            every[..., list(self.tasks)] = found
-            router.episodes.add(updates, torch.from_numpy(episode).to(found.device), every)
+            router.episodes.scores.write(scored.visit, scored.episode, every.index_copy(2, self._task_index, found))
 
     @torch.no_grad()
-    def weigh(self, batch: StateBatch, scorer: Scorer | None, updates: int, random: MemberRandom) -> Tensor:
-        """Weights of a batch, [E, B]. `updates`: done so far; before the first snapshot, rules that share by one share
-        nothing."""
-        scores = scores_for(self.rules, scorer, self._snapshot(updates))
+    def weigh(self, batch: StateBatch, scorer: Scorer | None, random: MemberRandom) -> Tensor:
+        """Weights of a batch, [E, B]. Before the first snapshot, rules that share by one share nothing."""
+        scores = scores_for(self.rules, scorer, self._snapshot())
+        uniform = None
+        if any(router.weigh_own_probability for router in self.config.routers):
+            uniform = random.of_one_rule(ROUTING).uniform(len(self.task_names))
         weights = []
         for (router, members), known in zip(self._parts(), scores, strict=True):
             mine = None if known is None else known.of_members(members)
-            uniform = None
-            if router.config.weigh_own_probability:
-                uniform = random.of_one_rule(ROUTING).uniform(len(self.task_names))
             learned = not self.draws_candidates
-            weights.append(router.weigh(batch.of_members(members), mine, uniform, updates, learned))
+            weights.append(router.weigh(batch.of_members(members), mine, uniform, self._updates, learned))
         return torch.cat(weights)
 
     @torch.no_grad()
@@ -175,31 +206,41 @@ class SharedBatches(nn.Module):
         self,
         batch: StateBatch,
         score: Callable[[StateBatch, MemberRandom], Scorer | None],
-        updates: int,
         random: MemberRandom,
     ) -> tuple[StateBatch, Tensor]:
         """The rows of a batch of candidates that are learned from, and their weights [E, B]."""
         scorer, chosen = score(batch, random.stream(SCORING)), []
-        weight = self.weigh(batch, scorer, updates, random)
-        num_shared = round(self.config.per_task * self.config.shared_fraction)
+        weight = self.weigh(batch, scorer, random)
+        per_task, num_shared = self.config.per_task, round(self.config.per_task * self.config.shared_fraction)
+        uniform = random.of_one_rule(CHOOSING).uniform(len(self.task_names))
         for router, members in self._parts():
-            uniform = random.of_one_rule(CHOOSING).uniform(len(self.task_names))
             own = batch.of_members(members)
-            chosen.append(router.choose(own, weight[members], self.config.per_task, num_shared, uniform))
+            chosen.append(router.choose(own, weight[members], self._task_index, per_task, num_shared, uniform))
         index, weight = (torch.cat(column) for column in zip(*chosen, strict=True))
         return batch.select(index), weight
 
-    def _snapshot(self, updates: int) -> nn.Module | None:
-        """The snapshot of the Q-function, once it is taken."""
-        return self.snapshot if updates >= self.config.snapshot_every else None
+    @property
+    def _taken(self) -> bool:
+        """Whether there is a snapshot of the Q-function."""
+        return self.snapshot is not None and self._updates >= self.config.snapshot_every
 
-    def after_update(self, q_function: nn.Module, updates: int) -> None:
-        """Take a snapshot of the Q-function, every `snapshot_every` updates."""
-        if self.snapshot is not None and updates % self.config.snapshot_every == 0:
+    def _snapshot(self) -> nn.Module | None:
+        return self.snapshot if self._taken else None
+
+    def finish(self, q_function: nn.Module | None) -> None:
+        """After the update that was begun: keep scores of episodes that are complete, and take a snapshot of the
+        Q-function every `snapshot_every` updates."""
+        for router, _ in self._parts():
+            if router.episodes is not None and (self._taken or not router.rule.snapshot):
+                router.episodes.scores.finish(self._updates)
+        if self.snapshot is not None and (self._updates + 1) % self.config.snapshot_every == 0:
+            assert q_function is not None
             self.snapshot.load_state_dict(q_function.state_dict())
             for router, _ in self._parts():
                 if router.rule.snapshot:
                     router.forget()
+
+    # ---------------------------------------------------------------- report
 
     def report(self) -> list[dict[str, Any]]:
         """Each member's routing report (data.router.Router.report), with the names of the tasks."""

@@ -67,6 +67,15 @@ class TransitionTensors:
 
 
 @dataclass(frozen=True)
+class Draws:
+    """Random numbers in [0, 1) by which all samplers of a seed draw their rows, for T targets: `row` of 53 bits
+    [E, T, per_task + shared], and `further` [E, T, shared, candidates - 1], where one offers candidates."""
+
+    row: Tensor
+    further: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class _Target:
     """Rows that the batches of a target task are drawn from: its own, and the others' that it may share, [D'] each; and
     which episodes the latter are of, bool [K]."""
@@ -99,7 +108,7 @@ class StateSampler:
         each shared place, of which a router chooses: different candidates, or copies unless it `offers` some."""
         self._tensors, self._relabel_rewards, self._by_episode = tensors, relabel_rewards, by_episode
         self._per_task, self._num_shared = per_task, round(per_task * shared_fraction)
-        self._candidates, self._offers = candidates_per_shared, offers
+        self._candidates, self.offers = candidates_per_shared, offers
         dataset, device = tensors.dataset, tensors.device
         task = dataset.columns["task"]
         self._targets: list[_Target] = []
@@ -114,18 +123,21 @@ class StateSampler:
             of_episode[tensors.episode[theirs]] = True
             self._targets.append(_Target(target, mine, theirs, of_episode))
         rows = per_task + candidates_per_shared * self._num_shared
-        self._target = torch.tensor(tasks, device=device).repeat_interleave(rows)
+        self._tasks = torch.tensor(tasks, device=device)
+        self._target = self._tasks.repeat_interleave(rows)
 
-    def sample(self, random: MemberRandom, weights: Tensor | None = None) -> StateBatch:
-        """A batch for each member, by its own numbers, whichever sampler draws. `weights` [E, N, K] of episodes, for
-        one that draws by them; where a task shares fewer steps than there are shared places, and without weights, own
-        rows take them.
+    def draw(self, random: MemberRandom) -> Draws:
+        """The numbers of a batch; those of a sampler that offers candidates will do for all."""
+        count, shares, more = len(self._targets), self._num_shared, max(0, self._candidates - 1)
+        row = random.uniform(count, self._per_task + shares, dtype=torch.float64)
+        return Draws(row, random.uniform(count, shares, more, dtype=torch.float64) if self.offers and more else None)
+
+    def sample(self, draws: Draws, weights: Tensor | None = None) -> StateBatch:
+        """A batch for each member. `weights` [E, N, K] of episodes, for a sampler that draws by them; where a task
+        shares fewer steps than there are shared places, and without weights, own rows take them.
 
         Row floor(u n) of n, with u of 53 bits: the odds of two rows differ by less than n / 2^53 of themselves."""
-        count, shares, more = len(self._targets), self._num_shared, max(0, self._candidates - 1)
-        drawn = random.uniform(count, self._per_task + shares, dtype=torch.float64)
-        further = random.uniform(count, shares, more, dtype=torch.float64) if self._offers and more else None
-        parts = []
+        shares, drawn, parts = self._num_shared, draws.row, []
         for place, target in enumerate(self._targets):
             own = _pick(target.own, drawn[:, place, : self._per_task])
             first, spare = own[:, : self._per_task - shares], own[:, self._per_task - shares :]
@@ -140,10 +152,10 @@ class StateSampler:
                 parts += [first, chosen]
                 continue
             candidates = chosen[..., None].expand(-1, -1, self._candidates)
-            if further is not None and len(target.others):
-                candidates = torch.cat([chosen[..., None], _pick(target.others, further[:, place])], -1)
+            if self.offers and draws.further is not None and len(target.others):
+                candidates = torch.cat([chosen[..., None], _pick(target.others, draws.further[:, place])], -1)
             parts += [own, candidates.flatten(1)]
-        return self._batch(torch.cat(parts, dim=1), self._target.expand(random.members, -1))
+        return self._batch(torch.cat(parts, dim=1), self._target.expand(len(drawn), -1))
 
     def _of_episodes(self, target: _Target, uniform: Tensor, spare: Tensor, weights: Tensor | None) -> Tensor:
         """Shared rows [E, C] of a target, by uniform numbers [E, C]: an episode in proportion to its weight and length,
@@ -161,10 +173,10 @@ class StateSampler:
         step = first[episode] + torch.minimum((within.clamp(0, 1) * length).long(), length - 1)
         return torch.where(torch.arange(uniform.shape[1], device=uniform.device) >= steps, spare, step)
 
-    def load(self, step: NDArray[np.int64], tasks: tuple[int, ...], members: int) -> StateBatch:
-        """Rows `step` [P], each relabelled for all of these tasks in turn, the same for every member: [E, P tasks]."""
-        row = torch.from_numpy(step).to(self._tensors.device).repeat_interleave(len(tasks))
-        target = torch.tensor(tasks, device=row.device).repeat(len(step))
+    def load(self, step: Tensor, members: int) -> StateBatch:
+        """Rows `step` [P], each relabelled for all T targets in turn, the same for every member: [E, P T]."""
+        row = step.repeat_interleave(len(self._tasks))
+        target = self._tasks.repeat(len(step))
         return self._batch(row.expand(members, -1), target.expand(members, -1))
 
     def _batch(self, row: Tensor, target: Tensor) -> StateBatch:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.encodings import one_hot
+
 NUM_COMMANDS = 4
 
 
@@ -75,7 +77,7 @@ def maximise(
             best_value = torch.where(better, top[:, 0], best_value)
             best_action = torch.where(better[:, None], elites[:, 0], best_action)
         motion = elites[..., :4] / bound
-        counts = torch.nn.functional.one_hot(elites[..., 4].long(), NUM_COMMANDS).float().mean(1)
+        counts = one_hot(elites[..., 4].long(), NUM_COMMANDS).mean(1)
         distribution = ActionDistribution(motion.mean(1), motion.std(1), counts)
     assert best_action is not None
     assert best_value is not None

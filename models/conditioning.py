@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from models.encodings import one_hot
 from models.stacked import StackedMLP
 
 
@@ -65,7 +65,7 @@ class OneHotTask(Conditioner):
         self.size, self.num_tasks = observation_size + num_tasks, num_tasks
 
     def forward(self, observation: Tensor, task_index: Tensor) -> Tensor:
-        return torch.cat([observation, F.one_hot(task_index, self.num_tasks).to(observation.dtype)], -1)
+        return torch.cat([observation, one_hot(task_index, self.num_tasks).to(observation.dtype)], -1)
 
 
 class AddedTaskEmbedding(Conditioner):
@@ -94,7 +94,7 @@ class FrozenEncoder(Conditioner):
     @torch.no_grad()
     def forward(self, observation: Tensor, task_index: Tensor) -> Tensor:
         encoded = self.encoder(observation.reshape(1, -1, observation.shape[-1])).view(*observation.shape[:-1], -1)
-        return torch.cat([encoded, F.one_hot(task_index, self.num_tasks).to(encoded.dtype)], -1)
+        return torch.cat([encoded, one_hot(task_index, self.num_tasks).to(encoded.dtype)], -1)
 
 
 CONDITIONERS: dict[str, type[Conditioner]] = {

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.encodings import one_hot
 from models.reductions import weighted_mean
 
 MOTION_WEIGHT = 2.0  # of the motion's squared error in behaviour cloning, beside the command's cross-entropy
@@ -79,5 +80,5 @@ def point_loss(logits: Tensor, point: Tensor, visible: Tensor) -> Tensor:
 def calibration_error(q: Tensor, outcome: Tensor, bins: int = 5) -> Tensor:
     """Expected calibration error (arXiv:1706.04599, eq. 3) of Q-values in [0, 1] against outcomes, both [B]: the
     difference of their means in each of equal bins of Q, weighted by the number of transitions in the bin."""
-    place = F.one_hot((bins * q).long().clamp(max=bins - 1), bins).to(q.dtype)
+    place = one_hot((bins * q).long().clamp(max=bins - 1), bins).to(q.dtype)
     return (place.T @ (q - outcome)).abs().sum() / len(q)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.encodings import one_hot
 from sim.actions import BOUNDS, MAX_TRANSLATION_M, TERMINATE
 from sim.image_sizes import check_size
 from sim.landmarks import LANDMARK_SIZE
@@ -121,7 +122,7 @@ class QNetwork(nn.Module):
         """Gripper reading, with the task's one-hot vector where `conditioning` is one_hot: [B, V - 8]"""
         parts = [gripper[:, :1], gripper[:, 1:] / HEIGHT_SCALE_M]
         if self.config.conditioning == "one_hot":
-            parts.append(F.one_hot(task_index, self.config.num_tasks).to(gripper.dtype))
+            parts.append(one_hot(task_index, self.config.num_tasks).to(gripper.dtype))
         return torch.cat(parts, dim=-1)
 
     def _vector(self, gripper: Tensor, action: Tensor, task_index: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def test_batches_keep_their_size_where_shared_rows_are_drawn_by_the_rule(transit
 def test_hard_cds_learns_from_candidates_that_pass_alone(transitions):
     """All Q-values are known: what is shared with a task reaches the median of its own."""
     module = module_of(transitions, rules=("cds-hard",), sharing="sample", weigh_own_probability=0.0)
-    batch = module.shared.sample(0, numbers(module))
+    batch = module.shared.sample(numbers(module))
     q = torch.rand(batch.reward.shape, generator=torch.Generator().manual_seed(0))
     scorer = SimpleNamespace(q=lambda: q)
     shared = batch.task_index != batch.source_task_index
@@ -146,7 +146,7 @@ def test_hard_cds_learns_from_candidates_that_pass_alone(transitions):
     real = module.shared.routers[0].choose
     rows = []
     module.shared.routers[0].choose = lambda *given: rows.append(real(*given)) or rows[-1]
-    chosen, weight = module.shared.choose(batch, lambda *given: scorer, 0, numbers(module))
+    chosen, weight = module.shared.choose(batch, lambda *given: scorer, numbers(module))
     index = rows[0][0][0]
     drawn = chosen.task_index[0] != chosen.source_task_index[0]
     assert drawn.sum() == 12
@@ -195,8 +195,8 @@ def test_a_member_does_not_feel_the_others(transitions):
     before = [p.clone() for p in both.q.parameters()]
     real = both.shared.sample
 
-    def scrambled(updates, random):
-        batch = real(updates, random)
+    def scrambled(random):
+        batch = real(random)
         batch.reward[1:] += 100.0
         return batch
 
@@ -261,7 +261,7 @@ def test_policies_act_on_observations_as_the_environment_gives_them(transitions,
     columns = {**transitions.columns, "observation": transitions.columns["observation"] * 5 + 3}
     dataset = dataclasses.replace(transitions, columns=columns)
     module = module_of(dataset, rules=("none", "all"), normalise=normalise)
-    batch = module.shared.sample(0, numbers(module))
+    batch = module.shared.sample(numbers(module))
     mean, std = (0, 1) if normalise else (3, 5)
     assert torch.allclose(batch.observation.mean((0, 1)), torch.tensor(float(mean)), atol=3.0 if std > 1 else 0.7)
     assert batch.observation.std() == pytest.approx(std, rel=0.1)
@@ -274,7 +274,7 @@ def test_policies_act_on_observations_as_the_environment_gives_them(transitions,
 
 def test_the_q_of_every_task_is_that_of_the_observation_conditioned_on_it(transitions):
     module = module_of(transitions, rules=("hipi",))
-    batch = module.shared.sample(0, numbers(module))
+    batch = module.shared.sample(numbers(module))
     found = module.score(batch, numbers(module)).q_tasks()
     for task in range(3):
         state = module.conditioner(batch.observation, torch.full_like(batch.task_index, task))
@@ -326,7 +326,7 @@ def test_options_that_make_no_sense_are_refused(wrong, message):
 def test_the_effective_behaviour_is_that_of_the_batches_a_loss_gets(transitions):
     """Where shared transitions are drawn from candidates, all of which pass here, they keep their half of a batch."""
     module = module_of(transitions, rules=("cds",), sharing="sample", candidates_per_shared=4)
-    batch, weight = module.shared.sample_weighted(module.score, 0, numbers(module))
+    batch, weight = module.shared.sample_weighted(module.score, numbers(module))
     assert batch.task_index.shape == weight.shape == (1, 24)
     assert (batch.task_index != batch.source_task_index).float().mean() == 0.5
 
@@ -343,7 +343,7 @@ def test_episodes_are_scored_for_every_task_by_the_mean_of_their_steps(transitio
     for number in range(module.updates):
         passed, _ = scores.schedule.pass_of(number)
         episode, step = scores.schedule.steps(number)
-        batch = module.shared._samplers[0].load(step, (0, 1, 2), 4)
+        batch = module.shared._samplers[0].load(torch.from_numpy(step), 4)
         with torch.no_grad():
             state = module.conditioner(batch.observation, batch.task_index)
             q = module.q(state, batch.action[:, :, None]).amin(0)[..., 0].view(4, len(step), 3)
@@ -354,7 +354,7 @@ def test_episodes_are_scored_for_every_task_by_the_mean_of_their_steps(transitio
 def test_a_snapshot_keeps_its_conditioner(transitions):
     module = module_of(transitions, rules=("heuristic",), conditioning="embedding", snapshot_every=1, critic_lr=0.1)
     module.update()
-    batch = module.shared.sample(0, numbers(module))
+    batch = module.shared.sample(numbers(module))
     snapshot = copy.deepcopy(module.shared.snapshot)
     before = module.score(batch, numbers(module)).q_by(snapshot)
     module.update()

@@ -45,13 +45,27 @@ def test_a_member_draws_by_its_seed_alone_and_rules_draw_alike():
     assert not torch.equal(alone.normal(40), MemberRandom((7,), 1, "cpu", 1, 10).normal(40))
 
 
-def test_the_numbers_of_a_rule_do_not_depend_on_what_was_drawn_before():
+def test_the_numbers_of_a_stream_do_not_depend_on_what_was_drawn_before():
     random = MemberRandom((0, 7), 3, "cpu", 1)
     first = random.of_one_rule(2).uniform(5)
-    random.normal(3)
-    assert torch.equal(random.of_one_rule(2).uniform(5), first)
+    assert not torch.equal(random.of_one_rule(2).uniform(5), first)  # it goes on
     assert not torch.equal(random.of_one_rule(3).uniform(5), first)
     assert not torch.equal(random.uniform(5)[:2], first)
+    other = MemberRandom((0, 7), 3, "cpu", 1)
+    other.normal(3)
+    assert torch.equal(other.of_one_rule(2).uniform(5), first)
+
+
+def test_a_stream_begun_again_draws_as_a_new_one_from_the_same_generators():
+    random, new = MemberRandom((0, 7), 3, "cpu", 1), MemberRandom((0, 7), 3, "cpu", 4)
+    random.uniform(5)
+    random.stream(2).normal(3)
+    generators = list(random.generators())
+    assert len(generators) == 4
+    random.begin(4)
+    assert torch.equal(random.uniform(5), new.uniform(5))
+    assert torch.equal(random.stream(2).normal(3), new.stream(2).normal(3))
+    assert list(random.generators()) == generators
 
 
 def test_first_weights_are_distributed_as_torchs_and_the_same_for_each_rule():
@@ -110,7 +124,7 @@ def test_a_member_learns_the_same_whatever_is_beside_it(transitions, name, rule,
 
 def test_rules_with_the_same_sources_learn_from_the_same_rows(transitions):
     algorithm = trained("cql", transitions, updates=0, rules=("all", "cds", "uds"), seeds=(0, 1))
-    batch = algorithm.shared.sample(0, algorithm.config.random("cpu", 1))
+    batch = algorithm.shared.sample(algorithm.config.random("cpu", 1))
     for rule in (1, 2):
         assert torch.equal(batch.action[:2], batch.action[2 * rule : 2 * rule + 2])
     assert not torch.equal(batch.action[0], batch.action[1])

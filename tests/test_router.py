@@ -217,7 +217,7 @@ def test_candidates_are_drawn_in_proportion_to_their_weight_and_count_in_full():
     weight = tensor([0.5, 1.0, 1.0, 1.0, *range(6)])  # own ones may be weighed too
     router, often = router_of(), torch.zeros(10)
     for _ in range(3000):
-        index, counts = router.choose(batch, weight, 4, 2, torch.rand(1, 3, generator=generator))
+        index, counts = router.choose(batch, weight, tensor([0]), 4, 2, torch.rand(1, 3, generator=generator))
         assert index[:2].tolist() == [0, 1]
         assert counts.tolist() == [0.5, 1.0, 1.0, 1.0]
         often.index_add_(0, index, torch.full((4,), 1 / 3000))
@@ -230,7 +230,7 @@ def test_where_too_little_passes_own_rows_take_the_places_that_are_left():
     weight = torch.ones(18)
     weight[4:7] = tensor([0.0, 1.0, 0.0])  # one passes for the first target
     weight[11:14] = 0.0  # none for the second; the third has no source
-    index, counts = router_of().choose(batch, weight, 4, 2, torch.rand(1, 3, generator=generator))
+    index, counts = router_of().choose(batch, weight, torch.arange(3), 4, 2, torch.rand(1, 3, generator=generator))
     assert index.tolist() == [0, 1, 5, 3, 7, 8, 9, 10, 14, 15, 16, 17]
     assert counts.tolist() == [1.0] * 12
 
@@ -239,7 +239,7 @@ def test_a_hard_rule_draws_no_row_twice_while_there_are_others():
     batch, generator = candidates_of([1] * 8), torch.Generator().manual_seed(0)
     weight = tensor([1.0] * 4 + [1, 0, 1, 1, 0, 1, 0, 1])
     for _ in range(50):
-        index, _ = router_of().choose(batch, weight, 4, 3, torch.rand(1, 3, generator=generator))
+        index, _ = router_of().choose(batch, weight, tensor([0]), 4, 3, torch.rand(1, 3, generator=generator))
         shared = index[1:].tolist()
         assert len(set(shared)) == 3
         assert set(shared) <= {4, 6, 7, 9, 11}
@@ -249,7 +249,7 @@ def test_members_choose_for_themselves():
     target, source = [[0] * 4] * 2, [[0, 0, 1, 1]] * 2
     weight = tensor([[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 1.0]])
     router = Router(RouterConfig(), 3, members=2)
-    index, counts = router.choose(rows(target, source), weight, 2, 1, torch.full((2, 3), 0.5))
+    index, counts = router.choose(rows(target, source), weight, tensor([0]), 2, 1, torch.full((2, 3), 0.5))
     assert index.tolist() == [[0, 2], [0, 3]]
     assert counts.tolist() == [[1.0, 1.0]] * 2
 

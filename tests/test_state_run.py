@@ -214,7 +214,8 @@ def test_the_report_counts_the_successes_among_what_is_shared():
     cql.shared.start("cpu")
     for number in range(400):
         random = cql.config.random("cpu", 9, number)
-        cql.shared.weigh(cql.shared.sample(number, random), None, number, random)
+        cql.shared.begin(number)
+        cql.shared.weigh(cql.shared.sample(random), None, random)
     (report,) = cql.shared.report()
     assert report["success"] == pytest.approx([1 / 4, 1 / 4], abs=0.04)
     assert report["shared"] == [0.5, 0.5]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 
 from data.member_random import MemberRandom
 from data.router import RoutableBatch
-from data.state_batches import StateBatch, StateSampler, TransitionTensors
+from data.state_batches import Draws, StateBatch, StateSampler, TransitionTensors
 from data.transitions import TransitionDataset, read_benchmark, read_transitions, tables, write_transitions
 from sim.benchmarks.spec import Benchmark, StateTask
 from sim.benchmarks.table import BENCHMARKS
@@ -41,8 +40,8 @@ def transitions():
     return TransitionDataset(benchmark=WALKER2D, columns=typed, metadata={"run-forward": {"kind": "replay"}})
 
 
-def numbers_of(*seeds):
-    return MemberRandom(seeds, 1, "cpu")
+def batch_of(sampler, *seeds):
+    return sampler.sample(sampler.draw(MemberRandom(seeds, 1, "cpu")))
 
 
 def test_a_dataset_is_read_as_it_was_written(transitions, tmp_path):
@@ -140,7 +139,7 @@ def test_an_end_and_a_success_are_those_of_the_target_task(transitions):
     assert np.flatnonzero(near).tolist() == [3, *range(11, 30)]
     assert np.flatnonzero(far).tolist() == [3, *range(21, 30)]
     assert np.flatnonzero(endless).tolist() == [3]
-    batch = StateSampler(TransitionTensors(dataset), EVERYWHERE, (0, 1, 2), per_task=64).sample(numbers_of(0))
+    batch = batch_of(StateSampler(TransitionTensors(dataset), EVERYWHERE, (0, 1, 2), per_task=64), 0)
     step = (batch.reward[0] * 10).round().long().numpy()
     target = batch.task_index[0].numpy()
     assert np.array_equal(batch.done[0].numpy() > 0, dataset.done[step, target])
@@ -149,8 +148,8 @@ def test_an_end_and_a_success_are_those_of_the_target_task(transitions):
 
 
 def test_a_batch_is_stratified_and_carries_the_reward_of_its_target(transitions):
-    batch = StateSampler(TransitionTensors(transitions), EVERYWHERE, (0, 1, 2), per_task=8, shared_fraction=0.5).sample(
-        numbers_of(0, 1)
+    batch = batch_of(
+        StateSampler(TransitionTensors(transitions), EVERYWHERE, (0, 1, 2), per_task=8, shared_fraction=0.5), 0, 1
     )
     assert batch.observation.shape == (2, 24, 17)
     assert batch.task_index[0].tolist() == [0] * 8 + [1] * 8 + [2] * 8
@@ -170,27 +169,23 @@ def test_uniform_numbers_choose_rows_of_the_pools(transitions):
     """Ten own rows and twenty of the others, for the second task."""
     sampler = StateSampler(TransitionTensors(transitions), EVERYWHERE, (0, 1, 2), per_task=4)
     u = torch.tensor([[0.0, 1 - 2**-53, 0.5, 0.5, 0.05, 0.999]] * 3, dtype=torch.float64)[None]
-    numbers = SimpleNamespace(members=1, uniform=lambda *shape, dtype: u.to(dtype).view(1, *shape))
-    found = sampler.sample(numbers).observation[0, 4:8].numpy()
+    found = sampler.sample(Draws(u)).observation[0, 4:8].numpy()
     wanted = transitions.columns["observation"][[10, 19, 1, 29]]  # the first and last own; floor(0.05 x 20), the last
     assert np.array_equal(found, wanted)
 
 
 def test_without_sources_all_is_own_and_without_the_reward_shared_ones_carry_none(transitions):
-    own = StateSampler(TransitionTensors(transitions), np.eye(3, dtype=np.bool_), (0, 1, 2), per_task=8).sample(
-        numbers_of(0)
-    )
+    tensors = TransitionTensors(transitions)
+    own = batch_of(StateSampler(tensors, np.eye(3, dtype=np.bool_), (0, 1, 2), per_task=8), 0)
     assert torch.equal(own.task_index, own.source_task_index)
-    not_relabelled = StateSampler(
-        TransitionTensors(transitions), EVERYWHERE, (0, 1, 2), per_task=8, relabel_rewards=False
-    ).sample(numbers_of(1))
+    not_relabelled = batch_of(StateSampler(tensors, EVERYWHERE, (0, 1, 2), per_task=8, relabel_rewards=False), 1)
     shared = not_relabelled.task_index != not_relabelled.source_task_index
     assert (not_relabelled.reward[shared] == 0).all()
     assert (not_relabelled.reward[~shared] != 0).any()
 
 
 def test_tasks_that_are_not_trained_are_neither_targets_nor_sources(transitions):
-    batch = StateSampler(TransitionTensors(transitions), EVERYWHERE, (0, 2), per_task=8).sample(numbers_of(0))
+    batch = batch_of(StateSampler(TransitionTensors(transitions), EVERYWHERE, (0, 2), per_task=8), 0)
     assert batch.task_index[0].tolist() == [0] * 8 + [2] * 8
     assert set(batch.source_task_index[0].tolist()) == {0, 2}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
 
 from data.member_random import MemberRandom
 from data.shared_batches import SharedBatches
@@ -17,8 +16,8 @@ from models.stacked import initialise_weights
 from models.state_policies import StatePolicy, TanhGaussianPolicy
 from models.updates import gradient_step
 from sim.options import option
-from train.finite import FiniteCheck
 from train.seeding import MemberStream
+from train.state_algorithm import StateAlgorithm, Values
 from train.state_config import StateConfig
 
 
@@ -30,26 +29,24 @@ class BCConfig(StateConfig):
     lr: float = option(3e-4, "learning rate of Adam")
 
 
-class BC(nn.Module):
+class BC(StateAlgorithm):
+    config: BCConfig
+
     def __init__(self, config: BCConfig, data: TransitionDataset, normaliser: Normaliser, conditioner: Conditioner):
-        super().__init__()
-        self.config, self.normaliser, self.conditioner, self.updates = config, normaliser, conditioner, 0
+        super().__init__(config)
+        self.normaliser, self.conditioner = normaliser, conditioner
         sizes = len(config.members), conditioner.size, config.hidden_sizes
         network, first = TanhGaussianPolicy(*sizes, data.benchmark.action_size), MemberStream.FIRST_WEIGHTS
         self.policy = initialise_weights(network, sizes[0], config.random("cpu", first).uniform)
         self.shared = SharedBatches(data, config.shared_batches)
-        self.finite = FiniteCheck("members", config.member_names, config.log_every)
         self.optimizers = [torch.optim.Adam(self.parameters(), lr=config.lr, fused=True)]
 
-    def update(self) -> dict[str, Tensor]:
-        random = self.config.random(next(self.parameters()).device, MemberStream.UPDATE, self.updates)
-        batch, weight = self.shared.sample_weighted(self.score, self.updates, random)
+    def compute(self) -> tuple[Values, Values]:
+        batch, weight = self.shared.sample_weighted(self.score, self.random)
         log_prob = self.policy.log_prob(self.conditioner(batch.observation, batch.task_index), batch.action)
         loss = -weighted_mean(log_prob, weight)
         gradient_step(self.optimizers[0], loss.sum())
-        self.updates += 1
-        self.finite.add(self.updates, {"cloning loss": loss})
-        return {"cloning": loss.detach()}
+        return {"cloning": loss.detach()}, {"cloning loss": loss}
 
     def score(self, batch: StateBatch, random: MemberRandom) -> None:
         """No Q-function."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +28,8 @@ from models.state_losses import alpha_loss, conservative_gap, q_target, softmax_
 from models.state_policies import StatePolicy, TanhGaussianPolicy
 from models.updates import gradient_step, update_average
 from sim.options import check_least, option
-from train.finite import FiniteCheck
 from train.seeding import MemberStream
+from train.state_algorithm import StateAlgorithm, Values
 from train.state_config import StateConfig
 from train.state_scorer import ConditionedQ, CriticScorer
 
@@ -52,16 +53,18 @@ class CQLConfig(StateConfig):
         check_least(self, 0, "num_gradient_actions", "bc_steps")
 
 
-class CQL(nn.Module):
+class CQL(StateAlgorithm):
     """`target` is the running average of the critic `q`; `shared` samples, relabels and weighs batches."""
+
+    config: CQLConfig
+    _trained: Tensor  # bool [N], which tasks are
 
     def __init__(
         self, config: CQLConfig, dataset: TransitionDataset, normaliser: Normaliser, conditioner: Conditioner
     ) -> None:
         """Observations of `dataset` are normalised already."""
-        super().__init__()
+        super().__init__(config)
         benchmark, members = dataset.benchmark, len(config.members)
-        self.config, self.num_tasks = config, len(benchmark.tasks)
         self.normaliser, self.conditioner = normaliser, conditioner
         size, action_size = conditioner.size, benchmark.action_size
         first = config.random("cpu", MemberStream.FIRST_WEIGHTS)
@@ -72,25 +75,34 @@ class CQL(nn.Module):
         self.target = copy.deepcopy(self.q).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.zeros(members))
         self.shared = SharedBatches(dataset, config.shared_batches, ConditionedQ(conditioner, self.target))
-        self.finite = FiniteCheck("members", config.member_names, config.log_every)
-        self.updates = 0
+        trained = torch.zeros(len(benchmark.tasks), dtype=torch.bool)
+        trained[list(self.shared.tasks)] = True
+        self.register_buffer("_trained", trained, persistent=False)
         self.critic_optimizer = torch.optim.Adam(
             [*self.q.parameters(), *self.conditioner.parameters()], lr=config.critic_lr, fused=True
         )
         self.actor_optimizer = torch.optim.Adam(
             [*self.policy.parameters(), self.log_alpha], lr=config.actor_lr, fused=True
         )
+        self.optimizers = [self.critic_optimizer, self.actor_optimizer]
 
     # ---------------------------------------------------------------- update
 
-    def update(self) -> dict[str, Tensor]:
-        """One step of everything; values [E] to log."""
-        config = self.config
-        random = config.random(self.log_alpha.device, MemberStream.UPDATE, self.updates)
-        self.shared.score_episodes(self.score, self.updates, random)
-        batch, weight = self.shared.sample(self.updates, random), None
+    def begin(self) -> Hashable:
+        return super().begin(), self._clones
+
+    @property
+    def _clones(self) -> bool:
+        """Whether the policy clones the data in this update."""
+        return self.updates < self.config.bc_steps
+
+    def compute(self) -> tuple[Values, Values]:
+        """One step of everything."""
+        config, random = self.config, self.random
+        self.shared.score_episodes(self.score, random)
+        batch, weight = self.shared.sample(random), None
         if self.shared.draws_candidates:
-            batch, weight = self.shared.choose(batch, self.score, self.updates, random)
+            batch, weight = self.shared.choose(batch, self.score, random)
         rows, action_size = batch.action.shape[1:]
         count = config.num_sampled_actions
         state = self.conditioner(batch.observation, batch.task_index)
@@ -112,7 +124,7 @@ class CQL(nn.Module):
         q, q_sampled, gap = self.conservative_terms(state, batch.action, sampled, log_prob, strata)
         if weight is None:
             _, q_policy, _ = q_sampled.split(count, -1)
-            weight = self.shared.weigh(batch, self._scorer(batch, q.detach(), q_policy), self.updates, random)
+            weight = self.shared.weigh(batch, self._scorer(batch, q.detach(), q_policy), random)
         bellman = weighted_mean((q - td_target).square(), weight) / 2
         conservative = weighted_mean(gap, weight)
         critic = (bellman + config.conservative_weight * conservative).sum(0)
@@ -122,20 +134,19 @@ class CQL(nn.Module):
         pi_q = self.q(state.detach(), pi_action).amin(0)[..., 0]
         self.q.requires_grad_(True)
         entropy_cost = alpha * pi_log_prob[..., 0]
-        clones = self.updates < config.bc_steps
-        gain = self.policy.log_prob(state.detach(), batch.action) if clones else pi_q
+        gain = self.policy.log_prob(state.detach(), batch.action) if self._clones else pi_q
         actor = weighted_mean(entropy_cost - gain, weight)
         entropy_loss = alpha_loss(self.log_alpha, pi_log_prob[..., 0], action_size, weight)
         gradient_step(self.actor_optimizer, actor.sum() + entropy_loss)
         update_average(self.target, self.q, config.target_update_rate)
-        self.updates += 1
-        self.shared.after_update(ConditionedQ(self.conditioner, self.target), self.updates)
         info = {"bellman": bellman.mean(0), "conservative": conservative.mean(0), "actor": actor}
         info |= {"q_data": q.amin(0).mean(-1), "q_policy": pi_q.mean(-1), "alpha": alpha[:, 0]}
         causes = {"target": td_target.mean(-1), "weight": weight.mean(-1), "Q": info["q_data"], "alpha": info["alpha"]}
         losses = {"Bellman loss": info["bellman"], "conservative loss": info["conservative"], "policy loss": actor}
-        self.finite.add(self.updates, causes | losses)
-        return {key: value.detach() for key, value in info.items()}
+        return {key: value.detach() for key, value in info.items()}, causes | losses
+
+    def finish(self) -> None:
+        self.shared.finish(ConditionedQ(self.conditioner, self.target))
 
     def conservative_terms(
         self, state: Tensor, action: Tensor, sampled: Tensor, log_prob: Tensor, strata: Tensor
@@ -177,8 +188,7 @@ class CQL(nn.Module):
             q_function=self.q,
             conditioner=self.conditioner,
             batch=batch,
-            num_tasks=self.num_tasks,
-            tasks=self.shared.tasks,
+            trained=self._trained,
             q_data=q_data,
             q_actions=q_actions,
         )
@@ -188,7 +198,3 @@ class CQL(nn.Module):
     def policies(self) -> StatePolicy:
         """The members' policies, for observations as the environment gives them."""
         return StatePolicy(self.normaliser, self.conditioner, self.policy)
-
-    @property
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        return [self.critic_optimizer, self.actor_optimizer]

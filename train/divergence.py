@@ -76,11 +76,13 @@ def fit_behaviour(algorithm: StateAlgorithm, steps: int) -> StatePolicy:
     network = initialise_weights(network, shared.members, first.uniform).to(device)
     adam = torch.optim.Adam(network.parameters(), lr=LR, fused=True)
     finite = FiniteCheck("members", config.member_names, steps)
+    random = config.random(device)
+    shared.begin(algorithm.updates)
     for step in range(steps):
         for group in adam.param_groups:
             group["lr"] = LR * (1 - step / steps)
-        random = config.random(device, MemberStream.BEHAVIOUR_UPDATE, step)
-        batch, weight = shared.sample_weighted(algorithm.score, algorithm.updates, random)
+        random.begin(MemberStream.BEHAVIOUR_UPDATE, step)
+        batch, weight = shared.sample_weighted(algorithm.score, random)
         with torch.no_grad():
             state = learned.conditioner(batch.observation, batch.task_index)
         losses = -weighted_mean(network.log_prob(state, batch.action), weight)

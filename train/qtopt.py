@@ -129,7 +129,8 @@ class QTOpt(lightning.LightningModule):
         weight = self._route(batch, image, self.target, features, logits)
         num_shared = round(config.per_task * config.shared_fraction)
         uniform = torch.rand(1, len(TASK_NAMES), generator=generator, device=self.device)
-        index, weight = self.router.choose(batch, weight, config.per_task, num_shared, uniform)
+        tasks = torch.tensor(self._tasks, device=self.device)
+        index, weight = self.router.choose(batch, weight, tasks, config.per_task, num_shared, uniform)
         return batch.select(index), weight
 
     @torch.no_grad()

@@ -1,9 +1,9 @@
-"""Interface of an offline algorithm on states (docs/algorithms.md). Shapes: `E` members, `B` transitions."""
+"""An offline algorithm on states (docs/algorithms.md). Shapes: `E` members, `B` transitions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, Self
+import abc
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,43 +13,60 @@ from data.scoring import Scorer
 from data.shared_batches import SharedBatches
 from data.state_batches import StateBatch
 from models.state_policies import StatePolicy
+from train.captured import Captured
 from train.finite import FiniteCheck
+from train.seeding import MemberStream
 from train.state_config import StateConfig
 
+Values = dict[str, Tensor]
 
-class StateAlgorithm(Protocol):
-    """A torch.nn.Module: its state_dict (networks, routers) is the checkpoint."""
 
-    updates: int  # done
+class StateAlgorithm(nn.Module, abc.ABC):
+    """Several members, each a sharing rule and a seed, trained at once. The state_dict (networks, routers) is the
+    checkpoint."""
 
-    @property
-    def config(self) -> StateConfig: ...
+    optimizers: Sequence[torch.optim.Optimizer]
+    shared: SharedBatches
+    random: MemberRandom  # of the update under way
 
-    @property
-    def shared(self) -> SharedBatches: ...
+    def __init__(self, config: StateConfig) -> None:
+        super().__init__()
+        self.config, self.updates = config, 0
+        self.finite = FiniteCheck("members", config.member_names, config.log_every)
+        self._captured: Captured[tuple[Values, Values]] | None = None
 
-    @property
-    def finite(self) -> FiniteCheck: ...
+    def update(self) -> Values:
+        """One update of all members; values [E] to log, which the next update may overwrite."""
+        phase = self.begin()
+        if self._captured is None:
+            self._captured = Captured(self.compute, self.random, self.optimizers)
+        values, terms = self._captured(phase)
+        self.updates += 1
+        self.finish()
+        self.finite.add(self.updates, terms)
+        return values
 
-    @property
-    def optimizers(self) -> Sequence[torch.optim.Optimizer]: ...
+    def begin(self) -> Hashable:
+        """What is decided on the host before an update. Updates with the same answer compute the same."""
+        device = next(self.parameters()).device
+        if not hasattr(self, "random") or self.random.device != device:
+            self.random, self._captured = self.config.random(device), None
+        self.random.begin(MemberStream.UPDATE, self.updates)
+        return self.shared.begin(self.updates)
 
-    def update(self) -> dict[str, Tensor]:
-        """One update of all members; values [E] to log."""
-        ...
+    @abc.abstractmethod
+    def compute(self) -> tuple[Values, Values]:
+        """The update on the device: values [E] to log, and terms [E] that must be finite, in causal order. It reads no
+        number from the device and copies none to it, so that it can be captured (train/captured.py)."""
 
+    def finish(self) -> None:
+        """What is done on the host after an update."""
+        self.shared.finish(None)
+
+    @abc.abstractmethod
     def score(self, batch: StateBatch, random: MemberRandom) -> Scorer | None:
         """The Scorer of a batch, None where the algorithm learns no Q-function."""
-        ...
 
+    @abc.abstractmethod
     def policies(self) -> StatePolicy:
         """The members' policies, for observations as the environment gives them."""
-        ...
-
-    # ---------------------------------------------------------------- of every torch.nn.Module
-
-    def to(self, device: torch.device | str, /) -> Self: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def named_children(self) -> Iterator[tuple[str, nn.Module]]: ...

@@ -102,9 +102,15 @@ class StateRun(lightning.LightningModule):
         """`updates_per_step` updates, or as many as are left."""
         for _ in range(min(self.config.updates_per_step, self.config.steps - self.algorithm.updates)):
             values = self.algorithm.update()
-        for k, name in enumerate(self.config.member_names):
-            self.log_dict({f"{name}/{key}": value[k] for key, value in values.items()})
-        self.log("step", float(self.algorithm.updates))
+        if (number + 1) % self.log_every == 0:  # others Lightning would gather and drop
+            for k, name in enumerate(self.config.member_names):
+                self.log_dict({f"{name}/{key}": value[k] for key, value in values.items()})
+            self.log("step", float(self.algorithm.updates))
+
+    @property
+    def log_every(self) -> int:
+        """Steps of Lightning between values for TensorBoard."""
+        return max(1, self.config.log_every // self.config.updates_per_step)
 
     def configure_optimizers(self) -> None:
         """The algorithm steps its own."""
@@ -174,7 +180,7 @@ def _fit(run: StateRun, checkpoints: Checkpoints, config: StateConfig, precision
         plugins=[join_launch(1, 1)[0]],
         default_root_dir=out,
         logger=TensorBoardLogger(out, name="", version=LOG, purge_step=done + 1 if resumed else None),
-        log_every_n_steps=max(1, config.log_every // config.updates_per_step),
+        log_every_n_steps=run.log_every,
         callbacks=[
             Progress(config.steps),
             SaveEvery(out / LAST, config.checkpoint_every, checkpoints.save),

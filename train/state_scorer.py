@@ -31,13 +31,12 @@ class ConditionedQ(nn.Module):
 @dataclass(frozen=True, kw_only=True)
 class CriticScorer:
     """Scores by the lower of two Q-values: `q_data` [2, E, B] of the data's actions, `q_actions` [2, E, B, K] of the
-    policy's. `tasks`: those that are trained."""
+    policy's. `trained`: which tasks are, bool [N]."""
 
     q_function: TwinQ
     conditioner: Conditioner
     batch: StateBatch
-    num_tasks: int
-    tasks: tuple[int, ...]
+    trained: Tensor
     q_data: Tensor
     q_actions: Tensor
 
@@ -49,14 +48,13 @@ class CriticScorer:
 
     @torch.no_grad()
     def q_tasks(self) -> Tensor:
-        batch, count = self.batch, self.num_tasks
+        batch, count = self.batch, len(self.trained)
         members, rows = batch.task_index.shape
         observation, action = (x.repeat_interleave(count, 1) for x in (batch.observation, batch.action))
         every = torch.arange(count, device=action.device).repeat(members, rows)
         state = self.conditioner(observation, every)
         q = self.q_function.values(state, action[:, :, None]).amin(0).view(members, rows, -1)
-        trained = torch.tensor([k in self.tasks for k in range(count)], device=q.device)
-        return q.masked_fill(~trained, -torch.inf)
+        return q.masked_fill(~self.trained, -torch.inf)
 
     def q_by(self, snapshot: ConditionedQ) -> Tensor:
         return snapshot.values(self.batch.observation, self.batch.task_index, self.batch.action)

@@ -1,0 +1,158 @@
+"""Captured updates: what is replayed learns as what is called, and nothing in it waits for a device.
+
+A CUDA graph repeats kernels with the tensors they were captured with, whatever Python would do now. Without a GPU the
+same is asked of a recording of operators."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.conftest import SMALL_STATE_RUN as SMALL
+from train import state_run
+from train.captured import Captured, HostTransfers
+
+CASES = {
+    "weights": ("cql", {"rules": ("none", "cds", "cds-basic", "hipi", "hipi-partition", "uds"), "seeds": (0, 1)}),
+    "snapshots": ("cql", {"rules": ("heuristic", "cds"), "snapshot_every": 7, "weigh_own_probability": 0.5}),
+    "candidates": ("cql", {"rules": ("cds", "all", "cds-hard"), "sharing": "sample", "candidates_per_shared": 3}),
+    "episodes": (
+        "cql",
+        {"rules": ("none", "cds-hard", "cds-basic", "hipi"), "sharing": "sample", "granularity": "episode"},
+    ),
+    "weights of episodes": ("cql", {"rules": ("cds",), "granularity": "episode", "share_after": 20}),
+    "embedding": ("cql", {"rules": ("cds",), "conditioning": "embedding", "bc_steps": 9, "num_gradient_actions": 0}),
+    "bc": ("bc", {"rules": ("none", "all")}),
+}
+
+
+class Operators(TorchDispatchMode):
+    """Records operators as a CUDA graph does kernels: a repeated one writes where it wrote."""
+
+    def __init__(self, random):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, result))
+        return result
+
+    def record(self, compute):
+        with self:
+            return compute()
+
+    @torch.no_grad()
+    def replay(self):
+        for func, args, kwargs, before in self.calls:
+            now = func(*args, **kwargs)
+            if any(found.alias_info is not None for found in func._schema.returns):
+                continue  # a view, or a tensor that was written
+            for old, new in zip(tree_leaves(before), tree_leaves(now), strict=True):
+                if isinstance(old, torch.Tensor):
+                    old.copy_(new)
+
+
+def learner(transitions, name, options):
+    kind = state_run.ALGORITHMS[name].config
+    known = {key: value for key, value in SMALL.items() if key in kind.__dataclass_fields__}
+    algorithm = state_run.build(name, kind(**{**known, "score_fraction": 1.0, **options}), transitions)
+    algorithm.shared.start("cpu")
+    return algorithm
+
+
+def replayed(algorithm, updates):
+    """So many updates, recorded, and how many of them were replayed."""
+    algorithm.begin()
+    algorithm._captured = captured = Captured(algorithm.compute, algorithm.random, algorithm.optimizers, Operators)
+    for _ in range(updates):
+        algorithm.update()
+    return sum(max(0, calls - 3) for calls in captured._calls.values()), captured
+
+
+@pytest.fixture(scope="module")
+def falling(transitions):
+    """The transitions in episodes of eight steps, so that episodes have something to score."""
+    end = np.arange(len(transitions.columns["task"])) % 8 == 7
+    columns = transitions.columns | {"episode_end": end, "terminated": end}
+    return type(transitions)(benchmark=transitions.benchmark, columns=columns, metadata={})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_recorded_update_gives_the_same_bits(falling, case):
+    """Over 50 updates, of which all but the first three of a phase are repeated."""
+    plain, recorded = (learner(falling, *CASES[case]) for _ in range(2))
+    for _ in range(50):
+        values = plain.update()
+    _, captured = replayed(recorded, 49)
+    again = recorded.update()
+    assert len(captured._recorded) == len(captured._calls) > 0
+    assert sum(captured._calls.values()) <= 4 * len(captured._calls) < 25
+    for key, value in plain.state_dict().items():
+        assert np.array_equal(value.numpy(), recorded.state_dict()[key].numpy(), equal_nan=True), key
+    for one, other in zip(plain.optimizers, recorded.optimizers, strict=True):
+        for a, b in zip(tree_leaves(one.state_dict()["state"]), tree_leaves(other.state_dict()["state"]), strict=True):
+            assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+    assert all(torch.equal(value, again[key]) for key, value in values.items())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_operator_of_an_update_waits_for_a_device(falling, case, monkeypatch):
+    algorithm = learner(falling, *CASES[case])
+    for _ in range(30):  # into the last phase
+        algorithm.update()
+
+    def refused(*given, **more):
+        raise AssertionError("brings numbers from the host or to it")
+
+    algorithm.begin()
+    for name in ("tolist", "numpy", "cpu", "item", "__bool__", "__int__", "__float__", "__index__", "pin_memory"):
+        monkeypatch.setattr(torch.Tensor, name, refused)
+    monkeypatch.setattr(torch, "from_numpy", refused)
+    with HostTransfers() as found:
+        algorithm.compute()
+    assert found.names == []
+
+
+@pytest.mark.parametrize(
+    ("operation", "name"),
+    [
+        (lambda x: x.sum().item(), "_local_scalar_dense"),
+        (lambda x: bool(x.sum() > 0), "_local_scalar_dense"),
+        (lambda x: x.nonzero(), "nonzero"),
+        (lambda x: x[x > 0], "index"),
+        (lambda x: x.unique(), "unique"),
+        (lambda x: x.masked_select(x > 0), "masked_select"),
+        (lambda x: x + torch.tensor([1.0, 2.0, 3.0]), "lift_fresh"),
+        (lambda x: x.to("meta"), "_to_copy"),
+        (lambda x: x.repeat_interleave(torch.tensor([1, 2, 3])), "repeat_interleave"),
+    ],
+)
+def test_what_waits_for_a_device_is_named(operation, name):
+    with HostTransfers() as found:
+        operation(torch.tensor([-1.0, 0.0, 1.0]))
+    assert any(name in each for each in found.names)
+
+
+def test_a_capture_that_fails_names_the_operation_and_the_run_goes_on(falling, capsys):
+    class Failing(Operators):
+        def record(self, compute):
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    algorithm, plain = (learner(falling, "cql", {"rules": ("cds",)}) for _ in range(2))
+    compute = algorithm.compute
+    algorithm.begin()
+    algorithm._captured = Captured(
+        lambda: (algorithm.log_alpha.sum().item(), compute())[1], algorithm.random, algorithm.optimizers, Failing
+    )
+    for _ in range(6):
+        algorithm.update()
+        plain.update()
+    assert capsys.readouterr().out == (
+        "updates are not captured as a CUDA graph, and slower: aten._local_scalar_dense.default\n"
+    )
+    for key, value in plain.state_dict().items():
+        assert np.array_equal(value.numpy(), algorithm.state_dict()[key].numpy(), equal_nan=True), key

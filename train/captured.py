@@ -1,0 +1,134 @@
+"""An update that is captured as a CUDA graph: one launch instead of hundreds.
+
+What is captured must not wait for the device, copy from pageable memory, or depend on anything but tensors that stay
+where they are; `HostTransfers` finds what does. On a CPU the same function is called as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from data.member_random import MemberRandom
+
+WARM_UP = 3  # updates as they are, before one is captured
+TRANSFERS = (  # operators, by how their names begin
+    "_local_scalar_dense",  # item
+    "_unique",
+    "equal",
+    "is_nonzero",
+    "lift_fresh",  # torch.tensor
+    "masked_select",
+    "nonzero",
+    "repeat_interleave.Tensor",
+    "unique",
+)
+Result = TypeVar("Result")
+
+
+class Recording(Protocol):
+    """A computation that can be repeated with the same tensors."""
+
+    def record(self, compute: Callable[[], Result]) -> Result:
+        """Run it once; its results, which `replay` overwrites."""
+        ...
+
+    def replay(self) -> None: ...
+
+
+class GraphRecording:
+    """As a CUDA graph, which draws random numbers from the given generators by the seeds they have when it is
+    replayed."""
+
+    def __init__(self, random: MemberRandom) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        for generator in random.generators():
+            self._graph.register_generator_state(generator)
+
+    def record(self, compute: Callable[[], Result]) -> Result:
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            result = compute()
+        self._graph.replay()
+        return result
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+
+class Captured(Generic[Result]):
+    """Calls `compute`; on a GPU from the fourth call of a phase on by a recording of it."""
+
+    def __init__(
+        self,
+        compute: Callable[[], Result],
+        random: MemberRandom,
+        optimizers: Sequence[torch.optim.Optimizer],
+        recording: Callable[[MemberRandom], Recording] | None = None,
+    ) -> None:
+        """`recording`: how it is recorded; default: a CUDA graph on a GPU, nothing on a CPU."""
+        self._compute, self._random, self._optimizers = compute, random, optimizers
+        on_gpu = torch.device(random.device).type == "cuda"
+        self._recording = recording or (GraphRecording if on_gpu else None)
+        self._calls: dict[Hashable, int] = {}
+        self._recorded: dict[Hashable, tuple[Recording, Result]] = {}
+        self._stream = torch.cuda.Stream() if on_gpu else None  # a capture wants what warmed up on another stream
+
+    def __call__(self, phase: Hashable) -> Result:
+        """`phase`: what the computation depends on besides tensors; each is recorded for itself."""
+        if phase in self._recorded:
+            recording, result = self._recorded[phase]
+            recording.replay()
+            return result
+        self._calls[phase] = self._calls.get(phase, 0) + 1
+        if self._recording is None or self._calls[phase] <= WARM_UP:
+            return self._as_it_is()
+        return self._record(phase)
+
+    def _as_it_is(self) -> Result:
+        if self._stream is None:
+            return self._compute()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            result = self._compute()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return result
+
+    def _record(self, phase: Hashable) -> Result:
+        assert self._recording is not None
+        for group in (group for optimizer in self._optimizers for group in optimizer.param_groups):
+            group["capturable"] = True
+        try:
+            recording = self._recording(self._random)
+            result = recording.record(self._compute)
+        except RuntimeError as error:
+            self._recording = None
+            with HostTransfers() as found:
+                result = self._as_it_is()
+            cause = ", ".join(found.names) or str(error).splitlines()[0]
+            print(f"updates are not captured as a CUDA graph, and slower: {cause}")
+            return result
+        self._recorded[phase] = recording, result
+        return result
+
+
+class HostTransfers(TorchDispatchMode):
+    """Notes the `names` of operators that wait for the device, or that bring numbers of the host to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.name().removeprefix("aten::")
+        given = [each for each in tree_leaves(args) if isinstance(each, Tensor)]
+        devices = {each.device for each in [*given, *tree_leaves(result)] if isinstance(each, Tensor) and each.dim()}
+        by_mask = name.startswith("index") and any(each.dtype == torch.bool for each in given[1:])
+        if name.startswith(TRANSFERS) or len(devices) > 1 or by_mask:
+            self.names.append(str(func))
+        return result
