@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from eval.returns import exploring
 from models.checkpoint import CheckpointError
 from sim.benchmarks.table import BENCHMARKS
 from sim.files import DatasetError
+from tests.line import LINE, LineEnv
 
 WALKER2D = BENCHMARKS["walker2d"]
 ROOT = Path(__file__).parents[1]
@@ -37,7 +39,7 @@ def config(transitions, tmp_path, monkeypatch):
     write_transitions(tmp_path / "replay.h5", transitions)
     (tmp_path / "policy.pt").write_bytes(b"policy")
 
-    def played(benchmark, task, act, steps, seed):
+    def played(benchmark, task, act, steps, *_):
         first = 10 * benchmark.task_index(task)
         return {name: column[first : first + steps] for name, column in transitions.columns.items()}
 
@@ -145,3 +147,24 @@ def test_policies_of_another_benchmark_are_refused(tmp_path):
     config = CollectStateConfig(benchmark="halfcheetah", sources=(source,), out=str(tmp_path / "x.h5"))
     with pytest.raises(CheckpointError, match="holds policies for walker2d, not for halfcheetah"):
         make(config, exploring)
+
+
+class FallingEnv(LineEnv):
+    """The body falls at place 0."""
+
+    def step(self, action):
+        return super().step(action)._replace(terminated=self.place == 0)
+
+
+def test_episodes_that_end_in_a_fall_are_left_out_where_a_recipe_says_so():
+    benchmark, rng = replace(LINE, make_env=FallingEnv), np.random.default_rng(0)
+    play = partial(mixtures.collect_transitions, benchmark, "right", lambda _: rng.uniform(-0.5, 1, 1))
+    every, upright = play(60, 0), play(60, 0, without_falls=True)
+    assert every["terminated"].any()
+    assert not upright["terminated"].any()
+    assert np.flatnonzero(upright["episode_end"]).tolist() == list(range(LINE.horizon - 1, 60, LINE.horizon))
+    for columns in (every, upright):  # episodes are whole
+        ends = columns["episode_end"][:-1]
+        assert np.array_equal(columns["observation"][1:][~ends], columns["next_observation"][:-1][~ends])
+    jump = RECIPES["walker2d"]["published"][2]
+    assert (jump.task, jump.without_falls) == ("jump", True)
