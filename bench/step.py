@@ -101,16 +101,17 @@ class Step(TimedRouting, QTOpt):
     def global_step(self) -> int:
         return self.steps_done
 
-    def update(self, batch: Batch, optimizer: torch.optim.Optimizer, precision: str = "32-true") -> Tensor:
-        """One step of Lightning's automatic optimisation; returns the loss."""
+    def update(self, batch: Batch, optimizer: torch.optim.Optimizer, precision: str = "32-true") -> None:
+        """One step, as Lightning does it."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             loss = self.training_step(batch, self.steps_done)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        if loss is not None:  # else it was a captured one, the whole step
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            self.average()
+        self.finish(self.steps_done + 1)
         self.steps_done += 1
-        self._update_targets(self.steps_done)
-        return loss.detach()
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -138,7 +139,7 @@ class Compiled(Step):
         super().__init__(config)
         for network in (self.network, self.target, self.lagged):
             if network is not None:
-                network.trunk.compile()
+                network.trunk.compile()  # type: ignore[union-attr]
 
 
 class PlainNetwork(QTOptNetwork):
@@ -168,7 +169,7 @@ class Plain(UsualOrder):
             setattr(self, name, plain if name == "network" else plain.requires_grad_(False).eval())
 
     @torch.no_grad()
-    def _update_targets(self, step: int) -> None:
+    def average(self) -> None:
         for old, new in zip(self.target.parameters(), self.network.parameters(), strict=True):
             rate = self.config.target_update_rate
             old.copy_((1 - rate) * old + rate * new)

@@ -42,7 +42,7 @@ from train.optimizer import configure_adam
 from train.qtopt import SAME_COMMAND
 from train.qtopt_config import PRESETS
 
-N = len(LIFTS)
+N, TRAINED = len(LIFTS), torch.tensor(LIFTS)
 # Statistics of the router's report -> titles in a table; each the mean over the lifts
 COLUMNS = {"shared": "shared", "success": "accepted among those", "auc": "AUC"}
 
@@ -128,7 +128,7 @@ class Learner:
         scores = None
         if self.router.episodes is None and self.router.rule.uses_q:
             with torch.no_grad():
-                q_tasks = q_of_tasks(network, features, gripper, action, LIFTS) if self.router.rule.needs else None
+                q_tasks = q_of_tasks(network, features, gripper, action, TRAINED) if self.router.rule.needs else None
             scores = Scores(q=logits[:, 0].detach().sigmoid(), q_tasks=q_tasks)
         weight = self.router.weigh(batch, scores, number=number)
         loss = bellman_loss(logits[:, 0], target, weight)[0]
@@ -146,7 +146,7 @@ class Learner:
         if self.router.episodes is None:
             return
         frame = torch.from_numpy(drawn.scored_steps + drawn.scored_episodes)
-        q = q_of_tasks(self.target, *self.replay.frames(frame), LIFTS)
+        q = q_of_tasks(self.target, *self.replay.frames(frame), TRAINED)
         score = q.masked_fill(q.isinf(), torch.nan)[None]
         self.router.episodes.add(number, torch.from_numpy(drawn.scored_episodes), score)
 

@@ -44,12 +44,20 @@ class EpisodeRouter(nn.Module):
         weight = length if own_weight is None else length * own_weight
         self.register_buffer("_own_weight", torch.from_numpy(weight).float(), persistent=False)
         self._known: dict[int, Tensor] = {}  # weights by the batch since which they count
+        self._held: Tensor | None = None
+        self._held_of: Tensor | None = None  # what it holds
+
+    @torch.no_grad()
+    def write(self, visit: Tensor, episode: Tensor, score: Tensor) -> None:
+        """Keep the scores [E, P, N] of episodes [P] as those of visits [P], of this process and of the others."""
+        score = gather(score.transpose(0, 1).float()).transpose(0, 1)
+        self.scores.write(gather(visit), gather(episode), score)
 
     @torch.no_grad()
     def add(self, number: int, episode: Tensor, score: Tensor) -> bool:
-        """Take the scores [E, P, N] of episodes [P], computed with batch `number` by this process, [P] of each process.
-        Whether they finished a version."""
-        return self.scores.add(number, gather(episode), gather(score.transpose(0, 1).float()).transpose(0, 1))
+        """Take scores as `write`, computed with batch `number`. Whether they finished a version."""
+        self.write(torch.full_like(episode, self.scores.schedule.visit_of(number)), episode, score)
+        return self.scores.finish(number)
 
     @torch.no_grad()
     def weights(self, number: int) -> Tensor | None:
@@ -60,12 +68,23 @@ class EpisodeRouter(nn.Module):
             return None
         version, since = found
         if since not in self._known:
-            weight, counted = self._weights(self.scores.versions[version]), self._known
-            if counted and not self.scores.lag:  # one counts at a time: in its memory, which a CUDA graph reads
-                weight = counted.popitem()[1].copy_(weight)
             current = self.scores.since.tolist()
-            self._known = {key: other for key, other in counted.items() if key in current} | {since: weight}
+            self._known = {key: weight for key, weight in self._known.items() if key in current}
+            self._known[since] = self._weights(self.scores.versions[version])
         return self._known[since]
+
+    @torch.no_grad()
+    def held_weights(self, number: int) -> Tensor | None:
+        """As `weights`, in memory that stays where it is, from which a CUDA graph reads them."""
+        weight = self.weights(number)
+        if weight is None:
+            return None
+        if self._held is None:
+            self._held = torch.empty_like(weight)
+        if self._held_of is not weight:
+            self._held_of = weight
+            self._held.copy_(weight)
+        return self._held
 
     def reference(self) -> Tensor:
         """Reference over D_i of each task, [E, N], of the latest scores; NaN before the first."""

@@ -94,10 +94,10 @@ class Router(torch.nn.Module):
         lead = batch.task_index.dim() > 1
         columns = batch.task_index, batch.source_task_index, batch.success, batch.episode
         target, source, success, episode = (self._all(column, lead) for column in columns)
-        place = one_hot(target, self.tau.shape[-1])  # [E, B, N]
+        place = one_hot(target, self.tau)  # [E, B, N]
         shared, weight = source != target, torch.ones_like(place[..., 0])
         if self.episodes is not None:
-            routes = self.episodes.weights(number)
+            routes = self.episodes.held_weights(number)
             if self.config.sharing == "weight":
                 weighed = shared | self._own_too(target, uniform)
                 member = torch.arange(len(target), device=target.device)[:, None]
@@ -157,7 +157,7 @@ class Router(torch.nn.Module):
         target, source, weight, success = (rows.gather(1, index) for rows in (target, source, weight, success))
         shared = source != target
         weight = torch.where(shared, 1.0, weight)
-        place = one_hot(target, self.tau.shape[-1])
+        place = one_hot(target, self.tau)
         gathered = (gather(x.transpose(0, 1)).transpose(0, 1) for x in (place, shared, weight, success))
         self._count_learned(*gathered)
         return (index, weight) if lead else (index[0], weight[0])
@@ -239,7 +239,7 @@ class Router(torch.nn.Module):
     # ---------------------------------------------------------------- report
 
     def _count(self, place: Tensor, source: Tensor, weight: Tensor, success: Tensor) -> None:
-        from_task = one_hot(source, place.shape[-1])
+        from_task = one_hot(source, place)
         values = torch.stack([torch.ones_like(weight), weight])
         outcome = torch.stack([1 - success, success])
         self.sums.mul_(REPORT_DECAY).add_(torch.einsum("ebn,ebm,veb,oeb->voenm", place, from_task, values, outcome))
@@ -290,9 +290,10 @@ def effective_steps(weights: list[list[float | None]], steps: list[int]) -> list
     return [sum((w or 0.0) * n for w, n in zip(row, steps, strict=True)) for row in weights]
 
 
-def one_hot(index: Tensor, count: int) -> Tensor:
-    """Indices int64 [...] -> float32 [..., count]; as models.encodings.one_hot."""
-    return (index[..., None] == torch.arange(count, device=index.device)).float()
+def one_hot(index: Tensor, like: Tensor) -> Tensor:
+    """Indices int64 [...] of the last dimension of `like` [..., N] -> [..., N], of its type; as
+    models.encodings.one_hot."""
+    return (index[..., None] == torch.arange(like.shape[-1], device=index.device)).to(like.dtype)
 
 
 def _plain(value: Any) -> Any:

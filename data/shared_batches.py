@@ -147,7 +147,8 @@ class SharedBatches(nn.Module):
         if self._scored is not None and self._schedule is not None:
             self._scored.set(self._schedule, updates)
         known = [
-            router.episodes is not None and router.episodes.weights(updates) is not None for router, _ in self._parts()
+            router.episodes is not None and router.episodes.held_weights(updates) is not None
+            for router, _ in self._parts()
         ]
         return self._taken, *known, *(updates >= router.share_after for router in self.config.routers)
 
@@ -157,7 +158,7 @@ class SharedBatches(nn.Module):
         parts = []
         for sampler, (router, _) in zip(self._samplers, self._parts(), strict=True):
             by_episode = router.episodes is not None and router.config.draws_episodes
-            weights = router.episodes.weights(self._updates) if router.episodes is not None and by_episode else None
+            weights = router.episodes.held_weights(self._updates) if router.episodes and by_episode else None
             parts.append(sampler.sample(draws, weights))
         return StateBatch.concatenate(parts)
 

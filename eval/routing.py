@@ -222,7 +222,7 @@ def _score_frames(policy: CEMPolicy, frames: NDArray[np.uint8], gripper: Tensor,
         gripper=gripper,
         action=action,
         task_index=tasks,
-        tasks=tuple(TASKS[name].index for name in policy.metadata["trained_tasks"]),
+        tasks=torch.tensor([TASKS[name].index for name in policy.metadata["trained_tasks"]]),
         logits=logits,
     )
     rule = dataclasses.replace(RULES[policy.metadata["sharing"]["rule"]], snapshot=False)  # by the Q-function that acts

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,21 +18,29 @@ def crop_corner(image: Tensor, size: int, generator: torch.Generator | None = No
     """Left and top corner of a crop of frames [B, 3, H, W], px, int64 [B, 2]: at the centre, or at random with a
     generator. The generator lives on the CPU, so that no step waits for a device to learn the corner."""
     batch, _, height, width = image.shape
-    if height < size or width < size:
-        raise ValueError(f"frames of {height}x{width} px cannot be cropped to {size}")
+    centre = _centre(image, size)
     if generator is None:
-        return torch.tensor([[(width - size) // 2, (height - size) // 2]]).expand(batch, 2)
+        return torch.tensor([centre]).expand(batch, 2)
     room = torch.tensor([width - size + 1, height - size + 1])
     return (torch.rand(batch, 2, generator=generator) * room).long()
+
+
+def _centre(image: Tensor, size: int) -> tuple[int, int]:
+    """Left and top corner of the crop at the centre."""
+    height, width = image.shape[-2:]
+    if height < size or width < size:
+        raise ValueError(f"frames of {height}x{width} px cannot be cropped to {size}")
+    return (width - size) // 2, (height - size) // 2
 
 
 def crop(image: Tensor, size: int, corner: Tensor | None = None) -> Tensor:
     """Crop frames uint8 [B, 3, H, W] to float [B, 3, size, size] in [0, 1], at `corner` [B, 2] or at the centre."""
     if corner is None:
-        x, y = crop_corner(image[:1], size)[0].tolist()
-        out = image[:, :, y : y + size, x : x + size]
+        left, top = _centre(image, size)
+        out = image[:, :, top : top + size, left : left + size]
     else:
-        out = torch.stack([image[b, :, y : y + size, x : x + size] for b, (x, y) in enumerate(corner.tolist())])
+        every = image.unfold(2, size, 1).unfold(3, size, 1)  # a view of all crops
+        out = every[torch.arange(len(image), device=image.device), :, corner[:, 1], corner[:, 0]]
     return out.to(torch.float32).div_(255.0).contiguous(memory_format=torch.channels_last)
 
 
@@ -39,24 +49,14 @@ def in_crop(point: Tensor, image: Tensor, corner: Tensor, size: int) -> Tensor:
     return (point * image.shape[-1] - corner[:, None]) / size
 
 
-def photometric(image: Tensor, seed: int) -> Tensor:
-    """Photometric augmentation of images [B, 3, H, W] in [0, 1]: random brightness, contrast, saturation and hue of
-    each image."""
-    generator = torch.Generator().manual_seed(seed)
-    low, high = torch.tensor([BRIGHTNESS, CONTRAST, SATURATION, HUE]).T
-    factors = low + (high - low) * torch.rand(len(image), 4, generator=generator)
-    return change_colours(image, *factors.to(image.device).T)
-
-
 def change_colours(image: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
     """Images [B, 3, H, W] with all colours multiplied by `brightness` [B], moved from the mean luma by the factor
     `contrast`, from their own luma by `saturation`, and turned about the grey axis by `hue` turns, then clipped.
 
     All four are affine, so one 3 x 3 matrix per image does them; a hue in HSV, of every pixel, takes ten times as long.
     """
-    luma = torch.tensor(LUMA, device=image.device)
+    luma, cross = _colour_constants(image.device)
     one, ones = torch.eye(3, device=image.device), torch.ones(3, 3, device=image.device)
-    cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], device=image.device)
     kept, cosine, sine = (x[:, None, None] for x in (saturation, (2 * math.pi * hue).cos(), (2 * math.pi * hue).sin()))
     saturate = kept * one + (1 - kept) * luma.expand(3, 3)
     turn = cosine * one + (1 - cosine) / 3 * ones + sine / math.sqrt(3) * cross  # Rodrigues
@@ -68,9 +68,32 @@ def change_colours(image: Tensor, brightness: Tensor, contrast: Tensor, saturati
     return out.unflatten(1, image.shape[2:]).permute(0, 3, 1, 2)
 
 
-def preprocess(frames: Tensor, size: int, seed: int, random_crop: bool, vary_colours: bool) -> tuple[Tensor, Tensor]:
-    """Training images float [B, 3, size, size] of frames uint8 [B, 3, H, H], and the corners of their crops [B, 2]."""
-    generator = torch.Generator().manual_seed(seed) if random_crop else None
-    corner = crop_corner(frames, size, generator)
-    image = crop(frames, size, corner)
-    return photometric(image, seed) if vary_colours else image, corner
+@functools.cache
+def _colour_constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Luma [3], and the cross product with the grey axis times the square root of 3, [3, 3]."""
+    cross = [[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]
+    return torch.tensor(LUMA, device=device), torch.tensor(cross, device=device)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How the images of a batch are changed: `corner` of their crops, int64 [B, 2], and `factors` [B, 4] of brightness,
+    contrast, saturation and hue; None: colours stay."""
+
+    corner: Tensor
+    factors: Tensor | None = None
+
+    @classmethod
+    def draw(cls, frames: Tensor, size: int, seed: int, random_crop: bool, vary_colours: bool) -> Augmentation:
+        """For frames [B, 3, H, H] cropped to `size` px, on the CPU."""
+        corner = crop_corner(frames, size, torch.Generator().manual_seed(seed) if random_crop else None)
+        if not vary_colours:
+            return cls(corner)
+        low, high = torch.tensor([BRIGHTNESS, CONTRAST, SATURATION, HUE]).T
+        drawn = torch.rand(len(frames), 4, generator=torch.Generator().manual_seed(seed))
+        return cls(corner, low + (high - low) * drawn)
+
+    def apply(self, frames: Tensor, size: int) -> Tensor:
+        """Training images float [B, 3, size, size] of frames uint8 [B, 3, H, H]."""
+        image = crop(frames, size, self.corner)
+        return image if self.factors is None else change_colours(image, *self.factors.T)

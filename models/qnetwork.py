@@ -6,6 +6,7 @@ Shapes: `B` states, `K` candidate actions per state, `N` tasks, `V` action and g
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -131,6 +132,7 @@ class QNetwork(nn.Module):
         return torch.cat([action_features(action), state[:, None].expand(-1, action.shape[1], -1)], dim=-1)
 
 
+@functools.cache
 def bounds(device: torch.device) -> Tensor:
     """Bounds [4] of the continuous part of an action (m, m, m, rad)."""
     return torch.from_numpy(BOUNDS).to(device)

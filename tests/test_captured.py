@@ -5,15 +5,20 @@ same is asked of a recording of operators."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bench.step import Step, synthetic_batch
 from tests.conftest import SMALL_STATE_RUN as SMALL
 from train import state_run
 from train.captured import Captured, HostTransfers
+from train.image_bc import BehaviourCloning
+from train.qtopt_config import QTOptConfig
 
 CASES = {
     "weights": ("cql", {"rules": ("none", "cds", "cds-basic", "hipi", "hipi-partition", "uds"), "seeds": (0, 1)}),
@@ -54,6 +59,17 @@ class Operators(TorchDispatchMode):
             for old, new in zip(tree_leaves(before), tree_leaves(now), strict=True):
                 if isinstance(old, torch.Tensor):
                     old.copy_(new)
+
+
+def refuse_the_host(monkeypatch):
+    """Fail where Python asks a tensor for numbers, which on a CPU is no operator."""
+
+    def refused(*given, **more):
+        raise AssertionError("brings numbers from the host or to it")
+
+    for name in ("tolist", "numpy", "cpu", "item", "__bool__", "__int__", "__float__", "__index__", "pin_memory"):
+        monkeypatch.setattr(torch.Tensor, name, refused)
+    monkeypatch.setattr(torch, "from_numpy", refused)
 
 
 def learner(transitions, name, options):
@@ -105,15 +121,90 @@ def test_no_operator_of_an_update_waits_for_a_device(falling, case, monkeypatch)
     for _ in range(30):  # into the last phase
         algorithm.update()
 
-    def refused(*given, **more):
-        raise AssertionError("brings numbers from the host or to it")
-
     algorithm.begin()
-    for name in ("tolist", "numpy", "cpu", "item", "__bool__", "__int__", "__float__", "__index__", "pin_memory"):
-        monkeypatch.setattr(torch.Tensor, name, refused)
-    monkeypatch.setattr(torch, "from_numpy", refused)
+    refuse_the_host(monkeypatch)
     with HostTransfers() as found:
         algorithm.compute()
+    assert found.names == []
+
+
+TINY = QTOptConfig(
+    image_size=48,
+    tasks=("lift-banana", "place-bowl"),
+    batch_size=8,
+    num_unseen_actions=4,
+    nearby_fraction=0.5,
+    behaviour_policy=True,
+    landmark_weight=1.0,
+    photometric=True,
+    cem_samples=8,
+    cem_elites=3,
+    lagged_target_steps=5,
+    score_visits=2,
+    log_every=4,
+    lr=1e-3,
+)
+BY_TRANSITION = {"granularity": "transition"}
+IMAGES = {
+    "episodes": {},
+    "emaq off": {"behaviour_policy": False, "landmark_weight": 0.0, "random_crop": False, "conditioning": "one_hot"},
+    "weights": {"rule": "cds-basic", "sharing": "weight", "weigh_own_probability": 0.5, **BY_TRANSITION},
+    "weights of episodes": {"rule": "cds", "sharing": "weight", "share_after": 8},
+    "candidates": {"rule": "hipi", "candidates_per_shared": 2, **BY_TRANSITION},
+    "snapshots": {"rule": "heuristic", "snapshot_every": 6},
+    "cloning": {"learner": "bc", "rule": "none", "shared_fraction": 0.0},
+}
+
+
+class Cloning(BehaviourCloning):
+    """Without a trainer."""
+
+    steps_done, global_step, update, log, log_dict = 0, Step.global_step, Step.update, Step.log, Step.log_dict
+
+
+def image_learner(case, monkeypatch):
+    """Few episodes, whose scores count at once."""
+    monkeypatch.setattr("bench.step.EPISODES", 6)
+    monkeypatch.setattr("train.image_router.DRAWN_AHEAD", 1)
+    torch.manual_seed(0)
+    config = replace(TINY, **IMAGES[case])
+    module = (Cloning if config.learner == "bc" else Step)(config)
+    return module, module.configure_optimizers()["optimizer"]
+
+
+def image_batches(module, count):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(count):
+        batch = synthetic_batch(module.config, generator)
+        yield replace(batch, episode=batch.episode % 6, score_episode=batch.score_episode % 6)
+
+
+@pytest.mark.parametrize("case", IMAGES)
+def test_a_recorded_step_on_images_gives_the_same_bits(case, monkeypatch):
+    steps = 24
+    (plain, adam), (recorded, other) = (image_learner(case, monkeypatch) for _ in range(2))
+    recorded.capture(other, recording=Operators)
+    for module, optimizer in ((plain, adam), (recorded, other)):
+        for batch in image_batches(module, steps):
+            module.update(batch, optimizer)
+    captured = recorded._captured
+    assert steps > sum(captured._calls.values()) >= 4
+    assert captured._recorded
+    for key, value in plain.state_dict().items():
+        assert np.array_equal(value.numpy(), recorded.state_dict()[key].numpy(), equal_nan=True), key
+
+
+@pytest.mark.parametrize("case", IMAGES)
+def test_no_operator_of_a_step_on_images_waits_for_a_device(case, monkeypatch):
+    module, optimizer = image_learner(case, monkeypatch)
+    module.capture(optimizer)
+    *batches, last = image_batches(module, 10)
+    for batch in batches:
+        module.update(batch, optimizer)
+    module.begin(last)
+    refuse_the_host(monkeypatch)
+    with HostTransfers() as found:
+        module._captured._compute()
     assert found.names == []
 
 

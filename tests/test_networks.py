@@ -117,7 +117,7 @@ def test_tasks_scored_together_get_the_logits_of_each_alone(size, conditioning):
         features = network.encode(image, gripper)
         together = network.score_tasks(features, gripper, action[:, 0], torch.tensor([2, 0]))
         alone = [network.score(features, gripper, action, torch.full((4,), task))[:, 0] for task in (2, 0)]
-        found = q_of_tasks(network, features, gripper, action[:, 0], (2, 0))
+        found = q_of_tasks(network, features, gripper, action[:, 0], torch.tensor([2, 0]))
     assert torch.allclose(together, torch.stack(alone, 1), atol=1e-4)
     assert (together[:, 0] - together[:, 1]).abs().min() > 1e-3
     assert torch.allclose(found[:, [2, 0]], together.sigmoid(), atol=1e-5)

@@ -25,7 +25,7 @@ from eval.policy import CEMPolicy
 from eval.report import read_curves
 from eval.rollout import EpisodeOutcome
 from models.image_checkpoint import read_checkpoint
-from models.images import change_colours, crop, crop_corner, in_crop, photometric
+from models.images import Augmentation, change_colours, crop, crop_corner, in_crop
 from models.qnetwork import bounds
 from sim.files import DatasetError
 from sim.landmarks import landmarks
@@ -43,6 +43,7 @@ def test_the_target_is_the_lower_of_two_values_of_the_action_that_the_first_one_
     module = Step(replace(PRESETS["online"], tasks=("lift-can",), batch_size=8, lagged_target_steps=5))
     batch = synthetic_batch(module.config, torch.Generator().manual_seed(0))
     batch = replace(batch, reward=torch.zeros(8), done=torch.zeros(8))
+    module.begin(batch)
     image, _ = module.preprocess(batch.next_image, RandomStream.NEXT_IMAGE)
 
     def target():
@@ -480,6 +481,10 @@ def test_behaviour_cloning_needs_a_success(
         train(QTOptConfig(**options))
         without = "place-bowl" if successes else "lift-banana, place-bowl"
         assert f"{folder}: holds no success of {without} to clone" in capsys.readouterr().out
+
+
+def photometric(image, seed):
+    return Augmentation.draw(image, 8, seed, False, True).apply((255 * image).byte(), 8)
 
 
 def test_photometric_augmentation_depends_on_the_seed_alone_and_differs_between_images():

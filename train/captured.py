@@ -6,15 +6,13 @@ where they are; `HostTransfers` finds what does. On a CPU the same function is c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from data.member_random import MemberRandom
 
 WARM_UP = 3  # updates as they are, before one is captured
 TRANSFERS = (  # operators, by how their names begin
@@ -31,6 +29,17 @@ TRANSFERS = (  # operators, by how their names begin
 Result = TypeVar("Result")
 
 
+class Chance(Protocol):
+    """Where a computation draws random numbers from."""
+
+    @property
+    def device(self) -> torch.device | str: ...
+
+    def generators(self) -> Iterable[torch.Generator]:
+        """Those that it has drawn from."""
+        ...
+
+
 class Recording(Protocol):
     """A computation that can be repeated with the same tensors."""
 
@@ -45,9 +54,9 @@ class GraphRecording:
     """As a CUDA graph, which draws random numbers from the given generators by the seeds they have when it is
     replayed."""
 
-    def __init__(self, random: MemberRandom) -> None:
+    def __init__(self, chance: Chance) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        for generator in random.generators():
+        for generator in chance.generators():
             self._graph.register_generator_state(generator)
 
     def record(self, compute: Callable[[], Result]) -> Result:
@@ -66,13 +75,13 @@ class Captured(Generic[Result]):
     def __init__(
         self,
         compute: Callable[[], Result],
-        random: MemberRandom,
+        chance: Chance,
         optimizers: Sequence[torch.optim.Optimizer],
-        recording: Callable[[MemberRandom], Recording] | None = None,
+        recording: Callable[[Chance], Recording] | None = None,
     ) -> None:
         """`recording`: how it is recorded; default: a CUDA graph on a GPU, nothing on a CPU."""
-        self._compute, self._random, self._optimizers = compute, random, optimizers
-        on_gpu = torch.device(random.device).type == "cuda"
+        self._compute, self._chance, self._optimizers = compute, chance, optimizers
+        on_gpu = torch.device(chance.device).type == "cuda"
         self._recording = recording or (GraphRecording if on_gpu else None)
         self._calls: dict[Hashable, int] = {}
         self._recorded: dict[Hashable, tuple[Recording, Result]] = {}
@@ -103,7 +112,7 @@ class Captured(Generic[Result]):
         for group in (group for optimizer in self._optimizers for group in optimizer.param_groups):
             group["capturable"] = True
         try:
-            recording = self._recording(self._random)
+            recording = self._recording(self._chance)
             result = recording.record(self._compute)
         except RuntimeError as error:
             self._recording = None

@@ -7,7 +7,6 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import lightning
 import torch
 from torch import Tensor
 
@@ -15,15 +14,14 @@ from data.batches import Batch
 from data.distributed import ddp_correction
 from data.replay import Replay
 from data.router import RoutableBatch
-from data.seeding import derive_seed
 from models.image_losses import cloning_loss, landmark_loss, point_loss
-from models.images import in_crop, preprocess
+from models.images import in_crop
 from models.networks import build_network
 from models.qnetwork import bounds
 from models.small_network import Perception, SmallQNetwork
-from models.updates import update_average
 from sim.tasks import TASK_NAMES
-from train.finite import FiniteCheck, check_weights
+from train.finite import check_weights
+from train.image_learner import Computed, ImageLearner
 from train.metadata import checkpoint_metadata
 from train.optimizer import configure_adam
 from train.qtopt_config import QTOptConfig
@@ -54,60 +52,39 @@ def behaviour_loss(network: SmallQNetwork, batch: Batch, features: Tensor, weigh
 
 def landmark_losses(batch: Batch, perception: Perception, corner: Tensor, image_size: int) -> Loss:
     """Auxiliary losses: attention over the image and landmark regression. `corner` [B, 2]: of the crops."""
-    point = in_crop(batch.point, batch.image, corner.to(batch.point.device), image_size)
+    point = in_crop(batch.point, batch.image, corner, image_size)
     visible = batch.point_present & (point > 0).all(-1) & (point < 1).all(-1)
     attention = point_loss(perception.attention.float(), point, visible)
     regression = landmark_loss(perception.landmark.float(), batch.landmark)
     return attention + regression, {"point": attention.detach(), "landmark": regression.detach()}
 
 
-class BehaviourCloning(lightning.LightningModule):
+class BehaviourCloning(ImageLearner):
     """Trains perception and behaviour policy of the small network. `target`, its running average, acts."""
 
     def __init__(self, config: QTOptConfig, replay: Replay | None = None) -> None:
-        super().__init__()
-        self.config, self.replay = config, replay
+        super().__init__(config, replay)
         network = build_network(config.network)
         assert isinstance(network, SmallQNetwork)
         self.network = network
         self.target = copy.deepcopy(network).requires_grad_(False).eval()
         for layer in network.q_layers:
             layer.requires_grad_(False)
-        self.finite = FiniteCheck("tasks", TASK_NAMES, config.log_every)
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        config = self.config
-        seed = derive_seed(config.seed, self.global_rank, self.global_step, RandomStream.IMAGE)
-        image, corner = preprocess(batch.image, config.image_size, seed, config.random_crop, config.photometric)
+    def compute(self) -> Computed:
+        config, batch = self.config, self.batch
+        assert isinstance(self.network, SmallQNetwork)
+        image, corner = self.preprocess(batch.image, RandomStream.IMAGE)
         perception = self.network.perceive(image, batch.gripper)
         loss, info = behaviour_loss(self.network, batch, perception.features, cloned_weight(config.cloned, batch))
         if config.landmark_weight:
             auxiliary, more = landmark_losses(batch, perception, corner, config.image_size)
             loss, info = loss + config.landmark_weight * auxiliary, info | more
-        rows = {"features": perception.features.flatten(1).sum(1)}
-        self.finite.add(self.global_step + 1, rows, batch.task_index, info)
-        if (self.global_step + 1) % config.log_every == 0:
-            self.log_dict({f"train/{key}": value for key, value in {"loss": loss.detach(), **info}.items()})
-            self.log("step", float(self.global_step + 1))
-            self.log("loss", loss.detach(), prog_bar=True, logger=False)
-        return loss
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The step, then the running average: here, because checkpoints are written before `on_train_batch_end`."""
-        super().optimizer_step(*args, **kwargs)
-        update_average(self.target, self.network, self.config.target_update_rate)
+        rows = {"features": perception.features.detach().flatten(1).sum(1)}
+        return Computed(loss=loss, info=info, rows=rows, losses=dict(info), batch=batch)
 
     def configure_optimizers(self) -> Any:
         return configure_adam(self.network.parameters(), self.config)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if (self.global_step + 1) % self.config.log_every == 0:
-            norm = torch.nn.utils.get_total_norm(p.grad for p in self.network.parameters() if p.grad is not None)
-            self.log("train/gradient_norm", norm)
-
-    @property
-    def done_steps(self) -> int:
-        return self.global_step
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checkpoints of earlier versions also hold a router."""

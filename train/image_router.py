@@ -54,11 +54,9 @@ def build_router(
 
 
 @torch.no_grad()
-def score_for_tasks(
-    rule: SharingRule, network: QNetwork, batch: Batch, unseen: Tensor, tasks: tuple[int, ...]
-) -> Tensor:
-    """The rule's scores [1, P, N] of the steps that came beside a batch for every task, NaN for those not among
-    `tasks`. `unseen` actions [P, K, 5] estimate the policy's Q."""
+def score_for_tasks(rule: SharingRule, network: QNetwork, batch: Batch, unseen: Tensor, tasks: Tensor) -> Tensor:
+    """The rule's scores [1, P, N] of the steps that came beside a batch for every task, NaN for those not among `tasks`
+    (int64). `unseen` actions [P, K, 5] estimate the policy's Q."""
     image = crop(batch.score_image, network.config.image_size).to(batch.score_gripper.dtype)
     features = network.encode(image, batch.score_gripper)
     q = q_of_tasks(network, features, batch.score_gripper, batch.score_action, tasks)

@@ -1,16 +1,16 @@
 """QT-Opt with conservative data sharing, as one Lightning module.
 
-Order: total loss, its parts, update of the target networks, optimiser, logging, checkpoints. Shapes: `B` transitions,
-`K` candidate actions. Random numbers of a step depend on (seed, process, step) alone, so a resumed run repeats them.
+Order: a step's loss and its parts, target networks, logging, checkpoints; what is common to learners that see images is
+in train/image_learner.py. Shapes: `B` transitions, `K` candidate actions.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Hashable
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -21,54 +21,71 @@ from data.distributed import ddp_correction
 from data.episode_scores import Episodes
 from data.replay import Replay
 from data.scoring import scores_for
-from data.seeding import derive_seed
 from models.acting import best_action
 from models.cem import sample_uniform
 from models.image_losses import bellman_loss, bellman_target, conservative_loss
-from models.images import preprocess
 from models.networks import build_network
 from models.qnetwork import QNetwork, bounds
 from models.scoring import ImageScorer
 from models.small_network import SmallQNetwork
-from models.updates import update_average
 from sim.tasks import TASK_NAMES, TASKS
 from train.callbacks.q_maps import QMaps
 from train.callbacks.router_report import RouterReport
 from train.diagnostics import acting_diagnostics, loss_diagnostics
-from train.finite import FiniteCheck, check_weights
+from train.finite import check_weights
 from train.image_bc import behaviour_loss, cloned_weight, landmark_losses
+from train.image_learner import Computed, ImageLearner
 from train.image_router import build_router, restore_schedule, score_for_tasks
 from train.metadata import checkpoint_metadata
-from train.optimizer import configure_adam
 from train.qtopt_config import QTOptConfig
 from train.seeding import RandomStream
 
 SAME_COMMAND = 0.7  # fraction of the unseen actions near the data's that keep its command
 
 
-class QTOpt(lightning.LightningModule):
+class QTOpt(ImageLearner):
     """`network` learns; `target`, its running average, gives Bellman targets and acts; `lagged` is a copy of `target`
     every `lagged_target_steps`, for the minimum; `snapshot` one every `snapshot_every`, for rules that share by it."""
 
+    augmented = (RandomStream.NEXT_IMAGE, RandomStream.IMAGE)
+    _trained: Tensor  # int64, the tasks that are trained
+
     def __init__(self, config: QTOptConfig, replay: Replay | None = None, episodes: Episodes | None = None) -> None:
         """`replay`: the dataset, recorded in checkpoints; it or its `episodes` are needed where episodes are scored."""
-        super().__init__()
-        self.config, self.replay = config, replay
+        super().__init__(config, replay)
         self.network = build_network(config.network)
         self.target = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.lagged = copy.deepcopy(self.target) if config.lagged_target_steps else None
         self._tasks = tuple(TASKS[name].index for name in config.tasks)
+        self.register_buffer("_trained", torch.tensor(self._tasks), persistent=False)
         self.router = build_router(config, self._tasks, replay, episodes)
         self.snapshot = copy.deepcopy(self.target) if self.router.rule.snapshot else None
         self.history: dict[int, Any] = {}  # step -> mean weights by target and source task
-        self.finite = FiniteCheck("tasks", TASK_NAMES, config.log_every)
 
-    # ------------------------------------------------------------------ losses
+    # ------------------------------------------------------------------ a step
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        config = self.config
-        generator = torch.Generator(self.device).manual_seed(self.step_seed(RandomStream.ACTIONS))
-        weight = None
+    def begin(self, batch: Batch) -> Hashable:
+        step, episodes = self.global_step, self.router.episodes
+        known = False
+        if episodes is not None:
+            known = episodes.held_weights(step) is not None
+            visit = torch.full_like(batch.score_episode, episodes.scores.schedule.visit_of(step))
+            self._visit = self.chance.hold("visit", visit)
+        return super().begin(batch), known, self._taken, step >= self.config.share_after
+
+    @property
+    def _taken(self) -> bool:
+        """Whether there is a snapshot of the Q-function."""
+        return self.snapshot is not None and self.global_step >= self.config.snapshot_every
+
+    @property
+    def _scores(self) -> bool:
+        """Whether episodes are scored in this step."""
+        return self.router.episodes is not None and (self._taken or self.snapshot is None)
+
+    def compute(self) -> Computed:
+        config, batch = self.config, self.batch
+        generator, weight = self.chance.generator(RandomStream.ACTIONS), None
         self._score_episodes(batch, generator)
         if config.router.draws_candidates:
             batch, weight = self._choose(batch)
@@ -90,38 +107,35 @@ class QTOpt(lightning.LightningModule):
         conservative, more = conservative_loss(logits[:, 1:], weight)
         loss = ddp_correction(weight) * (bellman + config.conservative_weight * conservative)
         info |= more | {"bellman": bellman.detach(), "conservative": conservative.detach()}
-        rows = {"target": target, "Q": logits.sum(1), "weight": weight}
-        losses = {"Bellman loss": bellman, "conservative loss": conservative}
+        losses = {"Bellman loss": bellman.detach(), "conservative loss": conservative.detach()}
         if config.behaviour_policy:
             assert isinstance(self.network, SmallQNetwork)
             cloned = weight * cloned_weight(config.cloned, batch, self.router.chooses(self.global_step))
             cloning, more = behaviour_loss(self.network, batch, features, cloned)
-            loss, info, losses["cloning loss"] = loss + cloning, info | more, cloning
+            loss, info, losses["cloning loss"] = loss + cloning, info | more, cloning.detach()
         if perception is not None:
             auxiliary, more = landmark_losses(batch, perception, corner, config.image_size)
-            loss, info, losses["landmark loss"] = loss + config.landmark_weight * auxiliary, info | more, auxiliary
-        self.finite.add(self.global_step + 1, rows, batch.task_index, losses)
-        if self.logs_now:
-            info |= loss_diagnostics(batch, logits.detach(), weight) | self._diagnostics(batch, image)
-            self._log({"loss": loss.detach(), **info})
-        return loss
+            loss, info = loss + config.landmark_weight * auxiliary, info | more
+            losses["landmark loss"] = auxiliary.detach()
+        rows = {"target": target, "Q": logits.detach().sum(1), "weight": weight}
+        seen = {"logits": logits.detach(), "weight": weight, "image": image}
+        return Computed(loss=loss, info=info, rows=rows, losses=losses, batch=batch, seen=seen)
 
     @torch.no_grad()
     def _score_episodes(self, batch: Batch, generator: torch.Generator) -> None:
         """Score the steps that came beside the batch, by the acting network, or by the snapshot of a rule with one."""
-        episodes, taken = self.router.episodes, self.global_step >= self.config.snapshot_every
-        if episodes is None or (self.snapshot is not None and not taken):
+        episodes = self.router.episodes
+        if episodes is None or not self._scores:
             return
         unseen = self._unseen_actions(batch.score_action, generator)
         network = self.target if self.snapshot is None else self.snapshot
-        score = score_for_tasks(self.router.rule, network, batch, unseen, self._tasks)
-        episodes.add(self.global_step, batch.score_episode, score)
+        score = score_for_tasks(self.router.rule, network, batch, unseen, self._trained)
+        episodes.write(self._visit, batch.score_episode, score)
 
     @torch.no_grad()
     def _choose(self, batch: Batch) -> tuple[Batch, Tensor]:
         """The rows of a batch of candidates that are learned from, by the target network's Q, and their weights."""
-        config = self.config
-        generator = torch.Generator(self.device).manual_seed(self.step_seed(RandomStream.RESAMPLING))
+        config, generator = self.config, self.chance.generator(RandomStream.RESAMPLING)
         image, _ = self.preprocess(batch.image, RandomStream.IMAGE)
         features = self.target.encode(image, batch.gripper)
         candidates = torch.cat([batch.action[:, None], self._unseen_actions(batch.action, generator)], dim=1)
@@ -129,16 +143,14 @@ class QTOpt(lightning.LightningModule):
         weight = self._route(batch, image, self.target, features, logits)
         num_shared = round(config.per_task * config.shared_fraction)
         uniform = torch.rand(1, len(TASK_NAMES), generator=generator, device=self.device)
-        tasks = torch.tensor(self._tasks, device=self.device)
-        index, weight = self.router.choose(batch, weight, tasks, config.per_task, num_shared, uniform)
+        index, weight = self.router.choose(batch, weight, self._trained, config.per_task, num_shared, uniform)
         return batch.select(index), weight
 
     @torch.no_grad()
     def _route(self, batch: Batch, image: Tensor, network: QNetwork, features: Tensor, logits: Tensor) -> Tensor:
         """Sharing weights [B] by the rule, from the Q logits [B, 1 + K] of the data's and of unseen actions, and from
         the network's features for rules that need other Q-values."""
-        generator = torch.Generator().manual_seed(derive_seed(self.config.seed, self.global_step, RandomStream.ROUTING))
-        uniform, scores = torch.rand(1, len(TASK_NAMES), generator=generator), None
+        scores = None
         if self.router.episodes is None:
             scorer = ImageScorer(
                 network=network,
@@ -147,22 +159,12 @@ class QTOpt(lightning.LightningModule):
                 gripper=batch.gripper,
                 action=batch.action,
                 task_index=batch.task_index,
-                tasks=self._tasks,
+                tasks=self._trained,
                 logits=logits,
             )
-            taken = self.global_step >= self.config.snapshot_every
-            (scores,) = scores_for([self.router.rule], scorer, self.snapshot if taken else None)
+            (scores,) = scores_for([self.router.rule], scorer, self.snapshot if self._taken else None)
         learned = not self.config.router.draws_candidates
-        return self.router.weigh(batch, scores, uniform, self.global_step, learned)
-
-    def step_seed(self, stream: RandomStream) -> int:
-        """Seed of one purpose in this step, a function of (seed, process, step, purpose)."""
-        return derive_seed(self.config.seed, self.global_rank, self.global_step, stream)
-
-    def preprocess(self, frames: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
-        """Crop and augment frames uint8 [B, 3, H, H]: images float [B, 3, size, size], corners of the crops [B, 2]."""
-        config = self.config
-        return preprocess(frames, config.image_size, self.step_seed(stream), config.random_crop, config.photometric)
+        return self.router.weigh(batch, scores, self.chance.uniform, self.global_step, learned)
 
     @torch.no_grad()
     def _td_target(self, batch: Batch, image: Tensor, generator: torch.Generator) -> Tensor:
@@ -193,56 +195,31 @@ class QTOpt(lightning.LightningModule):
             unseen[:, :count, 4] = torch.where(keep, action[:, 4:5], unseen[:, :count, 4])
         return unseen
 
-    # ------------------------------------------------------------------ targets
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The step, then the target networks: here, because checkpoints are written before `on_train_batch_end`."""
-        super().optimizer_step(*args, **kwargs)
-        self._update_targets(self.global_step + 1)  # Lightning counts the step when this returns
-
     @torch.no_grad()
-    def _update_targets(self, step: int) -> None:
-        update_average(self.target, self.network, self.config.target_update_rate)
+    def finish(self, step: int) -> None:
+        """Scores of episodes that are complete count from some batch on; target networks are copied when it is time."""
+        if self._scores:
+            assert self.router.episodes is not None
+            self.router.episodes.scores.finish(step - 1)
         if self.lagged is not None and step % self.config.lagged_target_steps == 0:
             self.lagged.load_state_dict(self.target.state_dict())
         if self.snapshot is not None and step % self.config.snapshot_every == 0:
             self.snapshot.load_state_dict(self.target.state_dict())
             self.router.forget()
 
-    def configure_optimizers(self) -> Any:
-        return configure_adam((p for p in self.network.parameters() if p.requires_grad), self.config)
+    # ------------------------------------------------------------------ logging
+
+    def diagnostics(self, computed: Computed) -> dict[str, Tensor]:
+        config, batch, seen = self.config, computed.batch, computed.seen
+        generator = torch.Generator(self.device).manual_seed(self.chance.seed(RandomStream.DIAGNOSTICS))
+        return {
+            **loss_diagnostics(batch, seen["logits"], seen["weight"]),
+            **acting_diagnostics(self.target, batch, seen["image"], config.acting, config.discount, generator),
+        }
 
     def configure_callbacks(self) -> list[Callback]:
         assert self.replay is not None
         return [QMaps(self.replay, self.config), RouterReport(self.config.q_maps_every)]
-
-    # ------------------------------------------------------------------ logging
-
-    @property
-    def logs_now(self) -> bool:
-        """Whether Lightning writes the values of this step."""
-        return (self.global_step + 1) % self.config.log_every == 0
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.logs_now:
-            norm = torch.nn.utils.get_total_norm(p.grad for p in self.network.parameters() if p.grad is not None)
-            self.log("train/gradient_norm", norm)
-
-    def _diagnostics(self, batch: Batch, image: Tensor) -> dict[str, Tensor]:
-        generator = torch.Generator(self.device).manual_seed(self.step_seed(RandomStream.DIAGNOSTICS))
-        return acting_diagnostics(self.target, batch, image, self.config.acting, self.config.discount, generator)
-
-    def _log(self, values: dict[str, Tensor]) -> None:
-        """Log to TensorBoard, at the number of finished steps, and to the progress bar."""
-        self.log_dict({f"train/{key}": value for key, value in values.items()})
-        self.log("step", float(self.global_step + 1))
-        for name, key in (("loss", "loss"), ("Q_success", "q_success"), ("Q_failure", "q_failure")):
-            if key in values:
-                self.log(name, values[key], prog_bar=True, logger=False)
-
-    @property
-    def done_steps(self) -> int:
-        return self.global_step
 
     def routing(self) -> dict[str, dict[str, Any]]:
         """The router's report (train/callbacks/router_report.py)."""
