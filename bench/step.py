@@ -101,8 +101,8 @@ class Step(TimedRouting, QTOpt):
     def global_step(self) -> int:
         return self.steps_done
 
-    def update(self, batch: Batch, optimizer: torch.optim.Optimizer, precision: str = "32-true") -> None:
-        """One step, as Lightning does it."""
+    def update(self, batch: Batch, optimizer: torch.optim.Optimizer, precision: str = "32-true") -> Tensor | None:
+        """One step, as Lightning does it; its loss, None of a captured one."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             loss = self.training_step(batch, self.steps_done)
         if loss is not None:  # else it was a captured one, the whole step
@@ -112,6 +112,7 @@ class Step(TimedRouting, QTOpt):
             self.average()
         self.finish(self.steps_done + 1)
         self.steps_done += 1
+        return None if loss is None else loss.detach()
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         pass

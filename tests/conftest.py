@@ -1,8 +1,12 @@
-"""Shared fixtures: hand-made datasets, an environment without randomisation, a tiny dataset and a tiny checkpoint."""
+"""Shared fixtures: hand-made datasets, an environment without randomisation, a tiny dataset and a tiny checkpoint.
+
+On a machine that only trains, tests that need more than torch, torchvision, lightning, numpy and h5py are skipped, by
+the name of what is missing."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -10,21 +14,37 @@ import numpy as np
 import pytest
 
 from data import codec
-from data.collect import collect
 from data.manifest import Manifest, write_manifest
-from data.plan import CollectConfig
 from data.shards import Episode, write_shard
 from data.transitions import TransitionDataset, tables
 from sim.actions import TERMINATE
 from sim.benchmarks.table import BENCHMARKS
-from sim.env import PickPlaceEnv
-from sim.policies import Observation
 from sim.state import STATE_SIZE, SceneState
 from sim.tasks import TASK_NAMES, TASKS, detect_successes
 
 # Read when torch is first imported, which is later, and by every process that a test starts: networks this small run
 # slower on several threads, and much slower where these have to share the cores with other processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+OPTIONAL = ("pybullet", "pybullet_data", "gymnasium", "mujoco", "moderngl", "trimesh", "simplejpeg", "zstandard")
+_MISSING = re.compile(rf"ModuleNotFoundError: No module named '({'|'.join(OPTIONAL)})\b")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    if report.failed and (found := _MISSING.search(str(report.longrepr))):
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, f"Skipped: needs {found[1]}")
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed and (found := _MISSING.search(str(report.longrepr))):
+        report.outcome, report.longrepr = "skipped", (str(item.path), item.location[1], f"Skipped: needs {found[1]}")
+    return report
+
 
 TINY_TASKS = ("lift-banana", "place-bowl")
 
@@ -85,6 +105,8 @@ def _write_dataset(folder, shards, side=16):
 @pytest.fixture(scope="module")
 def still_env():
     """An environment without randomisation: no noise, no delay."""
+    from sim.env import PickPlaceEnv
+
     env = PickPlaceEnv(image_size=48, renderer="tiny", randomise="none")
     yield env
     env.close()
@@ -93,6 +115,8 @@ def still_env():
 @pytest.fixture(scope="session")
 def observe():
     """Makes the observation of a policy from frames [B, H, H, 3], with an open gripper at 20 cm."""
+    from sim.policies import Observation
+
     return lambda frames: Observation(
         image=frames,
         gripper_closed=np.zeros(len(frames), np.float32),
@@ -128,6 +152,9 @@ def tiny_collection():
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory, tiny_collection):
     """Six episodes of two tasks in three shards, collected by two workers. Read it or copy it, never change it."""
+    from data.collect import collect
+    from data.plan import CollectConfig
+
     folder = tmp_path_factory.mktemp("datasets") / "tiny"
     collect(CollectConfig(out=str(folder), **tiny_collection))
     return folder
