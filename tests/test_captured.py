@@ -10,15 +10,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.step import Step, synthetic_batch
+from models.image_checkpoint import read_checkpoint
 from tests.conftest import SMALL_STATE_RUN as SMALL
 from train import state_run
 from train.captured import Captured, HostTransfers
 from train.image_bc import BehaviourCloning
+from train.image_learner import ImageLearner
 from train.qtopt_config import QTOptConfig
+from train.qtopt_run import train
 
 CASES = {
     "weights": ("cql", {"rules": ("none", "cds", "cds-basic", "hipi", "hipi-partition", "uds"), "seeds": (0, 1)}),
@@ -192,6 +196,39 @@ def test_a_recorded_step_on_images_gives_the_same_bits(case, monkeypatch):
     assert captured._recorded
     for key, value in plain.state_dict().items():
         assert np.array_equal(value.numpy(), recorded.state_dict()[key].numpy(), equal_nan=True), key
+
+
+def test_a_captured_training_on_images_is_the_plain_one_also_where_it_goes_on(tiny_training, tmp_path, monkeypatch):
+    """Under Lightning, which counts steps and takes no gradient of its own."""
+
+    def trained(out, steps=10):
+        options = {**tiny_training, "steps": steps, "lr_decay": False, "photometric": True, "log_every": 3}
+        return read_checkpoint(train(QTOptConfig(out=str(tmp_path / out), **options)))
+
+    plain, recordings = trained("plain"), []
+
+    def capture(self):
+        self.capture(self.optimizers(use_pl_optimizer=False), recording=Operators)
+        recordings.append(self._captured)
+
+    monkeypatch.setattr(ImageLearner, "on_fit_start", capture)
+    captured = trained("captured")
+    trained("resumed", 6)
+    resumed = trained("resumed")
+    assert len(recordings) == 3
+    assert all(len(each._recorded) == 1 for each in recordings)
+    for found in (captured, resumed):
+        assert found["switchyard"]["steps"] == found["global_step"] == 10
+        for key, value in plain["state_dict"].items():
+            assert np.array_equal(value.numpy(), found["state_dict"][key].numpy(), equal_nan=True), key
+    losses = [read_scalar(tmp_path / name, "train/gradient_norm") for name in ("plain", "captured")]
+    assert losses[0] == pytest.approx(losses[1])
+
+
+def read_scalar(run, name):
+    events = EventAccumulator(str(run / "log"))
+    events.Reload()
+    return [event.value for event in events.Scalars(name)]
 
 
 @pytest.mark.parametrize("case", IMAGES)
