@@ -78,6 +78,12 @@ def split_images(images: Tensor, size: int) -> dict[str, Tensor]:
     return dict(zip(IMAGES, (images[:size], images[size : 2 * size], images[2 * size :]), strict=True))
 
 
+def split_readings(gripper: Tensor, action: Tensor, size: int) -> dict[str, Tensor]:
+    """Gripper readings and actions [2 B + P, ...] of a batch of `size` B by the names of its fields."""
+    parts = (gripper[:size], gripper[size : 2 * size], action[:size], gripper[2 * size :], action[2 * size :])
+    return dict(zip(("gripper", "next_gripper", "action", "score_gripper", "score_action"), parts, strict=True))
+
+
 def decode_on(device: torch.device | str, encoded: Tensor, size: Tensor) -> Tensor:
     """Decode JPEG files to images uint8 [B, 3, H, W]: by nvJPEG (torchcodec) on a GPU, else one by one on the CPU."""
     files = encoded.split(size.tolist())

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.batches import Batch, split_images
+from data.decoded_frames import DecodedFrames
 from data.sampler import BatchStream, Drawn
 from sim.options import leave_signals
 
@@ -83,6 +84,22 @@ class Loader:
                 raise sent
             batch = sent if isinstance(sent, Batch) else slots.take(sent, slot)
             yield batch.pin_memory() if pin and not sends_tensors else batch
+
+
+class DeviceLoader:
+    """As Loader, of frames that are on the device already."""
+
+    def __init__(self, stream: BatchStream, frames: DecodedFrames) -> None:
+        self._stream, self._frames = stream, frames
+        self.waited_s = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        draws = self._stream.draws()
+        while True:
+            begin = time.perf_counter()
+            batch = self._stream.sampler.gather(next(draws), self._frames)
+            self.waited_s += time.perf_counter() - begin
+            yield batch
 
 
 def _has_room(size: int) -> bool:

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data import codec
-from data.batches import NO_BYTES, NO_IMAGES, NO_SIZES, Batch, split_images
+from data.batches import NO_BYTES, NO_IMAGES, NO_SIZES, Batch, split_images, split_readings
+from data.decoded_frames import DecodedFrames, decode_frames, gripper_reading, to_device
 from data.episode_router import EpisodeRouter
 from data.replay import Replay
 from data.shards import Frame
 from data.sharing import SharingRule
-from sim.files import DatasetError
 from sim.landmarks import landmarks
 from sim.state import SceneState
 from sim.tasks import SKILLS, TASK_NAMES
@@ -180,23 +180,52 @@ class Sampler:
         """Read and decode the transitions that were drawn, relabelled with the reward of the target task.
 
         `memory`: uint8 buffer of `images_shape`, for images that are decoded here."""
-        steps, targets = drawn.steps, drawn.targets
-        replay, size = self._replay, len(steps)
-        episode = replay.episode_of(steps)
-        steps_to_go = replay.steps_to_go(steps)
-        n_step = np.minimum(steps_to_go, self._config.n_step)
-        numbers = [steps + episode, steps + episode + n_step, drawn.scored_steps + drawn.scored_episodes]  # frames
-        frames = replay.read(np.concatenate(numbers))
+        size = len(drawn.steps)
+        numbers, labels = self._label(drawn)
+        frames = self._replay.read(numbers)
         encoded, encoded_size, images = NO_BYTES, NO_SIZES, NO_IMAGES
         if self._config.decode or not all(codec.is_jpeg(frame.image) for frame in frames):
             images = self._decode(frames, memory)
         else:
             encoded = torch.frombuffer(bytearray(b"".join(frame.image for frame in frames)), dtype=torch.uint8)
             encoded_size = torch.tensor([len(frame.image) for frame in frames])
-        state = SceneState(np.stack([frame.state for frame in frames]))
-        gripper = np.stack([state["gripper_closed"], state["gripper_position"][:, 2]], axis=1)
-        action = np.stack([frame.action for frame in frames])
-        marks = landmarks(SceneState(state.vector[:size]))
+        state = np.stack([frame.state for frame in frames])
+        gripper = torch.from_numpy(gripper_reading(state))
+        action = torch.from_numpy(np.stack([frame.action for frame in frames]))
+        marks = landmarks(SceneState(state[:size]))
+        return Batch(
+            **split_images(images, size),
+            encoded=encoded,
+            encoded_size=encoded_size,
+            **split_readings(gripper, action, size),
+            landmark=torch.from_numpy(marks.value),
+            point=torch.from_numpy(marks.point.astype(np.float32)),
+            point_present=torch.from_numpy(marks.point_present.astype(np.bool_)),
+            **labels,
+        )
+
+    def gather(self, drawn: Drawn, frames: DecodedFrames) -> Batch:
+        """As `load`, on the device of the frames."""
+        size, device = len(drawn.steps), frames.device
+        numbers, labels = self._label(drawn)
+        number = to_device(torch.from_numpy(numbers), device)
+        columns = frames.columns
+        marks = {name: columns[name][number[:size]] for name in ("landmark", "point", "point_present")}
+        return Batch(
+            **split_images(columns["image"][number].permute(0, 3, 1, 2), size),
+            **split_readings(columns["gripper"][number], columns["action"][number], size),
+            **marks,
+            **{name: to_device(values, device) for name, values in labels.items()},
+        )
+
+    def _label(self, drawn: Drawn) -> tuple[NDArray[np.int64], dict[str, Tensor]]:
+        """Numbers of the frames [2 B + P] of what was drawn: of s, of s' and of the steps that are scored; and the
+        fields of a batch that follow from episodes and target tasks."""
+        steps, targets, replay = drawn.steps, drawn.targets, self._replay
+        episode = replay.episode_of(steps)
+        steps_to_go = replay.steps_to_go(steps)
+        n_step = np.minimum(steps_to_go, self._config.n_step)
+        numbers = [steps + episode, steps + episode + n_step, drawn.scored_steps + drawn.scored_episodes]
         done = n_step == steps_to_go
         source = replay.episode_task[episode]
         success = replay.success[episode, targets] & (self._relabel_rewards | (source == targets))
@@ -204,39 +233,24 @@ class Sampler:
         def tensor(array: NDArray[Any], kind: Any = np.float32) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array, kind))
 
-        return Batch(
-            **split_images(images, size),
-            encoded=encoded,
-            encoded_size=encoded_size,
-            gripper=tensor(gripper[:size]),
-            next_gripper=tensor(gripper[size : 2 * size]),
-            action=tensor(action[:size]),
-            reward=tensor(done & success),
-            done=tensor(done),
-            n_step=tensor(n_step),
-            steps_to_go=tensor(steps_to_go),
-            success=tensor(success),
-            landmark=tensor(marks.value),
-            point=tensor(marks.point),
-            point_present=tensor(marks.point_present, np.bool_),
-            task_index=tensor(targets, np.int64),
-            source_task_index=tensor(source, np.int64),
-            episode=tensor(episode, np.int64),
-            is_shared=tensor(source != targets, np.bool_),
-            score_gripper=tensor(gripper[2 * size :]),
-            score_action=tensor(action[2 * size :]),
-            score_episode=tensor(drawn.scored_episodes, np.int64),
-        )
+        return np.concatenate(numbers), {
+            "reward": tensor(done & success),
+            "done": tensor(done),
+            "n_step": tensor(n_step),
+            "steps_to_go": tensor(steps_to_go),
+            "success": tensor(success),
+            "task_index": tensor(targets, np.int64),
+            "source_task_index": tensor(source, np.int64),
+            "episode": tensor(episode, np.int64),
+            "is_shared": tensor(source != targets, np.bool_),
+            "score_episode": tensor(drawn.scored_episodes, np.int64),
+        }
 
     def _decode(self, frames: list[Frame], memory: Tensor | None) -> Tensor:
         """Decode frames to images uint8 [P, 3, H, W], in `memory` if given; DatasetError if one cannot be decoded."""
         side = self._replay.frame_size
         images = torch.empty((len(frames), side, side, 3), dtype=torch.uint8) if memory is None else memory
-        for frame, out in zip(frames, images.numpy(), strict=True):
-            try:
-                codec.decode(frame.image, out)
-            except ValueError as error:
-                raise DatasetError(f"{self._replay.folder}: a frame cannot be decoded: {error}") from error
+        decode_frames(self._replay, frames, images)
         return images.permute(0, 3, 1, 2)
 
 

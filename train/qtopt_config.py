@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from data.decoded_frames import FRAMES
 from data.router_config import ADAPTIVE, BY_RULE, GRANULARITIES, RouterConfig
 from data.sharing import REFERENCES, RULES
 from models.acting import ActingConfig
@@ -81,6 +82,9 @@ class QTOptConfig:
     nodes: int = option(1, "machines")
     workers: int = option(1, "loader processes")
     cache_mib: int = option(0, "memory for frames that were read, as stored, of each training process")
+    frames: str = option(
+        "auto", f"of {', '.join(FRAMES)}; device: decoded once and kept there; auto: so on a GPU if it fits"
+    )
     decode: str = option("auto", f"of {', '.join(DECODERS)}: where images are decoded; auto: on a GPU with torchcodec")
     checkpoint_every: int = option(1000, "steps between checkpoints")
     log_every: int = option(50, "steps between log lines")
@@ -95,6 +99,7 @@ class QTOptConfig:
         check_choice("learner", self.learner, LEARNERS)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("decoder", self.decode, DECODERS)
+        check_choice("frames", self.frames, FRAMES)
         check_least(
             self,
             0,

@@ -15,7 +15,8 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from data.batches import can_decode_on_gpu
-from data.loader import Loader
+from data.decoded_frames import DecodedFrames, fits
+from data.loader import DeviceLoader, Loader
 from data.replay import Replay
 from data.sampler import BatchStream, Sampler, SamplerConfig
 from data.sharing import RULES
@@ -41,6 +42,7 @@ FREE_TO_CHANGE = (
     "workers",
     "cache_mib",
     "decode",
+    "frames",
     "checkpoint_every",
     "log_every",
     "q_maps_every",
@@ -170,7 +172,9 @@ def _claim(out: Path, config: QTOptConfig) -> Path | None:
 
 def _loader(
     config: QTOptConfig, replay: Replay, module: QTOpt | BehaviourCloning, first_step: int, trainer: lightning.Trainer
-) -> Loader:
+) -> Loader | DeviceLoader:
+    device = trainer.strategy.root_device
+    keeps = config.frames == "device" or (config.frames == "auto" and device.type == "cuda" and fits(replay, device))
     tasks = tuple(task_by_name(name).index for name in config.tasks)
     on_gpu = config.decode != "cpu" and can_decode_on_gpu()
     if config.decode == "gpu" and not on_gpu:
@@ -194,7 +198,8 @@ def _loader(
         if trainer.is_global_zero:
             print(f"{config.data}: holds no success of {without} to clone")
     episodes = module.router.episodes if isinstance(module, QTOpt) else None
-    return Loader(BatchStream(sampler, config.seed, first_step, trainer.global_rank, episodes), config.workers)
+    stream = BatchStream(sampler, config.seed, first_step, trainer.global_rank, episodes)
+    return DeviceLoader(stream, DecodedFrames(replay, device)) if keeps else Loader(stream, config.workers)
 
 
 def _trainer(
