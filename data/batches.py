@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data import codec
+from data.gpu_decoding import gpu_decoder
 
 NO_IMAGES = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
 IMAGES = ("image", "next_image", "score_image")
@@ -85,22 +86,12 @@ def split_readings(gripper: Tensor, action: Tensor, size: int) -> dict[str, Tens
 
 
 def decode_on(device: torch.device | str, encoded: Tensor, size: Tensor) -> Tensor:
-    """Decode JPEG files to images uint8 [B, 3, H, W]: by nvJPEG (torchcodec) on a GPU, else one by one on the CPU."""
-    files = encoded.split(size.tolist())
-    if torch.device(device).type == "cuda":
-        from torchcodec.decoders import decode_jpeg
-
-        return torch.stack(decode_jpeg(list(files), device=device))
+    """Decode JPEG files to images uint8 [B, 3, H, W]: by nvJPEG on a GPU, else one by one on the CPU."""
+    files, device = encoded.split(size.tolist()), torch.device(device)
+    if device.type == "cuda":
+        found = gpu_decoder()
+        if found is None:
+            raise ValueError("nothing here decodes JPEG on the GPU; --decode cpu does without")
+        return torch.stack(list(found[1](files, device)))
     frames = np.stack([codec.decode(file.numpy().tobytes()) for file in files])
     return torch.from_numpy(frames).permute(0, 3, 1, 2)
-
-
-def can_decode_on_gpu() -> bool:
-    """Whether there is a GPU and a torchcodec that decodes JPEG."""
-    if not torch.cuda.is_available():
-        return False
-    try:
-        from torchcodec.decoders import decode_jpeg  # noqa: F401
-    except (ImportError, OSError, RuntimeError):
-        return False
-    return True

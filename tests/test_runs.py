@@ -36,7 +36,7 @@ def test_a_dataset_of_another_image_size_is_refused(tiny_training, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="may decode on a GPU")
 def test_decoding_on_a_gpu_is_refused_where_there_is_none(tiny_training, tmp_path):
-    with pytest.raises(ValueError, match="decode gpu needs a GPU and torchcodec"):
+    with pytest.raises(ValueError, match="decode gpu needs a GPU and torchcodec or torchvision"):
         train(QTOptConfig(**{**tiny_training, "out": str(tmp_path / "run"), "decode": "gpu"}))
 
 

@@ -85,7 +85,7 @@ class QTOptConfig:
     frames: str = option(
         "auto", f"of {', '.join(FRAMES)}; device: decoded once and kept there; auto: so on a GPU if it fits"
     )
-    decode: str = option("auto", f"of {', '.join(DECODERS)}: where images are decoded; auto: on a GPU with torchcodec")
+    decode: str = option("auto", f"of {', '.join(DECODERS)}: where images are decoded; auto: on a GPU if it can")
     checkpoint_every: int = option(1000, "steps between checkpoints")
     log_every: int = option(50, "steps between log lines")
     evaluate_every: int = option(0, "steps between evaluations in the simulator, which select best.ckpt; 0: never")

@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
-from data.batches import can_decode_on_gpu
 from data.decoded_frames import DecodedFrames, fits
+from data.gpu_decoding import gpu_decoder
 from data.loader import DeviceLoader, Loader
 from data.replay import Replay
 from data.sampler import BatchStream, Sampler, SamplerConfig
@@ -176,9 +176,11 @@ def _loader(
     device = trainer.strategy.root_device
     keeps = config.frames == "device" or (config.frames == "auto" and device.type == "cuda" and fits(replay, device))
     tasks = tuple(task_by_name(name).index for name in config.tasks)
-    on_gpu = config.decode != "cpu" and can_decode_on_gpu()
-    if config.decode == "gpu" and not on_gpu:
-        raise ValueError("decode gpu needs a GPU and torchcodec; decode auto uses them where they are")
+    decoder = gpu_decoder() if config.decode != "cpu" and not keeps else None
+    if config.decode == "gpu" and not keeps and decoder is None:
+        raise ValueError("decode gpu needs a GPU and torchcodec or torchvision; decode auto uses them where they are")
+    if decoder is not None and trainer.is_global_zero:
+        print(f"{config.data}: JPEG is decoded on the GPU by {decoder[0]}")
     mix = SamplerConfig(
         per_task=config.per_task,
         processes=trainer.world_size,
@@ -189,7 +191,7 @@ def _loader(
         by_episode=config.router.draws_episodes,
         scored=config.scored_steps,
         n_step=config.n_step,
-        decode=not on_gpu,
+        decode=decoder is None,
     )
     sampler = Sampler(replay, tasks, RULES[config.rule], mix)
     if config.behaviour_policy and (without := ", ".join(TASK_NAMES[task] for task in sampler.tasks_without_success)):
