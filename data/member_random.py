@@ -24,7 +24,7 @@ class MemberRandom:
     update: the same seeds and numbers draw the same again. On a GPU a draw is one kernel for each seed.
 
     `begin` turns it into another stream, its generators being kept: a CUDA graph draws from those it was captured
-    with, and is told by their seeds what to draw (train/captured.py)."""
+    with, and is told by their seeds what to draw (models/captured.py)."""
 
     def __init__(self, seeds: Sequence[int], rules: int, device: torch.device | str, *numbers: int) -> None:
         self.members, self.device = rules * len(seeds), device

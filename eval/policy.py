@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from models.acting import ActingConfig, best_action
+from models.captured import Captured, Held
 from models.cem import CEMConfig
 from models.checkpoint import CheckpointError, CheckpointFile, Source, load_finite
 from models.image_checkpoint import acting_weights, read_checkpoint
@@ -24,6 +26,33 @@ from sim.policies import Observation, RandomPolicy
 from sim.tasks import task_by_name
 
 
+class Search:
+    """The search for the actions of so many frames. On a GPU it is captured as a CUDA graph (models/captured.py)."""
+
+    def __init__(self, network: QNetwork, acting: ActingConfig, device: torch.device, **options: Any) -> None:
+        """`options` of Captured."""
+        self.device, self._network, self._acting = device, network, acting
+        self._generator = torch.Generator(device)
+        self._held = Held(device, still=device.type == "cuda" or bool(options))
+        self._captured = Captured(self._compute, self, [], **options)
+
+    def generators(self) -> tuple[torch.Generator]:
+        return (self._generator,)
+
+    @torch.no_grad()
+    def __call__(self, seed: int, frames: Tensor, gripper: Tensor, task_index: Tensor) -> Tensor:
+        """Actions [B, 5] for frames uint8 [B, H, H, 3], gripper readings [B, 2] and tasks int64 [B]."""
+        self._generator.manual_seed(seed)
+        self._frames, self._gripper = self._held("frames", frames), self._held("gripper", gripper)
+        self._tasks = self._held("tasks", task_index)
+        return self._captured(())
+
+    def _compute(self) -> Tensor:
+        image = crop(self._frames.permute(0, 3, 1, 2), self._network.config.image_size)
+        features = self._network.encode(image, self._gripper)
+        return best_action(self._network, features, self._gripper, self._tasks, self._acting, self._generator)[0]
+
+
 @dataclass
 class CEMPolicy:
     """Batched policy that acts by the averaged network of a checkpoint; `metadata` is the checkpoint's."""
@@ -31,9 +60,19 @@ class CEMPolicy:
     network: QNetwork
     acting: ActingConfig
     metadata: dict[str, Any]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        self._searches: dict[int, Search] = {}  # by the number of frames
 
     @classmethod
-    def load(cls, path: Source, renderer: str | None = None, image_size: int | None = None) -> CEMPolicy:
+    def load(
+        cls,
+        path: Source,
+        renderer: str | None = None,
+        image_size: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> CEMPolicy:
         """Read a checkpoint; refuses one that was trained for another renderer or image size, naming both sides."""
         checkpoint = read_checkpoint(path)
         metadata = checkpoint["switchyard"]
@@ -47,7 +86,7 @@ class CEMPolicy:
         network = build_network(network_config)
         load_finite(network, acting_weights(checkpoint), path)
         acting = ActingConfig(**{**metadata["acting"], "cem": CEMConfig(**metadata["acting"]["cem"])})
-        return cls(network.eval(), acting, metadata)
+        return cls(network.eval().to(device), acting, metadata, torch.device(device))
 
     @property
     def frame_size(self) -> int:
@@ -65,7 +104,6 @@ class CEMPolicy:
             "split": metadata["split"],
         }
 
-    @torch.no_grad()
     def act(
         self, observation: Observation, task_index: NDArray[np.int64], rng: np.random.Generator
     ) -> NDArray[np.float32]:
@@ -77,13 +115,12 @@ class CEMPolicy:
                 f"this policy cuts its {self.network.config.image_size} px out of frames uint8 [{side}, {side}, 3], "
                 f"got {frames.dtype} {list(frames.shape[1:])}: make the environment with **policy.env_options"
             )
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        image = torch.from_numpy(frames).permute(0, 3, 1, 2)
         gripper = torch.from_numpy(np.stack([observation["gripper_closed"], observation["gripper_height"]], axis=1))
         tasks = torch.from_numpy(np.asarray(task_index, np.int64))
-        features = self.network.encode(crop(image, self.network.config.image_size), gripper)
-        action, _ = best_action(self.network, features, gripper, tasks, self.acting, generator)
-        return action.numpy()
+        if len(tasks) not in self._searches:
+            self._searches[len(tasks)] = Search(self.network, self.acting, self.device)
+        search = self._searches[len(tasks)]
+        return search(int(rng.integers(2**62)), torch.from_numpy(frames), gripper, tasks).cpu().numpy()
 
 
 class Policy:
@@ -93,9 +130,9 @@ class Policy:
         self._batched, self._rng = batched, np.random.default_rng(seed)
 
     @classmethod
-    def load(cls, path: Source, seed: int = 0) -> Policy:
+    def load(cls, path: Source, seed: int = 0, device: torch.device | str = "cpu") -> Policy:
         """Read a checkpoint; CheckpointError where it cannot be used. `seed`: of the search for actions."""
-        return cls(CEMPolicy.load(path), seed)
+        return cls(CEMPolicy.load(path, device=device), seed)
 
     @property
     def env_options(self) -> dict[str, Any]:

@@ -15,15 +15,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.step import Step, synthetic_batch
+from eval.policy import Search
+from models.acting import WAYS, ActingConfig
+from models.captured import Captured, HostTransfers
 from models.image_checkpoint import read_checkpoint
+from models.networks import build_network
+from models.qnetwork import NetworkConfig
 from tests.conftest import SMALL_STATE_RUN as SMALL
 from train import state_run
-from train.captured import Captured, HostTransfers
 from train.image_bc import BehaviourCloning
 from train.image_learner import ImageLearner
 from train.qtopt_config import QTOptConfig
 from train.qtopt_run import train
 
+CPU = torch.device("cpu")
 CASES = {
     "weights": ("cql", {"rules": ("none", "cds", "cds-basic", "hipi", "hipi-partition", "uds"), "seeds": (0, 1)}),
     "snapshots": ("cql", {"rules": ("heuristic", "cds"), "snapshot_every": 7, "weigh_own_probability": 0.5}),
@@ -223,6 +228,24 @@ def test_a_captured_training_on_images_is_the_plain_one_also_where_it_goes_on(ti
             assert np.array_equal(value.numpy(), found["state_dict"][key].numpy(), equal_nan=True), key
     losses = [read_scalar(tmp_path / name, "train/gradient_norm") for name in ("plain", "captured")]
     assert losses[0] == pytest.approx(losses[1])
+
+
+@pytest.mark.parametrize("by", WAYS)
+def test_a_captured_search_finds_the_same_actions(by):
+    torch.manual_seed(0)
+    network = build_network(NetworkConfig(image_size=48, num_tasks=10, behaviour_policy=True)).eval()
+    acting, rng = ActingConfig(by=by), np.random.default_rng(0)
+    plain, recorded = Search(network, acting, CPU), Search(network, acting, CPU, recording=Operators)
+    for seed in range(8):
+        frames = torch.from_numpy(rng.integers(256, size=(3, 56, 56, 3), dtype=np.uint8))
+        given = (
+            seed,
+            frames,
+            torch.from_numpy(rng.random((3, 2), np.float32)),
+            torch.from_numpy(rng.integers(10, size=3)),
+        )
+        assert torch.equal(plain(*given), recorded(*given))
+    assert recorded._captured._recorded
 
 
 def read_scalar(run, name):

@@ -2,14 +2,14 @@
 
 A step is: decisions on the host (`begin`), one computation on the device (`compute`), and what follows on the host
 (`finish`). With one GPU the computation, the gradient, the optimiser's step and the running average are captured as a
-CUDA graph (train/captured.py); else Lightning does them one by one. Shapes: `B` transitions.
+CUDA graph (models/captured.py); else Lightning does them one by one. Shapes: `B` transitions.
 """
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import lightning
@@ -18,12 +18,11 @@ from torch import Tensor
 
 from data.batches import Batch
 from data.replay import Replay
+from models.captured import Captured, Held
 from models.qnetwork import QNetwork
 from models.updates import update_average
 from sim.tasks import TASK_NAMES
-from train.captured import Captured
 from train.finite import FiniteCheck
-from train.held import Held
 from train.optimizer import configure_adam
 from train.qtopt_config import QTOptConfig
 from train.seeding import RandomStream
@@ -71,7 +70,10 @@ class ImageLearner(lightning.LightningModule, abc.ABC):
     def begin(self, batch: Batch) -> Hashable:
         """What is decided on the host before a step on this batch. Steps with the same answer compute the same."""
         self.chance.begin(self.global_step, batch, self.augmented)
-        self.batch = batch if self._captured is None else self._held.batch(batch)
+        if self._captured is not None:
+            names = (f.name for f in fields(batch) if not f.name.startswith("encoded"))
+            batch = replace(batch, **{name: self._held(name, getattr(batch, name)) for name in names})
+        self.batch = batch
         return ()
 
     @abc.abstractmethod

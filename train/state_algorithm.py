@@ -12,8 +12,8 @@ from data.member_random import MemberRandom
 from data.scoring import Scorer
 from data.shared_batches import SharedBatches
 from data.state_batches import StateBatch
+from models.captured import Captured
 from models.state_policies import StatePolicy
-from train.captured import Captured
 from train.finite import FiniteCheck
 from train.seeding import MemberStream
 from train.state_config import StateConfig
@@ -57,7 +57,7 @@ class StateAlgorithm(nn.Module, abc.ABC):
     @abc.abstractmethod
     def compute(self) -> tuple[Values, Values]:
         """The update on the device: values [E] to log, and terms [E] that must be finite, in causal order. It reads no
-        number from the device and copies none to it, so that it can be captured (train/captured.py)."""
+        number from the device and copies none to it, so that it can be captured (models/captured.py)."""
 
     def finish(self) -> None:
         """What is done on the host after an update."""

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from data.batches import Batch
 from data.seeding import derive_seed
+from models.captured import Held
 from models.images import Augmentation
 from sim.tasks import TASK_NAMES
-from train.held import Held
 from train.qtopt_config import QTOptConfig
 from train.seeding import RandomStream
 
