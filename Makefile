@@ -27,7 +27,7 @@ RECIPE ?= published
 ALGORITHM ?= cql
 comma := ,
 
-.PHONY: help setup demo test lint bench bench-world bench-data bench-vision bench-lowdim torture collect train-vision collect-state train-state eval clean
+.PHONY: help setup demo test lint bench bench-world bench-data bench-vision bench-lowdim bench-gpu torture collect train-vision collect-state train-state eval clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -73,6 +73,9 @@ bench-vision: $(READY)  ## the learner's figures: training steps beside their fl
 
 bench-lowdim: $(READY)  ## CQL on states: updates a second beside d3rlpy's, what routing costs
 	@$(PY) -m bench --only lowdim $(ARGS)
+
+bench-gpu: $(READY)  ## the learners on a GPU, a table in a few minutes; on a bare machine: python -m bench --only gpu
+	@$(PY) -m bench --only gpu $(ARGS)
 
 torture: $(READY)  ## kills, damage and full disks against collection and reading (half an hour)
 	@$(PY) -m bench.torture $(ARGS)

@@ -20,18 +20,19 @@ BENCHMARKS: dict[str, str] = {
     "data": "bench.data",
     "vision": "bench.vision",
     "lowdim": "bench.lowdim",
+    "gpu": "bench.gpu",
     "parity": "bench.parity",
     "coverage": "bench.coverage",
 }
 
 
-LONG = ("stability", "parity", "coverage")
+LONG = ("stability", "parity", "coverage", "gpu")  # ten minutes to an hour, or made for a GPU
 
 
 def main() -> int:
     parser = Parser(prog="python -m bench", description=__doc__)
     usual = ",".join(name for name in BENCHMARKS if name not in LONG)
-    text = f"of {', '.join(BENCHMARKS)}; default: all but {', '.join(LONG)}, which take ten minutes to an hour"
+    text = f"of {', '.join(BENCHMARKS)}; default: all but {', '.join(LONG)}"
     parser.add_argument("--only", default=usual, metavar="NAME,...", help=text)
     parser.add_argument("--quick", action="store_true", help="tiny counts: shows that everything runs, not how fast")
     options = parser.parse_args()

@@ -7,6 +7,7 @@ import os
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,13 +43,16 @@ class Row:
 
 def machine() -> dict[str, Any]:
     """Description of the machine; the cores are those in this process's affinity."""
+    import torch  # worker processes import this file again and do without
+
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average_1_min": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "torch": version("torch"),
-        "pybullet": version("pybullet"),
+        "pybullet": version("pybullet") if find_spec("pybullet") else "none",
     }
 
 

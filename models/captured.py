@@ -6,7 +6,8 @@ where they are; `HostTransfers` finds what does. On a CPU the same function is c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -72,6 +73,8 @@ class GraphRecording:
 class Captured(Generic[Result]):
     """Calls `compute`; on a GPU from the fourth call of a phase on by a recording of it."""
 
+    records = True
+
     def __init__(
         self,
         compute: Callable[[], Result],
@@ -87,6 +90,19 @@ class Captured(Generic[Result]):
         self._recorded: dict[Hashable, tuple[Recording, Result]] = {}
         self._stream = torch.cuda.Stream() if on_gpu else None  # a capture wants what warmed up on another stream
 
+    @property
+    def recorded(self) -> int:
+        """How many phases are."""
+        return len(self._recorded)
+
+    @classmethod
+    @contextlib.contextmanager
+    def refused(cls) -> Iterator[None]:
+        """Nothing is recorded meanwhile, for a comparison."""
+        cls.records = False
+        yield
+        cls.records = True
+
     def __call__(self, phase: Hashable) -> Result:
         """`phase`: what the computation depends on besides tensors; each is recorded for itself."""
         if phase in self._recorded:
@@ -94,7 +110,7 @@ class Captured(Generic[Result]):
             recording.replay()
             return result
         self._calls[phase] = self._calls.get(phase, 0) + 1
-        if self._recording is None or self._calls[phase] <= WARM_UP:
+        if self._recording is None or self._calls[phase] <= WARM_UP or not self.records:
             return self._as_it_is()
         return self._record(phase)
 
@@ -111,6 +127,7 @@ class Captured(Generic[Result]):
         assert self._recording is not None
         for group in (group for optimizer in self._optimizers for group in optimizer.param_groups):
             group["capturable"] = True
+            group["lr"] = self._readable(group["lr"])
         try:
             recording = self._recording(self._chance)
             result = recording.record(self._compute)
@@ -123,6 +140,12 @@ class Captured(Generic[Result]):
             return result
         self._recorded[phase] = recording, result
         return result
+
+    def _readable(self, rate: float | Tensor) -> Tensor:
+        """A learning rate as a tensor, so that a schedule changes what a recording reads: float32 for a GPU's Adam; a
+        CPU's takes the number as it is."""
+        device = torch.device(self._chance.device)
+        return torch.tensor(float(rate), dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
 
 
 class Held:

@@ -206,8 +206,8 @@ def test_a_recorded_step_on_images_gives_the_same_bits(case, monkeypatch):
 def test_a_captured_training_on_images_is_the_plain_one_also_where_it_goes_on(tiny_training, tmp_path, monkeypatch):
     """Under Lightning, which counts steps and takes no gradient of its own."""
 
-    def trained(out, steps=10):
-        options = {**tiny_training, "steps": steps, "lr_decay": False, "photometric": True, "log_every": 3}
+    def trained(out, steps=10, **more):
+        options = {**tiny_training, "steps": steps, "photometric": True, "log_every": 3, **more}
         return read_checkpoint(train(QTOptConfig(out=str(tmp_path / out), **options)))
 
     plain, recordings = trained("plain"), []
@@ -220,12 +220,15 @@ def test_a_captured_training_on_images_is_the_plain_one_also_where_it_goes_on(ti
     captured = trained("captured")
     trained("resumed", 6)
     resumed = trained("resumed")
-    assert len(recordings) == 3
-    assert all(len(each._recorded) == 1 for each in recordings)
+    assert [each.recorded for each in recordings] == [1, 1, 1]
     for found in (captured, resumed):
         assert found["switchyard"]["steps"] == found["global_step"] == 10
         for key, value in plain["state_dict"].items():
             assert np.array_equal(value.numpy(), found["state_dict"][key].numpy(), equal_nan=True), key
+    falling = trained("falling", lr_decay=True)
+    monkeypatch.undo()
+    for key, value in trained("plain falling", lr_decay=True)["state_dict"].items():
+        assert np.array_equal(value.numpy(), falling["state_dict"][key].numpy(), equal_nan=True), key
     losses = [read_scalar(tmp_path / name, "train/gradient_norm") for name in ("plain", "captured")]
     assert losses[0] == pytest.approx(losses[1])
 
