@@ -25,9 +25,10 @@ ARGS ?=
 BENCHMARK ?= walker2d
 RECIPE ?= published
 ALGORITHM ?= cql
+MINUTES ?= 9
 comma := ,
 
-.PHONY: help setup demo test lint bench bench-world bench-data bench-vision bench-lowdim bench-gpu torture collect train-vision collect-state train-state eval clean
+.PHONY: help setup demo test lint bench bench-world bench-data bench-vision bench-lowdim bench-gpu torture collect train-vision collect-state train-state campaign eval clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -94,6 +95,9 @@ train-state: $(READY)  ## ALGORITHM on that dataset: cql by five sharing rules, 
 
 train-vision: $(READY)  ## train PRESET (demo, vision-64, vision-472) on DATA with DEVICES x NODES
 	@$(PY) -m train --preset $(PRESET) --data $(DATA) --out $(RUN) --seed $(SEED) --devices $(DEVICES) --nodes $(NODES) $(ARGS)
+
+campaign: $(READY)  ## all trainings of FILE (TOML) within MINUTES on this machine; python -m eval.campaign plays them
+	@$(PY) -m train campaign $(FILE) --minutes $(MINUTES) $(ARGS)
 
 eval: $(READY)  ## success of CHECKPOINT with seen and with unseen looks, and a report; without one, of the policy that comes along
 	@$(PY) -m eval --checkpoint $(CHECKPOINT) $(if $(filter-out file,$(origin DATA)),--data $(DATA)) --workers $(WORKERS) --split both $(ARGS)

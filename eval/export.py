@@ -49,6 +49,7 @@ class ExportConfig:
     checkpoint: str = field(metadata={"help": "checkpoint to export"})
     out: str = field(metadata={"help": "a new folder; for a checkpoint, the file"})
     format: str = option("programs", f"of {', '.join(FORMATS)}")
+    half: bool = option(False, "of a checkpoint: weights of 16 bits")
 
     def __post_init__(self) -> None:
         check_choice("format", self.format, FORMATS)
@@ -115,6 +116,8 @@ def slim(config: ExportConfig) -> None:
     if out.exists():
         raise ValueError(f"{out}: is there already; choose another --out")
     weights = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith(ACTING)}
+    if config.half:
+        weights = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, to_bytes({"state_dict": weights, "switchyard": checkpoint["switchyard"]}))
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")

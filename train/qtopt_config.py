@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from data.decoded_frames import FRAMES
 from data.router_config import ADAPTIVE, BY_RULE, GRANULARITIES, RouterConfig
@@ -11,7 +11,17 @@ from models.acting import ActingConfig
 from models.cem import CEMConfig
 from models.qnetwork import CONDITIONINGS, NetworkConfig
 from sim.image_sizes import SMALL_PX
-from sim.options import check_choice, check_fraction, check_least, check_seed, option
+from sim.options import (
+    Parser,
+    add_options,
+    check_choice,
+    check_fraction,
+    check_least,
+    check_seed,
+    from_options,
+    option,
+    peek_option,
+)
 from sim.tasks import TASK_NAMES, check_tasks
 from train.precision import PRECISIONS
 
@@ -266,3 +276,18 @@ PRESETS: dict[str, QTOptConfig] = {
     "vision-64": _VISION_64,
     "vision-472": _VISION_472,
 }
+
+
+def parse(arguments: list[str], description: str | None = None) -> tuple[QTOptConfig, bool]:
+    """The options of a command line without `python -m train`, and whether they are only to be printed."""
+    name = peek_option(arguments, "--preset", "vision-472")
+    preset = PRESETS[check_choice("preset", name, tuple(PRESETS))]
+    parser = Parser(prog="python -m train", description=description)
+    parser.add_argument("--preset", default=name, help=f"named defaults: {', '.join(PRESETS)} (default {name})")
+    parser.add_argument(
+        "--print-config", "--print_config", action="store_true", help="print the resolved configuration and stop"
+    )
+    add_options(parser, QTOptConfig, preset)
+    options = vars(parser.parse_args(arguments))
+    values = {field.name: getattr(preset, field.name) for field in fields(preset)}
+    return from_options(QTOptConfig, options, **values), options["print_config"]

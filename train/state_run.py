@@ -48,7 +48,7 @@ from train.state_algorithm import StateAlgorithm
 from train.state_checkpoints import Checkpoints, SaveEvery
 from train.state_config import StateConfig
 
-POLICY, RETURNS = "policy.pt", "returns.json"
+POLICY, ROUTING, RETURNS = "policy.pt", "routing.json", "returns.json"
 FREE_TO_CHANGE = (
     "out",
     "data",  # bound by its content, not by where it lies
@@ -76,6 +76,15 @@ ALGORITHMS: dict[str, Entry] = {"cql": Entry(CQL, CQLConfig), "bc": Entry(BC, BC
 
 
 def main(name: str, arguments: list[str]) -> None:
+    config, only_prints = parse(name, arguments)
+    if only_prints:
+        print(json.dumps({"algorithm": name, **dataclasses.asdict(config)}, indent=1))
+    else:
+        train(name, config)
+
+
+def parse(name: str, arguments: list[str]) -> tuple[StateConfig, bool]:
+    """The options of a command line without `python -m train NAME`, and whether they are only to be printed."""
     kind = ALGORITHMS[name].config
     data = Path(peek_option(arguments, "--data", kind.data))
     preset = preset_for(name, read_benchmark(data).name, kind) if data.is_file() else {}
@@ -83,11 +92,7 @@ def main(name: str, arguments: list[str]) -> None:
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     add_options(parser, kind, kind(**preset))
     options = vars(parser.parse_args(arguments))
-    config = _with_folder(name, from_options(kind, options, **preset))
-    if options["print_config"]:
-        print(json.dumps({"algorithm": name, **dataclasses.asdict(config)}, indent=1))
-    else:
-        train(name, config)
+    return _with_folder(name, from_options(kind, options, **preset)), options["print_config"]
 
 
 class StateRun(lightning.LightningModule):
@@ -228,17 +233,19 @@ def _finish(
 
     learned = file_of(algorithm.policies())
     write_atomic(out / POLICY, pack_policies(learned))
+    routing = dict(zip(config.member_names, algorithm.shared.report(), strict=True))
+    write_atomic(out / ROUTING, json.dumps(routing, indent=1).encode())
     try:
         results = evaluate(learned, config.episodes, EVALUATION_SEED, config.workers)
     except MissingSimulatorError as error:
         print(f"{out / POLICY}: trained, not evaluated: {error}; the same command evaluates it where that is")
         return out / POLICY
     print(results.table())
-    algorithm.to(device)  # Lightning leaves it on the CPU
-    for row, report in zip(results.members, algorithm.shared.report(), strict=True):
-        row["routing"] = report
+    for row in results.members:
+        row["routing"] = routing[row["name"]]
     _write(out / RETURNS, results)
     if config.divergence_steps:
+        algorithm.to(device)  # Lightning leaves it on the CPU
         try:
             behaviour = fit_behaviour(algorithm, config.divergence_steps)
         except NotFiniteError as error:

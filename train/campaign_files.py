@@ -1,0 +1,89 @@
+"""Files of a campaign that travel: of every finished training its policies, curves and routing, in tar files."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from models.checkpoint import read_plain
+from sim.files import write_atomic
+from train.run_dir import LOG
+from train.state_run import POLICY, RETURNS, ROUTING
+
+PACK_BYTES, PACKS = 16_000_000, 8
+POINTS = 200  # of a curve
+IMAGE_POLICY = "policy.ckpt"  # inference-only, of 16 bits
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A training, what it was and where it ran."""
+
+    name: str
+    arguments: list[str]
+    seconds: float
+    run: Path
+
+
+def pack(trainings: Sequence[Packed], folder: Path) -> list[Path]:
+    """Write the files anew, those of one training together."""
+    folder.mkdir(exist_ok=True)
+    parts: list[list[tuple[str, bytes]]] = [[]]
+    for training in trainings:
+        files = list(_files_of(training))
+        size = sum(len(content) for _, content in files)
+        if parts[-1] and sum(len(content) for _, content in parts[-1]) + size > PACK_BYTES:
+            parts.append([])
+        parts[-1] += files
+    paths = [folder / f"campaign-{number}.tar" for number in range(len(parts))]
+    for path, files in zip(paths, parts, strict=True):
+        write_atomic(path, _tar(files))
+    for old in set(folder.glob("campaign-*.tar")) - set(paths):
+        old.unlink()
+    if len(paths) > PACKS:
+        print(f"{folder}: {len(paths)} files, more than the {PACKS} that one transfer may hold")
+    return paths
+
+
+def _files_of(training: Packed) -> Iterator[tuple[str, bytes]]:
+    """Nothing of one that has not finished."""
+    run = training.run
+    policies = [run / name for name in (IMAGE_POLICY, POLICY) if (run / name).is_file()]
+    if not policies:
+        return
+    about = {"name": training.name, "arguments": training.arguments, "seconds": training.seconds}
+    yield f"{training.name}/training.json", json.dumps(about).encode()
+    yield f"{training.name}/curves.json", json.dumps(curves(run)).encode()
+    if not (run / ROUTING).is_file():  # from images: in the policy
+        routing = read_plain(policies[0])["switchyard"]["sharing"]
+        yield f"{training.name}/{ROUTING}", json.dumps(routing).encode()
+    for path in (*policies, run / ROUTING, run / RETURNS):
+        if path.is_file():
+            yield f"{training.name}/{path.name}", path.read_bytes()
+
+
+def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of everything that a run logged, at most `POINTS` of each."""
+    events = EventAccumulator(str(run / LOG))
+    events.Reload()
+    found = {}
+    for name in events.Tags()["scalars"]:
+        every = events.Scalars(name)
+        found[name] = [(event.step, event.value) for event in every[:: -(-len(every) // POINTS)]]
+    return found
+
+
+def _tar(files: list[tuple[str, bytes]]) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for name, data in files:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return content.getvalue()
