@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.io import encode_jpeg
 
 from bench.own_lowdim import synthetic
@@ -82,7 +82,7 @@ def _updates(device: str, rules: tuple[str, ...], seeds: int, quick: bool) -> Ro
         unit="member-updates/s",
         target=LEAST_UPDATES_PER_S.get(members) if device == "cuda" else None,
         target_of="value",
-        note=_how(algorithm._captured),
+        note="as a CUDA graph" if algorithm._captured is not None and algorithm._captured.recorded else "not captured",
     )
 
 
@@ -96,10 +96,6 @@ def _cql(device: str, rules: tuple[str, ...], seeds: int, steps: int, **options:
 def _precision(device: str, fast: bool) -> contextlib.AbstractContextManager[Any]:
     """As Lightning's."""
     return torch.autocast(device, torch.bfloat16, cache_enabled=False) if fast else contextlib.nullcontext()
-
-
-def _how(captured: Captured[Any] | None) -> str:
-    return "as a CUDA graph" if captured is not None and captured.recorded else "not captured"
 
 
 # ---------------------------------------------------------------------- images
@@ -187,46 +183,52 @@ def _acting(quick: bool) -> Row:
 
 
 def _same_states(device: str, quick: bool) -> Row:
-    def trained(captures: bool) -> nn.Module:
-        algorithm = _cql(device, RULES, 1, 2000, hidden_sizes=(32, 32), per_task=16)
-        return _updated(algorithm, algorithm.update, 5 if quick else 100, captures)
+    """The values that are logged."""
 
-    return _difference("states", *(trained(captures) for captures in (True, False)))
+    def learner() -> tuple[Callable[[], Tensor], Callable[[], bool]]:
+        algorithm = _cql(device, RULES, 1, 2000, hidden_sizes=(32, 32), per_task=16)
+
+        def update() -> Tensor:
+            return torch.cat([*algorithm.update().values()]).clone()
+
+        return update, lambda: algorithm._captured is not None and algorithm._captured.recorded
+
+    return _difference("states", learner, 5 if quick else 100)
 
 
 def _same_images(device: str, quick: bool) -> Row:
+    """The loss."""
     config = replace(PRESETS["vision-64"], batch_size=20, precision="32-true", log_every=10**9)
 
-    def trained(captures: bool) -> nn.Module:
+    def learner() -> tuple[Callable[[], Tensor], Callable[[], bool]]:
         torch.manual_seed(0)
         module = Step(config).to(device)
         optimizer, generator = module.configure_optimizers()["optimizer"], torch.Generator().manual_seed(0)
-        if captures and device == "cuda":
+        if device == "cuda":
             module.capture(optimizer)
 
-        def update() -> None:
-            module.update(synthetic_batch(config, generator).to(device), optimizer)
+        def update() -> Tensor:
+            return module.update(synthetic_batch(config, generator).to(device), optimizer).clone()
 
-        return _updated(module, update, 2 if quick else 30, captures)
+        return update, lambda: module._captured is not None and module._captured.recorded
 
-    return _difference("images", *(trained(captures) for captures in (True, False)))
-
-
-def _updated(module: nn.Module, update: Callable[[], Any], times: int, captures: bool) -> nn.Module:
-    with contextlib.nullcontext() if captures else Captured.refused():
-        for _ in range(times):
-            update()
-    return module
+    return _difference("images", learner, 2 if quick else 100)
 
 
-def _difference(name: str, one: nn.Module, other: nn.Module) -> Row:
-    def weights(module: nn.Module) -> Tensor:
-        return torch.cat([p.detach().flatten() for p in module.parameters()])
-
+def _difference(name: str, learner: Callable[[], tuple[Callable[[], Tensor], Callable[[], bool]]], updates: int) -> Row:
+    """Of what captured and plain updates give, relative to the greater of 1 and its size. A comparison of plain updates
+    on a GPU has no value."""
+    update, is_captured = learner()
+    captured = torch.stack([update() for _ in range(updates)])
+    with Captured.disabled():
+        update, _ = learner()
+        plain = torch.stack([update() for _ in range(updates)])
+    valid = is_captured() or not torch.cuda.is_available()
     return Row(
-        name=f"captured and plain updates from {name}, float32: greatest difference of a weight",
-        value=(weights(one) - weights(other)).abs().max().item(),
+        name=f"captured and plain updates from {name}, float32: greatest relative difference of a loss",
+        value=((captured - plain).abs() / plain.abs().clamp(min=1)).max().item() if valid else None,
         unit="",
         most=MOST_DIFFERENCE,
         target_of="value",
+        note=f"{updates} updates" + ("" if is_captured() else "; nothing was captured"),
     )

@@ -82,6 +82,9 @@ class TimedRouting:
 
     @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():  # which nothing may wait for
+            yield
+            return
         wait()
         begin = time.perf_counter()
         yield
@@ -102,8 +105,8 @@ class Step(TimedRouting, QTOpt):
     def global_step(self) -> int:
         return self.steps_done
 
-    def update(self, batch: Batch, optimizer: torch.optim.Optimizer, precision: str = "32-true") -> Tensor | None:
-        """One step, as Lightning does it; its loss, None of a captured one."""
+    def update(self, batch: Batch, optimizer: torch.optim.Optimizer, precision: str = "32-true") -> Tensor:
+        """One step, as Lightning does it; its loss."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             loss = self.training_step(batch, self.steps_done)
         if loss is not None:  # else it was a captured one, the whole step
@@ -113,7 +116,7 @@ class Step(TimedRouting, QTOpt):
             self.average()
         self.finish(self.steps_done + 1)
         self.steps_done += 1
-        return None if loss is None else loss.detach()
+        return self.last_loss
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         pass

@@ -89,7 +89,7 @@ def decode_on(device: torch.device | str, encoded: Tensor, size: Tensor) -> Tens
     """Decode JPEG files to images uint8 [B, 3, H, W]: by nvJPEG on a GPU, else one by one on the CPU."""
     files, device = encoded.split(size.tolist()), torch.device(device)
     if device.type == "cuda":
-        found = gpu_decoder()
+        found = gpu_decoder(device)
         if found is None:
             raise ValueError("nothing here decodes JPEG on the GPU; --decode cpu does without")
         return torch.stack(list(found[1](files, device)))

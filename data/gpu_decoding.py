@@ -13,11 +13,11 @@ Decoder = Callable[[Sequence[Tensor], torch.device], Sequence[Tensor]]  # files 
 
 
 @functools.cache
-def gpu_decoder() -> tuple[str, Decoder] | None:
-    """The first library that decodes a picture on the GPU, by name; None where there is no GPU or none does."""
-    for name, decoder in DECODERS.items() if torch.cuda.is_available() else ():
+def gpu_decoder(device: torch.device) -> tuple[str, Decoder] | None:
+    """The first library that decodes a picture on the device, by name; None where that is no GPU or none does."""
+    for name, decoder in DECODERS.items() if device.type == "cuda" else ():
         try:
-            image = decoder([_a_file()], torch.device("cuda"))[0]
+            image = decoder([_a_file()], device)[0]
         except (ImportError, OSError, RuntimeError, NotImplementedError):
             continue
         if image.is_cuda:

@@ -61,6 +61,12 @@ class MemberRandom:
         for stream in self._streams.values():
             yield from stream.generators()
 
+    def renew(self) -> None:
+        """Draw anew from the start, from other generators."""
+        self._made = []
+        for stream in self._streams.values():
+            stream.renew()
+
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers, float32 [E, *shape]."""
         return self._of_members([torch.randn(shape, generator=g, device=self.device) for g in self._of_seeds()])

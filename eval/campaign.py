@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sim.files import read_json, write_atomic
+from sim.files import read_json, sha256, write_atomic
 from sim.options import Parser, add_options, check_least, from_options, option, run_command
 
 TABLE = "campaign.json"
@@ -54,6 +54,8 @@ def play(config: PlayConfig) -> None:
         except tarfile.TarError as error:
             raise ValueError(f"{path}: damaged: {error}") from error
     rows = [_played(folder, config) for folder in sorted(out.iterdir()) if (folder / "training.json").is_file()]
+    if not rows:
+        raise ValueError(f"{config.pack}: holds no finished training")
     write_atomic(out / TABLE, json.dumps(rows, indent=1).encode())
     width = max(len(row["name"]) for row in rows) + 2
     for row in rows:
@@ -92,10 +94,12 @@ def _on_states(policy: Path, config: PlayConfig) -> dict[str, float]:
     from eval.returns import EVALUATION_SEED, evaluate
     from models.policy_files import load_policies
 
-    path = policy.parent / "returns.json"
+    path, digest = policy.parent / "returns.json", sha256(policy)  # of the training itself, where it could play
     if not path.is_file():
-        results = evaluate(load_policies(policy), config.episodes, EVALUATION_SEED, config.workers)
-        write_atomic(path, json.dumps(results.to_json(), indent=1).encode())
+        path = policy.parent / f"played-{config.episodes}.json"
+        if not path.is_file() or read_json(path)["policy"] != digest:
+            results = evaluate(load_policies(policy), config.episodes, EVALUATION_SEED, config.workers)
+            write_atomic(path, json.dumps({**results.to_json(), "policy": digest}, indent=1).encode())
     members = read_json(path)["members"]
     return {
         f"{member['name']} {task}": sum(values) / len(values)

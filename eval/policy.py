@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.acting import ActingConfig, best_action
-from models.captured import Captured, Held
+from models.captured import Captured, StaticInputs
 from models.cem import CEMConfig
 from models.checkpoint import CheckpointError, CheckpointFile, Source, load_finite
 from models.image_checkpoint import acting_weights, read_checkpoint
@@ -33,18 +33,22 @@ class Search:
         """`options` of Captured."""
         self.device, self._network, self._acting = device, network, acting
         self._generator = torch.Generator(device)
-        self._held = Held(device, still=device.type == "cuda" or bool(options))
+        self._inputs = StaticInputs(device, static=device.type == "cuda" or bool(options))
         self._captured = Captured(self._compute, self, [], **options)
 
     def generators(self) -> tuple[torch.Generator]:
         return (self._generator,)
 
+    def renew(self) -> None:
+        self._generator = torch.Generator(self.device).manual_seed(self._seed)
+
     @torch.no_grad()
     def __call__(self, seed: int, frames: Tensor, gripper: Tensor, task_index: Tensor) -> Tensor:
         """Actions [B, 5] for frames uint8 [B, H, H, 3], gripper readings [B, 2] and tasks int64 [B]."""
+        self._seed = seed
         self._generator.manual_seed(seed)
-        self._frames, self._gripper = self._held("frames", frames), self._held("gripper", gripper)
-        self._tasks = self._held("tasks", task_index)
+        self._frames, self._gripper = self._inputs("frames", frames), self._inputs("gripper", gripper)
+        self._tasks = self._inputs("tasks", task_index)
         return self._captured(())
 
     def _compute(self) -> Tensor:

@@ -30,7 +30,7 @@ TRANSFERS = (  # operators, by how their names begin
 Result = TypeVar("Result")
 
 
-class Chance(Protocol):
+class RandomSource(Protocol):
     """Where a computation draws random numbers from."""
 
     @property
@@ -38,6 +38,10 @@ class Chance(Protocol):
 
     def generators(self) -> Iterable[torch.Generator]:
         """Those that it has drawn from."""
+        ...
+
+    def renew(self) -> None:
+        """Replace them by new ones in the state that they had when the computation began."""
         ...
 
 
@@ -52,17 +56,20 @@ class Recording(Protocol):
 
 
 class GraphRecording:
-    """As a CUDA graph, which draws random numbers from the given generators by the seeds they have when it is
-    replayed."""
+    """As a CUDA graph, which draws random numbers from the generators by the seeds they have when it is replayed."""
 
-    def __init__(self, chance: Chance) -> None:
+    def __init__(self, random: RandomSource) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        for generator in chance.generators():
+        for generator in random.generators():
             self._graph.register_generator_state(generator)
 
     def record(self, compute: Callable[[], Result]) -> Result:
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            result = compute()
+        stream = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                result = compute()
+        finally:
+            torch.cuda.set_stream(stream)  # earlier versions of torch leave another one where a capture fails
         self._graph.replay()
         return result
 
@@ -71,50 +78,60 @@ class GraphRecording:
 
 
 class Captured(Generic[Result]):
-    """Calls `compute`; on a GPU from the fourth call of a phase on by a recording of it."""
+    """Calls `compute`; on a GPU from the fourth call of a phase on by a recording of it, of the latest phase alone."""
 
-    records = True
+    enabled = True
 
     def __init__(
         self,
         compute: Callable[[], Result],
-        chance: Chance,
+        random: RandomSource,
         optimizers: Sequence[torch.optim.Optimizer],
-        recording: Callable[[Chance], Recording] | None = None,
+        recording: Callable[[RandomSource], Recording] | None = None,
     ) -> None:
         """`recording`: how it is recorded; default: a CUDA graph on a GPU, nothing on a CPU."""
-        self._compute, self._chance, self._optimizers = compute, chance, optimizers
-        on_gpu = torch.device(chance.device).type == "cuda"
+        self._compute, self._random, self._optimizers = compute, random, optimizers
+        self._device = torch.device(random.device)
+        on_gpu = self._device.type == "cuda"
         self._recording = recording or (GraphRecording if on_gpu else None)
-        self._calls: dict[Hashable, int] = {}
-        self._recorded: dict[Hashable, tuple[Recording, Result]] = {}
-        self._stream = torch.cuda.Stream() if on_gpu else None  # a capture wants what warmed up on another stream
+        self._phase: Hashable = None
+        self._calls = 0  # of the phase
+        self._recorded: tuple[Recording, Result] | None = None
+        # A capture wants what warmed up on another stream than the usual one.
+        self._stream = torch.cuda.Stream(self._device) if on_gpu else None
 
     @property
-    def recorded(self) -> int:
-        """How many phases are."""
-        return len(self._recorded)
+    def recorded(self) -> bool:
+        return self._recorded is not None
 
     @classmethod
     @contextlib.contextmanager
-    def refused(cls) -> Iterator[None]:
+    def disabled(cls) -> Iterator[None]:
         """Nothing is recorded meanwhile, for a comparison."""
-        cls.records = False
-        yield
-        cls.records = True
+        cls.enabled = False
+        try:
+            yield
+        finally:
+            cls.enabled = True
 
     def __call__(self, phase: Hashable) -> Result:
-        """`phase`: what the computation depends on besides tensors; each is recorded for itself."""
-        if phase in self._recorded:
-            recording, result = self._recorded[phase]
-            recording.replay()
-            return result
-        self._calls[phase] = self._calls.get(phase, 0) + 1
-        if self._recording is None or self._calls[phase] <= WARM_UP or not self.records:
-            return self._as_it_is()
-        return self._record(phase)
+        """`phase`: what the computation depends on besides tensors."""
+        if self._recording is None:
+            return self._eager()
+        if phase != self._phase:
+            self._phase, self._calls, self._recorded = phase, 0, None
+        with torch.cuda.device(self._device) if self._stream else contextlib.nullcontext():
+            if self._recorded is not None:
+                recording, result = self._recorded
+                recording.replay()
+                return result
+            self._make_capturable()
+            self._calls += 1
+            if self._calls <= WARM_UP or not self.enabled:
+                return self._eager()
+            return self._record()
 
-    def _as_it_is(self) -> Result:
+    def _eager(self) -> Result:
         if self._stream is None:
             return self._compute()
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -123,44 +140,47 @@ class Captured(Generic[Result]):
         torch.cuda.current_stream().wait_stream(self._stream)
         return result
 
-    def _record(self, phase: Hashable) -> Result:
+    def _record(self) -> Result:
         assert self._recording is not None
-        for group in (group for optimizer in self._optimizers for group in optimizer.param_groups):
-            group["capturable"] = True
-            group["lr"] = self._readable(group["lr"])
         try:
-            recording = self._recording(self._chance)
+            recording = self._recording(self._random)
             result = recording.record(self._compute)
         except RuntimeError as error:
-            self._recording = None
-            with HostTransfers() as found:
-                result = self._as_it_is()
-            cause = ", ".join(found.names) or str(error).splitlines()[0]
-            print(f"updates are not captured as a CUDA graph, and slower: {cause}")
+            reason = str(error).splitlines()[0]
+        else:
+            self._recorded = recording, result
             return result
-        self._recorded[phase] = recording, result
+        self._recording = None  # outside of the handler, which would keep the tensors of the failed capture
+        self._random.renew()
+        with HostTransfers() as found:
+            result = self._eager()
+        names = ", ".join(dict.fromkeys(found.names))
+        print(f"updates are not captured as a CUDA graph, and slower: {names or reason}")
         return result
 
-    def _readable(self, rate: float | Tensor) -> Tensor:
-        """A learning rate as a tensor, so that a schedule changes what a recording reads: float32 for a GPU's Adam; a
+    def _make_capturable(self) -> None:
+        """Learning rates become tensors, so that a schedule changes what a recording reads: float32 for a GPU's Adam; a
         CPU's takes the number as it is."""
-        device = torch.device(self._chance.device)
-        return torch.tensor(float(rate), dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
+        kind = torch.float32 if self._device.type == "cuda" else torch.float64
+        for group in (group for optimizer in self._optimizers for group in optimizer.param_groups):
+            group["capturable"] = True
+            if not isinstance(group["lr"], Tensor) or group["lr"].device.type != self._device.type:
+                group["lr"] = torch.tensor(float(group["lr"]), dtype=kind, device=self._device)
 
 
-class Held:
+class StaticInputs:
     """Keeps tensors by name on a device, new values in the same memory, from which a captured computation reads them.
-    Where nothing is captured (`still` is False) they are only moved there."""
+    Where nothing is captured (`static` is False) they are only moved there."""
 
-    def __init__(self, device: torch.device, still: bool) -> None:
-        self._device, self._still = device, still
+    def __init__(self, device: torch.device, static: bool) -> None:
+        self._device, self._static = device, static
         self._kept: dict[str, Tensor] = {}
 
     def __call__(self, name: str, values: Tensor) -> Tensor:
         """ValueError where they have another shape than before."""
-        if values.device != self._device and self._device.type == "cuda":
+        if values.device.type == "cpu" and self._device.type == "cuda":
             values = values.contiguous().pin_memory()
-        if not self._still:
+        if not self._static:
             return values.to(self._device, non_blocking=True)
         if name not in self._kept:
             self._kept[name] = torch.empty_like(values, device=self._device)

@@ -22,6 +22,9 @@ from sim.benchmarks.table import BENCHMARKS
 from sim.state import STATE_SIZE, SceneState
 from sim.tasks import TASK_NAMES, TASKS, detect_successes
 
+# Tests are of the CPU, whose results are the same everywhere; `make bench-gpu` compares a GPU's captured steps.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
 # Read when torch is first imported, which is later, and by every process that a test starts: networks this small run
 # slower on several threads, and much slower where these have to share the cores with other processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

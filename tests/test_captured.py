@@ -90,12 +90,12 @@ def learner(transitions, name, options):
 
 
 def replayed(algorithm, updates):
-    """So many updates, recorded, and how many of them were replayed."""
+    """So many updates, recorded."""
     algorithm.begin()
     algorithm._captured = captured = Captured(algorithm.compute, algorithm.random, algorithm.optimizers, Operators)
     for _ in range(updates):
         algorithm.update()
-    return sum(max(0, calls - 3) for calls in captured._calls.values()), captured
+    return captured
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +112,10 @@ def test_a_recorded_update_gives_the_same_bits(falling, case):
     plain, recorded = (learner(falling, *CASES[case]) for _ in range(2))
     for _ in range(50):
         values = plain.update()
-    _, captured = replayed(recorded, 49)
+    captured = replayed(recorded, 49)
     again = recorded.update()
-    assert len(captured._recorded) == len(captured._calls) > 0
-    assert sum(captured._calls.values()) <= 4 * len(captured._calls) < 25
+    assert captured.recorded
+    assert captured._calls == 4  # of the last phase
     for key, value in plain.state_dict().items():
         assert np.array_equal(value.numpy(), recorded.state_dict()[key].numpy(), equal_nan=True), key
     for one, other in zip(plain.optimizers, recorded.optimizers, strict=True):
@@ -196,9 +196,8 @@ def test_a_recorded_step_on_images_gives_the_same_bits(case, monkeypatch):
     for module, optimizer in ((plain, adam), (recorded, other)):
         for batch in image_batches(module, steps):
             module.update(batch, optimizer)
-    captured = recorded._captured
-    assert steps > sum(captured._calls.values()) >= 4
-    assert captured._recorded
+    assert recorded._captured.recorded
+    assert recorded._captured._calls == 4  # of the last phase
     for key, value in plain.state_dict().items():
         assert np.array_equal(value.numpy(), recorded.state_dict()[key].numpy(), equal_nan=True), key
 
@@ -220,7 +219,7 @@ def test_a_captured_training_on_images_is_the_plain_one_also_where_it_goes_on(ti
     captured = trained("captured")
     trained("resumed", 6)
     resumed = trained("resumed")
-    assert [each.recorded for each in recordings] == [1, 1, 1]
+    assert [each.recorded for each in recordings] == [True, True, True]
     for found in (captured, resumed):
         assert found["switchyard"]["steps"] == found["global_step"] == 10
         for key, value in plain["state_dict"].items():
@@ -248,7 +247,7 @@ def test_a_captured_search_finds_the_same_actions(by):
             torch.from_numpy(rng.integers(10, size=3)),
         )
         assert torch.equal(plain(*given), recorded(*given))
-    assert recorded._captured._recorded
+    assert recorded._captured.recorded
 
 
 def read_scalar(run, name):
@@ -294,6 +293,7 @@ def test_what_waits_for_a_device_is_named(operation, name):
 def test_a_capture_that_fails_names_the_operation_and_the_run_goes_on(falling, capsys):
     class Failing(Operators):
         def record(self, compute):
+            torch.rand(3, generator=next(iter(algorithm.random.generators())))  # which the capture drew
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     algorithm, plain = (learner(falling, "cql", {"rules": ("cds",)}) for _ in range(2))

@@ -46,7 +46,7 @@ class BC(StateAlgorithm):
         log_prob = self.policy.log_prob(self.conditioner(batch.observation, batch.task_index), batch.action)
         loss = -weighted_mean(log_prob, weight)
         gradient_step(self.optimizers[0], loss.sum())
-        return {"cloning": loss.detach()}, {"cloning loss": loss}
+        return {"cloning": loss.detach()}, {"cloning loss": loss.detach()}
 
     def score(self, batch: StateBatch, random: MemberRandom) -> None:
         """No Q-function."""

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from data.decoded_frames import GIB, decoded_bytes, fits, free_bytes
+from data.decoded_frames import GIB, MOST_OF_MEMORY, decoded_bytes, fits, free_bytes
 from data.manifest import read_manifest
 from data.replay import Replay
 from eval.export import ExportConfig, slim
@@ -117,7 +117,8 @@ def read_campaign(file: Path, out: Path) -> tuple[list[Training], int]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: not TOML: {error}") from error
     listed, at_once = content.pop("training", []), content.pop("at_once", 1)
-    if content or not isinstance(listed, list) or not listed or not isinstance(at_once, int) or at_once < 1:
+    tables = isinstance(listed, list) and listed and all(isinstance(table, dict) for table in listed)
+    if content or not tables or not isinstance(at_once, int) or at_once < 1:
         raise ValueError(f"{file}: a campaign holds at_once, 1 or more, and [[training]] tables")
     trainings = [training for table in listed for training in _of_table(file, table, out)]
     names = [training.name for training in trainings]
@@ -129,9 +130,13 @@ def read_campaign(file: Path, out: Path) -> tuple[list[Training], int]:
 def _of_table(file: Path, table: dict[str, Any], out: Path) -> Iterator[Training]:
     for key in table:
         check_choice(f"key of a training in {file}", key, tuple(KEYS))
+    over, rate = table.get("over", {}), table.get("steps_per_s", 1.0)
     if not isinstance(table.get("name"), str) or not isinstance(table.get("arguments"), str):
         raise ValueError(f"{file}: a training has a name and arguments, two texts")
-    over = table.get("over", {})
+    if not isinstance(over, dict) or not all(isinstance(values, list) and values for values in over.values()):
+        raise ValueError(f"{file}: over lists values, as in over = {{ seed = [0, 1] }}")
+    if not isinstance(rate, int | float) or rate <= 0:
+        raise ValueError(f"{file}: steps_per_s is a number above 0, got {rate!r}")
     for values in itertools.product(*over.values()):
         name = "-".join([table["name"], *map(str, values)])
         arguments = shlex.split(table["arguments"])
@@ -168,11 +173,11 @@ def check_memory(trainings: list[Training], at_once: int) -> None:
         replay = Replay(config.data)
         if config.frames == "device" or (config.frames == "auto" and device.type == "cuda" and fits(replay, device)):
             held[config.data] = decoded_bytes(replay)
-    needed, free = at_once * max(held.values(), default=0), free_bytes(device)
-    if needed > free:
+    size, free = max(held.values(), default=0), free_bytes(device)
+    if size > MOST_OF_MEMORY * (free - (at_once - 1) * size):  # what the last one asks for
         raise ValueError(
-            f"{at_once} trainings at once hold {needed / GIB:.1f} GiB of frames, {free / GIB:.1f} GiB are free on "
-            f"{device}: fewer at_once, or --frames encoded"
+            f"{at_once} trainings at once hold {at_once * size / GIB:.1f} GiB of frames, {free / GIB:.1f} GiB are free "
+            f"on {device}: fewer at_once, or --frames encoded"
         )
 
 
@@ -197,7 +202,7 @@ def _end(training: Training, state: str, out: Path) -> None:
         training.process.kill()
         status = training.process.wait()
     training.seconds += time.monotonic()
-    training.state = state if not status or state == "stopped" else f"failed, see {out / training.name}.log"
+    training.state = "finished" if not status else state if state == "stopped" else f"failed, see {training.name}.log"
     last, policy = (out / training.name / name for name in (LAST, IMAGE_POLICY))
     if training.state == "finished" and isinstance(training.config, QTOptConfig) and not policy.exists():
         slim(ExportConfig(checkpoint=str(last), out=str(policy), format="checkpoint", half=True))

@@ -143,7 +143,8 @@ class CQL(StateAlgorithm):
         info |= {"q_data": q.amin(0).mean(-1), "q_policy": pi_q.mean(-1), "alpha": alpha[:, 0]}
         causes = {"target": td_target.mean(-1), "weight": weight.mean(-1), "Q": info["q_data"], "alpha": info["alpha"]}
         losses = {"Bellman loss": info["bellman"], "conservative loss": info["conservative"], "policy loss": actor}
-        return {key: value.detach() for key, value in info.items()}, causes | losses
+        terms = causes | losses
+        return {key: v.detach() for key, v in info.items()}, {key: v.detach() for key, v in terms.items()}
 
     def finish(self) -> None:
         self.shared.finish(ConditionedQ(self.conditioner, self.target))

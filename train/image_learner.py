@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data.batches import Batch
 from data.replay import Replay
-from models.captured import Captured, Held
+from models.captured import Captured, StaticInputs
 from models.qnetwork import QNetwork
 from models.updates import update_average
 from sim.tasks import TASK_NAMES
@@ -26,12 +26,12 @@ from train.finite import FiniteCheck
 from train.optimizer import configure_adam
 from train.qtopt_config import QTOptConfig
 from train.seeding import RandomStream
-from train.step_chance import StepChance
+from train.step_random import StepRandom
 
 
 @dataclass(frozen=True, kw_only=True)
 class Computed:
-    """Of a step: the `loss` [], values [] to log, what must be finite, in causal order: `rows` [B] and `losses` [], the
+    """A step's `loss` [], values [] to log, what must be finite, in causal order: `rows` [B] and `losses` [], the
     `batch` that was learned from, and what was `seen` of it, for diagnostics."""
 
     loss: Tensor
@@ -48,6 +48,7 @@ class ImageLearner(lightning.LightningModule, abc.ABC):
     network: QNetwork
     target: QNetwork
     batch: Batch  # of the step under way
+    last_loss: Tensor  # []
     augmented: tuple[RandomStream, ...] = (RandomStream.IMAGE,)  # images that a step changes
 
     def __init__(self, config: QTOptConfig, replay: Replay | None) -> None:
@@ -55,13 +56,14 @@ class ImageLearner(lightning.LightningModule, abc.ABC):
         self.config, self.replay = config, replay
         self.finite = FiniteCheck("tasks", TASK_NAMES, config.log_every)
         self._captured: Captured[Computed] | None = None
-        self._chance: StepChance | None = None
+        self._random: StepRandom | None = None
 
     # ------------------------------------------------------------------ a step
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor | None:
         phase = self.begin(batch)
         computed = self.compute() if self._captured is None else self._captured(phase)
+        self.last_loss = computed.loss.detach()
         self.finite.add(self.global_step + 1, computed.rows, computed.batch.task_index, computed.losses)
         if self.logs_now:
             self._log({"loss": computed.loss.detach(), **computed.info, **self.diagnostics(computed)})
@@ -69,10 +71,10 @@ class ImageLearner(lightning.LightningModule, abc.ABC):
 
     def begin(self, batch: Batch) -> Hashable:
         """What is decided on the host before a step on this batch. Steps with the same answer compute the same."""
-        self.chance.begin(self.global_step, batch, self.augmented)
+        self.random.begin(self.global_step, batch, self.augmented)
         if self._captured is not None:
             names = (f.name for f in fields(batch) if not f.name.startswith("encoded"))
-            batch = replace(batch, **{name: self._held(name, getattr(batch, name)) for name in names})
+            batch = replace(batch, **{name: self._inputs(name, getattr(batch, name)) for name in names})
         self.batch = batch
         return ()
 
@@ -88,16 +90,16 @@ class ImageLearner(lightning.LightningModule, abc.ABC):
         return {}
 
     @property
-    def chance(self) -> StepChance:
-        if self._chance is None or self._chance.device != self.device:
-            self._held = Held(self.device, still=False)
-            self._chance = StepChance(self.config, self.global_rank, self.device, self._held)
-        return self._chance
+    def random(self) -> StepRandom:
+        if self._random is None or self._random.device != self.device:
+            self._inputs = StaticInputs(self.device, static=False)
+            self._random = StepRandom(self.config, self.global_rank, self.device, self._inputs)
+        return self._random
 
     def preprocess(self, frames: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
         """Crop and augment frames uint8 [B, 3, H, H] of the batch, or its first: images float [B, 3, size, size],
         corners of the crops [B, 2]."""
-        augmentation = self.chance.augmentation(stream, len(frames))
+        augmentation = self.random.augmentation(stream, len(frames))
         return augmentation.apply(frames, self.config.image_size), augmentation.corner
 
     # ------------------------------------------------------------------ optimiser
@@ -110,8 +112,8 @@ class ImageLearner(lightning.LightningModule, abc.ABC):
 
     def capture(self, optimizer: torch.optim.Optimizer, **options: Any) -> None:
         """Capture steps from now on, with the optimiser's. `options` of Captured."""
-        self._held = Held(self.device, still=True)
-        self._chance = StepChance(self.config, self.global_rank, self.device, self._held)
+        self._inputs = StaticInputs(self.device, static=True)
+        self._random = StepRandom(self.config, self.global_rank, self.device, self._inputs)
 
         def whole_step() -> Computed:
             computed = self.compute()
@@ -121,9 +123,9 @@ class ImageLearner(lightning.LightningModule, abc.ABC):
                 computed.info["gradient_norm"] = self._gradient_norm()
                 optimizer.step()
             self.average()
-            return computed
+            return replace(computed, loss=computed.loss.detach())
 
-        self._captured = Captured(whole_step, self._chance, [optimizer], **options)
+        self._captured = Captured(whole_step, self._random, [optimizer], **options)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None, **more: Any

@@ -70,7 +70,7 @@ class QTOpt(ImageLearner):
         if episodes is not None:
             known = episodes.held_weights(step) is not None
             visit = torch.full_like(batch.score_episode, episodes.scores.schedule.visit_of(step))
-            self._visit = self.chance.hold("visit", visit)
+            self._visit = self.random.hold("visit", visit)
         return super().begin(batch), known, self._taken, step >= self.config.share_after
 
     @property
@@ -85,7 +85,7 @@ class QTOpt(ImageLearner):
 
     def compute(self) -> Computed:
         config, batch = self.config, self.batch
-        generator, weight = self.chance.generator(RandomStream.ACTIONS), None
+        generator, weight = self.random.generator(RandomStream.ACTIONS), None
         self._score_episodes(batch, generator)
         if config.router.draws_candidates:
             batch, weight = self._choose(batch)
@@ -135,7 +135,7 @@ class QTOpt(ImageLearner):
     @torch.no_grad()
     def _choose(self, batch: Batch) -> tuple[Batch, Tensor]:
         """The rows of a batch of candidates that are learned from, by the target network's Q, and their weights."""
-        config, generator = self.config, self.chance.generator(RandomStream.RESAMPLING)
+        config, generator = self.config, self.random.generator(RandomStream.RESAMPLING)
         image, _ = self.preprocess(batch.image, RandomStream.IMAGE)
         features = self.target.encode(image, batch.gripper)
         candidates = torch.cat([batch.action[:, None], self._unseen_actions(batch.action, generator)], dim=1)
@@ -164,7 +164,7 @@ class QTOpt(ImageLearner):
             )
             (scores,) = scores_for([self.router.rule], scorer, self.snapshot if self._taken else None)
         learned = not self.config.router.draws_candidates
-        return self.router.weigh(batch, scores, self.chance.uniform, self.global_step, learned)
+        return self.router.weigh(batch, scores, self.random.uniform, self.global_step, learned)
 
     @torch.no_grad()
     def _td_target(self, batch: Batch, image: Tensor, generator: torch.Generator) -> Tensor:
@@ -211,7 +211,7 @@ class QTOpt(ImageLearner):
 
     def diagnostics(self, computed: Computed) -> dict[str, Tensor]:
         config, batch, seen = self.config, computed.batch, computed.seen
-        generator = torch.Generator(self.device).manual_seed(self.chance.seed(RandomStream.DIAGNOSTICS))
+        generator = torch.Generator(self.device).manual_seed(self.random.seed(RandomStream.DIAGNOSTICS))
         return {
             **loss_diagnostics(batch, seen["logits"], seen["weight"]),
             **acting_diagnostics(self.target, batch, seen["image"], config.acting, config.discount, generator),

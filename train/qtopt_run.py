@@ -176,7 +176,7 @@ def _loader(
     device = trainer.strategy.root_device
     keeps = config.frames == "device" or (config.frames == "auto" and device.type == "cuda" and fits(replay, device))
     tasks = tuple(task_by_name(name).index for name in config.tasks)
-    decoder = gpu_decoder() if config.decode != "cpu" and not keeps else None
+    decoder = gpu_decoder(device) if config.decode != "cpu" and not keeps else None
     if config.decode == "gpu" and not keeps and decoder is None:
         raise ValueError("decode gpu needs a GPU and torchcodec or torchvision; decode auto uses them where they are")
     if decoder is not None and trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""All chance of a training step on images, a function of (seed, process, step) alone: a resumed run repeats it."""
+"""Randomness of a training step on images, a function of (seed, process, step) alone: a resumed run repeats it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data.batches import Batch
 from data.seeding import derive_seed
-from models.captured import Held
+from models.captured import StaticInputs
 from models.images import Augmentation
 from sim.tasks import TASK_NAMES
 from train.qtopt_config import QTOptConfig
@@ -18,14 +18,14 @@ from train.seeding import RandomStream
 PREPROCESSED = {RandomStream.IMAGE: "image", RandomStream.NEXT_IMAGE: "next_image"}  # and the field of a batch
 
 
-class StepChance:
+class StepRandom:
     """Numbers of a large size come from generators on the device, which are kept; the others are drawn before a step
-    and held on the device."""
+    and moved there."""
 
     uniform: Tensor  # [1, N] of the router, the same in every process
 
-    def __init__(self, config: QTOptConfig, rank: int, device: torch.device, held: Held) -> None:
-        self.device, self._config, self._rank, self._held = device, config, rank, held
+    def __init__(self, config: QTOptConfig, rank: int, device: torch.device, inputs: StaticInputs) -> None:
+        self.device, self._config, self._rank, self._inputs = device, config, rank, inputs
         self._generators: dict[RandomStream, torch.Generator] = {}
         self._augmentations: dict[RandomStream, Augmentation] = {}
         self._step = 0
@@ -46,9 +46,13 @@ class StepChance:
         routing = torch.Generator().manual_seed(derive_seed(config.seed, step, RandomStream.ROUTING))
         self.uniform = self.hold("uniform", torch.rand(1, len(TASK_NAMES), generator=routing))
 
+    def renew(self) -> None:
+        """Draw anew from the start of the step, from other generators."""
+        self._generators.clear()
+
     def hold(self, name: str, values: Tensor) -> Tensor:
         """Values drawn or decided before a step, on the device."""
-        return self._held(name, values)
+        return self._inputs(name, values)
 
     def seed(self, stream: RandomStream) -> int:
         """Seed of one purpose in this step."""
