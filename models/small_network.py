@@ -121,6 +121,20 @@ class SmallQNetwork(QNetwork):
         merges = [self.merge1, self.merge2, self.merge_landmarks, self.merge_task_landmark, self.after_merge]
         return [*merges, self.head1, self.head2, self.head3]
 
+    @staticmethod
+    def sees(key: str) -> bool:
+        """Whether a weight of this name belongs to perception: what `perceive` uses."""
+        return key.split(".")[0] in (
+            "trunk",
+            "attend",
+            "describe",
+            "point1",
+            "tip1",
+            "landmark_bias1",
+            "point2",
+            "point3",
+        )
+
     def encode(self, image: Tensor, gripper: Tensor) -> Tensor:
         return self.perceive(image, gripper).features
 

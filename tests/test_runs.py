@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.checkpoint import CheckpointError
-from models.image_checkpoint import read_checkpoint
+from models.image_checkpoint import acting_weights, read_checkpoint
 from sim.files import DatasetError
 from sim.tasks import TASK_NAMES
 from train.qtopt_config import QTOptConfig
@@ -26,6 +26,28 @@ def test_a_run_may_begin_with_the_network_of_another(tiny_checkpoint, tiny_train
         CheckpointError, match=r"another network than this run trains: conditioning 'heads' \(now 'one_hot'\)"
     ):
         train(other)
+
+
+def test_a_run_may_begin_with_the_perception_of_another(tiny_training, tiny_checkpoint, tmp_path):
+    """A first step without learning leaves perception as it was and the rest as it began."""
+    options = {**tiny_training, "steps": 1, "lr": 0.0, "weight_decay": 0.0}
+    paths = [
+        train(QTOptConfig(out=str(tmp_path / name), **options, **more))
+        for name, more in (("new", {}), ("seeing", {"start_from": str(tiny_checkpoint), "start_with": "perception"}))
+    ]
+    new, seeing, old = (acting_weights(read_checkpoint(path)) for path in (*paths, tiny_checkpoint))
+    changed = {key for key in new if not torch.equal(new[key], seeing[key])}
+    assert {key.split(".")[0] for key in changed} == {
+        "trunk",
+        "attend",
+        "describe",
+        "point1",
+        "tip1",
+        "landmark_bias1",
+        "point2",
+        "point3",
+    }
+    assert all(torch.allclose(seeing[key], old[key]) for key in changed if "running" not in key and "num_b" not in key)
 
 
 def test_a_dataset_of_another_image_size_is_refused(tiny_training, tmp_path):

@@ -28,6 +28,7 @@ from train.precision import PRECISIONS
 LEARNERS = ("qtopt", "bc")
 DECODERS = ("auto", "cpu", "gpu")
 REFERENCE_OVER = ("batches", "data")
+START_WITH = ("network", "perception")
 CLONED: dict[str, str] = {  # steps that the behaviour policy clones -> what they are
     "effective": "all, by their weight: pi_beta of D_eff",
     "successes": "own ones of successful episodes, and shared ones by their weight",
@@ -43,6 +44,7 @@ class QTOptConfig:
     out: str = option("runs/vision", "folder of the run: checkpoints, logs, config")
     seed: int = option(0, "seed of everything")
     start_from: str = option("", "checkpoint whose averaged network this run begins with")
+    start_with: str = option("network", f"what of it: {', '.join(START_WITH)}; perception: without Q and policy")
     tasks: tuple[str, ...] = option(TASK_NAMES, "tasks to train")
     image_size: int = option(472, "side of the network's images, px; the dataset's size must match")
     attention_stride: int = option(4, "px per cell of the small network's attention maps: 2, finer, or 4, faster")
@@ -110,6 +112,7 @@ class QTOptConfig:
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("decoder", self.decode, DECODERS)
         check_choice("frames", self.frames, FRAMES)
+        check_choice("part of start_from", self.start_with, START_WITH)
         check_least(
             self,
             0,

@@ -23,6 +23,7 @@ from data.sharing import RULES
 from models.checkpoint import CheckpointError, check_finite, load_finite, load_weights
 from models.image_checkpoint import FORMAT, acting_weights, read_checkpoint
 from models.qnetwork import NetworkConfig
+from models.small_network import SmallQNetwork
 from sim.options import changed
 from sim.tasks import TASK_NAMES, task_by_name
 from train.callbacks.checkpointing import AtomicCheckpointIO, SaveAtEnd
@@ -103,7 +104,7 @@ def _train(config: QTOptConfig, replay: Replay, out: Path, environment: ClusterE
         for network in (module.network, module.target):
             check_finite(network, resume)
     elif config.start_from:
-        _start_from(config.start_from, module, replay.renderer)
+        _start_from(config, module, replay.renderer)
     quiet_lightning()
     trainer = _trainer(config, out, replay, done, environment)
     fit(trainer, module, _loader(config, replay, module, done, trainer), out, "--lr", resume)
@@ -129,8 +130,10 @@ def _compare_episodes(checkpoint: dict[str, Any], path: Path, replay: Replay) ->
     return "" if np.array_equal(known, now) else f"{replay.folder}: lists its episodes in another order than before"
 
 
-def _start_from(path: str, module: QTOpt | BehaviourCloning, renderer: str) -> None:
-    """Load the acting network of a checkpoint into all networks of the module; CheckpointError where it differs."""
+def _start_from(config: QTOptConfig, module: QTOpt | BehaviourCloning, renderer: str) -> None:
+    """Load the acting network of a checkpoint, or its perception, into all networks of the module; CheckpointError where
+    it differs."""
+    path, network = config.start_from, module.network
     checkpoint = read_checkpoint(path)
     metadata, wanted = checkpoint["switchyard"], module.config.network
     found = NetworkConfig(**metadata["network"])
@@ -138,6 +141,10 @@ def _start_from(path: str, module: QTOpt | BehaviourCloning, renderer: str) -> N
     if differs := changed(old, new | {"renderer": renderer}):
         raise CheckpointError(f"{path}: holds another network than this run trains: {differs}")
     weights = acting_weights(checkpoint)
+    if config.start_with == "perception":
+        if not isinstance(network, SmallQNetwork):
+            raise ValueError("start_with perception: QT-Opt's network has no perception of its own")
+        weights = {key: weights[key] if network.sees(key) else own for key, own in network.state_dict().items()}
     for network in (module.network, module.target, getattr(module, "lagged", None)):
         if network is not None:
             load_finite(network, weights, path)
