@@ -131,9 +131,9 @@ def _compare_episodes(checkpoint: dict[str, Any], path: Path, replay: Replay) ->
 
 
 def _start_from(config: QTOptConfig, module: QTOpt | BehaviourCloning, renderer: str) -> None:
-    """Load the acting network of a checkpoint, or its perception, into all networks of the module; CheckpointError where
-    it differs."""
-    path, network = config.start_from, module.network
+    """Load the acting network of a checkpoint, or its perception, into all networks of the module; CheckpointError
+    where it differs."""
+    path, learned = config.start_from, module.network
     checkpoint = read_checkpoint(path)
     metadata, wanted = checkpoint["switchyard"], module.config.network
     found = NetworkConfig(**metadata["network"])
@@ -142,9 +142,9 @@ def _start_from(config: QTOptConfig, module: QTOpt | BehaviourCloning, renderer:
         raise CheckpointError(f"{path}: holds another network than this run trains: {differs}")
     weights = acting_weights(checkpoint)
     if config.start_with == "perception":
-        if not isinstance(network, SmallQNetwork):
+        if not isinstance(learned, SmallQNetwork):
             raise ValueError("start_with perception: QT-Opt's network has no perception of its own")
-        weights = {key: weights[key] if network.sees(key) else own for key, own in network.state_dict().items()}
+        weights = {key: weights[key] if learned.sees(key) else own for key, own in learned.state_dict().items()}
     for network in (module.network, module.target, getattr(module, "lagged", None)):
         if network is not None:
             load_finite(network, weights, path)
