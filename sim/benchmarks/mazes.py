@@ -1,0 +1,218 @@
+"""Mazes of D4RL (Fu et al. 2020, arXiv:2004.07219) with a point in them, which reaches each of several goals.
+
+Maps, goals, size of a cell and radius of success are those of AntMaze there (medium and large); the point is its cheap
+twin, of the navigation alone. A task ends for itself where its goal is reached; the steps after it serve the others.
+Places are in m, x to the right and y upwards, the start cell's middle being the origin. Needs MuJoCo.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.benchmarks.spec import Benchmark, EnvStep, MissingSimulatorError, Quantities, StateTask
+
+Array = NDArray[np.float32]
+Cell = tuple[int, int]  # row, column
+CELL_M, RADIUS_M = 4.0, 0.5  # side of a cell; distance from a goal that is a success
+START_NOISE_M = 0.1
+HORIZON = 1000
+POSITION = "position_m"
+POINT_RADIUS_M, STEP_S, FRAMES = 0.4, 0.02, 5  # of the point; 0.1 s a step, as the ant's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maze:
+    """Rows of a map: `#` a wall, `R` the start, other characters are free."""
+
+    name: str
+    rows: tuple[str, ...]
+    goals: tuple[Cell, ...]
+
+    @property
+    def start(self) -> Cell:
+        return next(cell for cell in self.free if self.rows[cell[0]][cell[1]] == "R")
+
+    @property
+    def free(self) -> tuple[Cell, ...]:
+        every = itertools.product(range(len(self.rows)), range(len(self.rows[0])))
+        return tuple((row, column) for row, column in every if self.rows[row][column] != "#")
+
+    def middle(self, cell: Cell) -> Array:
+        """Middle of a cell, m: [2]."""
+        row, column = self.start
+        return np.array([CELL_M * (cell[1] - column), CELL_M * (cell[0] - row)], np.float32)
+
+    def walls(self) -> Iterator[tuple[Cell, int]]:
+        """Runs of wall cells in a row: the first cell, and how many."""
+        for row, text in enumerate(self.rows):
+            column = 0
+            for is_wall, run in itertools.groupby(text, key=lambda character: character == "#"):
+                length = len(list(run))
+                if is_wall:
+                    yield (row, column), length
+                column += length
+
+
+MEDIUM = Maze(
+    name="medium",
+    rows=(
+        "########",
+        "#R.##..#",
+        "#..#...#",
+        "##...###",
+        "#..#...#",
+        "#.#..#.#",
+        "#...#..#",
+        "########",
+    ),
+    goals=((2, 6), (5, 1), (6, 5)),
+)
+LARGE = Maze(
+    name="large",
+    rows=(
+        "############",
+        "#R...#.....#",
+        "#.##.#.#.#.#",
+        "#......#...#",
+        "#.####.###.#",
+        "#..#.#.....#",
+        "##.#.#.#.###",
+        "#..#...#...#",
+        "############",
+    ),
+    goals=((1, 6), (3, 5), (3, 10), (5, 2), (7, 4), (7, 6), (7, 9)),
+)
+
+
+class PointMazeEnv:
+    """A disc that is pushed by two forces. Observes position (m) and velocity (m/s): [4]."""
+
+    def __init__(self, maze: Maze) -> None:
+        try:
+            import mujoco
+        except ImportError:
+            raise MissingSimulatorError(f"point-{maze.name} needs MuJoCo: pip install -e '.[lowdim]'") from None
+        self._mujoco, self._maze = mujoco, maze
+        self._model: Any = _compiled(maze)
+        self._data: Any = mujoco.MjData(self._model)
+        self._rng, self._steps = np.random.default_rng(), 0
+
+    def reset(self, task: str, seed: int | None = None) -> Array:
+        """At the start cell, for every task."""
+        return self.reset_at(self._maze.start, seed)
+
+    def reset_at(self, cell: Cell, seed: int | None = None) -> Array:
+        """Near the middle of a cell."""
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
+        self._mujoco.mj_resetData(self._model, self._data)
+        self._data.qpos[:] = self._maze.middle(cell) + self._rng.uniform(-START_NOISE_M, START_NOISE_M, 2)
+        self._mujoco.mj_forward(self._model, self._data)
+        self._steps = 0
+        return self._observe()
+
+    def step(self, action: Array) -> EnvStep:
+        self._data.ctrl[:] = np.clip(action, -1, 1)
+        self._mujoco.mj_step(self._model, self._data, FRAMES)
+        self._steps += 1
+        observation = self._observe()
+        quantities = {POSITION: observation[:2].copy()}
+        return EnvStep(observation, quantities, terminated=False, truncated=self._steps == HORIZON)
+
+    def close(self) -> None: ...
+
+    def _observe(self) -> Array:
+        return np.concatenate([self._data.qpos, self._data.qvel]).astype(np.float32)
+
+
+def _compiled(maze: Maze) -> Any:
+    """The maze as boxes, with a disc on two slides, damped so that it keeps 2 m/s at full force."""
+    import mujoco
+
+    spec = mujoco.MjSpec()
+    spec.option.timestep, spec.option.gravity = STEP_S, [0.0, 0.0, 0.0]
+    for (row, column), length in maze.walls():
+        left, right = maze.middle((row, column)), maze.middle((row, column + length - 1))
+        x, y = (left + right) / 2
+        size = [CELL_M * length / 2, CELL_M / 2, 0.5]
+        spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, pos=[x, y, 0.5], size=size)
+    point = spec.worldbody.add_body(name="point", pos=[0.0, 0.0, 0.5])
+    point.add_geom(type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[POINT_RADIUS_M, 0, 0], mass=1.0, friction=[0, 0, 0])
+    for name, axis in (("x", [1, 0, 0]), ("y", [0, 1, 0])):
+        point.add_joint(name=name, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=axis, damping=2.0)
+        motor = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
+        motor.gear[0], motor.ctrlrange, motor.ctrllimited = 4.0, [-1.0, 1.0], True
+    return spec.compile()
+
+
+def _within(goal: Array, q: Quantities) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = np.linalg.norm(q[POSITION] - goal, axis=-1) <= RADIUS_M
+    return found
+
+
+def _reward(goal: Array, q: Quantities, action: Array) -> Array:
+    return _within(goal, q).astype(np.float32)
+
+
+def goal_tasks(maze: Maze) -> tuple[StateTask, ...]:
+    """A task for each goal: reward 1 where it is reached, which ends that task's episode."""
+    tasks = []
+    for number, cell in enumerate(maze.goals):
+        goal = maze.middle(cell)
+        reached = functools.partial(_within, goal)
+        reward = functools.partial(_reward, goal)
+        tasks.append(StateTask(name=f"goal-{number}", reward=reward, success=reached, terminal=reached))
+    return tuple(tasks)
+
+
+@functools.lru_cache(maxsize=64)
+def waypoints(maze: Maze, goal: Cell) -> Array:
+    """For every cell the middle of the next one on the way to the goal, breadth first; of a wall, that of the nearest
+    free cell. [rows, columns, 2]"""
+    known, queue, free = {goal: goal}, deque([goal]), set(maze.free)
+    while queue:
+        row, column = queue.popleft()
+        for cell in ((row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)):
+            if cell in free and cell not in known:
+                known[cell] = (row, column)
+                queue.append(cell)
+    found = np.zeros((len(maze.rows), len(maze.rows[0]), 2), np.float32)
+    for cell in itertools.product(range(found.shape[0]), range(found.shape[1])):
+        nearest = min(known, key=lambda other: (other[0] - cell[0]) ** 2 + (other[1] - cell[1]) ** 2)
+        found[cell] = maze.middle(known.get(cell, nearest))
+    return found
+
+
+def direction(maze: Maze, place: NDArray[np.floating], goal: Cell) -> Array:
+    """Unit vectors [..., 2] from places [..., 2] to the next cell on the way to the goal (D4RL's controller)."""
+    table, (row, column) = waypoints(maze, goal), maze.start
+    nearest = np.rint(np.asarray(place) / CELL_M).astype(int) + (column, row)
+    last = np.array(table.shape[1::-1]) - 1
+    x, y = np.moveaxis(np.clip(nearest, 0, last), -1, 0)
+    towards = table[y, x] - place
+    unit: Array = (towards / np.linalg.norm(towards, axis=-1, keepdims=True).clip(1e-6)).astype(np.float32)
+    return unit
+
+
+def point_maze(maze: Maze) -> Benchmark:
+    return Benchmark(
+        name=f"point-{maze.name}",
+        observation_size=4,
+        action_size=2,
+        horizon=HORIZON,
+        quantities={POSITION: (2,)},
+        tasks=goal_tasks(maze),
+        make_env=functools.partial(PointMazeEnv, maze),
+        metric="success",
+    )
+
+
+POINT_MEDIUM, POINT_LARGE = point_maze(MEDIUM), point_maze(LARGE)
