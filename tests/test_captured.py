@@ -190,7 +190,7 @@ def image_batches(module, count):
 
 @pytest.mark.parametrize("case", IMAGES)
 def test_a_recorded_step_on_images_gives_the_same_bits(case, monkeypatch):
-    steps = 24
+    steps = 16
     (plain, adam), (recorded, other) = (image_learner(case, monkeypatch) for _ in range(2))
     recorded.capture(other, recording=Operators)
     for module, optimizer in ((plain, adam), (recorded, other)):
