@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torchvision.io import encode_jpeg
 
@@ -28,6 +27,7 @@ from bench.report import Row
 from bench.step import Step, acting, synthetic_batch, wait
 from data.manifest import Manifest, write_manifest
 from data.shards import Episode, write_shard
+from eval.curves import read_curves
 from models.captured import Captured
 from sim.image_sizes import frame_size
 from sim.state import SceneState
@@ -36,6 +36,7 @@ from train.cql import CQLConfig
 from train.precision import resolve_precision
 from train.qtopt_config import PRESETS
 from train.qtopt_run import train
+from train.run_dir import LOG
 from train.state_algorithm import StateAlgorithm
 from train.state_run import build
 
@@ -82,7 +83,7 @@ def _updates(device: str, rules: tuple[str, ...], seeds: int, quick: bool) -> Ro
         unit="member-updates/s",
         target=LEAST_UPDATES_PER_S.get(members) if device == "cuda" else None,
         target_of="value",
-        note="as a CUDA graph" if algorithm._captured is not None and algorithm._captured.recorded else "not captured",
+        note="as a CUDA graph" if algorithm.is_captured else "not captured",
     )
 
 
@@ -128,9 +129,7 @@ def _training(work: Path, preset: str, quick: bool) -> list[Row]:
 
 def _logged(run: Path, name: str) -> list[float]:
     """Values in the log of a run, without the first, in which it warms up, where there are others."""
-    events = EventAccumulator(str(run / "log"))
-    events.Reload()
-    values = [float(event.value) for event in events.Scalars(name)]
+    values: list[float] = read_curves(run / LOG)[name][:, 1].tolist()
     return values[1:] or values
 
 
@@ -191,7 +190,7 @@ def _same_states(device: str, quick: bool) -> Row:
         def update() -> Tensor:
             return torch.cat([*algorithm.update().values()]).clone()
 
-        return update, lambda: algorithm._captured is not None and algorithm._captured.recorded
+        return update, lambda: algorithm.is_captured
 
     return _difference("states", learner, 5 if quick else 100)
 
@@ -210,7 +209,7 @@ def _same_images(device: str, quick: bool) -> Row:
         def update() -> Tensor:
             return module.update(synthetic_batch(config, generator).to(device), optimizer).clone()
 
-        return update, lambda: module._captured is not None and module._captured.recorded
+        return update, lambda: module.is_captured
 
     return _difference("images", learner, 2 if quick else 100)
 

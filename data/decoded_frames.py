@@ -6,11 +6,10 @@ Shapes: `F` frames of side `H` px, `L` landmarks, `P` points (sim/landmarks.py),
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -46,7 +45,10 @@ class DecodedFrames:
         with tqdm(total=count, desc="decode", unit="frame") as progress:
             for begin in range(0, count, CHUNK):
                 numbers = np.arange(begin, min(begin + CHUNK, count))
-                for name, values in _columns(replay, replay.read(numbers)).items():
+                frames = replay.read(numbers)
+                images = torch.empty((len(frames), replay.frame_size, replay.frame_size, 3), dtype=torch.uint8)
+                decode_frames(replay, frames, images)
+                for name, values in {"image": images, **columns_of(frames, len(frames))}.items():
                     if name not in self.columns:
                         self.columns[name] = torch.empty((count, *values.shape[1:]), dtype=values.dtype, device=device)
                     self.columns[name][begin : begin + len(numbers)] = values
@@ -83,27 +85,16 @@ def decode_frames(replay: Replay, frames: Iterable[Frame], images: Tensor) -> No
             raise DatasetError(f"{replay.folder}: a frame cannot be decoded: {error}") from error
 
 
-def gripper_reading(state: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Closed (0/1) and height (m) of states [B, ...], [B, 2]."""
-    view = SceneState(state)
-    return np.stack([view["gripper_closed"], view["gripper_position"][:, 2]], axis=1)
-
-
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Values of the host on a device, which is not waited for."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
-
-
-def _columns(replay: Replay, frames: list[Frame]) -> dict[str, Tensor]:
-    state = np.stack([frame.state for frame in frames])
-    images = torch.empty((len(frames), replay.frame_size, replay.frame_size, 3), dtype=torch.uint8)
-    decode_frames(replay, frames, images)
-    marks = landmarks(SceneState(state))
+def columns_of(frames: Sequence[Frame], marked: int) -> dict[str, Tensor]:
+    """What a batch holds of frames besides images, by the names of its fields: `gripper` [B, 2] and `action` [B, 5] of
+    all, and the landmarks of the first `marked`."""
+    state = SceneState(np.stack([frame.state for frame in frames]))
+    marks = landmarks(SceneState(state.vector[:marked]))
     arrays = {
-        "gripper": gripper_reading(state),
+        "gripper": np.stack([state["gripper_closed"], state["gripper_position"][:, 2]], axis=1),
         "action": np.stack([frame.action for frame in frames]),
         "landmark": marks.value,
         "point": marks.point.astype(np.float32),
         "point_present": marks.point_present.astype(np.bool_),
     }
-    return {"image": images, **{name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}}
+    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}

@@ -50,14 +50,12 @@ class EpisodeRouter(nn.Module):
     @torch.no_grad()
     def write(self, visit: Tensor, episode: Tensor, score: Tensor) -> None:
         """Keep the scores [E, P, N] of episodes [P] as those of visits [P], of this process and of the others."""
-        score = gather(score.transpose(0, 1).float()).transpose(0, 1)
-        self.scores.write(gather(visit), gather(episode), score)
+        self.scores.write(gather(visit), gather(episode), _of_all(score))
 
     @torch.no_grad()
     def add(self, number: int, episode: Tensor, score: Tensor) -> bool:
         """Take scores as `write`, computed with batch `number`. Whether they finished a version."""
-        self.write(torch.full_like(episode, self.scores.schedule.visit_of(number)), episode, score)
-        return self.scores.finish(number)
+        return self.scores.add(number, gather(episode), _of_all(score))
 
     @torch.no_grad()
     def weights(self, number: int) -> Tensor | None:
@@ -149,6 +147,11 @@ class EpisodeRouter(nn.Module):
                 halves = [mean(delta.abs(), count, 0.0) for count in (self._own * self._own_weight, others)]
                 average = torch.stack(halves).nanmean(0)
         return self.config.tau(average.nan_to_num(0.0))
+
+
+def _of_all(score: Tensor) -> Tensor:
+    """Scores [E, P, N] of all processes."""
+    return gather(score.transpose(0, 1).float()).transpose(0, 1)
 
 
 def area_under_roc(high: NDArray[np.floating], low: NDArray[np.floating]) -> float:

@@ -9,6 +9,7 @@ then send tensors, through /dev/shm if it has room for them.
 
 from __future__ import annotations
 
+import abc
 import math
 import mmap
 import multiprocessing as mp
@@ -37,7 +38,25 @@ DRAWN_AHEAD = 64  # batches, at most, that are drawn before a batch is learned f
 NO_SLOT = -1
 
 
-class Loader:
+class TimedBatches(abc.ABC):
+    """Endless batches, and the time spent waiting for them."""
+
+    waited_s = 0.0  # in all
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = self._batches()
+        while True:
+            begin = time.perf_counter()
+            batch = next(batches)
+            self.waited_s += time.perf_counter() - begin
+            yield batch
+
+    @abc.abstractmethod
+    def _batches(self) -> Iterator[Batch]:
+        """Endless."""
+
+
+class Loader(TimedBatches):
     """Iterable over the stream's batches, in the same order for any number of workers; 0 loads in this process.
 
     Batches are drawn in this process, so that they may depend on the training, and loaded by the workers. They are in
@@ -48,18 +67,8 @@ class Loader:
         if workers > DRAWN_AHEAD - HELD:
             raise ValueError(f"at most {DRAWN_AHEAD - HELD} loader processes, got {workers}")
         self._stream, self._workers = stream, workers
-        self.waited_s = 0.0  # total time spent waiting for batches
-
-    def __iter__(self) -> Iterator[Batch]:
-        batches = self._batches()
-        while True:
-            begin = time.perf_counter()
-            batch = next(batches)
-            self.waited_s += time.perf_counter() - begin
-            yield batch
 
     def _batches(self) -> Iterator[Batch]:
-        """Endless."""
         pin = torch.cuda.is_available()
         if not self._workers:
             yield from (batch.pin_memory() if pin else batch for batch in self._stream)
@@ -86,20 +95,14 @@ class Loader:
             yield batch.pin_memory() if pin and not sends_tensors else batch
 
 
-class DeviceLoader:
-    """As Loader, of frames that are on the device already."""
+class DeviceLoader(TimedBatches):
+    """The same batches, of frames that are on the device already."""
 
     def __init__(self, stream: BatchStream, frames: DecodedFrames) -> None:
         self._stream, self._frames = stream, frames
-        self.waited_s = 0.0
 
-    def __iter__(self) -> Iterator[Batch]:
-        draws = self._stream.draws()
-        while True:
-            begin = time.perf_counter()
-            batch = self._stream.sampler.gather(next(draws), self._frames)
-            self.waited_s += time.perf_counter() - begin
-            yield batch
+    def _batches(self) -> Iterator[Batch]:
+        return (self._stream.sampler.gather(drawn, self._frames) for drawn in self._stream.draws())
 
 
 def _has_room(size: int) -> bool:

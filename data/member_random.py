@@ -35,8 +35,7 @@ class MemberRandom:
     def begin(self, *numbers: int) -> None:
         """Go on as the stream of these numbers, with the streams made of this one."""
         self._numbers = numbers
-        for seed, generator in zip(self._seeds, self._made, strict=bool(self._made)):
-            generator.manual_seed(_seed_of(seed, *numbers))
+        self._seed()
         for (_, purpose), stream in self._streams.items():
             stream.begin(*numbers, *purpose)
 
@@ -79,9 +78,12 @@ class MemberRandom:
     def _of_seeds(self) -> list[torch.Generator]:
         if not self._made:  # most streams of a rule without Q-values are never drawn from
             self._made = [torch.Generator(self.device) for _ in self._seeds]
-            for seed, generator in zip(self._seeds, self._made, strict=True):
-                generator.manual_seed(_seed_of(seed, *self._numbers))
+            self._seed()
         return self._made
+
+    def _seed(self) -> None:
+        for seed, generator in zip(self._seeds, self._made, strict=bool(self._made)):
+            generator.manual_seed(_seed_of(seed, *self._numbers))
 
     def _of_members(self, of_seeds: list[Tensor]) -> Tensor:
         return torch.stack(of_seeds * self._rules)

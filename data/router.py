@@ -97,8 +97,8 @@ class Router(torch.nn.Module):
         place = one_hot(target, self.tau)  # [E, B, N]
         shared, weight = source != target, torch.ones_like(place[..., 0])
         if self.episodes is not None:
-            routes = self.episodes.held_weights(number)
             if self.config.sharing == "weight":
+                routes = self.episodes.held_weights(number)
                 weighed = shared | self._own_too(target, uniform)
                 member = torch.arange(len(target), device=target.device)[:, None]
                 given = torch.zeros_like(weight) if routes is None else routes[member, target, episode]

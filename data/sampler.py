@@ -21,13 +21,12 @@ from torch import Tensor
 
 from data import codec
 from data.batches import NO_BYTES, NO_IMAGES, NO_SIZES, Batch, split_images, split_readings
-from data.decoded_frames import DecodedFrames, decode_frames, gripper_reading, to_device
+from data.decoded_frames import DecodedFrames, columns_of, decode_frames
+from data.devices import to_device
 from data.episode_router import EpisodeRouter
 from data.replay import Replay
 from data.shards import Frame
 from data.sharing import SharingRule
-from sim.landmarks import landmarks
-from sim.state import SceneState
 from sim.tasks import SKILLS, TASK_NAMES
 
 TRIES = 20  # to find an episode that is not in the batch yet
@@ -189,18 +188,13 @@ class Sampler:
         else:
             encoded = torch.frombuffer(bytearray(b"".join(frame.image for frame in frames)), dtype=torch.uint8)
             encoded_size = torch.tensor([len(frame.image) for frame in frames])
-        state = np.stack([frame.state for frame in frames])
-        gripper = torch.from_numpy(gripper_reading(state))
-        action = torch.from_numpy(np.stack([frame.action for frame in frames]))
-        marks = landmarks(SceneState(state[:size]))
+        columns = columns_of(frames, size)
         return Batch(
             **split_images(images, size),
             encoded=encoded,
             encoded_size=encoded_size,
-            **split_readings(gripper, action, size),
-            landmark=torch.from_numpy(marks.value),
-            point=torch.from_numpy(marks.point.astype(np.float32)),
-            point_present=torch.from_numpy(marks.point_present.astype(np.bool_)),
+            **split_readings(columns.pop("gripper"), columns.pop("action"), size),
+            **columns,
             **labels,
         )
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data.devices import to_device
 from data.episode_router import EpisodeRouter
 from data.episode_scores import Episodes, EpisodeScores, ScoringSchedule
 from data.member_random import MemberRandom
@@ -61,10 +62,7 @@ class ScoredSteps:
         """Those of batch `number`."""
         episode, step = schedule.steps(number)
         visit = np.full_like(step, schedule.visit_of(number))
-        rows = torch.from_numpy(np.stack([visit, episode, step]))
-        if self._all.is_cuda:
-            rows = rows.pin_memory()
-        self._all.copy_(rows, non_blocking=True)
+        self._all.copy_(to_device(torch.from_numpy(np.stack([visit, episode, step])), self._all.device))
 
 
 class SharedBatches(nn.Module):

@@ -18,6 +18,7 @@ from sim.files import read_json, sha256, write_atomic
 from sim.options import Parser, add_options, check_least, from_options, option, run_command
 
 TABLE = "campaign.json"
+TRAINING, IMAGE_POLICY, STATE_POLICY = "training.json", "policy.ckpt", "policy.pt"  # of a training in the pack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ def play(config: PlayConfig) -> None:
                 tar.extractall(out, filter="data")
         except tarfile.TarError as error:
             raise ValueError(f"{path}: damaged: {error}") from error
-    rows = [_played(folder, config) for folder in sorted(out.iterdir()) if (folder / "training.json").is_file()]
+    rows = [_played(folder, config) for folder in sorted(out.iterdir()) if (folder / TRAINING).is_file()]
     if not rows:
         raise ValueError(f"{config.pack}: holds no finished training")
     write_atomic(out / TABLE, json.dumps(rows, indent=1).encode())
@@ -64,8 +65,8 @@ def play(config: PlayConfig) -> None:
 
 
 def _played(folder: Path, config: PlayConfig) -> dict[str, Any]:
-    about = read_json(folder / "training.json")
-    images, states = folder / "policy.ckpt", folder / "policy.pt"
+    about = read_json(folder / TRAINING)
+    images, states = folder / IMAGE_POLICY, folder / STATE_POLICY
     return about | {"results": _on_images(images, config) if images.is_file() else _on_states(states, config)}
 
 
@@ -104,7 +105,7 @@ def _on_states(policy: Path, config: PlayConfig) -> dict[str, float]:
     return {
         f"{member['name']} {task}": sum(values) / len(values)
         for member in members
-        for task, values in member["returns"].items()
+        for task, values in member.get("success", member["returns"]).items()
     }
 
 

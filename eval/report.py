@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval import charts, side_by_side
+from eval.curves import read_curves
 from eval.rollout import EpisodeOutcome, EvalResult
 from eval.routing import routing_section
 from eval.side_by_side import LOOKS, Column, columns_of
@@ -91,24 +92,11 @@ def report_columns(payload: dict[str, Any], other: dict[str, Any] | None = None)
     return columns + columns_of(rows, LABELS, colour=COLOURS["data"])
 
 
-def read_curves(folder: Path) -> dict[str, NDArray[np.float64]]:
-    """TensorBoard scalars by tag, each [points, 2] of (step, value), the last value of a repeated step; {} where
-    there is no log."""
-    if not folder.is_dir():
-        return {}
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    tags = events.Tags()["scalars"]
-    values = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in CURVES if tag in tags}
-    return {tag: np.array(sorted(each.items())) for tag, each in values.items()}
-
-
 def _curves(curves: dict[str, NDArray[np.float64]]) -> str:
-    if not curves:
+    shown = {tag: curves[tag] for tag in CURVES if tag in curves}
+    if not shown:
         return "<p class=note>No training log lies beside this checkpoint.</p>"
-    drawn = (charts.curve(CURVES[tag], {tag: points}) for tag, points in curves.items())
+    drawn = (charts.curve(CURVES[tag], {tag: points}) for tag, points in shown.items())
     return "<div class=curves>" + "".join(drawn) + "</div>"
 
 

@@ -22,7 +22,7 @@ from data.locks import lock_file
 from data.manifest import merge
 from data.plan import CollectConfig
 from data.replay import Replay
-from eval.report import read_curves
+from eval.curves import read_curves
 from models.checkpoint import CheckpointError
 from models.image_checkpoint import read_checkpoint
 from sim.files import DatasetError

@@ -21,8 +21,8 @@ from bench.step import Step, synthetic_batch
 from data.replay import Replay
 from data.sampler import BatchStream, Drawn, Sampler, SamplerConfig
 from data.sharing import RULES
+from eval.curves import read_curves
 from eval.policy import CEMPolicy
-from eval.report import read_curves
 from eval.rollout import EpisodeOutcome
 from models.image_checkpoint import read_checkpoint
 from models.images import Augmentation, change_colours, crop, crop_corner, in_crop

@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _train(arguments: list[str]) -> None:
     config, only_prints = parse(arguments, __doc__)
     if only_prints:
-        print(json.dumps({field.name: getattr(config, field.name) for field in dataclasses.fields(config)}, indent=1))
+        print(json.dumps(dataclasses.asdict(config), indent=1))
     else:
         from train.qtopt_run import train
 

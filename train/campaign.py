@@ -30,12 +30,12 @@ from typing import Any
 import torch
 
 from data.decoded_frames import GIB, MOST_OF_MEMORY, decoded_bytes, fits, free_bytes
-from data.manifest import read_manifest
 from data.replay import Replay
+from eval.campaign import IMAGE_POLICY
 from eval.export import ExportConfig, slim
 from sim.options import Parser, add_options, check_choice, check_least, from_options, option
 from train import qtopt_config, state_run
-from train.campaign_files import IMAGE_POLICY, Packed, pack
+from train.campaign_files import Packed, pack
 from train.qtopt_config import QTOptConfig
 from train.run_dir import LAST
 from train.state_config import StateConfig
@@ -169,7 +169,6 @@ def check_memory(trainings: list[Training], at_once: int) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     held = {}
     for config in (training.config for training in trainings if isinstance(training.config, QTOptConfig)):
-        read_manifest(Path(config.data))  # DatasetError now, not in a process of its own
         replay = Replay(config.data)
         if config.frames == "device" or (config.frames == "auto" and device.type == "cuda" and fits(replay, device)):
             held[config.data] = decoded_bytes(replay)

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+from eval.campaign import IMAGE_POLICY, TRAINING
+from eval.curves import read_curves
 from models.checkpoint import read_plain
 from sim.files import write_atomic
 from train.run_dir import LOG
@@ -18,7 +18,6 @@ from train.state_run import POLICY, RETURNS, ROUTING
 
 PACK_BYTES, PACKS = 16_000_000, 8
 POINTS = 200  # of a curve
-IMAGE_POLICY = "policy.ckpt"  # inference-only, of 16 bits
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def _files_of(training: Packed) -> Iterator[tuple[str, bytes]]:
     if not policies:
         return
     about = {"name": training.name, "arguments": training.arguments, "seconds": training.seconds}
-    yield f"{training.name}/training.json", json.dumps(about).encode()
+    yield f"{training.name}/{TRAINING}", json.dumps(about).encode()
     yield f"{training.name}/curves.json", json.dumps(curves(run)).encode()
     if not (run / ROUTING).is_file():  # from images: in the policy
         routing = read_plain(policies[0])["switchyard"]["sharing"]
@@ -70,13 +69,10 @@ def _files_of(training: Packed) -> Iterator[tuple[str, bytes]]:
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     """(step, value) of everything that a run logged, at most `POINTS` of each."""
-    events = EventAccumulator(str(run / LOG))
-    events.Reload()
-    found = {}
-    for name in events.Tags()["scalars"]:
-        every = events.Scalars(name)
-        found[name] = [(event.step, event.value) for event in every[:: -(-len(every) // POINTS)]]
-    return found
+    every = read_curves(run / LOG)
+    return {
+        tag: [(int(x), y) for x, y in points[:: -(-len(points) // POINTS)].tolist()] for tag, points in every.items()
+    }
 
 
 def _tar(files: list[tuple[str, bytes]]) -> bytes:

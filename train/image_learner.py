@@ -69,6 +69,11 @@ class ImageLearner(lightning.LightningModule, abc.ABC):
             self._log({"loss": computed.loss.detach(), **computed.info, **self.diagnostics(computed)})
         return computed.loss if self._captured is None else None  # of None Lightning takes no gradient
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether steps are replayed."""
+        return self._captured is not None and self._captured.recorded
+
     def begin(self, batch: Batch) -> Hashable:
         """What is decided on the host before a step on this batch. Steps with the same answer compute the same."""
         self.random.begin(self.global_step, batch, self.augmented)
@@ -92,8 +97,12 @@ class ImageLearner(lightning.LightningModule, abc.ABC):
     @property
     def random(self) -> StepRandom:
         if self._random is None or self._random.device != self.device:
-            self._inputs = StaticInputs(self.device, static=False)
-            self._random = StepRandom(self.config, self.global_rank, self.device, self._inputs)
+            return self._begin_random(static=False)
+        return self._random
+
+    def _begin_random(self, static: bool) -> StepRandom:
+        self._inputs = StaticInputs(self.device, static)
+        self._random = StepRandom(self.config, self.global_rank, self.device, self._inputs)
         return self._random
 
     def preprocess(self, frames: Tensor, stream: RandomStream) -> tuple[Tensor, Tensor]:
@@ -112,8 +121,7 @@ class ImageLearner(lightning.LightningModule, abc.ABC):
 
     def capture(self, optimizer: torch.optim.Optimizer, **options: Any) -> None:
         """Capture steps from now on, with the optimiser's. `options` of Captured."""
-        self._inputs = StaticInputs(self.device, static=True)
-        self._random = StepRandom(self.config, self.global_rank, self.device, self._inputs)
+        random = self._begin_random(static=True)
 
         def whole_step() -> Computed:
             computed = self.compute()
@@ -125,7 +133,7 @@ class ImageLearner(lightning.LightningModule, abc.ABC):
             self.average()
             return replace(computed, loss=computed.loss.detach())
 
-        self._captured = Captured(whole_step, self._random, [optimizer], **options)
+        self._captured = Captured(whole_step, random, [optimizer], **options)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None, **more: Any

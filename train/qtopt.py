@@ -56,22 +56,22 @@ class QTOpt(ImageLearner):
         self.network = build_network(config.network)
         self.target = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.lagged = copy.deepcopy(self.target) if config.lagged_target_steps else None
-        self._tasks = tuple(TASKS[name].index for name in config.tasks)
-        self.register_buffer("_trained", torch.tensor(self._tasks), persistent=False)
-        self.router = build_router(config, self._tasks, replay, episodes)
+        tasks = tuple(TASKS[name].index for name in config.tasks)
+        self.register_buffer("_trained", torch.tensor(tasks), persistent=False)
+        self.router = build_router(config, tasks, replay, episodes)
         self.snapshot = copy.deepcopy(self.target) if self.router.rule.snapshot else None
         self.history: dict[int, Any] = {}  # step -> mean weights by target and source task
 
     # ------------------------------------------------------------------ a step
 
     def begin(self, batch: Batch) -> Hashable:
-        step, episodes = self.global_step, self.router.episodes
-        known = False
+        step, episodes, known = self.global_step, self.router.episodes, False
+        phase = super().begin(batch)
         if episodes is not None:
             known = episodes.held_weights(step) is not None
             visit = torch.full_like(batch.score_episode, episodes.scores.schedule.visit_of(step))
-            self._visit = self.random.hold("visit", visit)
-        return super().begin(batch), known, self._taken, step >= self.config.share_after
+            self._visit = self._inputs("visit", visit)
+        return phase, known, self._taken, step >= self.config.share_after
 
     @property
     def _taken(self) -> bool:

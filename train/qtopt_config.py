@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 
 from data.decoded_frames import FRAMES
 from data.router_config import ADAPTIVE, BY_RULE, GRANULARITIES, RouterConfig
@@ -292,5 +292,4 @@ def parse(arguments: list[str], description: str | None = None) -> tuple[QTOptCo
     )
     add_options(parser, QTOptConfig, preset)
     options = vars(parser.parse_args(arguments))
-    values = {field.name: getattr(preset, field.name) for field in fields(preset)}
-    return from_options(QTOptConfig, options, **values), options["print_config"]
+    return from_options(QTOptConfig, options, **asdict(preset)), options["print_config"]

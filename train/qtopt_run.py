@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from data.decoded_frames import DecodedFrames, fits
 from data.gpu_decoding import gpu_decoder
-from data.loader import DeviceLoader, Loader
+from data.loader import DeviceLoader, Loader, TimedBatches
 from data.replay import Replay
 from data.sampler import BatchStream, Sampler, SamplerConfig
 from data.sharing import RULES
@@ -179,7 +179,7 @@ def _claim(out: Path, config: QTOptConfig) -> Path | None:
 
 def _loader(
     config: QTOptConfig, replay: Replay, module: QTOpt | BehaviourCloning, first_step: int, trainer: lightning.Trainer
-) -> Loader | DeviceLoader:
+) -> TimedBatches:
     device = trainer.strategy.root_device
     keeps = config.frames == "device" or (config.frames == "auto" and device.type == "cuda" and fits(replay, device))
     tasks = tuple(task_by_name(name).index for name in config.tasks)

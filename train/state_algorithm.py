@@ -46,6 +46,11 @@ class StateAlgorithm(nn.Module, abc.ABC):
         self.finite.add(self.updates, terms)
         return values
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether updates are replayed."""
+        return self._captured is not None and self._captured.recorded
+
     def begin(self) -> Hashable:
         """What is decided on the host before an update. Updates with the same answer compute the same."""
         device = next(self.parameters()).device

@@ -40,19 +40,15 @@ class StepRandom:
             drawn = Augmentation.draw(
                 frames, config.image_size, self.seed(stream), config.random_crop, config.photometric
             )
-            corner = self.hold(f"{stream.name} corner", drawn.corner)
-            factors = None if drawn.factors is None else self.hold(f"{stream.name} factors", drawn.factors)
+            corner = self._inputs(f"{stream.name} corner", drawn.corner)
+            factors = None if drawn.factors is None else self._inputs(f"{stream.name} factors", drawn.factors)
             self._augmentations[stream] = Augmentation(corner, factors)
         routing = torch.Generator().manual_seed(derive_seed(config.seed, step, RandomStream.ROUTING))
-        self.uniform = self.hold("uniform", torch.rand(1, len(TASK_NAMES), generator=routing))
+        self.uniform = self._inputs("uniform", torch.rand(1, len(TASK_NAMES), generator=routing))
 
     def renew(self) -> None:
         """Draw anew from the start of the step, from other generators."""
         self._generators.clear()
-
-    def hold(self, name: str, values: Tensor) -> Tensor:
-        """Values drawn or decided before a step, on the device."""
-        return self._inputs(name, values)
 
     def seed(self, stream: RandomStream) -> int:
         """Seed of one purpose in this step."""

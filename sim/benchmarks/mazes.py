@@ -36,11 +36,11 @@ class Maze:
     rows: tuple[str, ...]
     goals: tuple[Cell, ...]
 
-    @property
+    @functools.cached_property
     def start(self) -> Cell:
         return next(cell for cell in self.free if self.rows[cell[0]][cell[1]] == "R")
 
-    @property
+    @functools.cached_property
     def free(self) -> tuple[Cell, ...]:
         every = itertools.product(range(len(self.rows)), range(len(self.rows[0])))
         return tuple((row, column) for row, column in every if self.rows[row][column] != "#")
