@@ -277,6 +277,8 @@ def opens_text(call):
     modes = [a for a in (*call.args[-1:], *(k.value for k in call.keywords if k.arg == "mode"))]
     mode = next((a.value for a in modes if isinstance(a, ast.Constant) and isinstance(a.value, str)), None)
     if name in ("open", "fdopen"):
+        if ast.unparse(call.func) == "tarfile.open":
+            return False  # its mode is the archive's, and it writes bytes
         builtin = isinstance(call.func, ast.Name) or name == "fdopen"
         return (builtin or mode is not None or not call.args) and "b" not in (mode or "r")
     return name in ("read_text", "write_text")
