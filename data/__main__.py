@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from data.assignment import ASSIGNMENTS, assign_tasks
 from data.check import check
 from data.collect import collect
 from data.export import EXPORTS
@@ -43,7 +44,9 @@ def _parser() -> Parser:
     collecting = command("collect-state", "make a dataset of a state benchmark by a recipe (docs/benchmarks.md)")
     add_options(collecting, CollectStateConfig)
     collecting.add_argument("--print-missing", action="store_true", help="print the trainings it needs first, and stop")
-    command("info", "print the content and size of a dataset", "folder")
+    informing = command("info", "print the content and size of a dataset", "folder")
+    text = f"of a benchmark's episodes to tasks: {', '.join(ASSIGNMENTS)}"
+    informing.add_argument("--assignment", default="collected", help=text)
     checking = command("check", "read everything and report errors by file", "folder")
     checking.add_argument("--workers", type=int, default=WORKERS)
     viewing = command("view", "write a self-contained HTML page to browse episodes frame by frame", "folder")
@@ -91,15 +94,15 @@ def _collect_state(print_missing: bool, **options: object) -> None:
     if print_missing:
         print("\n".join(missing(config)))
         return
-    from eval.returns import exploring
+    from eval.behaviour import load_behaviour
 
-    made = make(config, exploring)
+    made = make(config, load_behaviour)
     print(f"{config.path}: {describe(made)}")
 
 
-def _info(folder: Path) -> None:
+def _info(folder: Path, assignment: str) -> None:
     if folder.suffix == ".h5":
-        print(describe(read_transitions(folder)))
+        print(describe(assign_tasks(read_transitions(folder), assignment)))
     else:
         print_info(Replay(folder))
 

@@ -1,49 +1,46 @@
 """`python -m data collect-state --benchmark walker2d --recipe published`: datasets of the state benchmarks, each task's
-transitions from a source of its own: the replay buffer of an online learner, or a policy at work.
+transitions from a source of its own: the replay buffer of an online learner, or a policy at work. Stopped anywhere, the
+same command goes on.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import json
+import os
+import re
+import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from data.transitions import (
-    TransitionDataset,
-    empty_columns,
-    parse_transitions,
-    read_transitions,
-    record,
-    write_transitions,
-)
+from data.locks import lock_file
+from data.state_collection import Behaviour, EpisodeSource, LoadBehaviour, collect_parts
+from data.transitions import TransitionDataset, parse_transitions, read_transitions, write_transitions
 from sim.benchmarks.spec import Benchmark
 from sim.benchmarks.table import BENCHMARKS, benchmark_by_name
-from sim.files import DatasetError, sha256
-from sim.options import changed, check_choice, check_seed, option
+from sim.files import DatasetError
+from sim.options import changed, check_choice, check_least, check_seed, option
 
-Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # observation [S] -> action [A]
-# (file, benchmark, task, seed) -> the task's policy in a file of policies, and its metadata. Handed over by the caller,
-# as evaluation is above data: eval.returns.exploring is one.
-LoadPolicy = Callable[[Path, Benchmark, str, list[int]], tuple[Act, dict[str, Any]]]
+CONTROLLER = "controller"  # in place of a file: the benchmark's own
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """`steps` transitions of a task from `file`: a dataset (.h5), whose first ones are taken, or policies (.pt).
-    `without_falls`: of policies, episodes in which the body falls are played again."""
+    """`steps` transitions of a task from `file`: a dataset (.h5), whose first ones are taken; policies (.pt), of this
+    benchmark or of the one that its controller commands; or `controller`. `without_falls`: of policies, episodes in
+    which the body falls are left out. `noise`: standard deviation of what is added to mean actions; 0: policies are
+    sampled."""
 
     task: str
     file: str
     steps: int
     without_falls: bool = False
+    noise: float = 0.0
 
 
 def _composition(**sources: tuple[str, int] | tuple[str, int, bool]) -> tuple[Source, ...]:
@@ -55,13 +52,19 @@ def _composition(**sources: tuple[str, int] | tuple[str, int, bool]) -> tuple[So
     )
 
 
+def _each_goal(goals: int, file: str, steps: int) -> tuple[Source, ...]:
+    """So many steps to each goal of a maze, with D4RL's noise."""
+    return tuple(Source(task=f"goal-{number}", file=file, steps=steps, noise=0.2) for number in range(goals))
+
+
 def _trained(name: str) -> str:
     return f"models/trained/{name}.pt"
 
 
 # Compositions of CDS, tables 1 and 3 (`published`: medium-replay, medium, expert), and `quick` ones, which need no
 # training: a dataset in a minute. Sizes are the paper's; of halfcheetah and ant it gives trajectories alone (500
-# medium, 5 and 20 expert ones). Its walker2d expert never falls; ours does in 40% of its episodes.
+# medium, 5 and 20 expert ones). Its walker2d expert never falls; ours does in 40% of its episodes. Of a maze, a million
+# steps in episodes of 1000.
 RECIPES: dict[str, dict[str, tuple[Source, ...]]] = {
     "walker2d": {
         "published": _composition(
@@ -109,6 +112,22 @@ RECIPES: dict[str, dict[str, tuple[Source, ...]]] = {
             jump=(_trained("ant-expert"), 2_000),
         ),
     },
+    "pointmaze-medium": {
+        "published": _each_goal(3, CONTROLLER, 333_000),
+        "quick": _each_goal(3, CONTROLLER, 5_000),
+    },
+    "pointmaze-large": {
+        "published": _each_goal(7, CONTROLLER, 143_000),
+        "quick": _each_goal(7, CONTROLLER, 5_000),
+    },
+    "antmaze-medium": {
+        "published": _each_goal(3, _trained("ant-direction"), 333_000),
+        "quick": _each_goal(3, _trained("ant-direction"), 5_000),
+    },
+    "antmaze-large": {
+        "published": _each_goal(7, _trained("ant-direction"), 143_000),
+        "quick": _each_goal(7, _trained("ant-direction"), 5_000),
+    },
 }
 REPLAYS = {  # file of a source -> arguments of the training that makes it
     "runs/walker2d-sac/replay.h5": "train sac --benchmark walker2d --seed 1 --steps 110000",
@@ -123,12 +142,14 @@ class CollectStateConfig:
 
     benchmark: str = option("walker2d", f"of {', '.join(BENCHMARKS)}")
     recipe: str = option("published", "composition of the dataset: published (CDS, table 3), quick, and others")
-    sources: tuple[str, ...] = option((), "TASK=FILE:STEPS each, in place of the recipe's")
+    sources: tuple[str, ...] = option((), "TASK=FILE:STEPS or TASK=FILE:STEPS:NOISE each, in place of the recipe's")
     out: str = option("", "the file; default datasets/BENCHMARK-RECIPE.h5. One of the same sources is left as it is")
     seed: int = option(0, "of the policies' actions and of the first states")
+    workers: int = option(len(os.sched_getaffinity(0)), "processes that play the policies")
 
     def __post_init__(self) -> None:
         check_seed(self, "seed")
+        check_least(self, 1, "workers")
         benchmark = benchmark_by_name(self.benchmark)
         if not self.sources:
             known = RECIPES.get(self.benchmark, {})
@@ -151,12 +172,12 @@ class CollectStateConfig:
 
 
 def read_source(text: str) -> Source:
-    """TASK=FILE:STEPS"""
-    task, _, rest = text.partition("=")
-    file, _, steps = rest.rpartition(":")
-    if not file or not steps.isdecimal() or not int(steps):
-        raise ValueError(f"a source is TASK=FILE:STEPS, got {text!r}")
-    return Source(task=task, file=file, steps=int(steps))
+    """TASK=FILE:STEPS or TASK=FILE:STEPS:NOISE"""
+    found = re.fullmatch(r"([^=]+)=(.+?):0*([1-9]\d*)(?::(\d+(?:\.\d+)?))?", text)
+    if not found:
+        raise ValueError(f"a source is TASK=FILE:STEPS or TASK=FILE:STEPS:NOISE, got {text!r}")
+    task, file, steps, noise = found.groups()
+    return Source(task=task, file=file, steps=int(steps), noise=float(noise or 0))
 
 
 def missing(config: CollectStateConfig) -> list[str]:
@@ -167,33 +188,45 @@ def missing(config: CollectStateConfig) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A source that has been read, with the metadata of its transitions."""
+    """A source that has been read: its transitions, or the episodes that make them; and their metadata."""
 
-    task: str
-    steps: int
+    source: Source
     metadata: dict[str, Any]
-    columns: Callable[[], dict[str, NDArray[Any]]]
+    columns: dict[str, NDArray[Any]] | None = None
+    episodes: EpisodeSource | None = None
 
 
-def make(config: CollectStateConfig, load_policy: LoadPolicy) -> TransitionDataset:
+def make(config: CollectStateConfig, load_behaviour: LoadBehaviour) -> TransitionDataset:
     """The dataset, which is written too, unless its file is there already. DatasetError where that was made of other
     sources, or where a source is missing."""
     benchmark, out = benchmark_by_name(config.benchmark), config.path
     opened = [
-        _open(benchmark, source, config.seed, number, load_policy) for number, source in enumerate(config.composition)
+        _open(benchmark, source, (config.seed, number), load_behaviour)
+        for number, source in enumerate(config.composition)
     ]
-    metadata: dict[str, Any] = {source.task: source.metadata for source in opened}
+    metadata: dict[str, Any] = {each.source.task: each.metadata for each in opened}
+    steps = {each.source.task: each.source.steps for each in opened}
+    wanted = _content(benchmark, metadata, [steps.get(name, 0) for name in benchmark.task_names])
     if out.exists():
-        steps = {source.task: source.steps for source in opened}
-        wanted = _content(benchmark, metadata, [steps.get(name, 0) for name in benchmark.task_names])
         found = _already_there(out, wanted)
         print(f"{out}: already there, made of these sources", file=sys.stderr)
         return found
-    parts = [source.columns() for source in opened]
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    recipe = {} if config.sources else {"recipe": config.recipe}
-    made = TransitionDataset(benchmark=benchmark, columns=columns, metadata=recipe | metadata)
-    write_transitions(out, made)
+    identity = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
+    parts = out.with_name(f".{out.stem}-{identity}.parts")
+    with lock_file(parts / "lock", f"{out}: another command is collecting it"):
+        played = collect_parts(
+            [each.episodes for each in opened if each.episodes], load_behaviour, parts, config.workers
+        )
+        columns_of = iter(played)
+        columns = [next(columns_of) if each.columns is None else each.columns for each in opened]
+        recipe = {} if config.sources else {"recipe": config.recipe}
+        made = TransitionDataset(
+            benchmark=benchmark,
+            columns={name: np.concatenate([part[name] for part in columns]) for name in columns[0]},
+            metadata=recipe | metadata,
+        )
+        write_transitions(out, made)
+        shutil.rmtree(parts)
     return made
 
 
@@ -216,26 +249,27 @@ def _content(benchmark: Benchmark, metadata: dict[str, dict[str, Any]], steps: l
     return {"benchmark": benchmark.name, "order": list(metadata), **counts, **entries}
 
 
-def _open(benchmark: Benchmark, source: Source, seed: int, number: int, load_policy: LoadPolicy) -> Opened:
-    file, task, steps = Path(source.file), source.task, source.steps
-    if file.suffix == ".h5":
-        if not file.is_file():
-            remedy = f"; python -m {REPLAYS[source.file]} makes it" if source.file in REPLAYS else ""
-            raise DatasetError(f"{file}: no such replay{remedy}")
-        content = file.read_bytes()
-        part = _first_steps(file, content, benchmark, task, steps)
-        metadata: dict[str, Any] = {"kind": "replay", "file": file.name, "sha256": hashlib.sha256(content).hexdigest()}
-        return Opened(task=task, steps=steps, metadata=metadata, columns=lambda: part)
-    before = sha256(file) if file.is_file() else None
-    act, known = load_policy(file, benchmark, task, [seed, number])
-    if sha256(file) != before:
-        raise DatasetError(f"{file}: changed while it was read; try again when it is whole")
-    metadata = {"kind": "policy", "file": file.name, "seed": seed, **known, "sha256": before}
-    if source.without_falls:
-        metadata["without_falls"] = True
-    of_source = benchmark, task, act, steps, seed * 1000 + number, source.without_falls
-    play = functools.partial(collect_transitions, *of_source)
-    return Opened(task=task, steps=steps, metadata=metadata, columns=play)
+def _open(benchmark: Benchmark, source: Source, numbers: tuple[int, ...], load_behaviour: LoadBehaviour) -> Opened:
+    file = Path(source.file)
+    if source.file != CONTROLLER and not file.is_file():
+        remedy = f"; python -m {REPLAYS[source.file]} makes it" if source.file in REPLAYS else ""
+        raise DatasetError(f"{file}: no such replay or file of policies{remedy}")
+    content = None if source.file == CONTROLLER else file.read_bytes()
+    known = {"file": file.name, "sha256": hashlib.sha256(content).hexdigest()} if content is not None else {}
+    if content is not None and file.suffix == ".h5":
+        columns = _first_steps(file, content, benchmark, source.task, source.steps)
+        return Opened(source=source, metadata={"kind": "replay", **known}, columns=columns)
+    behaviour = Behaviour(
+        benchmark=benchmark.name, task=source.task, file=source.file, content=content, noise=source.noise
+    )
+    about = load_behaviour(behaviour)[1]  # which refuses policies of something else
+    kind = "controller" if content is None else "policy"
+    options = {name: value for name in ("noise", "without_falls") if (value := getattr(source, name))}
+    metadata = {"kind": kind, "seed": numbers[0], **about, **known, **options}
+    episodes = EpisodeSource(
+        behaviour=behaviour, steps=source.steps, without_falls=source.without_falls, numbers=numbers
+    )
+    return Opened(source=source, metadata=metadata, episodes=episodes)
 
 
 def _first_steps(file: Path, content: bytes, benchmark: Benchmark, task: str, steps: int) -> dict[str, NDArray[Any]]:
@@ -248,34 +282,9 @@ def _first_steps(file: Path, content: bytes, benchmark: Benchmark, task: str, st
     return part
 
 
-def collect_transitions(
-    benchmark: Benchmark, task: str, act: Act, steps: int, seed: int, without_falls: bool = False
-) -> dict[str, NDArray[Any]]:
-    """The columns of so many transitions of consecutive episodes; the last episode may be cut short. A task's own end
-    does not end an episode: the transitions after it serve other tasks. `without_falls`: an episode that terminates
-    early is left out."""
-    columns, index = empty_columns(benchmark, steps), benchmark.task_index(task)
-    env = benchmark.make_env()
-    now, place, first = env.reset(task, seed), 0, 0
-    with tqdm(total=steps, desc=task, unit="step") as progress:
-        while place < steps:
-            action = act(now)
-            step = env.step(action)
-            record(columns, (place,), now, action, step, index)
-            place += 1
-            now = step.observation
-            if step.terminated or step.truncated:
-                now, place = env.reset(task), first if step.terminated and without_falls else place
-                first = place
-            progress.n = place
-            progress.update(0)
-    columns["episode_end"][-1] = True
-    env.close()
-    return columns
-
-
 def describe(dataset: TransitionDataset) -> str:
-    """Transitions, episodes and mean return (or success rate) of each task's own data."""
+    """Transitions, episodes and mean return (or success rate) of each task's own data; and where tasks are successes
+    or not, how many of each task's transitions are one of each other's."""
     columns, benchmark = dataset.columns, dataset.benchmark
     rewards, successes = dataset.rewards, dataset.successes
     head = f"{benchmark.name}, {len(dataset)} transitions"
@@ -290,4 +299,10 @@ def describe(dataset: TransitionDataset) -> str:
             mean = f"{len(np.unique(dataset.episode[own & successes[:, index]])) / episodes:.0%}"
         kind = dataset.metadata.get(task, {}).get("kind", "")
         lines.append(f"{task:<16}{own.sum():>9}{episodes:>10}{mean:>9}  {kind}")
+    if benchmark.metric == "success":
+        lines += ["", f"{'successes of':<16}" + "".join(f"{task:>14}" for task in benchmark.task_names)]
+        failed, succeeded = dataset.steps_by_outcome
+        for source, task in enumerate(benchmark.task_names):
+            shares = succeeded[:, source] / np.maximum(1, failed[:, source] + succeeded[:, source])
+            lines.append(f"{task:<16}" + "".join(f"{share:>14.1%}" for share in shares))
     return "\n".join(lines)

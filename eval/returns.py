@@ -1,4 +1,6 @@
-"""`python -m eval.returns --policy runs/walker2d/policy.pt`: play a file of state policies, in worker processes.
+"""`python -m eval.returns --policy runs/walker2d/policy.pt`: play a file of state policies, in worker processes. Or a
+behaviour policy: `--policy controller --benchmark pointmaze-large`; with a file of policies that a controller commands,
+`--policy models/trained/ant-direction.pt --benchmark antmaze-large --noise 0.2`.
 
 Deterministic actions; the first state of an episode depends on (seed, its number) alone. The benchmark's metric decides
 what is reported: undiscounted returns, or success rates with Wilson intervals.
@@ -8,6 +10,8 @@ Shapes: `E` members, `B` episodes played side by side, `S` observation and `A` a
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
 import sys
@@ -21,10 +25,13 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from data.mixtures import CONTROLLER
 from data.seeding import derive_seed
+from data.state_collection import Behaviour, noisy
+from eval.behaviour import behaviour_of, load_behaviour
 from eval.intervals import wilson
-from models.checkpoint import RUN_CONFIG, CheckpointError, CheckpointFile
-from models.policy_files import PolicyFile, load_policies, pack_policies
+from models.checkpoint import RUN_CONFIG, CheckpointFile
+from models.policy_files import Member, PolicyFile, load_policies, pack_policies
 from sim.benchmarks.spec import Benchmark
 from sim.benchmarks.table import benchmark_by_name
 from sim.files import check_writable, write_atomic
@@ -122,64 +129,85 @@ def _rate(successes: Sequence[bool]) -> str:
     return f"{np.mean(successes):.0%} ({low:.0%}-{high:.0%})"
 
 
+class BehaviourPlayer:
+    """Worker that plays a behaviour policy on a task, given as (0, task)."""
+
+    def __init__(self, behaviour: Behaviour, episodes: int, seed: int) -> None:
+        self._behaviour, self._episodes, self._seed = behaviour, episodes, seed
+
+    def __call__(self, job: tuple[int, str]) -> Played:
+        member, task = job
+        benchmark, noise = benchmark_by_name(self._behaviour.benchmark), self._behaviour.noise
+        act = load_behaviour(dataclasses.replace(self._behaviour, task=task))[0]
+        rng = np.random.default_rng(derive_seed(self._seed, benchmark.task_index(task)))
+        found = play(lambda seen: noisy(act(seen, rng), noise, rng), benchmark, task, self._episodes, self._seed)
+        return Played(member, task, *(column.tolist() for column in found))
+
+
 def evaluate(
     file: PolicyFile, episodes: int, seed: int = EVALUATION_SEED, workers: int = WORKERS, label: str = "evaluate"
 ) -> Results:
     """Play every member on the tasks it was trained for; MissingSimulatorError where that cannot be. `label`: of the
     progress bar."""
-    benchmark = file.benchmark
-    benchmark.make_env().close()  # one line here, if its simulator is missing, and not one of each worker
     jobs = [(number, task) for number, member in enumerate(file.members) for task in member.tasks]
-    arguments = (CheckpointFile(Path("policies"), pack_policies(file)), episodes, seed)
+    player = functools.partial(Player, CheckpointFile(Path("policies"), pack_policies(file)), episodes, seed)
+    rows = _play(file.benchmark, player, file.members, jobs, workers, label)
+    header = {"benchmark": file.benchmark.name, "metric": file.benchmark.metric}
+    return Results(header={**file.metadata, **header, "episodes": episodes, "evaluation_seed": seed}, members=rows)
+
+
+def evaluate_behaviour(
+    behaviour: Behaviour, episodes: int, seed: int = EVALUATION_SEED, workers: int = WORKERS
+) -> Results:
+    """Play a behaviour policy on all tasks of its benchmark, from the first states that evaluation has; errors as
+    `load_behaviour`'s."""
+    benchmark = benchmark_by_name(behaviour.benchmark)
+    _, metadata = load_behaviour(behaviour)
+    member = Member(name=Path(behaviour.file).stem, tasks=benchmark.task_names)
+    jobs = [(0, task) for task in member.tasks]
+    player = functools.partial(BehaviourPlayer, behaviour, episodes, seed)
+    rows = _play(benchmark, player, (member,), jobs, workers, "evaluate")
+    header = {"benchmark": benchmark.name, "metric": benchmark.metric, "noise": behaviour.noise}
+    return Results(header={**metadata, **header, "episodes": episodes, "evaluation_seed": seed}, members=rows)
+
+
+def _play(
+    benchmark: Benchmark,
+    make_player: Callable[[], Callable[[tuple[int, str]], Played]],
+    members: Sequence[Member],
+    jobs: list[tuple[int, str]],
+    workers: int,
+    label: str,
+) -> list[dict[str, Any]]:
+    """The rows of results of all members."""
+    benchmark.make_env().close()  # one line here, if its simulator is missing, and not one of each worker
     rows: list[dict[str, Any]] = [
-        {"name": member.name, "rule": member.rule, "seed": member.seed, "returns": {}} for member in file.members
+        {"name": member.name, "rule": member.rule, "seed": member.seed, "returns": {}} for member in members
     ]
     if benchmark.metric == "success":
         for row in rows:
             row |= {"success": {}, "success_at_end": {}}
     threads = torch.get_num_threads()
-    played = map(Player(*arguments), jobs) if workers == 1 else run_jobs(Player, arguments, jobs, workers)
+    played = map(make_player(), jobs) if workers == 1 else run_jobs(make_player, (), jobs, workers)
     for each in tqdm(played, label, total=len(jobs), unit="task"):
         for name in ("returns", "success", "success_at_end"):
             if name in rows[each.member]:
                 rows[each.member][name][each.task] = getattr(each, name)
     torch.set_num_threads(threads)
-    for row, member in zip(rows, file.members, strict=True):  # tasks in order, whoever was fastest
+    for row, member in zip(rows, members, strict=True):  # tasks in order, whoever was fastest
         for name in ("returns", "success", "success_at_end"):
             if name in row:
                 row[name] = {task: row[name][task] for task in member.tasks}
-    header = {"benchmark": benchmark.name, "metric": benchmark.metric, "episodes": episodes, "evaluation_seed": seed}
-    return Results(header={**file.metadata, **header}, members=rows)
-
-
-def exploring(
-    file: Path, benchmark: Benchmark, task: str, seed: list[int]
-) -> tuple[Callable[[NDArray[np.float32]], NDArray[np.float32]], dict[str, Any]]:
-    """The policy of a task in a file, for collection: observation [S] -> sampled action [A]; and its metadata."""
-    found = load_policies(file)
-    if found.benchmark is not benchmark:
-        raise CheckpointError(f"{file}: holds policies for {found.benchmark.name}, not for {benchmark.name}")
-    member = next((k for k, member in enumerate(found.members) if task in member.tasks), None)
-    if member is None:
-        raise CheckpointError(f"{file}: holds policies for {', '.join(found.tasks)}, none for {task}")
-    torch.set_num_threads(1)  # for one state at a time, more would wait for each other
-    count, index = len(found.members), found.benchmark.task_index(task)
-    generator = torch.Generator().manual_seed(derive_seed(*seed))
-
-    def act(observation: NDArray[np.float32]) -> NDArray[np.float32]:
-        seen = np.broadcast_to(observation, (count, 1, len(observation))).copy()
-        return found.policy.explore(seen, np.full((count, 1), index), generator)[member, 0]
-
-    steps = found.metadata.get("steps", found.metadata.get("updates"))
-    return act, {"algorithm": found.metadata["algorithm"], "policy_steps": steps}
+    return rows
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m eval.returns", description=__doc__)
-    parser.add_argument(
-        "--policy", type=Path, required=True, help="file of policies: policy.pt of a run, models/trained"
-    )
-    parser.add_argument("--benchmark", help="refuse policies of another one (default: the policies' own)")
+    text = "file of policies: policy.pt of a run, models/trained; or controller"
+    parser.add_argument("--policy", required=True, help=text)
+    text = "of a controller; a file's policies of another benchmark are refused, unless its controller commands them"
+    parser.add_argument("--benchmark", help=text)
+    parser.add_argument("--noise", type=float, default=0.0, help="of a behaviour policy's actions (default 0)")
     parser.add_argument("--episodes", type=int, default=10, help="of each member and task (default 10)")
     parser.add_argument(
         "--seed", type=int, default=EVALUATION_SEED, help=f"of the episodes (default {EVALUATION_SEED})"
@@ -192,20 +220,27 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command(lambda: _main(**vars(options)))
 
 
-def _main(policy: Path, benchmark: str | None, episodes: int, seed: int, workers: int, out: Path | None) -> None:
+def _main(
+    policy: str, benchmark: str | None, noise: float, episodes: int, seed: int, workers: int, out: Path | None
+) -> None:
     check_is_seed("seed", seed)
-    if episodes < 1 or workers < 1:
-        raise ValueError(f"episodes and workers are at least 1, got {episodes} and {workers}")
-    file = load_policies(policy)
-    if benchmark and file.benchmark is not benchmark_by_name(benchmark):
-        raise ValueError(f"{policy}: holds policies for {file.benchmark.name}, not for {benchmark}")
-    in_run = (policy.parent / RUN_CONFIG).is_file()  # results of policies outside a run go to runs/
-    out = out or (policy.parent if in_run else Path("runs")) / f"{policy.stem}-played.json"
+    if episodes < 1 or workers < 1 or noise < 0:
+        raise ValueError(f"episodes and workers are at least 1, noise 0, got {episodes}, {workers} and {noise}")
+    path = Path(policy)
+    file = None if policy == CONTROLLER else load_policies(path)
+    if file is None and not benchmark:
+        raise ValueError("which controller? give its --benchmark")
+    wanted = file.benchmark if file is not None and not benchmark else benchmark_by_name(benchmark or "")
+    in_run = (path.parent / RUN_CONFIG).is_file()  # results of policies outside a run go to runs/
+    out = out or (path.parent if in_run else Path("runs")) / f"{path.stem}-played.json"
     check_writable(out)
-    results = evaluate(file, episodes, seed, workers)
+    if file is not None and file.benchmark is wanted and not noise:
+        results = evaluate(file, episodes, seed, workers)
+    else:
+        results = evaluate_behaviour(behaviour_of(wanted, policy, noise), episodes, seed, workers)
     print(results.table())
     write_atomic(out, json.dumps(results.to_json(), indent=1).encode())
-    print(f"{out}: {episodes} episode(s) of each member and task of {file.benchmark.name}")
+    print(f"{out}: {episodes} episode(s) of each member and task of {wanted.name}")
 
 
 if __name__ == "__main__":

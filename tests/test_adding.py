@@ -14,7 +14,7 @@ import pytest
 from data import mixtures
 from data.mixtures import CollectStateConfig, Source
 from data.transitions import read_transitions
-from eval.returns import exploring
+from eval.behaviour import load_behaviour
 from eval.tables import tables
 from models.policy_files import load_policies
 from sim.benchmarks.table import BENCHMARKS
@@ -79,14 +79,14 @@ def line(monkeypatch, tmp_path):
     monkeypatch.setitem(mixtures.RECIPES, "line", {"quick": (replay, policies)})
     options = {"steps": 300, "start_steps": 200, "replay_steps": 200, "batch_size": 8, "hidden_sizes": (16,)}
     learn("SAC", SACConfig(benchmark="line", out=str(tmp_path / "sac"), **options), SAC, "--lr")
-    return CollectStateConfig(benchmark="line", recipe="quick", out=str(tmp_path / "line.h5"))
+    return CollectStateConfig(benchmark="line", recipe="quick", out=str(tmp_path / "line.h5"), workers=1)
 
 
 SOURCES = (("right", "replay.h5"), ("left", "policy-300.pt"))
 
 
 def test_a_benchmark_added_to_the_tables_is_collected_learned_played_and_tabulated(line, tmp_path, capsys):
-    made = mixtures.make(line, exploring)
+    made = mixtures.make(line, load_behaviour)
     assert read_transitions(line.path).digest == made.digest
     assert np.bincount(made.columns["task"]).tolist() == [200, 200]
     state_run.main("cql", ["--data", str(line.path), "--print-config"])
@@ -109,7 +109,7 @@ def test_an_algorithm_is_one_file_of_under_60_lines_and_a_row(line, tmp_path, mo
     monkeypatch.setitem(sys.modules, "added", added)
     spec.loader.exec_module(added)
     monkeypatch.setattr(state_run, "ALGORITHMS", {"added": state_run.Entry(added.BC, added.BCConfig)})
-    made = mixtures.make(line, exploring)
+    made = mixtures.make(line, load_behaviour)
     small = {name: value for name, value in SMALL.items() if name != "num_sampled_actions"}
     options = {**small, "data": str(line.path), "out": str(tmp_path / "run"), "rules": ("all",), "steps": 200}
     found = json.loads(state_run.train("added", added.BCConfig(**options, lr=0.01)).read_text())

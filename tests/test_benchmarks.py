@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from data.mixtures import collect_transitions
+from data.state_collection import Behaviour, EpisodeSource, play_part
 from data.transitions import TransitionDataset, read_transitions, write_transitions
 from sim.benchmarks.spec import Benchmark, StateTask
 from sim.benchmarks.table import BENCHMARKS, benchmark_by_name
@@ -64,28 +66,35 @@ def test_an_episode_ends_at_the_horizon_at_the_latest(benchmark):
 @pytest.mark.parametrize(("name", "task"), TASKS)
 def test_rewards_from_disk_are_the_live_ones(name, task, tmp_path):
     pytest.importorskip("mujoco")
-    benchmark = BENCHMARKS[name]
-    rng = np.random.default_rng(0)
-    actions = []
+    benchmark = replace(BENCHMARKS[name], horizon=STEPS)
+    steps = []
 
-    def act(observation):
-        actions.append(rng.uniform(-1, 1, benchmark.action_size).astype(np.float32))
-        return actions[-1]
+    def act(observation, rng):
+        return rng.uniform(-1, 1, (len(observation), benchmark.action_size)).astype(np.float32)
 
-    columns = collect_transitions(benchmark, task, act, STEPS, seed=5)
-    write_transitions(tmp_path / "x.h5", TransitionDataset(benchmark=benchmark, columns=columns, metadata={}))
+    class Recorded:
+        """The environment, cut short."""
+
+        def __init__(self):
+            self.env, self.reset = (env := benchmark.collecting_env()), env.reset
+
+        def step(self, action):
+            step = self.env.step(action)
+            steps.append((action, step))
+            return step._replace(truncated=len(steps) == STEPS)
+
+    behaviour = Behaviour(benchmark=name, task=task, file="", content=None, noise=0.0)
+    source = EpisodeSource(behaviour=behaviour, steps=STEPS, without_falls=False, numbers=(5,))
+    columns = play_part(benchmark, source, act, [Recorded()], 0)
+    write_transitions(tmp_path / "x.h5", TransitionDataset(benchmark=BENCHMARKS[name], columns=columns, metadata={}))
     dataset = read_transitions(tmp_path / "x.h5")
-    env = benchmark.make_env()
-    env.reset(task, 5)
-    for row, action in enumerate(actions):
-        step = env.step(action)
+    assert len(dataset) == len(steps)
+    for row, (action, step) in enumerate(steps):
+        assert np.array_equal(dataset.columns["next_observation"][row], step.observation)
         assert np.array_equal(dataset.rewards[row], benchmark.rewards(step.quantities, action))
         assert np.array_equal(dataset.successes[row], benchmark.successes(step.quantities))
         ends = benchmark.terminals(step.quantities) | step.terminated
         assert np.array_equal(dataset.done[row], ends)
-        if step.terminated or step.truncated:
-            env.reset(task)
-    env.close()
     assert (dataset.columns["task"] == benchmark.task_index(task)).all()
 
 

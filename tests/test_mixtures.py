@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data import mixtures
-from data.mixtures import RECIPES, REPLAYS, CollectStateConfig, make, missing
+from data.mixtures import CONTROLLER, RECIPES, REPLAYS, CollectStateConfig, Source, make, missing, read_source
 from data.transitions import TransitionDataset, empty_columns, write_transitions
-from eval.returns import exploring
+from eval.behaviour import load_behaviour
 from models.checkpoint import CheckpointError
 from sim.benchmarks.table import BENCHMARKS
 from sim.files import DatasetError
-from tests.line import LINE, LineEnv
 
 WALKER2D = BENCHMARKS["walker2d"]
 ROOT = Path(__file__).parents[1]
@@ -39,16 +37,17 @@ def config(transitions, tmp_path, monkeypatch):
     write_transitions(tmp_path / "replay.h5", transitions)
     (tmp_path / "policy.pt").write_bytes(b"policy")
 
-    def played(benchmark, task, act, steps, *_):
-        first = 10 * benchmark.task_index(task)
-        return {name: column[first : first + steps] for name, column in transitions.columns.items()}
+    def played(sources, *_):
+        return [
+            {name: column[20 : 20 + source.steps] for name, column in transitions.columns.items()} for source in sources
+        ]
 
-    monkeypatch.setattr(mixtures, "collect_transitions", played)
+    monkeypatch.setattr(mixtures, "collect_parts", played)
     sources = (f"run-forward={tmp_path}/replay.h5:5", f"jump={tmp_path}/policy.pt:10")
     return CollectStateConfig(out=str(tmp_path / "set.h5"), sources=sources)
 
 
-def load(file, benchmark, task, seed):
+def load(behaviour):
     return None, {"policy_steps": 7}
 
 
@@ -64,7 +63,7 @@ def test_a_dataset_tells_what_it_is_made_of_and_is_not_made_twice(config, tmp_pa
         "jump": {"kind": "policy", "file": "policy.pt", "seed": 0, "policy_steps": 7, "sha256": policy},
     }
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(mixtures, "collect_transitions", not_reached)
+    monkeypatch.setattr(mixtures, "collect_parts", not_reached)
     written = (tmp_path / "set.h5").stat().st_mtime_ns
     again = make(config, load)
     assert (again.metadata, again.digest) == (made.metadata, made.digest)
@@ -86,7 +85,7 @@ def test_a_dataset_tells_what_it_is_made_of_and_is_not_made_twice(config, tmp_pa
 def test_a_file_that_is_another_is_not_written_over(config, tmp_path, monkeypatch, change, message):
     make(config, load)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr(mixtures, "collect_transitions", not_reached)
+    monkeypatch.setattr(mixtures, "collect_parts", not_reached)
     with pytest.raises(DatasetError, match=message):
         make(change(config), load)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -99,24 +98,15 @@ def test_a_source_that_has_changed_since_makes_another_dataset(config, tmp_path)
         make(config, load)
 
 
-def test_a_source_that_changes_while_it_is_read_is_refused(config, tmp_path, monkeypatch):
-    def changing(file, benchmark, task, seed):
-        file.write_bytes(b"another")
-        return None, {}
-
-    with pytest.raises(DatasetError, match=r"policy\.pt: changed while it was read"):
-        make(config, changing)
-    assert not (tmp_path / "set.h5").exists()
-
-
 def test_every_benchmark_has_a_published_and_a_quick_recipe():
-    assert RECIPES.keys() == BENCHMARKS.keys()
+    followers = {benchmark.controller.follower for benchmark in BENCHMARKS.values() if benchmark.controller}
+    assert RECIPES.keys() == BENCHMARKS.keys() - followers  # those have no data of their own
     for name, recipes in RECIPES.items():
         assert {"published", "quick"} <= recipes.keys()
         for recipe, sources in recipes.items():
             assert {source.task for source in sources} == set(BENCHMARKS[name].task_names), (name, recipe)
             for source in sources:
-                assert source.file in REPLAYS or (ROOT / source.file).is_file(), source.file
+                assert source.file in (CONTROLLER, *REPLAYS) or (ROOT / source.file).is_file(), source.file
         assert not any(source.file in REPLAYS for source in recipes["quick"])  # no training first
 
 
@@ -132,7 +122,7 @@ def test_the_trainings_a_recipe_needs_are_named(tmp_path, monkeypatch):
     assert [line.split("--out")[0].strip() for line in missing(config)] == [
         "train sac --benchmark walker2d --seed 1 --steps 110000",
     ]
-    with pytest.raises(DatasetError, match=r"replay.h5: no such replay; python -m train sac .* makes it"):
+    with pytest.raises(DatasetError, match=r"replay.h5: no such replay or file of policies; python -m train sac .* makes it"):
         make(config, load)
 
 
@@ -146,25 +136,20 @@ def test_policies_of_another_benchmark_are_refused(tmp_path):
     source = f"jump={ROOT}/models/trained/walker2d-expert.pt:10"
     config = CollectStateConfig(benchmark="halfcheetah", sources=(source,), out=str(tmp_path / "x.h5"))
     with pytest.raises(CheckpointError, match="holds policies for walker2d, not for halfcheetah"):
-        make(config, exploring)
+        make(config, load_behaviour)
 
 
-class FallingEnv(LineEnv):
-    """The body falls at place 0."""
-
-    def step(self, action):
-        return super().step(action)._replace(terminated=self.place == 0)
-
-
-def test_episodes_that_end_in_a_fall_are_left_out_where_a_recipe_says_so():
-    benchmark, rng = replace(LINE, make_env=FallingEnv), np.random.default_rng(0)
-    play = partial(mixtures.collect_transitions, benchmark, "right", lambda _: rng.uniform(-0.5, 1, 1))
-    every, upright = play(60, 0), play(60, 0, without_falls=True)
-    assert every["terminated"].any()
-    assert not upright["terminated"].any()
-    assert np.flatnonzero(upright["episode_end"]).tolist() == list(range(LINE.horizon - 1, 60, LINE.horizon))
-    for columns in (every, upright):  # episodes are whole
-        ends = columns["episode_end"][:-1]
-        assert np.array_equal(columns["observation"][1:][~ends], columns["next_observation"][:-1][~ends])
+def test_the_expert_that_jumps_is_recorded_without_falls():
     jump = RECIPES["walker2d"]["published"][2]
     assert (jump.task, jump.without_falls) == ("jump", True)
+
+
+@pytest.mark.parametrize("text", ["jump", "jump=x.pt", "jump=x.pt:0", "jump=x.pt:5:a", "=x.pt:5", "jump=:5"])
+def test_a_source_that_is_not_one_is_refused(text):
+    with pytest.raises(ValueError, match="a source is TASK=FILE:STEPS or TASK=FILE:STEPS:NOISE"):
+        read_source(text)
+
+
+def test_sources_of_the_command_line():
+    assert read_source("jump=a:b.pt:010") == Source(task="jump", file="a:b.pt", steps=10)
+    assert read_source("goal-1=controller:500:0.2") == Source(task="goal-1", file=CONTROLLER, steps=500, noise=0.2)

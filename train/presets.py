@@ -13,6 +13,7 @@ from typing import Any
 from sim.options import check_choice
 
 INF = float("inf")
+MAZE_SHARING = {"sharing_temperature_clip": (10.0, INF), "weigh_own_probability": 0.5}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "walker2d": {
         "sharing": {"sharing_temperature_clip": (5.0, INF), "weigh_own_probability": 0.5},
@@ -28,6 +29,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "cql": {"conservative_weight": 5.0, "critic_lr": 3e-4, "actor_lr": 1e-4},
         "sac": {"update_every": 4},
     },
+    "ant-direction": {"sac": {"update_every": 4}},
+    "pointmaze-medium": {"sharing": MAZE_SHARING},
+    "pointmaze-large": {"sharing": MAZE_SHARING},
+    "antmaze-medium": {"sharing": MAZE_SHARING},
+    "antmaze-large": {"sharing": MAZE_SHARING},
 }
 
 

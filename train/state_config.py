@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from data.assignment import ASSIGNMENTS
 from data.member_random import MemberRandom
 from data.router_config import ADAPTIVE, BY_RULE, GRANULARITIES, RouterConfig
 from data.shared_batches import SharingConfig
@@ -21,6 +22,7 @@ class StateConfig:
     """Defaults are those of CDS on walker2d (app. C.1); train/presets.py has those of each benchmark."""
 
     data: str = option("datasets/walker2d-published.h5", "file of transitions; its benchmark chooses the preset")
+    assignment: str = option("collected", f"of episodes to tasks: {', '.join(ASSIGNMENTS)} (mazes)")
     out: str = option("", "folder of the run; default runs/DATASET-ALGORITHM")
     rules: tuple[str, ...] = option(("cds",), f"sharing rules, trained side by side: {', '.join(RULES)}")
     seeds: tuple[int, ...] = option((0,), "seeds of each rule, trained side by side")
@@ -59,6 +61,7 @@ class StateConfig:
         for rule in self.rules:
             check_choice("sharing rule", rule, tuple(RULES))
         check_choice("precision", self.precision, PRECISIONS)
+        check_choice("assignment", self.assignment, ASSIGNMENTS)
         check_choice("conditioning", self.conditioning, tuple(CONDITIONERS))
         if (self.conditioning == "encoder") != bool(self.encoder):
             raise ValueError(f"conditioning encoder and the option encoder go together, got {self.conditioning}")

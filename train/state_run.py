@@ -24,6 +24,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
+from data.assignment import assign_tasks
 from data.transitions import TransitionDataset, read_benchmark, read_transitions
 from eval.returns import EVALUATION_SEED, Results, evaluate
 from models.conditioning import CONDITIONERS, Conditioner, Normaliser
@@ -131,7 +132,8 @@ class StateRun(lightning.LightningModule):
 
 def train(name: str, config: StateConfig) -> Path:
     """Train, or go on, until `config.steps`; the path of the results."""
-    dataset, config = read_transitions(config.data), _with_folder(name, config)
+    dataset = assign_tasks(read_transitions(config.data), config.assignment)
+    config = _with_folder(name, config)
     out = Path(config.out)
     quiet_lightning()
     prepare_process()

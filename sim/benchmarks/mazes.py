@@ -1,8 +1,8 @@
-"""Mazes of D4RL (Fu et al. 2020, arXiv:2004.07219) with a point in them, which reaches each of several goals.
+"""Mazes of D4RL (Fu et al. 2020, arXiv:2004.07219), where a body reaches one of several goals; here, with a point.
 
-Maps, goals, size of a cell and radius of success are those of AntMaze there (medium and large); the point is its cheap
-twin, of the navigation alone. A task ends for itself where its goal is reached; the steps after it serve the others.
-Places are in m, x to the right and y upwards, the start cell's middle being the origin. Needs MuJoCo.
+Maps, goals, size of a cell and radius of success are those of AntMaze there (medium and large). The point is the ant's
+cheap twin, of the navigation alone. A task ends for itself where its goal is reached; the steps after it serve the
+others. Places are in m, x to the right and y upwards, the start cell's middle being the origin. Needs MuJoCo.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.benchmarks.spec import Benchmark, EnvStep, MissingSimulatorError, Quantities, StateTask
+from sim.benchmarks.spec import Benchmark, Controller, EnvStep, MissingSimulatorError, Quantities, StateTask
 
 Array = NDArray[np.float32]
 Cell = tuple[int, int]  # row, column
 CELL_M, RADIUS_M = 4.0, 0.5  # side of a cell; distance from a goal that is a success
-START_NOISE_M = 0.1
+START_NOISE = 0.1  # m, radians, m/s
+WALL_HEIGHT_M = 1.0
 HORIZON = 1000
 POSITION = "position_m"
 POINT_RADIUS_M, STEP_S, FRAMES = 0.4, 0.02, 5  # of the point; 0.1 s a step, as the ant's
@@ -92,30 +93,31 @@ LARGE = Maze(
 )
 
 
-class PointMazeEnv:
-    """A disc that is pushed by two forces. Observes position (m) and velocity (m/s): [4]."""
+class MazeEnv:
+    """A body in a maze. Observes its joints' positions, of which the first two are its place (m), and velocities.
 
-    def __init__(self, maze: Maze) -> None:
+    `compiled`: the maze's MuJoCo model. `anywhere`: episodes begin in any free cell, not in the start cell."""
+
+    def __init__(self, name: str, maze: Maze, compiled: Callable[[Maze], Any], *, anywhere: bool = False) -> None:
         try:
             import mujoco
         except ImportError:
-            raise MissingSimulatorError(f"point-{maze.name} needs MuJoCo: pip install -e '.[lowdim]'") from None
-        self._mujoco, self._maze = mujoco, maze
-        self._model: Any = _compiled(maze)
+            raise MissingSimulatorError(f"{name} needs MuJoCo: pip install -e '.[lowdim]'") from None
+        self._mujoco, self._maze, self._anywhere = mujoco, maze, anywhere
+        self._model: Any = compiled(maze)
         self._data: Any = mujoco.MjData(self._model)
         self._rng, self._steps = np.random.default_rng(), 0
 
     def reset(self, task: str, seed: int | None = None) -> Array:
-        """At the start cell, for every task."""
-        return self.reset_at(self._maze.start, seed)
-
-    def reset_at(self, cell: Cell, seed: int | None = None) -> Array:
-        """Near the middle of a cell."""
+        """Every task begins alike."""
         if seed is not None:
             self._rng = np.random.default_rng(seed)
-        self._mujoco.mj_resetData(self._model, self._data)
-        self._data.qpos[:] = self._maze.middle(cell) + self._rng.uniform(-START_NOISE_M, START_NOISE_M, 2)
-        self._mujoco.mj_forward(self._model, self._data)
+        free = self._maze.free
+        return self.reset_at(free[self._rng.integers(len(free))] if self._anywhere else self._maze.start)
+
+    def reset_at(self, cell: Cell) -> Array:
+        """Near the middle of a cell."""
+        place_body(self._model, self._data, self._maze.middle(cell), self._rng)
         self._steps = 0
         return self._observe()
 
@@ -133,23 +135,42 @@ class PointMazeEnv:
         return np.concatenate([self._data.qpos, self._data.qvel]).astype(np.float32)
 
 
-def _compiled(maze: Maze) -> Any:
-    """The maze as boxes, with a disc on two slides, damped so that it keeps 2 m/s at full force."""
+def place_body(model: Any, data: Any, place: NDArray[np.floating], rng: np.random.Generator) -> None:
+    """Put a body there, at rest in its first pose but for some noise in all joints (Gymnasium's ant)."""
+    import mujoco
+
+    mujoco.mj_resetData(model, data)
+    data.qpos[:] += rng.uniform(-START_NOISE, START_NOISE, model.nq)
+    data.qpos[:2] += place
+    data.qvel[:] = START_NOISE * rng.standard_normal(model.nv)
+    mujoco.mj_forward(model, data)
+
+
+def add_walls(spec: Any, maze: Maze, **options: Any) -> None:
+    """The maze's walls as boxes of a MuJoCo MjSpec; `options` of their geoms."""
+    import mujoco
+
+    for (row, column), length in maze.walls():
+        left, right = maze.middle((row, column)), maze.middle((row, column + length - 1))
+        x, y = (left + right) / 2
+        size = [CELL_M * length / 2, CELL_M / 2, WALL_HEIGHT_M / 2]
+        spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, pos=[x, y, WALL_HEIGHT_M / 2], size=size, **options)
+
+
+@functools.cache
+def compiled_point(maze: Maze) -> Any:
+    """A disc on two slides, damped so that it keeps 1 m/s at full force, about the ant's speed."""
     import mujoco
 
     spec = mujoco.MjSpec()
     spec.option.timestep, spec.option.gravity = STEP_S, [0.0, 0.0, 0.0]
-    for (row, column), length in maze.walls():
-        left, right = maze.middle((row, column)), maze.middle((row, column + length - 1))
-        x, y = (left + right) / 2
-        size = [CELL_M * length / 2, CELL_M / 2, 0.5]
-        spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, pos=[x, y, 0.5], size=size)
+    add_walls(spec, maze)
     point = spec.worldbody.add_body(name="point", pos=[0.0, 0.0, 0.5])
     point.add_geom(type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[POINT_RADIUS_M, 0, 0], mass=1.0, friction=[0, 0, 0])
     for name, axis in (("x", [1, 0, 0]), ("y", [0, 1, 0])):
         point.add_joint(name=name, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=axis, damping=2.0)
         motor = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
-        motor.gear[0], motor.ctrlrange, motor.ctrllimited = 4.0, [-1.0, 1.0], True
+        motor.gear[0], motor.ctrlrange, motor.ctrllimited = 2.0, [-1.0, 1.0], True
     return spec.compile()
 
 
@@ -202,17 +223,44 @@ def direction(maze: Maze, place: NDArray[np.floating], goal: Cell) -> Array:
     return unit
 
 
-def point_maze(maze: Maze) -> Benchmark:
+def nearest_goal(maze: Maze, q: Quantities) -> NDArray[np.int64]:
+    goals = np.stack([maze.middle(cell) for cell in maze.goals])
+    found: NDArray[np.int64] = np.linalg.norm(q[POSITION][..., None, :] - goals, axis=-1).argmin(-1)
+    return found
+
+
+def goal_of(maze: Maze, task: str) -> Cell:
+    """The goal's cell of a task of this maze."""
+    return maze.goals[int(task.removeprefix("goal-"))]
+
+
+def maze_benchmark(
+    name: str, maze: Maze, compiled: Callable[[Maze], Any], sizes: tuple[int, int], controller: Controller
+) -> Benchmark:
+    """A body in a maze; `sizes` of observation and action."""
     return Benchmark(
-        name=f"point-{maze.name}",
-        observation_size=4,
-        action_size=2,
+        name=name,
+        observation_size=sizes[0],
+        action_size=sizes[1],
         horizon=HORIZON,
         quantities={POSITION: (2,)},
         tasks=goal_tasks(maze),
-        make_env=functools.partial(PointMazeEnv, maze),
+        make_env=functools.partial(MazeEnv, name, maze, compiled),
+        make_collecting_env=functools.partial(MazeEnv, name, maze, compiled, anywhere=True),
         metric="success",
+        controller=controller,
+        nearest_task=functools.partial(nearest_goal, maze),
     )
 
 
-POINT_MEDIUM, POINT_LARGE = point_maze(MEDIUM), point_maze(LARGE)
+def push_towards(maze: Maze, task: str, observation: Array) -> Array:
+    """The point's controller: full force along the way."""
+    return direction(maze, observation[..., :2], goal_of(maze, task))
+
+
+def _point_maze(maze: Maze) -> Benchmark:
+    controller = Controller(command=functools.partial(push_towards, maze))
+    return maze_benchmark(f"pointmaze-{maze.name}", maze, compiled_point, (4, 2), controller)
+
+
+POINT_MEDIUM, POINT_LARGE = _point_maze(MEDIUM), _point_maze(LARGE)

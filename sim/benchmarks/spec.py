@@ -68,12 +68,22 @@ class StateTask:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Controller:
+    """A scripted policy of a benchmark's tasks. `command`: task, observations [..., S] -> actions [..., A]; or, with a
+    `follower`, observations of that benchmark, whose policies have the same actions."""
+
+    command: Callable[[str, NDArray[np.float32]], NDArray[np.float32]]
+    follower: str = ""  # name of a benchmark
+
+
+@dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """A set of tasks in one environment; their order is the one-hot order.
 
     `quantities`: shape of each named quantity of a step (units in the names). `metric`: what evaluation reports, the
     undiscounted return or the success rate. `make_env` may need packages that training from disk does without:
-    MissingSimulatorError."""
+    MissingSimulatorError. `make_collecting_env`: where data begin otherwise than evaluation. `nearest_task`: quantities
+    -> index [...] of the task whose goal is the nearest, for data that are assigned by it."""
 
     name: str
     observation_size: int
@@ -82,7 +92,10 @@ class Benchmark:
     quantities: dict[str, tuple[int, ...]]
     tasks: tuple[StateTask, ...]
     make_env: Callable[[], StateEnv] = field(repr=False)
+    make_collecting_env: Callable[[], StateEnv] | None = field(default=None, repr=False)
     metric: str = "return"
+    controller: Controller | None = None
+    nearest_task: Callable[[Quantities], NDArray[np.int64]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_choice("metric", self.metric, METRICS)
@@ -96,6 +109,9 @@ class Benchmark:
     @property
     def skills(self) -> tuple[str, ...]:
         return tuple(task.skill or task.name for task in self.tasks)
+
+    def collecting_env(self) -> StateEnv:
+        return (self.make_collecting_env or self.make_env)()
 
     def task_index(self, name: str) -> int:
         """ValueError with the nearest name for a task that does not exist."""
