@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, str] = {
     "data": "bench.data",
     "vision": "bench.vision",
     "lowdim": "bench.lowdim",
+    "states": "bench.states",
     "gpu": "bench.gpu",
     "parity": "bench.parity",
     "coverage": "bench.coverage",

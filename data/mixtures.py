@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,14 @@ class Source:
     """`steps` transitions of a task from `file`: a dataset (.h5), whose first ones are taken; policies (.pt), of this
     benchmark or of the one that its controller commands; or `controller`. `without_falls`: of policies, episodes in
     which the body falls are left out. `noise`: standard deviation of what is added to mean actions; 0: policies are
-    sampled."""
+    sampled. `random_actions`: probability of a uniform action in the last episodes, which falls from 1 in the first."""
 
     task: str
     file: str
     steps: int
     without_falls: bool = False
     noise: float = 0.0
+    random_actions: float | None = None
 
 
 def _composition(**sources: tuple[str, int] | tuple[str, int, bool]) -> tuple[Source, ...]:
@@ -59,6 +61,22 @@ def _each_goal(goals: int, file: str, steps: int) -> tuple[Source, ...]:
 
 def _trained(name: str) -> str:
     return f"models/trained/{name}.pt"
+
+
+def _expert(task: str, steps: int) -> Source:
+    """The controller of the desk, which always succeeds."""
+    return Source(task=task, file=CONTROLLER, steps=steps, noise=0.1)
+
+
+def _like_replay(task: str, steps: int) -> Source:
+    """The same among ever fewer random actions, in place of what a learner has seen."""
+    return Source(task=task, file=CONTROLLER, steps=steps, noise=0.1, random_actions=0.3)
+
+
+def _desk(steps_of_experts: int, replay: Callable[[str], Source]) -> tuple[Source, ...]:
+    """CDS, table 3: two experts and two replay buffers."""
+    experts = {task: _expert(task, steps_of_experts) for task in ("door-open", "drawer-close")}
+    return experts["door-open"], replay("door-close"), replay("drawer-open"), experts["drawer-close"]
 
 
 # Compositions of CDS, tables 1 and 3 (`published`: medium-replay, medium, expert), and `quick` ones, which need no
@@ -112,6 +130,11 @@ RECIPES: dict[str, dict[str, tuple[Source, ...]]] = {
             jump=(_trained("ant-expert"), 2_000),
         ),
     },
+    "desk": {
+        "published": _desk(2_000, lambda task: Source(task=task, file="runs/desk-sac/replay.h5", steps=152_000)),
+        "scripted": _desk(2_000, lambda task: _like_replay(task, 152_000)),
+        "quick": _desk(1_000, lambda task: _like_replay(task, 8_000)),
+    },
     "pointmaze-medium": {
         "published": _each_goal(3, CONTROLLER, 333_000),
         "quick": _each_goal(3, CONTROLLER, 5_000),
@@ -133,6 +156,7 @@ REPLAYS = {  # file of a source -> arguments of the training that makes it
     "runs/walker2d-sac/replay.h5": "train sac --benchmark walker2d --seed 1 --steps 110000",
     "runs/halfcheetah-sac/replay.h5": "train sac --benchmark halfcheetah --steps 110000",
     "runs/ant-sac/replay.h5": "train sac --benchmark ant --steps 110000",
+    "runs/desk-sac/replay.h5": "train sac --benchmark desk --tasks door-close,drawer-open --steps 152000",
 }
 
 
@@ -264,10 +288,15 @@ def _open(benchmark: Benchmark, source: Source, numbers: tuple[int, ...], load_b
     )
     about = load_behaviour(behaviour)[1]  # which refuses policies of something else
     kind = "controller" if content is None else "policy"
-    options = {name: value for name in ("noise", "without_falls") if (value := getattr(source, name))}
+    names = ("noise", "without_falls", "random_actions")
+    options = {name: value for name in names if (value := getattr(source, name))}
     metadata = {"kind": kind, "seed": numbers[0], **about, **known, **options}
     episodes = EpisodeSource(
-        behaviour=behaviour, steps=source.steps, without_falls=source.without_falls, numbers=numbers
+        behaviour=behaviour,
+        steps=source.steps,
+        without_falls=source.without_falls,
+        random_actions=source.random_actions,
+        numbers=numbers,
     )
     return Opened(source=source, metadata=metadata, episodes=episodes)
 

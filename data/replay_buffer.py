@@ -33,7 +33,7 @@ class ReplayBuffer:
         """One transition of one task; `filled` is the caller's to count. Whether the task's episode ends here."""
         task, place = self._tasks[member], (member, self.filled)
         record(self.columns, place, before, action, step, self._benchmark.task_index(task.name))
-        self.reward[place] = task.reward(step.quantities, action)
+        self.reward[place] = (task.shaped_reward or task.reward)(step.quantities, action)
         ends = task.ends(step.quantities)
         self.done[place] = step.terminated or ends
         self.columns["episode_end"][place] |= ends

@@ -120,6 +120,24 @@ class Router(torch.nn.Module):
         weight = local_rows(weight.transpose(0, 1)).transpose(0, 1)
         return weight if lead else weight[0]
 
+    @torch.no_grad()
+    def weight_as_shared(self, scores: Scores | None, target: Tensor, episode: Tensor, number: int) -> Tensor:
+        """Weights [E, B] that rows have for their targets if they are shared, by the statistics as they stand; 0 where
+        the rule cannot tell yet."""
+        if self.episodes is not None:
+            routes = self.episodes.held_weights(number)
+            member = torch.arange(len(target), device=target.device)[:, None]
+            return self.tau.new_zeros(target.shape) if routes is None else routes[member, target, episode]
+        if self.rule.score is None:
+            return torch.ones_like(target, dtype=self.tau.dtype)
+        if scores is None:
+            return torch.zeros_like(target, dtype=self.tau.dtype)
+        score = self.rule.score(scores)
+        reference = self.reference().gather(-1, target) if self.rule.reference else torch.zeros_like(score)
+        temperature = self.temperature().gather(-1, target)
+        context = RuleContext(reference=reference, temperature=temperature, target=target, q_tasks=scores.q_tasks)
+        return self.rule.weight(score, context).nan_to_num(0.0)
+
     def chooses(self, number: int) -> bool:
         """Whether the shared rows of batch `number` are what the rule chose: of a rule that draws episodes not before
         their first scores, and `share_after`."""

@@ -201,6 +201,23 @@ class SharedBatches(nn.Module):
         return torch.cat(weights)
 
     @torch.no_grad()
+    def weights_of(
+        self, rows: Tensor, score: Callable[[StateBatch, MemberRandom], Scorer | None], random: MemberRandom
+    ) -> Tensor:
+        """Weights that transitions, `rows` [P] of the dataset, have for every task if they are shared with it: [E, P,
+        N]; 0 for a source that the rule leaves out, and for a task that is not trained."""
+        batch, skills = self._samplers[0].load(rows, self.members), self._dataset.benchmark.skills
+        scores = scores_for(self.rules, score(batch, random.stream(SCORING)), self._snapshot())
+        count, found = len(self.tasks), []
+        for (router, members), known in zip(self._parts(), scores, strict=True):
+            own, mine = batch.of_members(members), None if known is None else known.of_members(members)
+            weight = router.weight_as_shared(mine, own.task_index, own.episode, self._updates)
+            allowed = torch.from_numpy(router.rule.sources(skills)).to(weight.device)
+            found.append(weight * allowed[own.task_index, own.source_task_index])
+        by_task = torch.cat(found).unflatten(1, (len(rows), count))
+        return by_task.new_zeros(*by_task.shape[:2], len(self.task_names)).index_copy(2, self._task_index, by_task)
+
+    @torch.no_grad()
     def choose(
         self,
         batch: StateBatch,

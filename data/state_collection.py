@@ -45,18 +45,26 @@ class Behaviour:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeSource:
-    """`steps` transitions of a behaviour's episodes. `without_falls`: episodes that terminate are left out. `numbers`:
-    what its random numbers depend on."""
+    """`steps` transitions of a behaviour's episodes. `without_falls`: episodes that terminate are left out.
+    `random_actions`: probability of a uniform action in the last episodes, which falls from 1 in the first; None: there
+    are none. `numbers`: what its random numbers depend on."""
 
     behaviour: Behaviour
     steps: int
     without_falls: bool
     numbers: tuple[int, ...]
+    random_actions: float | None = None
 
     @property
     def episodes(self) -> int:
         """Of a part."""
         return min(MAX_EPISODES, -(-self.steps // self.behaviour.horizon))
+
+    def probability_of_random_actions(self, part: int) -> float:
+        if self.random_actions is None:
+            return 0.0
+        done = min(1.0, part * self.episodes * self.behaviour.horizon / self.steps)
+        return 1 - done * (1 - self.random_actions)
 
 
 # How a behaviour acts, and the metadata of its file. Handed over by the caller, as evaluation is above data:
@@ -132,13 +140,19 @@ def play_part(
     transitions after it serve other tasks."""
     task, noise, count = source.behaviour.task, source.behaviour.noise, len(envs)
     index = benchmark.task_index(task)
-    columns = empty_columns(benchmark, count, benchmark.horizon)
+    columns, probability = (
+        empty_columns(benchmark, count, benchmark.horizon),
+        source.probability_of_random_actions(part),
+    )
     rng = np.random.default_rng(derive_seed(*source.numbers, part))
     seeds = rng.integers(2**31, size=count)
     now = np.stack([env.reset(task, int(seed)) for env, seed in zip(envs, seeds, strict=True)])
     lengths, running = np.zeros(count, int), np.ones(count, np.bool_)
     while running.any():
         action = noisy(act(now, rng), noise, rng)
+        if probability:
+            drawn = rng.uniform(-1, 1, action.shape).astype(np.float32)
+            action = np.where(rng.random((count, 1)) < probability, drawn, action)
         for k in np.flatnonzero(running):
             step = envs[k].step(action[k])
             record(columns, (int(k), int(lengths[k])), now[k], action[k], step, index)

@@ -173,7 +173,7 @@ def write_transitions(path: Path, dataset: TransitionDataset) -> None:
 def read_transitions(path: str | Path) -> TransitionDataset:
     """DatasetError names the file and what is wrong with it."""
     _check_is_file(path := Path(path))
-    return parse_transitions(path, path.read_bytes())
+    return _read(path, path)
 
 
 def read_benchmark(path: str | Path) -> Benchmark:
@@ -185,7 +185,11 @@ def read_benchmark(path: str | Path) -> Benchmark:
 
 def parse_transitions(path: Path, content: bytes) -> TransitionDataset:
     """The transitions in the bytes of the file at `path`."""
-    with _open(path, io.BytesIO(content)) as (file, names):
+    return _read(path, io.BytesIO(content))
+
+
+def _read(path: Path, source: Path | io.BytesIO) -> TransitionDataset:
+    with _open(path, source) as (file, names):
         benchmark = _benchmark(path, file, names)
         columns = {name: file[names.get(name, name)][:] for name in tables(benchmark)}
         metadata = json.loads(file.attrs[names.get("metadata", "metadata")])

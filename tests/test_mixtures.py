@@ -122,7 +122,9 @@ def test_the_trainings_a_recipe_needs_are_named(tmp_path, monkeypatch):
     assert [line.split("--out")[0].strip() for line in missing(config)] == [
         "train sac --benchmark walker2d --seed 1 --steps 110000",
     ]
-    with pytest.raises(DatasetError, match=r"replay.h5: no such replay or file of policies; python -m train sac .* makes it"):
+    with pytest.raises(
+        DatasetError, match=r"replay.h5: no such replay or file of policies; python -m train sac .* makes it"
+    ):
         make(config, load)
 
 

@@ -105,7 +105,7 @@ def test_a_controller_is_played_as_policies_are():
     pytest.importorskip("mujoco")
     found = evaluate_behaviour(behaviour_of(BENCHMARKS["pointmaze-medium"], "controller", 0.2), 2, workers=1)
     (row,) = found.members
-    assert row["success"] == dict.fromkeys(["goal-0", "goal-1", "goal-2"], [True, True])
+    assert row["success"] == {task: [True, True] for task in ("goal-0", "goal-1", "goal-2")}
     assert found.header["noise"] == 0.2
 
 

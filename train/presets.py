@@ -29,6 +29,15 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "cql": {"conservative_weight": 5.0, "critic_lr": 3e-4, "actor_lr": 1e-4},
         "sac": {"update_every": 4},
     },
+    "dmc-walker": {
+        "sharing": {"sharing_temperature_clip": (5.0, INF), "weigh_own_probability": 0.5},
+        "sac": {"update_every": 4},
+    },
+    "desk": {
+        "sharing": {"sharing_temperature_clip": (1.0, 50.0), "weigh_own_probability": 0.0},
+        "cql": {"conservative_weight": 1.0, "critic_lr": 3e-4, "actor_lr": 1e-4},
+        "sac": {"update_every": 4, "replay_steps": 152_000, "out": "runs/desk-sac"},
+    },
     "ant-direction": {"sac": {"update_every": 4}},
     "pointmaze-medium": {"sharing": MAZE_SHARING},
     "pointmaze-large": {"sharing": MAZE_SHARING},

@@ -23,3 +23,4 @@ class MemberStream(enum.IntEnum):
     FIRST_WEIGHTS = 2
     BEHAVIOUR_UPDATE = 3  # of pi_beta_eff
     BEHAVIOUR_FIRST_WEIGHTS = 4
+    WEIGHTS = 5  # of transitions, at the end

@@ -25,7 +25,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from data.assignment import assign_tasks
+from data.sharing import RULES
 from data.transitions import TransitionDataset, read_benchmark, read_transitions
+from data.weight_files import WEIGHTS, WeightFile, write_weights
 from eval.returns import EVALUATION_SEED, Results, evaluate
 from models.conditioning import CONDITIONERS, Conditioner, Normaliser
 from models.policy_files import Member, PolicyFile, load_encoder, pack_policies
@@ -45,10 +47,12 @@ from train.precision import resolve_precision
 from train.presets import preset_for
 from train.process_settings import prepare_process
 from train.run_dir import LAST, LOG, lock_run, open_run
+from train.seeding import MemberStream
 from train.state_algorithm import StateAlgorithm
 from train.state_checkpoints import Checkpoints, SaveEvery
 from train.state_config import StateConfig
 
+WEIGHED_ROWS, ROWS_AT_ONCE = 10_000, 250  # transitions of the dataset whose weights are written
 POLICY, ROUTING, RETURNS = "policy.pt", "routing.json", "returns.json"
 FREE_TO_CHANGE = (
     "out",
@@ -237,6 +241,7 @@ def _finish(
     write_atomic(out / POLICY, pack_policies(learned))
     routing = dict(zip(config.member_names, algorithm.shared.report(), strict=True))
     write_atomic(out / ROUTING, json.dumps(routing, indent=1).encode())
+    _write_weights(out / WEIGHTS, config, algorithm, dataset, device)
     try:
         results = evaluate(learned, config.episodes, EVALUATION_SEED, config.workers)
     except MissingSimulatorError as error:
@@ -247,7 +252,7 @@ def _finish(
         row["routing"] = routing[row["name"]]
     _write(out / RETURNS, results)
     if config.divergence_steps:
-        algorithm.to(device)  # Lightning leaves it on the CPU
+        algorithm.to(device)  # evaluation leaves its policies on the CPU
         try:
             behaviour = fit_behaviour(algorithm, config.divergence_steps)
         except NotFiniteError as error:
@@ -264,6 +269,26 @@ def _finish(
         _write(out / RETURNS, results)
     print(f"{out / RETURNS}: {algorithm.updates} updates; as a table: python -m eval.tables {out / RETURNS}")
     return out / RETURNS
+
+
+def _write_weights(
+    path: Path, config: StateConfig, algorithm: StateAlgorithm, dataset: TransitionDataset, device: torch.device
+) -> None:
+    """What the rules that share by Q-values make of transitions from all over the dataset."""
+    shared, members = algorithm.shared, config.members
+    chosen = [k for k, (rule, _) in enumerate(members) if RULES[rule].uses_q]
+    if not chosen:
+        return
+    row = np.unique(np.linspace(0, len(dataset) - 1, WEIGHED_ROWS).astype(np.int64))
+    algorithm.to(device)  # Lightning leaves it on the CPU
+    found = []
+    for number, part in enumerate(torch.from_numpy(row).to(device).split(ROWS_AT_ONCE)):
+        random = config.random(device, MemberStream.WEIGHTS, number)
+        found.append(shared.weights_of(part, algorithm.score, random)[chosen].half().cpu().numpy())
+    names = tuple(config.member_names[k] for k in chosen)
+    rules = tuple(members[k][0] for k in chosen)
+    weight = np.concatenate(found, axis=1)
+    write_weights(path, WeightFile(row=row, weight=weight, members=names, rules=rules, dataset_digest=dataset.digest))
 
 
 def _write(path: Path, results: Results) -> None:

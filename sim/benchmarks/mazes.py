@@ -264,3 +264,9 @@ def _point_maze(maze: Maze) -> Benchmark:
 
 
 POINT_MEDIUM, POINT_LARGE = _point_maze(MEDIUM), _point_maze(LARGE)
+
+
+def maze_of(benchmark: str) -> Maze | None:
+    """The maze of a benchmark, by its name; None for one without."""
+    kind, _, size = benchmark.partition("-")
+    return {maze.name: maze for maze in (MEDIUM, LARGE)}[size] if kind in ("pointmaze", "antmaze") else None

@@ -54,13 +54,15 @@ class StateEnv(Protocol):
 class StateTask:
     """A task of a benchmark. Rule `skill` shares between tasks of one `skill`; by default each task is its own.
 
-    `success`: the goal is reached; `terminal`: an episode of this task ends here. None: never."""
+    `success`: the goal is reached; `terminal`: an episode of this task ends here. None: never. `shaped_reward`: what
+    online learners take in place of a sparse reward."""
 
     name: str
     reward: Reward
     skill: str = ""
     success: Condition | None = None
     terminal: Condition | None = None
+    shaped_reward: Reward | None = None
 
     def ends(self, quantities: Quantities) -> bool:
         """Whether a live episode of this task ends after this step."""

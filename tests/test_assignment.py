@@ -1,0 +1,160 @@
+"""Directed and undirected readings of one file of a maze, and the weights that rules give over its plane."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from data.assignment import assign_tasks
+from data.transitions import TransitionDataset, empty_columns, write_transitions
+from data.weight_files import WeightFile, read_weights, write_weights
+from eval import weights
+from sim.benchmarks.mazes import MEDIUM, POINT_MEDIUM, POSITION, maze_of
+from sim.benchmarks.table import BENCHMARKS
+from sim.files import DatasetError
+from tests.conftest import SMALL_STATE_RUN as SMALL
+from tests.line import LINE
+from train import state_run
+from train.cql import CQLConfig
+from train.presets import PRESETS
+
+
+def maze_dataset(ends, length=4):
+    """An episode for each place (m) where one ends; all were collected for goal 0."""
+    columns = empty_columns(POINT_MEDIUM, length * len(ends))
+    columns["episode_end"][length - 1 :: length] = True
+    place = columns[f"quantity/{POSITION}"]
+    place[length - 1 :: length] = ends
+    columns["observation"][:, :2] = place
+    columns["action"][:] = np.random.default_rng(0).uniform(-1, 1, columns["action"].shape)
+    return TransitionDataset(benchmark=POINT_MEDIUM, columns=columns, metadata={})
+
+
+def tasks_of_episodes(dataset, length=4):
+    task = dataset.columns["task"].reshape(-1, length)
+    assert (task == task[:, :1]).all()
+    return task[:, 0].tolist()
+
+
+def test_a_directed_episode_is_of_the_goal_nearest_to_its_end():
+    goals = [MEDIUM.middle(cell) for cell in MEDIUM.goals]
+    dataset = maze_dataset([goals[2] + 1.0, goals[0] - 3.0, goals[1], goals[1] * 0.9 + goals[0] * 0.1])
+    directed = assign_tasks(dataset, "directed")
+    assert tasks_of_episodes(directed) == [2, 0, 1, 1]
+    assert tasks_of_episodes(assign_tasks(dataset, "collected")) == [0] * 4
+    assert len({dataset.digest, directed.digest}) == 2  # a run is bound to its reading
+
+
+def test_undirected_episodes_are_of_all_tasks_alike_and_always_the_same():
+    dataset = maze_dataset(np.zeros((60, 2)))
+    found = tasks_of_episodes(assign_tasks(dataset, "undirected"))
+    assert np.bincount(found).tolist() == [20, 20, 20]
+    assert found == tasks_of_episodes(assign_tasks(dataset, "undirected"))
+    assert found != sorted(found)
+
+
+def test_tasks_without_goals_have_no_directed_reading():
+    dataset = TransitionDataset(benchmark=LINE, columns=empty_columns(LINE, 2), metadata={})
+    with pytest.raises(ValueError, match="tasks of line have no goal"):
+        assign_tasks(dataset, "directed")
+
+
+def test_every_maze_is_found_by_the_name_of_its_benchmark():
+    for name, benchmark in BENCHMARKS.items():
+        maze = maze_of(name)
+        assert (maze is not None) == (POSITION in benchmark.quantities)
+        if maze is not None:
+            assert len(maze.goals) == len(benchmark.tasks)
+
+
+def test_a_run_writes_the_weights_of_its_rules_and_a_command_shows_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(state_run, "WEIGHED_ROWS", 40)
+    monkeypatch.setattr(state_run, "ROWS_AT_ONCE", 7)
+    dataset = maze_dataset(np.random.default_rng(1).uniform(0, 20, (30, 2)))
+    write_transitions(tmp_path / "maze.h5", dataset)
+    options = {**SMALL, **PRESETS["pointmaze-medium"]["sharing"], "rules": ("none", "cds", "hipi"), "seeds": (0, 1)}
+    data, out = str(tmp_path / "maze.h5"), str(tmp_path / "run")
+    config = CQLConfig(**{**options, "data": data, "out": out, "assignment": "undirected", "episodes": 1})
+    state_run.train("cql", config)
+    found = read_weights(tmp_path / "run" / "weights.h5")
+    assert found.members == ("cds-0", "cds-1", "hipi-0", "hipi-1")
+    assert found.weight.shape == (4, 40, 3)
+    assert np.array_equal(found.row, np.linspace(0, 119, 40).astype(int))
+    assert found.dataset_digest == assign_tasks(dataset, "undirected").digest
+    assert set(np.unique(found.of_rule("hipi") * 2)) <= {0, 1, 2}  # 0 or 1 in each of two seeds
+    assert np.array_equal(found.weight[2:].sum(2), np.ones((2, 40)))  # the task of the highest Q
+    capsys.readouterr()
+    assert weights.main([out]) == 0
+    text = capsys.readouterr().out
+    assert text.count("\n| goal-") == 6
+    assert f"{out}/weights-cds.png: the weights" in text
+    (tmp_path / "maze.h5").unlink()
+    assert weights.main([out]) == 2
+
+
+class Known:
+    """A scorer whose Q-values are known."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def q(self):
+        return self.batch.action[..., 0] + 10 * self.batch.task_index
+
+    def q_tasks(self):
+        return self.q()[..., None] + torch.zeros(3).index_fill(0, torch.tensor(1), 1.0)
+
+
+def test_weights_are_those_of_the_statistics_as_they_stand():
+    dataset = assign_tasks(maze_dataset(np.zeros((6, 2))), "undirected")
+    clip = PRESETS["pointmaze-medium"]["sharing"]
+    config = CQLConfig(**{**SMALL, **clip, "rules": ("cds", "skill", "hipi"), "sharing_temperature": "2.0"})
+    algorithm = state_run.build("cql", replace(config, data=""), dataset)
+    shared, random = algorithm.shared, config.random("cpu", 1)
+    shared.start("cpu")
+    router = shared.routers[0]
+    router.own[..., :2], router.own_weight[..., :2] = torch.tensor([0.0, 1.0]), 1.0
+    router.own_count += 2  # own scores 0 and 1: the median is a half
+    before = {key: value.clone() for key, value in shared.state_dict().items()}
+    rows = torch.tensor([0, 5, 23])
+    found = shared.weights_of(rows, lambda batch, _: Known(batch), random)
+    q = torch.from_numpy(dataset.columns["action"])[rows, :1] + 10 * torch.arange(3)
+    assert found[0].numpy() == pytest.approx(torch.sigmoid((q - 0.5) / 2).numpy(), abs=1e-5)
+    own = torch.nn.functional.one_hot(torch.from_numpy(dataset.columns["task"])[rows], 3)
+    assert torch.equal(found[1].long(), own)  # each of these tasks is a skill of its own
+    assert torch.equal(found[2], torch.tensor([0.0, 1.0, 0.0]).expand(3, 3))
+    assert all(torch.equal(before[key], value) for key, value in shared.state_dict().items())
+
+
+def test_a_damaged_file_of_weights_is_refused(tmp_path):
+    file = WeightFile(
+        row=np.arange(4), weight=np.ones((1, 4, 3), np.float16), members=("cds-0",), rules=("cds",), dataset_digest="x"
+    )
+    write_weights(path := tmp_path / "weights.h5", file)
+    assert np.array_equal(read_weights(path).of_rule("cds"), np.ones((4, 3)))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DatasetError, match=r"weights\.h5: not a file of weights, or a damaged one"):
+        read_weights(path)
+    path.unlink()
+    with pytest.raises(DatasetError, match="no such file; a run whose rules share by Q-values writes it"):
+        read_weights(path)
+
+
+def test_a_run_is_refused_with_another_reading(tmp_path):
+    dataset = maze_dataset(np.zeros((6, 2)))
+    write_transitions(tmp_path / "maze.h5", dataset)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"data": str(tmp_path / "maze.h5")}), encoding="utf-8")
+    file = WeightFile(
+        row=np.arange(4),
+        weight=np.ones((1, 4, 3), np.float16),
+        members=("cds-0",),
+        rules=("cds",),
+        dataset_digest=assign_tasks(dataset, "undirected").digest,
+    )
+    write_weights(tmp_path / "run" / "weights.h5", file)
+    assert weights.main([str(tmp_path / "run")]) == 2
