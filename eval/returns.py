@@ -27,18 +27,21 @@ from tqdm import tqdm
 
 from data.mixtures import CONTROLLER
 from data.seeding import derive_seed
-from data.state_collection import Behaviour, noisy
+from data.state_collection import Act, Behaviour, noisy
 from eval.behaviour import behaviour_of, load_behaviour
 from eval.intervals import wilson
 from models.checkpoint import RUN_CONFIG, CheckpointFile
 from models.policy_files import Member, PolicyFile, load_policies, pack_policies
+from sim.benchmarks.films import film as film_episode
 from sim.benchmarks.spec import Benchmark
 from sim.benchmarks.table import benchmark_by_name
 from sim.files import check_writable, write_atomic
-from sim.options import Parser, check_is_seed, run_command
+from sim.film_files import FILM_PAUSE_MS, FORMATS, write_film
+from sim.options import Parser, check_choice, check_is_seed, run_command
 from sim.parallel import run_jobs
 
 EVALUATION_SEED = 1  # of the episodes that every member of every run plays
+FILM_PX = 360
 WORKERS = len(os.sched_getaffinity(0))
 
 
@@ -201,6 +204,20 @@ def _play(
     return rows
 
 
+def _frames(behaviour: Behaviour, file: PolicyFile | None, seed: int) -> list[Any]:
+    """An episode of each task, by the first policy that was trained for it."""
+    benchmark = benchmark_by_name(behaviour.benchmark)
+    rng, found = np.random.default_rng(seed), []
+    for task in benchmark.task_names if file is None or file.benchmark is not benchmark else file.tasks:
+        act = load_behaviour(dataclasses.replace(behaviour, task=task))[0]
+
+        def act_alone(seen: NDArray[np.float32], act: Act = act) -> NDArray[np.float32]:
+            return noisy(act(seen[None], rng), behaviour.noise, rng)[0]
+
+        found += film_episode(benchmark, task, act_alone, seed, FILM_PX)
+    return found
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m eval.returns", description=__doc__)
     text = "file of policies: policy.pt of a run, models/trained; or controller"
@@ -216,12 +233,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, help="file of the results (default: POLICY-played.json in its run, else in runs/)"
     )
+    parser.add_argument("--film", type=Path, help="play an episode of each task into this file instead (GIF, WebP)")
     options = parser.parse_args(arguments)
     return run_command(lambda: _main(**vars(options)))
 
 
 def _main(
-    policy: str, benchmark: str | None, noise: float, episodes: int, seed: int, workers: int, out: Path | None
+    policy: str,
+    benchmark: str | None,
+    noise: float,
+    episodes: int,
+    seed: int,
+    workers: int,
+    out: Path | None,
+    film: Path | None,
 ) -> None:
     check_is_seed("seed", seed)
     if episodes < 1 or workers < 1 or noise < 0:
@@ -231,6 +256,12 @@ def _main(
     if file is None and not benchmark:
         raise ValueError("which controller? give its --benchmark")
     wanted = file.benchmark if file is not None and not benchmark else benchmark_by_name(benchmark or "")
+    if film is not None:
+        check_choice("file format", film.suffix.lower(), FORMATS)
+        check_writable(film)
+        write_film(film, _frames(behaviour_of(wanted, policy, noise), file, seed), FILM_PAUSE_MS)
+        print(film)
+        return
     in_run = (path.parent / RUN_CONFIG).is_file()  # results of policies outside a run go to runs/
     out = out or (path.parent if in_run else Path("runs")) / f"{path.stem}-played.json"
     check_writable(out)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sim.actions import COMMANDS
 from sim.appearances import SPLITS
+from sim.benchmarks.films import Act, film
+from sim.benchmarks.table import benchmark_by_name
 from sim.drawing import RENDERERS
 from sim.files import check_writable, write_atomic
+from sim.film_files import FILM_PAUSE_MS, FORMATS, captioned, encoded, write_film
 from sim.options import check_choice, check_least, check_seed, option
 from sim.policies import CrudePolicy, Policy, RandomPolicy, ScriptedPolicy
 from sim.scenes import FACTORS
@@ -25,16 +26,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 POLICIES: dict[str, type[Policy]] = {"scripted": ScriptedPolicy, "crude": CrudePolicy, "random": RandomPolicy}
-FORMATS = (".gif", ".webp", ".png")
 SHEET_FORMATS = (".jpg", ".png", ".webp")
-CAPTION_PX = 44
-SMALLEST_PX = 320  # of a film; smaller frames are enlarged to leave room for the caption
 LARGEST_PX = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
 class WatchConfig:
-    task: str = option("lift-can", f"of {', '.join(TASK_NAMES)}")
+    task: str = option("", f"of {', '.join(TASK_NAMES)} (default lift-can), or of the benchmark")
+    benchmark: str = option("", "a state benchmark, played by its controller (policy scripted) or at random")
     policy: str = option("scripted", f"of {', '.join(POLICIES)}")
     seed: int = option(0, "of the first scene")
     episodes: int = option(1, "one after another, with consecutive seeds")
@@ -56,31 +55,40 @@ class WatchConfig:
 
 def watch(config: WatchConfig) -> Path:
     """Writes the film, shows it if there is a display, and returns its path."""
-    path = Path(config.out or f"runs/watch/{config.task}-{config.policy}-{config.seed}.gif")
+    task, benchmark = config.task or "lift-can", config.benchmark
+    if benchmark:
+        task = config.task or benchmark_by_name(benchmark).task_names[0]
+    path = Path(config.out or f"runs/watch/{benchmark}{benchmark and '-'}{task}-{config.policy}-{config.seed}.gif")
     frames: list[Image.Image] = []
+    if benchmark:
+        check_writable(path)
+        for seed in range(config.seed, config.seed + config.episodes):
+            frames += film(benchmark_by_name(benchmark), task, _act_of(config, task), seed, config.size)
+        write_film(path, frames, FILM_PAUSE_MS)
+        return path
     from sim.env import PickPlaceEnv
     from sim.episodes import play
 
     frames_per_s: int = PickPlaceEnv.metadata["render_fps"]
-    env = PickPlaceEnv(config.task, config.size, config.renderer, randomise=config.randomise, split=config.split)
+    env = PickPlaceEnv(task, config.size, config.renderer, randomise=config.randomise, split=config.split)
     check_writable(path)
     with env:
         for seed in range(config.seed, config.seed + config.episodes):
             policy, rng = POLICIES[config.policy](), np.random.default_rng(seed)
-            for number, step in enumerate(play(env, policy, task_by_name(config.task), seed, rng)):
-                title, event = f"{config.task}, step {number}", "moves"
+            for number, step in enumerate(play(env, policy, task_by_name(task), seed, rng)):
+                title, event = f"{task}, step {number}", "moves"
                 if step.action is None:
-                    title, event = f"{config.task}, {config.policy}, seed {seed}", "begins"
+                    title, event = f"{task}, {config.policy}, seed {seed}", "begins"
                 elif step.done:
                     event = f"ends: {'success' if step.reward else 'failure'}"
                 elif step.action[4]:
                     event = COMMANDS[int(step.action[4])]
-                frames.append(_captioned(step.observation["image"], title, event, step.info))
+                holds = np.asarray(step.info["successes"])
+                detected = [name for name, success in zip(TASK_NAMES, holds, strict=True) if success]
+                frames.append(captioned(step.observation["image"], f"{title}: {event}", detected))
             frames += [frames[-1]] * frames_per_s
     pause_ms = 1000 // frames_per_s
-    saved = _with_shared_palette(frames) if path.suffix.lower() == ".gif" else frames
-    film = _encoded(saved[0], path, save_all=True, append_images=saved[1:], duration=pause_ms, loop=0)
-    write_atomic(path, film)
+    write_film(path, frames, pause_ms)
     if config.window and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         _show(frames, pause_ms)
     return path
@@ -127,54 +135,28 @@ def sheet(config: SheetConfig) -> Path:
                 y = (index // side_by_side * config.rows + row) * (config.size + caption_px)
                 canvas.paste(Image.fromarray(observation["image"]), (x, y))
                 draw.text((x + 4, y + config.size + 2), f"{name}, seed {seed}", fill=(220, 220, 220), font=font)
-    write_atomic(path, _encoded(canvas, path))
+    write_atomic(path, encoded(canvas, path))
     return path
 
 
-def _encoded(image: Image.Image, path: Path, **options: Any) -> bytes:
-    """Encodes an image in the format of the path's suffix."""
-    from PIL import Image
-
-    content = io.BytesIO()
-    image.save(content, Image.registered_extensions()[path.suffix.lower()], **options)
-    return content.getvalue()
-
-
-def _captioned(frame: NDArray[np.uint8], title: str, event: str, info: dict[str, object]) -> Image.Image:
-    """The frame above two lines of text: what happens, and the tasks that the detectors accept in this state."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    frame = np.repeat(np.repeat(frame, factor := -(-SMALLEST_PX // len(frame)), axis=0), factor, axis=1)
-    size = frame.shape[0]
-    image = Image.new("RGB", (size, size + CAPTION_PX), (24, 24, 26))
-    image.paste(Image.fromarray(frame), (0, 0))
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=15)
-    detected = [name for name, success in zip(TASK_NAMES, np.asarray(info["successes"]), strict=True) if success]
-    draw.text((6, size + 3), f"{title}: {event}", fill=(235, 235, 235), font=font)
-    draw.text(
-        (6, size + 23),
-        f"detected: {', '.join(detected) or 'nothing'}",
-        fill=(120, 220, 120) if detected else (150, 150, 150),
-        font=font,
-    )
-    return image
+def _act_of(config: WatchConfig, task: str) -> Act:
+    """The benchmark's controller, or random actions."""
+    benchmark = benchmark_by_name(config.benchmark)
+    controller = benchmark.controller
+    if config.policy == "random":
+        rng = np.random.default_rng(config.seed)
+        return lambda _: rng.uniform(-1, 1, benchmark.action_size).astype(np.float32)
+    if config.policy != "scripted" or controller is None or controller.follower:
+        raise ValueError(
+            f"{config.policy} does not play {benchmark.name} by itself; --policy random does, and "
+            "python -m eval.returns --film shows policies of a file"
+        )
+    return lambda observation: controller.command(task, observation)
 
 
 def _check_size(size: int) -> None:
     if not 16 <= size <= LARGEST_PX:
         raise ValueError(f"size is 16 to {LARGEST_PX} px, got {size}")
-
-
-def _with_shared_palette(frames: list[Image.Image]) -> list[Image.Image]:
-    """Quantises all frames to the same 256 colours, or objects would change colour from frame to frame."""
-    from PIL import Image
-
-    samples = frames[:: max(1, len(frames) // 8)]
-    strip = Image.new("RGB", (samples[0].width, sum(frame.height for frame in samples)))
-    for number, frame in enumerate(samples):
-        strip.paste(frame, (0, number * frame.height))
-    palette = strip.quantize(256, Image.Quantize.MEDIANCUT)
-    return [frame.quantize(palette=palette) for frame in frames]
 
 
 def _show(frames: list[Image.Image], pause_ms: int) -> None:

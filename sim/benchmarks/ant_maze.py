@@ -86,6 +86,9 @@ class DirectedAntEnv:
 
     def close(self) -> None: ...
 
+    def simulation(self) -> tuple[Any, Any]:
+        return self._model, self._data
+
     def _draw_direction(self) -> Array:
         angle = self._rng.uniform(-np.pi, np.pi)
         return np.array([np.cos(angle), np.sin(angle)], np.float32)

@@ -151,6 +151,9 @@ class DeskEnv:
 
     def close(self) -> None: ...
 
+    def simulation(self) -> tuple[Any, Any]:
+        return self._model, self._data
+
     def _place_objects(self) -> None:
         """In the model, which environments share."""
         self._model.body_pos[self._bodies["door"]] = self._door_place
@@ -220,7 +223,7 @@ def open_door(hand: Array, handle: Array, angle: Array) -> tuple[Array, float]:
 def close_door(hand: Array, handle: Array, angle: Array) -> tuple[Array, float]:
     """Against the handle from outside."""
     inwards = np.stack([-np.sin(angle), np.cos(angle), 0 * angle], -1)
-    return handle + 0.1 * inwards, 10.0
+    return (handle + 0.1 * inwards).astype(np.float32), 10.0
 
 
 def open_drawer(hand: Array, handle: Array, opening: Array) -> tuple[Array, float]:

@@ -99,6 +99,9 @@ class DMCWalkerEnv:
 
     def close(self) -> None: ...
 
+    def simulation(self) -> tuple[Any, Any]:
+        return self._model, self._data
+
     def _observe(self) -> Array:
         data = self._data
         orientations = data.xmat[1:, [0, 2]].ravel()

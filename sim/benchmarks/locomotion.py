@@ -116,6 +116,9 @@ class MuJoCoEnv:
     def close(self) -> None:
         self._env.close()
 
+    def simulation(self) -> tuple[Any, Any]:
+        return self._env.unwrapped.model, self._env.unwrapped.data
+
 
 def read_motion(start_height_m: float, observation: Array, info: dict[str, Any]) -> Quantities:
     """All three bodies observe the height of the torso first."""

@@ -131,6 +131,9 @@ class MazeEnv:
 
     def close(self) -> None: ...
 
+    def simulation(self) -> tuple[Any, Any]:
+        return self._model, self._data
+
     def _observe(self) -> Array:
         return np.concatenate([self._data.qpos, self._data.qvel]).astype(np.float32)
 
@@ -164,9 +167,13 @@ def compiled_point(maze: Maze) -> Any:
 
     spec = mujoco.MjSpec()
     spec.option.timestep, spec.option.gravity = STEP_S, [0.0, 0.0, 0.0]
-    add_walls(spec, maze)
+    add_walls(spec, maze, rgba=[0.5, 0.5, 0.5, 1.0])
+    spec.worldbody.add_light(pos=[0.0, 0.0, 50.0], dir=[0.0, 0.0, -1.0], directional=True)
+    plane, seen_only = mujoco.mjtGeom.mjGEOM_PLANE, {"contype": 0, "conaffinity": 0}
+    spec.worldbody.add_geom(type=plane, size=[100.0, 100.0, 1.0], rgba=[0.9, 0.9, 0.9, 1.0], **seen_only)
     point = spec.worldbody.add_body(name="point", pos=[0.0, 0.0, 0.5])
-    point.add_geom(type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[POINT_RADIUS_M, 0, 0], mass=1.0, friction=[0, 0, 0])
+    look = {"friction": [0.0, 0.0, 0.0], "rgba": [0.1, 0.3, 0.7, 1.0]}
+    point.add_geom(type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[POINT_RADIUS_M, 0, 0], mass=1.0, **look)
     for name, axis in (("x", [1, 0, 0]), ("y", [0, 1, 0])):
         point.add_joint(name=name, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=axis, damping=2.0)
         motor = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)

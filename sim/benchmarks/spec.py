@@ -37,7 +37,8 @@ class EnvStep(NamedTuple):
 
 
 class StateEnv(Protocol):
-    """One environment of a benchmark, for every task of it."""
+    """One environment of a benchmark, for every task of it. One that MuJoCo simulates also has `simulation()`, its
+    model and data, for films."""
 
     def reset(self, task: str, seed: int | None = None) -> NDArray[np.float32]:
         """First observation [S] of a new episode of this task. A seed determines this and later episodes."""
