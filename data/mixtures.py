@@ -130,6 +130,12 @@ RECIPES: dict[str, dict[str, tuple[Source, ...]]] = {
             jump=(_trained("ant-expert"), 2_000),
         ),
     },
+    "dmc-walker": {
+        "published": _composition(
+            walk=(_trained("dmc-walker-medium"), 100_000), run=("runs/dmc-walker-sac/replay.h5", 100_000)
+        ),
+        "quick": _composition(walk=(_trained("dmc-walker-medium"), 5_000), run=(_trained("dmc-walker-medium"), 5_000)),
+    },
     "desk": {
         "published": _desk(2_000, lambda task: Source(task=task, file="runs/desk-sac/replay.h5", steps=152_000)),
         "scripted": _desk(2_000, lambda task: _like_replay(task, 152_000)),
@@ -156,6 +162,7 @@ REPLAYS = {  # file of a source -> arguments of the training that makes it
     "runs/walker2d-sac/replay.h5": "train sac --benchmark walker2d --seed 1 --steps 110000",
     "runs/halfcheetah-sac/replay.h5": "train sac --benchmark halfcheetah --steps 110000",
     "runs/ant-sac/replay.h5": "train sac --benchmark ant --steps 110000",
+    "runs/dmc-walker-sac/replay.h5": "train sac --benchmark dmc-walker --steps 110000",
     "runs/desk-sac/replay.h5": "train sac --benchmark desk --tasks door-close,drawer-open --steps 152000",
 }
 

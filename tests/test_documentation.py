@@ -14,11 +14,12 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("commands", "sharing", "algorithms", "data", "world", "vision")),
+    *(f"docs/{name}.md" for name in ("benchmarks", "commands", "sharing", "algorithms", "data", "world", "vision")),
     "docs/results/cql-parity.md",
     "docs/results/twin.md",
 )
-FOREIGN = ("pip", "tensorboard", ".")  # shown, and not ours to parse
+EXAMPLE = "point-mass"  # a benchmark that docs/benchmarks.md adds
+FOREIGN = ("pip", "tensorboard", "cp", ".")  # shown, and not ours to parse
 
 # In a process of its own: every command stops once its options are parsed and, where it has a configuration, checked.
 PARSE = """
@@ -68,9 +69,9 @@ def shown():
     for page in PAGES:
         for language, block in re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE):
             if language == "":
-                for line in block.splitlines():
+                for line in block.replace("\\\n", " ").splitlines():
                     for part in re.split(r"&&|\|\||;", line):
-                        if words := shlex.split(part, comments=True):
+                        if EXAMPLE not in part and (words := shlex.split(part, comments=True)):
                             yield words
 
 
