@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,10 @@ import pytest
 
 from data.state_collection import Behaviour, EpisodeSource, play_part
 from data.transitions import TransitionDataset, read_transitions, write_transitions
-from sim.benchmarks.spec import Benchmark, StateTask
+from sim.benchmarks.desk import compiled_desk
+from sim.benchmarks.dmc_walker import compiled_walker
+from sim.benchmarks.simulator import package_folder
+from sim.benchmarks.spec import Benchmark, MissingSimulatorError, StateTask
 from sim.benchmarks.table import BENCHMARKS, benchmark_by_name
 
 TASKS = [(name, task) for name, benchmark in BENCHMARKS.items() for task in benchmark.task_names]
@@ -178,3 +182,22 @@ def test_a_record_whose_metric_is_success_needs_successes():
             make_env=lambda: None,
             metric="success",
         )
+
+
+@pytest.mark.parametrize("name", list(BENCHMARKS))
+def test_a_missing_simulator_is_said_in_a_line_with_the_remedy(name, monkeypatch):
+    mujoco = pytest.importorskip("mujoco")
+    monkeypatch.setattr(mujoco, "__version__", "4.0.1")
+    pytest.importorskip({"dmc-walker": "dm_control", "desk": "metaworld"}.get(name, "mujoco"))
+    for compiled in (compiled_walker, compiled_desk):
+        compiled.cache_clear()
+    with pytest.raises(MissingSimulatorError, match=r"needs MuJoCo before 4, found 4\.0\.1: pip install"):
+        BENCHMARKS[name].make_env()
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    with pytest.raises(MissingSimulatorError, match=r"needs MuJoCo: pip install -e '\.\[lowdim\]'"):
+        BENCHMARKS[name].make_env()
+
+
+def test_a_package_that_has_a_model_is_named_where_it_is_missing():
+    with pytest.raises(MissingSimulatorError, match=r"desk needs no_such_package for its model: pip install"):
+        package_folder("desk", "no_such_package")

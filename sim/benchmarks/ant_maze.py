@@ -26,7 +26,8 @@ from sim.benchmarks.mazes import (
     maze_benchmark,
     place_body,
 )
-from sim.benchmarks.spec import Benchmark, Controller, EnvStep, MissingSimulatorError, Quantities, StateTask
+from sim.benchmarks.simulator import load_mujoco
+from sim.benchmarks.spec import Benchmark, Controller, EnvStep, Quantities, StateTask
 
 GEAR_NM = 30.0
 UPRIGHT_M = (0.2, 1.0)  # height of the torso, beyond which the directed ant's episode ends
@@ -56,13 +57,9 @@ class DirectedAntEnv:
     the direction's unit vector: [2]."""
 
     def __init__(self) -> None:
-        try:
-            import mujoco
-        except ImportError:
-            raise MissingSimulatorError("ant-direction needs MuJoCo: pip install -e '.[lowdim]'") from None
-        self._mujoco = mujoco
+        self._mujoco = load_mujoco("ant-direction")
         self._model: Any = compiled_ant(None)
-        self._data: Any = mujoco.MjData(self._model)
+        self._data: Any = self._mujoco.MjData(self._model)
         self._rng, self._steps = np.random.default_rng(), 0
 
     def reset(self, task: str, seed: int | None = None) -> Array:

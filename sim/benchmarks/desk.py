@@ -11,8 +11,6 @@ assets alone.
 from __future__ import annotations
 
 import functools
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +37,8 @@ from sim.benchmarks.desk_rewards import (
     shaped_drawer_open,
     sparse,
 )
-from sim.benchmarks.spec import Benchmark, Condition, Controller, EnvStep, MissingSimulatorError, Reward, StateTask
+from sim.benchmarks.simulator import load_mujoco, package_folder
+from sim.benchmarks.spec import Benchmark, Condition, Controller, EnvStep, Reward, StateTask
 
 Array = NDArray[np.float32]
 HORIZON, FRAMES, SPEED_M = 200, 5, 0.01  # steps; frames of 2.5 ms and the mocap's way at full action, in each
@@ -80,15 +79,8 @@ SCENE = """
 @functools.cache
 def compiled_desk() -> Any:
     """MuJoCo model of the scene. MissingSimulatorError without MuJoCo or metaworld."""
-    found = importlib.util.find_spec("metaworld")
-    try:
-        import mujoco
-    except ImportError:
-        found = None
-    if found is None or not found.submodule_search_locations:
-        raise MissingSimulatorError("desk needs MuJoCo and metaworld: pip install -e '.[lowdim]'")
-    assets = Path(found.submodule_search_locations[0]) / "assets"
-    return mujoco.MjModel.from_xml_string(SCENE.format(assets=assets))
+    assets = package_folder("desk", "metaworld") / "assets"
+    return load_mujoco("desk").MjModel.from_xml_string(SCENE.format(assets=assets))
 
 
 class DeskEnv:
@@ -99,10 +91,8 @@ class DeskEnv:
 
     def __init__(self) -> None:
         model: Any = compiled_desk()
-        import mujoco
-
-        self._mujoco, self._model = mujoco, model
-        self._data: Any = mujoco.MjData(model)
+        self._mujoco, self._model = load_mujoco("desk"), model
+        self._data: Any = self._mujoco.MjData(model)
         self._rng, self._steps = np.random.default_rng(), 0
         self._door_joint, self._drawer_joint = (model.joint(name).qposadr[0] for name in ("doorjoint", "goal_slidey"))
         self._bodies = {name: model.body(name).id for name in ("hand", "rightclaw", "leftclaw", "door", "drawer")}

@@ -6,14 +6,13 @@ dm_control for the model alone.
 from __future__ import annotations
 
 import functools
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.benchmarks.spec import Benchmark, EnvStep, MissingSimulatorError, Quantities, StateTask
+from sim.benchmarks.simulator import load_mujoco, package_folder
+from sim.benchmarks.spec import Benchmark, EnvStep, Quantities, StateTask
 
 Array = NDArray[np.float32]
 HORIZON, FRAMES = 1000, 10  # steps of 25 ms; frames of 2.5 ms in each
@@ -40,14 +39,8 @@ def move(speed_m_s: float, q: Quantities, action: Array) -> NDArray[np.floating]
 @functools.cache
 def compiled_walker() -> Any:
     """dm_control's MuJoCo model. MissingSimulatorError without MuJoCo or dm_control."""
-    found = importlib.util.find_spec("dm_control")
-    try:
-        import mujoco
-    except ImportError:
-        found = None
-    if found is None or not found.submodule_search_locations:
-        raise MissingSimulatorError("dmc-walker needs MuJoCo and dm_control: pip install -e '.[lowdim]'")
-    return mujoco.MjModel.from_xml_path(str(Path(found.submodule_search_locations[0]) / "suite" / "walker.xml"))
+    model = package_folder("dmc-walker", "dm_control") / "suite" / "walker.xml"
+    return load_mujoco("dmc-walker").MjModel.from_xml_path(str(model))
 
 
 class DMCWalkerEnv:
@@ -55,11 +48,8 @@ class DMCWalkerEnv:
     joints' velocities: [24]. Episodes begin in any pose; none ends before the horizon."""
 
     def __init__(self) -> None:
-        self._model: Any = compiled_walker()
-        import mujoco
-
-        self._mujoco = mujoco
-        self._data: Any = mujoco.MjData(self._model)
+        self._mujoco, self._model = load_mujoco("dmc-walker"), compiled_walker()
+        self._data: Any = self._mujoco.MjData(self._model)
         self._rng, self._steps = np.random.default_rng(), 0
         self._torso = self._model.body("torso").id
         self._velocity = self._model.sensor("torso_subtreelinvel").adr[0]

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.benchmarks.simulator import REMEDY, load_mujoco
 from sim.benchmarks.spec import Benchmark, EnvStep, MissingSimulatorError, Quantities, StateTask
 
 HORIZON = 1000  # steps of an episode that does not terminate
@@ -92,16 +93,13 @@ class MuJoCoEnv:
     same."""
 
     def __init__(self, name: str, read: Read, options: dict[str, Any]) -> None:
-        missing = f"{name} needs MuJoCo: pip install -e '.[lowdim]'"
-        try:
-            import gymnasium
-            import mujoco
-        except ImportError:
-            raise MissingSimulatorError(missing) from None
+        mujoco = load_mujoco(name)
+        import gymnasium
+
         try:
             self._env: Any = gymnasium.make(name, max_episode_steps=HORIZON, **options)
-        except (ImportError, gymnasium.error.DependencyNotInstalled):
-            raise MissingSimulatorError(missing) from None
+        except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+            raise MissingSimulatorError(f"{name}: {error}; {REMEDY}") from None
         self._read = read
         mujoco.set_mju_user_warning(_warn)  # MuJoCo's own writes MUJOCO_LOG.TXT into the working folder
 

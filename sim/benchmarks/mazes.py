@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.benchmarks.spec import Benchmark, Controller, EnvStep, MissingSimulatorError, Quantities, StateTask
+from sim.benchmarks.simulator import load_mujoco
+from sim.benchmarks.spec import Benchmark, Controller, EnvStep, Quantities, StateTask
 
 Array = NDArray[np.float32]
 Cell = tuple[int, int]  # row, column
@@ -99,13 +100,9 @@ class MazeEnv:
     `compiled`: the maze's MuJoCo model. `anywhere`: episodes begin in any free cell, not in the start cell."""
 
     def __init__(self, name: str, maze: Maze, compiled: Callable[[Maze], Any], *, anywhere: bool = False) -> None:
-        try:
-            import mujoco
-        except ImportError:
-            raise MissingSimulatorError(f"{name} needs MuJoCo: pip install -e '.[lowdim]'") from None
-        self._mujoco, self._maze, self._anywhere = mujoco, maze, anywhere
+        self._mujoco, self._maze, self._anywhere = load_mujoco(name), maze, anywhere
         self._model: Any = compiled(maze)
-        self._data: Any = mujoco.MjData(self._model)
+        self._data: Any = self._mujoco.MjData(self._model)
         self._rng, self._steps = np.random.default_rng(), 0
 
     def reset(self, task: str, seed: int | None = None) -> Array:
