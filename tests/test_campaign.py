@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -151,3 +152,10 @@ def test_a_damaged_pack_is_named(tmp_path):
     (tmp_path / "campaign-0.tar").write_bytes(b"x" * 2000)
     with pytest.raises(ValueError, match=r"campaign-0\.tar: damaged"):
         play(PlayConfig(pack=str(tmp_path), out=str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "docs" / "results").glob("campaign-*.toml")))
+def test_the_campaigns_of_the_results_pages_fit_in_nine_minutes(file, tmp_path):
+    trainings, at_once = read_campaign(file, tmp_path)
+    campaign.check_time(trainings, at_once, 9.0)  # which refuses others
+    assert all(training.steps_per_s for training in trainings)
