@@ -132,7 +132,7 @@ RECIPES: dict[str, dict[str, tuple[Source, ...]]] = {
     },
     "dmc-walker": {
         "published": _composition(
-            walk=(_trained("dmc-walker-medium"), 100_000), run=("runs/dmc-walker-sac/replay.h5", 100_000)
+            walk=(_trained("dmc-walker-medium"), 100_000), run=("runs/dmc-walker-sac/replay.h5", 300_000)
         ),
         "quick": _composition(walk=(_trained("dmc-walker-medium"), 5_000), run=(_trained("dmc-walker-medium"), 5_000)),
     },
@@ -162,7 +162,7 @@ REPLAYS = {  # file of a source -> arguments of the training that makes it
     "runs/walker2d-sac/replay.h5": "train sac --benchmark walker2d --seed 1 --steps 110000",
     "runs/halfcheetah-sac/replay.h5": "train sac --benchmark halfcheetah --steps 110000",
     "runs/ant-sac/replay.h5": "train sac --benchmark ant --steps 110000",
-    "runs/dmc-walker-sac/replay.h5": "train sac --benchmark dmc-walker --steps 110000",
+    "runs/dmc-walker-sac/replay.h5": "train sac --benchmark dmc-walker --steps 300000",
     "runs/desk-sac/replay.h5": "train sac --benchmark desk --tasks door-close,drawer-open --steps 152000",
 }
 

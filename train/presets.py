@@ -31,7 +31,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "dmc-walker": {
         "sharing": {"sharing_temperature_clip": (5.0, INF), "weigh_own_probability": 0.5},
-        "sac": {"update_every": 4},
+        "sac": {"update_every": 4, "replay_steps": 300_000},
     },
     "desk": {
         "sharing": {"sharing_temperature_clip": (1.0, 50.0), "weigh_own_probability": 0.0},
