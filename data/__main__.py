@@ -103,6 +103,8 @@ def _collect_state(print_missing: bool, **options: object) -> None:
 def _info(folder: Path, assignment: str) -> None:
     if folder.suffix == ".h5":
         print(describe(assign_tasks(read_transitions(folder), assignment)))
+    elif assignment != "collected":
+        raise ValueError(f"{folder}: a dataset of images, whose episodes are of the task they were collected for")
     else:
         print_info(Replay(folder))
 

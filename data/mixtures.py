@@ -28,6 +28,7 @@ from sim.files import DatasetError
 from sim.options import changed, check_choice, check_least, check_seed, option
 
 CONTROLLER = "controller"  # in place of a file: the benchmark's own
+COLLECTION = 2  # raised when controllers, environments or their playing change: the same sources make other data then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,12 +240,12 @@ def make(config: CollectStateConfig, load_behaviour: LoadBehaviour) -> Transitio
     steps = {each.source.task: each.source.steps for each in opened}
     wanted = _content(benchmark, metadata, [steps.get(name, 0) for name in benchmark.task_names])
     if out.exists():
-        found = _already_there(out, wanted)
-        print(f"{out}: already there, made of these sources", file=sys.stderr)
-        return found
+        return _already_there(out, wanted)
     identity = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
     parts = out.with_name(f".{out.stem}-{identity}.parts")
     with lock_file(parts / "lock", f"{out}: another command is collecting it"):
+        if out.exists():  # by another command, meanwhile
+            return _already_there(out, wanted)
         played = collect_parts(
             [each.episodes for each in opened if each.episodes], load_behaviour, parts, config.workers
         )
@@ -257,7 +258,9 @@ def make(config: CollectStateConfig, load_behaviour: LoadBehaviour) -> Transitio
             metadata=recipe | metadata,
         )
         write_transitions(out, made)
-        shutil.rmtree(parts)
+        for each in out.parent.iterdir():  # also the parts of sources that have changed since
+            if re.fullmatch(rf"\.{re.escape(out.stem)}-[0-9a-f]{{12}}\.parts", each.name):
+                shutil.rmtree(each)
     return made
 
 
@@ -270,6 +273,7 @@ def _already_there(out: Path, wanted: dict[str, Any]) -> TransitionDataset:
     tasks = {name: entry for name, entry in found.metadata.items() if name in found.benchmark.task_names}
     if differs := changed(_content(found.benchmark, tasks, steps), wanted):
         raise DatasetError(f"{out}: already there, made of other sources: {differs}; choose another --out or delete it")
+    print(f"{out}: already there, made of these sources", file=sys.stderr)
     return found
 
 
@@ -291,19 +295,27 @@ def _open(benchmark: Benchmark, source: Source, numbers: tuple[int, ...], load_b
         columns = _first_steps(file, content, benchmark, source.task, source.steps)
         return Opened(source=source, metadata={"kind": "replay", **known}, columns=columns)
     behaviour = Behaviour(
-        benchmark=benchmark.name, task=source.task, file=source.file, content=content, noise=source.noise
+        benchmark=benchmark.name,
+        task=source.task,
+        file=source.file,
+        content=content,
+        noise=source.noise,
+        sampled=not source.noise,
     )
     about = load_behaviour(behaviour)[1]  # which refuses policies of something else
     kind = "controller" if content is None else "policy"
     names = ("noise", "without_falls", "random_actions")
-    options = {name: value for name in names if (value := getattr(source, name))}
-    metadata = {"kind": kind, "seed": numbers[0], **about, **known, **options}
+    given = {name: getattr(source, name) for name in names}
+    options = {
+        name: value for name, value in given.items() if value not in (None, False) and (value or name != "noise")
+    }
+    metadata = {"kind": kind, "collection": COLLECTION, "seed": numbers[0], **about, **known, **options}
     episodes = EpisodeSource(
         behaviour=behaviour,
         steps=source.steps,
         without_falls=source.without_falls,
         random_actions=source.random_actions,
-        numbers=numbers,
+        seed_numbers=numbers,
     )
     return Opened(source=source, metadata=metadata, episodes=episodes)
 

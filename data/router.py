@@ -122,21 +122,22 @@ class Router(torch.nn.Module):
 
     @torch.no_grad()
     def weight_as_shared(self, scores: Scores | None, target: Tensor, episode: Tensor, number: int) -> Tensor:
-        """Weights [E, B] that rows have for their targets if they are shared, by the statistics as they stand; 0 where
-        the rule cannot tell yet."""
+        """Weights [E, B] that rows have for their targets [E, B] if they are shared, by the statistics after `number`
+        updates; `episode` int64 [E, B]. NaN where these do not tell (any more)."""
+        unknown = self.tau.new_full(target.shape, torch.nan)
         if self.episodes is not None:
             routes = self.episodes.held_weights(number)
             member = torch.arange(len(target), device=target.device)[:, None]
-            return self.tau.new_zeros(target.shape) if routes is None else routes[member, target, episode]
+            return unknown if routes is None else routes[member, target, episode]
         if self.rule.score is None:
             return torch.ones_like(target, dtype=self.tau.dtype)
-        if scores is None:
-            return torch.zeros_like(target, dtype=self.tau.dtype)
+        if scores is None or number < self.config.share_after:
+            return torch.zeros_like(unknown)
         score = self.rule.score(scores)
         reference = self.reference().gather(-1, target) if self.rule.reference else torch.zeros_like(score)
         temperature = self.temperature().gather(-1, target)
         context = RuleContext(reference=reference, temperature=temperature, target=target, q_tasks=scores.q_tasks)
-        return self.rule.weight(score, context).nan_to_num(0.0)
+        return torch.where(reference.isnan(), torch.nan, self.rule.weight(score, context))
 
     def chooses(self, number: int) -> bool:
         """Whether the shared rows of batch `number` are what the rule chose: of a rule that draws episodes not before

@@ -202,18 +202,25 @@ class SharedBatches(nn.Module):
 
     @torch.no_grad()
     def weights_of(
-        self, rows: Tensor, score: Callable[[StateBatch, MemberRandom], Scorer | None], random: MemberRandom
+        self,
+        rows: Tensor,
+        score: Callable[[StateBatch, MemberRandom], Scorer | None],
+        random: MemberRandom,
+        updates: int,
     ) -> Tensor:
-        """Weights that transitions, `rows` [P] of the dataset, have for every task if they are shared with it: [E, P,
-        N]; 0 for a source that the rule leaves out, and for a task that is not trained."""
+        """Weights that transitions, `rows` [P] of the dataset, have after so many updates for every task if they are
+        shared with it: [E, P, N]; 0 for a source that the rule leaves out and for a task that is not trained, NaN where
+        a rule cannot tell."""
+        self._updates = updates
         batch, skills = self._samplers[0].load(rows, self.members), self._dataset.benchmark.skills
         scores = scores_for(self.rules, score(batch, random.stream(SCORING)), self._snapshot())
         count, found = len(self.tasks), []
         for (router, members), known in zip(self._parts(), scores, strict=True):
             own, mine = batch.of_members(members), None if known is None else known.of_members(members)
             weight = router.weight_as_shared(mine, own.task_index, own.episode, self._updates)
-            allowed = torch.from_numpy(router.rule.sources(skills)).to(weight.device)
-            found.append(weight * allowed[own.task_index, own.source_task_index])
+            others = torch.from_numpy(router.rule.other_sources(skills, self.tasks)).to(weight.device)
+            allowed = others[own.task_index, own.source_task_index] | (own.task_index == own.source_task_index)
+            found.append(torch.where(allowed, weight, 0.0))
         by_task = torch.cat(found).unflatten(1, (len(rows), count))
         return by_task.new_zeros(*by_task.shape[:2], len(self.task_names)).index_copy(2, self._task_index, by_task)
 

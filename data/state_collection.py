@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from data.seeding import derive_seed
 from data.transitions import TransitionDataset, empty_columns, read_transitions, record, write_transitions
-from sim.benchmarks.spec import Benchmark
+from sim.benchmarks.spec import Benchmark, StateEnv
 from sim.benchmarks.table import benchmark_by_name
 from sim.files import DatasetError
 from sim.parallel import run_jobs
@@ -29,14 +29,15 @@ Act = Callable[[NDArray[np.float32], np.random.Generator], NDArray[np.float32]] 
 
 @dataclass(frozen=True, kw_only=True)
 class Behaviour:
-    """A policy on a task: `content` of its `file`, or none for the benchmark's own controller. `noise`: standard
-    deviation of what is added to mean actions; 0: actions are sampled."""
+    """A policy on a task: `content` of its `file`, or none for the benchmark's own controller. Its actions are
+    `sampled`, or mean ones plus Gaussian `noise` of this standard deviation."""
 
     benchmark: str
     task: str
     file: str
     content: bytes | None
     noise: float
+    sampled: bool = False
 
     @property
     def horizon(self) -> int:
@@ -46,13 +47,13 @@ class Behaviour:
 @dataclass(frozen=True, kw_only=True)
 class EpisodeSource:
     """`steps` transitions of a behaviour's episodes. `without_falls`: episodes that terminate are left out.
-    `random_actions`: probability of a uniform action in the last episodes, which falls from 1 in the first; None: there
-    are none. `numbers`: what its random numbers depend on."""
+    `random_actions`: probability of a uniform action at the end, to which it falls from 1 part by part; None: there are
+    none. `seed_numbers`: what its random numbers depend on."""
 
     behaviour: Behaviour
     steps: int
     without_falls: bool
-    numbers: tuple[int, ...]
+    seed_numbers: tuple[int, ...]
     random_actions: float | None = None
 
     @property
@@ -114,7 +115,7 @@ class PartPlayer:
 
     def __init__(self, sources: list[EpisodeSource], load_behaviour: LoadBehaviour, folder: Path) -> None:
         self._sources, self._load_behaviour, self._folder = sources, load_behaviour, folder
-        self._playing: tuple[int, Act, list[Any]] | None = None
+        self._playing: tuple[int, Act, list[StateEnv]] | None = None
 
     def __call__(self, job: tuple[int, int]) -> tuple[int, int, int]:
         number, part = job
@@ -125,6 +126,8 @@ class PartPlayer:
             source = self._sources[number]
             benchmark = benchmark_by_name(source.behaviour.benchmark)
             if self._playing is None or self._playing[0] != number:
+                for env in self._playing[2] if self._playing else ():
+                    env.close()
                 envs = [benchmark.collecting_env() for _ in range(source.episodes)]
                 self._playing = number, self._load_behaviour(source.behaviour)[0], envs
             columns = play_part(benchmark, source, self._playing[1], self._playing[2], part)
@@ -134,7 +137,7 @@ class PartPlayer:
 
 
 def play_part(
-    benchmark: Benchmark, source: EpisodeSource, act: Act, envs: list[Any], part: int
+    benchmark: Benchmark, source: EpisodeSource, act: Act, envs: list[StateEnv], part: int
 ) -> dict[str, NDArray[Any]]:
     """The columns of an episode of each environment, one after another. A task's own end does not end an episode: the
     transitions after it serve other tasks."""
@@ -144,7 +147,7 @@ def play_part(
         empty_columns(benchmark, count, benchmark.horizon),
         source.probability_of_random_actions(part),
     )
-    rng = np.random.default_rng(derive_seed(*source.numbers, part))
+    rng = np.random.default_rng(derive_seed(*source.seed_numbers, part))
     seeds = rng.integers(2**31, size=count)
     now = np.stack([env.reset(task, int(seed)) for env, seed in zip(envs, seeds, strict=True)])
     lengths, running = np.zeros(count, int), np.ones(count, np.bool_)

@@ -1,7 +1,6 @@
 """Weights that a run's sharing rules give to transitions of its dataset, in one file beside its policies (weights.h5).
 
-Tables: `row` int64 [P], of the dataset; `weight` float16 [E, P, N], of each member and task. Attributes: names of the
-members, their rules, the dataset's digest.
+Shapes: `P` transitions, `E` members whose rules share by Q-values, `N` tasks.
 """
 
 from __future__ import annotations
@@ -22,21 +21,22 @@ WEIGHTS = "weights.h5"
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFile:
-    row: NDArray[np.int64]
-    weight: NDArray[np.float16]
-    members: tuple[str, ...]
-    rules: tuple[str, ...]
-    dataset_digest: str
+    row: NDArray[np.int64]  # [P] of the dataset
+    weight: NDArray[np.float16]  # [E, P, N], NaN where a rule could not tell
+    members: tuple[str, ...]  # names [E]
+    rules: tuple[str, ...]  # [E]
+    assignment: str  # of episodes to tasks
+    dataset_digest: str  # of the dataset with that assignment
 
     def of_rule(self, rule: str) -> NDArray[np.float32]:
-        """[P, N], the mean over the rule's members."""
+        """[P, N], the mean over the rule's members: its seeds."""
         chosen = [k for k, name in enumerate(self.rules) if name == rule]
         return self.weight[chosen].astype(np.float32).mean(0)
 
 
 def write_weights(path: Path, file: WeightFile) -> None:
-    attributes = {"schema": 1, "members": json.dumps(file.members), "rules": json.dumps(file.rules)}
-    attributes["dataset_digest"] = file.dataset_digest
+    attributes = {"members": json.dumps(file.members), "rules": json.dumps(file.rules)}
+    attributes |= {"assignment": file.assignment, "dataset_digest": file.dataset_digest}
     write_atomic(path, hdf5_image(path.name, {"row": file.row, "weight": file.weight}, attributes, fletcher32=True))
 
 
@@ -51,6 +51,7 @@ def read_weights(path: Path) -> WeightFile:
                 weight=file["weight"][:],
                 members=tuple(json.loads(file.attrs["members"])),
                 rules=tuple(json.loads(file.attrs["rules"])),
+                assignment=str(file.attrs["assignment"]),
                 dataset_digest=str(file.attrs["dataset_digest"]),
             )
     except (OSError, KeyError, ValueError, TypeError) as error:

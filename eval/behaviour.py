@@ -4,6 +4,7 @@ policies of a file, or a benchmark's controller, alone or before the policies of
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ def behaviour_of(benchmark: Benchmark, file: str, noise: float) -> Behaviour:
 
 
 def load_behaviour(behaviour: Behaviour) -> tuple[Act, dict[str, Any]]:
-    """How the behaviour acts on its task, by mean actions where noise is to be added; and the metadata of its file.
-    CheckpointError for policies of another benchmark or of other tasks."""
+    """How the behaviour acts on its task, without its noise, and the metadata of its file. CheckpointError for policies
+    of another benchmark or of other tasks, and where several of a file were trained for the task."""
     benchmark, task = benchmark_by_name(behaviour.benchmark), behaviour.task
     controller = benchmark.controller
     if behaviour.content is None:
@@ -48,16 +49,22 @@ def load_behaviour(behaviour: Behaviour) -> tuple[Act, dict[str, Any]]:
 
 
 def _act_of(found: PolicyFile, behaviour: Behaviour, task: str) -> Act:
-    number = next((k for k, member in enumerate(found.members) if task in member.tasks), None)
-    if number is None:
+    members = [k for k, member in enumerate(found.members) if task in member.tasks]
+    if not members:
         raise CheckpointError(f"{behaviour.file}: holds policies for {', '.join(found.tasks)}, none for {task}")
-    torch.set_num_threads(1)  # for a few states at a time, more would wait for each other
-    policy, index = found.member(number).policy, found.benchmark.task_index(task)
+    if len(members) > 1:
+        names = ", ".join(found.members[k].name for k in members)
+        raise CheckpointError(
+            f"{behaviour.file}: holds {len(members)} policies for {task} ({names}), of which to play one"
+        )
+    policy, index = found.member(members[0]).policy, found.benchmark.task_index(task)
     generator = torch.Generator()
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)  # the workers share the cores
 
     def act(observation: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
         tasks = np.full((1, len(observation)), index)
-        if behaviour.noise:
+        if not behaviour.sampled:
             return policy.act(observation[None], tasks)[0]
         generator.manual_seed(int(rng.integers(2**63)))
         return policy.explore(observation[None], tasks, generator)[0]

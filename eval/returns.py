@@ -42,6 +42,7 @@ from sim.parallel import run_jobs
 
 EVALUATION_SEED = 1  # of the episodes that every member of every run plays
 FILM_PX = 360
+SEEDS_APART = 10_000  # episodes of one evaluation seed have consecutive seeds
 WORKERS = len(os.sched_getaffinity(0))
 
 
@@ -63,7 +64,7 @@ def play(
     -> actions [B, A]. An episode ends where it terminates, at the horizon, or where the task's own end is reached."""
     goal = benchmark.tasks[benchmark.task_index(task)]
     envs = [benchmark.make_env() for _ in range(episodes)]
-    observation = np.stack([env.reset(task, seed * 10_000 + number) for number, env in enumerate(envs)])
+    observation = np.stack([env.reset(task, seed * SEEDS_APART + number) for number, env in enumerate(envs)])
     returns, running = np.zeros(episodes), np.ones(episodes, np.bool_)
     ever, last = np.zeros(episodes, np.bool_), np.zeros(episodes, np.bool_)
     while running.any():
@@ -160,13 +161,17 @@ def evaluate(
 
 
 def evaluate_behaviour(
-    behaviour: Behaviour, episodes: int, seed: int = EVALUATION_SEED, workers: int = WORKERS
+    behaviour: Behaviour,
+    episodes: int,
+    seed: int = EVALUATION_SEED,
+    workers: int = WORKERS,
+    tasks: tuple[str, ...] = (),
 ) -> Results:
-    """Play a behaviour policy on all tasks of its benchmark, from the first states that evaluation has; errors as
+    """Play a behaviour policy on these tasks (default: all), from the first states that evaluation has; errors as
     `load_behaviour`'s."""
     benchmark = benchmark_by_name(behaviour.benchmark)
     _, metadata = load_behaviour(behaviour)
-    member = Member(name=Path(behaviour.file).stem, tasks=benchmark.task_names)
+    member = Member(name=Path(behaviour.file).stem, tasks=tasks or benchmark.task_names)
     jobs = [(0, task) for task in member.tasks]
     player = functools.partial(BehaviourPlayer, behaviour, episodes, seed)
     rows = _play(benchmark, player, (member,), jobs, workers, "evaluate")
@@ -204,17 +209,17 @@ def _play(
     return rows
 
 
-def _frames(behaviour: Behaviour, file: PolicyFile | None, seed: int) -> list[Any]:
-    """An episode of each task, by the first policy that was trained for it."""
+def _frames(behaviour: Behaviour, tasks: tuple[str, ...], seed: int) -> list[Any]:
+    """The first episode of each task."""
     benchmark = benchmark_by_name(behaviour.benchmark)
     rng, found = np.random.default_rng(seed), []
-    for task in benchmark.task_names if file is None or file.benchmark is not benchmark else file.tasks:
+    for task in tasks:
         act = load_behaviour(dataclasses.replace(behaviour, task=task))[0]
 
         def act_alone(seen: NDArray[np.float32], act: Act = act) -> NDArray[np.float32]:
             return noisy(act(seen[None], rng), behaviour.noise, rng)[0]
 
-        found += film_episode(benchmark, task, act_alone, seed, FILM_PX)
+        found += film_episode(benchmark, task, act_alone, seed * SEEDS_APART, FILM_PX)
     return found
 
 
@@ -256,19 +261,22 @@ def _main(
     if file is None and not benchmark:
         raise ValueError("which controller? give its --benchmark")
     wanted = file.benchmark if file is not None and not benchmark else benchmark_by_name(benchmark or "")
+    own = file is not None and file.benchmark is wanted
+    tasks = file.tasks if file is not None and own else wanted.task_names
     if film is not None:
         check_choice("file format", film.suffix.lower(), FORMATS)
         check_writable(film)
-        write_film(film, _frames(behaviour_of(wanted, policy, noise), file, seed), FILM_PAUSE_MS)
+        write_film(film, _frames(behaviour_of(wanted, policy, noise), tasks, seed), FILM_PAUSE_MS)
         print(film)
         return
     in_run = (path.parent / RUN_CONFIG).is_file()  # results of policies outside a run go to runs/
-    out = out or (path.parent if in_run else Path("runs")) / f"{path.stem}-played.json"
+    name = f"{path.stem}-played.json" if own else f"{path.stem}-{wanted.name}-played.json"
+    out = out or (path.parent if in_run else Path("runs")) / name
     check_writable(out)
-    if file is not None and file.benchmark is wanted and not noise:
+    if file is not None and own and not noise:
         results = evaluate(file, episodes, seed, workers)
     else:
-        results = evaluate_behaviour(behaviour_of(wanted, policy, noise), episodes, seed, workers)
+        results = evaluate_behaviour(behaviour_of(wanted, policy, noise), episodes, seed, workers, tasks)
     print(results.table())
     write_atomic(out, json.dumps(results.to_json(), indent=1).encode())
     print(f"{out}: {episodes} episode(s) of each member and task of {wanted.name}")

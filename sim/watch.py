@@ -13,6 +13,7 @@ import numpy as np
 from sim.actions import COMMANDS
 from sim.appearances import SPLITS
 from sim.benchmarks.films import Act, film
+from sim.benchmarks.spec import Benchmark
 from sim.benchmarks.table import benchmark_by_name
 from sim.drawing import RENDERERS
 from sim.files import check_writable, write_atomic
@@ -39,9 +40,9 @@ class WatchConfig:
     episodes: int = option(1, "one after another, with consecutive seeds")
     size: int = option(472, "px")
     out: str = option("", f"the file, of {', '.join(FORMATS)}; default runs/watch/TASK-POLICY-SEED.gif")
-    randomise: str = option("all", f"all, none, or some of {', '.join(FACTORS)}")
-    split: str = option("train", f"of {', '.join(SPLITS)}")
-    renderer: str = option("auto", f"of {', '.join(RENDERERS)}")
+    randomise: str = option("all", f"all, none, or some of {', '.join(FACTORS)} (pick-place world)")
+    split: str = option("train", f"of {', '.join(SPLITS)} (pick-place world)")
+    renderer: str = option("auto", f"of {', '.join(RENDERERS)} (pick-place world)")
     window: bool = option(True, "also show it, if there is a display")
 
     def __post_init__(self) -> None:
@@ -55,25 +56,37 @@ class WatchConfig:
 
 def watch(config: WatchConfig) -> Path:
     """Writes the film, shows it if there is a display, and returns its path."""
-    task, benchmark = config.task or "lift-can", config.benchmark
+    benchmark = benchmark_by_name(config.benchmark) if config.benchmark else None
+    task = config.task or (benchmark.task_names[0] if benchmark else "lift-can")
+    name = f"{benchmark.name}-{task}" if benchmark else task
+    path = Path(config.out or f"runs/watch/{name}-{config.policy}-{config.seed}.gif")
+    check_writable(path)
+    seeds = range(config.seed, config.seed + config.episodes)
     if benchmark:
-        task = config.task or benchmark_by_name(benchmark).task_names[0]
-    path = Path(config.out or f"runs/watch/{benchmark}{benchmark and '-'}{task}-{config.policy}-{config.seed}.gif")
+        frames = [
+            frame
+            for seed in seeds
+            for frame in film(benchmark, task, _act_of(benchmark, config.policy, task, seed), seed, config.size)
+        ]
+        pause_ms = FILM_PAUSE_MS
+    else:
+        frames, pause_ms = _film_world(config, task, seeds)
+    write_film(path, frames, pause_ms)
+    if config.window and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        _show(frames, pause_ms)
+    return path
+
+
+def _film_world(config: WatchConfig, task: str, seeds: range) -> tuple[list[Image.Image], int]:
+    """Captioned frames of episodes in the pick-place world, and the pause between them in ms."""
     frames: list[Image.Image] = []
-    if benchmark:
-        check_writable(path)
-        for seed in range(config.seed, config.seed + config.episodes):
-            frames += film(benchmark_by_name(benchmark), task, _act_of(config, task), seed, config.size)
-        write_film(path, frames, FILM_PAUSE_MS)
-        return path
     from sim.env import PickPlaceEnv
     from sim.episodes import play
 
     frames_per_s: int = PickPlaceEnv.metadata["render_fps"]
     env = PickPlaceEnv(task, config.size, config.renderer, randomise=config.randomise, split=config.split)
-    check_writable(path)
     with env:
-        for seed in range(config.seed, config.seed + config.episodes):
+        for seed in seeds:
             policy, rng = POLICIES[config.policy](), np.random.default_rng(seed)
             for number, step in enumerate(play(env, policy, task_by_name(task), seed, rng)):
                 title, event = f"{task}, step {number}", "moves"
@@ -87,11 +100,7 @@ def watch(config: WatchConfig) -> Path:
                 detected = [name for name, success in zip(TASK_NAMES, holds, strict=True) if success]
                 frames.append(captioned(step.observation["image"], f"{title}: {event}", detected))
             frames += [frames[-1]] * frames_per_s
-    pause_ms = 1000 // frames_per_s
-    write_film(path, frames, pause_ms)
-    if config.window and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        _show(frames, pause_ms)
-    return path
+    return frames, 1000 // frames_per_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,16 +148,15 @@ def sheet(config: SheetConfig) -> Path:
     return path
 
 
-def _act_of(config: WatchConfig, task: str) -> Act:
+def _act_of(benchmark: Benchmark, policy: str, task: str, seed: int) -> Act:
     """The benchmark's controller, or random actions."""
-    benchmark = benchmark_by_name(config.benchmark)
     controller = benchmark.controller
-    if config.policy == "random":
-        rng = np.random.default_rng(config.seed)
+    if policy == "random":
+        rng = np.random.default_rng(seed)
         return lambda _: rng.uniform(-1, 1, benchmark.action_size).astype(np.float32)
-    if config.policy != "scripted" or controller is None or controller.follower:
+    if policy != "scripted" or controller is None or controller.follower:
         raise ValueError(
-            f"{config.policy} does not play {benchmark.name} by itself; --policy random does, and "
+            f"{policy} does not play {benchmark.name} by itself; --policy random does, and "
             "python -m eval.returns --film shows policies of a file"
         )
     return lambda observation: controller.command(task, observation)

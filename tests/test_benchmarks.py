@@ -12,7 +12,7 @@ from data.state_collection import Behaviour, EpisodeSource, play_part
 from data.transitions import TransitionDataset, read_transitions, write_transitions
 from sim.benchmarks.desk import compiled_desk
 from sim.benchmarks.dmc_walker import compiled_walker
-from sim.benchmarks.simulator import package_folder
+from sim.benchmarks.simulator import _warn, package_folder
 from sim.benchmarks.spec import Benchmark, MissingSimulatorError, StateTask
 from sim.benchmarks.table import BENCHMARKS, benchmark_by_name
 
@@ -88,7 +88,7 @@ def test_rewards_from_disk_are_the_live_ones(name, task, tmp_path):
             return step._replace(truncated=len(steps) == STEPS)
 
     behaviour = Behaviour(benchmark=name, task=task, file="", content=None, noise=0.0)
-    source = EpisodeSource(behaviour=behaviour, steps=STEPS, without_falls=False, numbers=(5,))
+    source = EpisodeSource(behaviour=behaviour, steps=STEPS, without_falls=False, seed_numbers=(5,))
     columns = play_part(benchmark, source, act, [Recorded()], 0)
     write_transitions(tmp_path / "x.h5", TransitionDataset(benchmark=BENCHMARKS[name], columns=columns, metadata={}))
     dataset = read_transitions(tmp_path / "x.h5")
@@ -152,14 +152,19 @@ def test_a_walker_falls_and_the_others_go_on():
         assert random_steps(BENCHMARKS[name], "jump", 0, 400)[1][-1][1].terminated == falls
 
 
-def test_mujoco_warns_on_the_terminal_and_leaves_no_file_in_the_working_folder(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("mujoco")
+def test_mujoco_warns_on_the_terminal_and_leaves_no_file_in_the_working_folder(
+    benchmark, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
-    env = BENCHMARKS["walker2d"].make_env()
-    env.reset("jump", 0)
+    _warn.cache_clear()
+    env = benchmark.make_env()
+    env.reset(benchmark.task_names[0], 0)
     for _ in range(2):
-        env.step(np.full(6, np.nan, np.float32))
-    assert capsys.readouterr().err.count("MuJoCo: ") == 1
+        env.step(np.full(benchmark.action_size, np.nan, np.float32))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == list(dict.fromkeys(lines))
+    assert all(line.startswith("MuJoCo: ") for line in lines)
+    assert lines
     assert not any(tmp_path.iterdir())
 
 
@@ -191,7 +196,7 @@ def test_a_missing_simulator_is_said_in_a_line_with_the_remedy(name, monkeypatch
     pytest.importorskip({"dmc-walker": "dm_control", "desk": "metaworld"}.get(name, "mujoco"))
     for compiled in (compiled_walker, compiled_desk):
         compiled.cache_clear()
-    with pytest.raises(MissingSimulatorError, match=r"needs MuJoCo before 4, found 4\.0\.1: pip install"):
+    with pytest.raises(MissingSimulatorError, match=r"needs MuJoCo 3\.3 to 3, found 4\.0\.1: pip install"):
         BENCHMARKS[name].make_env()
     monkeypatch.setitem(sys.modules, "mujoco", None)
     with pytest.raises(MissingSimulatorError, match=r"needs MuJoCo: pip install -e '\.\[lowdim\]'"):

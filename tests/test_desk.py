@@ -7,7 +7,7 @@ import pytest
 
 from eval.behaviour import behaviour_of
 from eval.returns import evaluate_behaviour
-from sim.benchmarks.desk import DESK, DeskEnv, control
+from sim.benchmarks.desk import DESK, DeskEnv, _settled, control
 from sim.benchmarks.desk_rewards import DOOR, DOOR_PLACE, DRAWER, DRAWER_PLACE, FINGERTIPS, HAND
 
 pytestmark = pytest.mark.usefixtures("metaworld")
@@ -52,7 +52,7 @@ def test_success_and_shaped_rewards_are_meta_worlds(task):
             action = (policy.get_action(seen) + 0.3 * rng.standard_normal(4)).clip(-1, 1).astype(np.float32)
             observation, reward, _, _, info = env.step(action)
             q = quantities_of(env, task)
-            assert spec.shaped_reward(q, action) == pytest.approx(reward, abs=0.05)
+            assert spec.shaped_reward(q, action) == pytest.approx(reward, abs=0.02)
             assert bool(spec.success(q)) == bool(info["success"])
             successes.append(bool(info["success"]))
     assert set(successes) == {True, False}
@@ -80,6 +80,16 @@ def test_environments_of_one_process_do_not_disturb_each_other():
     for number, seed in enumerate((3, 4)):
         assert np.array_equal(together[:, number], play([DeskEnv()], "door-open", [seed], 60)[:, 0])
     assert np.abs(together[0, 0, 4:7] - together[0, 1, 4:7]).max() > 0.005
+
+
+def test_an_episode_does_not_depend_on_what_the_process_played_before():
+    """The hand is brought to rest once, in the model that environments place their objects in."""
+    _settled.cache_clear()
+    alone = play([DeskEnv()], "drawer-open", [3], 20)
+    for seed in range(4):
+        _settled.cache_clear()
+        play([DeskEnv()], "door-close", [seed], 5)
+        assert np.array_equal(play([DeskEnv()], "drawer-open", [3], 20), alone)
 
 
 @pytest.mark.parametrize("task", TASKS)

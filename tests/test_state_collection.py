@@ -20,9 +20,13 @@ from data.transitions import read_transitions
 from eval.behaviour import behaviour_of, load_behaviour
 from eval.returns import evaluate_behaviour
 from models.checkpoint import CheckpointError
+from models.conditioning import Normaliser, OneHotTask
+from models.policy_files import Member, PolicyFile, pack_policies
+from models.state_policies import StatePolicy, TanhGaussianPolicy
 from sim.benchmarks.table import BENCHMARKS
 from sim.files import DatasetError
 from tests.line import LINE, LineEnv
+from train.cql import CQLConfig
 
 ROOT = Path(__file__).parents[1]
 POINT = ("goal-0=controller:3000:0.2", "goal-2=controller:9500:0.2")
@@ -38,7 +42,9 @@ class FallingEnv(LineEnv):
 def line_source(monkeypatch, steps, env=FallingEnv, **options):
     monkeypatch.setitem(BENCHMARKS, "line", replace(LINE, make_env=env))
     behaviour = Behaviour(benchmark="line", task="right", file="policy.pt", content=None, noise=0.0)
-    return EpisodeSource(behaviour=behaviour, steps=steps, **{"without_falls": False, "numbers": (0, 1), **options})
+    return EpisodeSource(
+        behaviour=behaviour, steps=steps, **{"without_falls": False, "seed_numbers": (0, 1), **options}
+    )
 
 
 def load_random(behaviour):
@@ -99,6 +105,47 @@ def test_a_dataset_does_not_depend_on_the_number_of_processes_or_on_kills(tmp_pa
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert read_transitions(out).digest == whole.digest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.h5", "one.h5"]
+
+
+def test_random_actions_become_fewer_part_by_part(monkeypatch, tmp_path):
+    source = line_source(monkeypatch, 60 * LINE.horizon, LineEnv, random_actions=0.25)
+    assert [source.probability_of_random_actions(part) for part in (0, 3, 9)] == [1.0, 0.7, 0.25]
+    (columns,) = collect_parts([source], load_left, tmp_path, workers=1)
+    random = columns["action"][:, 0] != -1
+    assert random[: 8 * LINE.horizon].all()
+    assert random[-8 * LINE.horizon :].mean() == pytest.approx(0.3, abs=0.15)
+    unmixed = line_source(monkeypatch, 60, LineEnv)
+    assert unmixed.probability_of_random_actions(0) == 0
+
+
+def test_policies_of_a_file_are_collected_alike_in_any_number_of_processes(tmp_path):
+    """Sampled, by a controller's commands, and of the desk, whose environments share a model."""
+    pytest.importorskip("metaworld")
+    ant, walker = (ROOT / "models" / "trained" / f"{name}.pt" for name in ("ant-direction", "walker2d-medium"))
+    for benchmark, sources in (
+        ("walker2d", [f"jump={walker}:1500", f"run-forward={walker}:300"]),
+        ("antmaze-medium", [f"goal-0={ant}:1000:0.2", f"goal-2={ant}:1000:0.2"]),
+        ("desk", ["door-close=controller:1700:0.1", "drawer-open=controller:400:0.1"]),
+    ):
+        options = {"benchmark": benchmark, "sources": tuple(sources)}
+        one, two = (
+            make(CollectStateConfig(**options, out=str(tmp_path / f"{benchmark}-{n}.h5"), workers=n), load_behaviour)
+            for n in (1, 2)
+        )
+        assert one.digest == two.digest
+
+
+def test_a_file_of_many_policies_is_not_played_as_one(tmp_path):
+    config = CQLConfig(rules=("none", "cds"), hidden_sizes=(8,))
+    policy = StatePolicy(
+        Normaliser.identity(17), OneHotTask(2, 17, 3), TanhGaussianPolicy(2, 20, config.hidden_sizes, 6)
+    )
+    members = tuple(Member(name=name, tasks=("jump",)) for name in ("none-0", "cds-0"))
+    file = PolicyFile(policy=policy, benchmark=BENCHMARKS["walker2d"], members=members, metadata={"algorithm": "cql"})
+    (tmp_path / "policy.pt").write_bytes(pack_policies(file))
+    behaviour = replace(behaviour_of(BENCHMARKS["walker2d"], str(tmp_path / "policy.pt"), 0.1), task="jump")
+    with pytest.raises(CheckpointError, match=r"holds 2 policies for jump \(none-0, cds-0\), of which to play one"):
+        load_behaviour(behaviour)
 
 
 def test_a_controller_is_played_as_policies_are():

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.weight_files import WEIGHTS
 from eval.campaign import IMAGE_POLICY, TRAINING
 from eval.curves import read_curves
 from models.checkpoint import read_plain
@@ -62,7 +63,7 @@ def _files_of(training: Packed) -> Iterator[tuple[str, bytes]]:
     if not (run / ROUTING).is_file():  # from images: in the policy
         routing = read_plain(policies[0])["switchyard"]["sharing"]
         yield f"{training.name}/{ROUTING}", json.dumps(routing).encode()
-    for path in (*policies, run / ROUTING, run / RETURNS):
+    for path in (*policies, run / ROUTING, run / RETURNS, run / WEIGHTS):
         if path.is_file():
             yield f"{training.name}/{path.name}", path.read_bytes()
 

@@ -252,7 +252,7 @@ def _finish(
         row["routing"] = routing[row["name"]]
     _write(out / RETURNS, results)
     if config.divergence_steps:
-        algorithm.to(device)  # evaluation leaves its policies on the CPU
+        algorithm.to(device)
         try:
             behaviour = fit_behaviour(algorithm, config.divergence_steps)
         except NotFiniteError as error:
@@ -280,15 +280,25 @@ def _write_weights(
     if not chosen:
         return
     row = np.unique(np.linspace(0, len(dataset) - 1, WEIGHED_ROWS).astype(np.int64))
-    algorithm.to(device)  # Lightning leaves it on the CPU
-    found = []
-    for number, part in enumerate(torch.from_numpy(row).to(device).split(ROWS_AT_ONCE)):
+    algorithm.to(device)  # writing its policies left them on the CPU
+    weight = np.empty((len(chosen), len(row), len(dataset.benchmark.tasks)), np.float16)
+    parts = -(-len(row) // ROWS_AT_ONCE)
+    for number in range(parts):  # each from all over the dataset: some rules weigh the rows of a batch together
         random = config.random(device, MemberStream.WEIGHTS, number)
-        found.append(shared.weights_of(part, algorithm.score, random)[chosen].half().cpu().numpy())
+        part = torch.from_numpy(row[number::parts]).to(device)
+        found = shared.weights_of(part, algorithm.score, random, algorithm.updates)[chosen]
+        weight[:, number::parts] = found.half().cpu().numpy()
     names = tuple(config.member_names[k] for k in chosen)
     rules = tuple(members[k][0] for k in chosen)
-    weight = np.concatenate(found, axis=1)
-    write_weights(path, WeightFile(row=row, weight=weight, members=names, rules=rules, dataset_digest=dataset.digest))
+    file = WeightFile(
+        row=row,
+        weight=weight,
+        members=names,
+        rules=rules,
+        assignment=config.assignment,
+        dataset_digest=dataset.digest,
+    )
+    write_weights(path, file)
 
 
 def _write(path: Path, results: Results) -> None:

@@ -1,4 +1,4 @@
-"""AntMaze (D4RL, Fu et al. 2020, arXiv:2004.07219), and an ant that walks where it is told, which makes its data.
+"""AntMaze (D4RL, Fu et al. 2020, arXiv:2004.07219), and a direction-conditioned ant, which makes its data.
 
 The ant is D4RL's: a torque of 30 Nm at most and steps of 0.1 s; that of gymnasium-robotics is five times as strong at
 half the step. It is made of Gymnasium's model. Needs MuJoCo.
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sim.benchmarks.mazes import (
-    FRAMES,
+    FRAME_SKIP,
     HORIZON,
     LARGE,
     MEDIUM,
@@ -53,8 +53,8 @@ def compiled_ant(maze: Maze | None) -> Any:
 
 
 class DirectedAntEnv:
-    """The ant on a plane, told a direction, which changes now and then. Observes the ant without its place: [27], and
-    the direction's unit vector: [2]."""
+    """The ant on a plane, with a direction that changes every `NEW_DIRECTION_EVERY` steps. Observes the ant without its
+    position: [27], and the direction's unit vector: [2]."""
 
     def __init__(self) -> None:
         self._mujoco = load_mujoco("ant-direction")
@@ -72,9 +72,9 @@ class DirectedAntEnv:
     def step(self, action: Array) -> EnvStep:
         before = self._data.qpos[:2].copy()
         self._data.ctrl[:] = np.clip(action, -1, 1)
-        self._mujoco.mj_step(self._model, self._data, FRAMES)
+        self._mujoco.mj_step(self._model, self._data, FRAME_SKIP)
         self._steps += 1
-        velocity = (self._data.qpos[:2] - before) / (FRAMES * STEP_S)
+        velocity = (self._data.qpos[:2] - before) / (FRAME_SKIP * STEP_S)
         quantities = {VELOCITY: velocity.astype(np.float32), DIRECTION: self._direction}
         if self._steps % NEW_DIRECTION_EVERY == 0:
             self._direction = self._draw_direction()
@@ -105,13 +105,14 @@ ANT_DIRECTION = Benchmark(
     action_size=8,
     horizon=HORIZON,
     quantities={VELOCITY: (2,), DIRECTION: (2,)},
-    tasks=(StateTask(name="walk", reward=_progress),),  # m/s in the direction told
+    tasks=(StateTask(name="walk", reward=_progress),),  # m/s along the direction
     make_env=DirectedAntEnv,
 )
 
 
 def direct_along(maze: Maze, task: str, observation: Array) -> Array:
-    """What the directed ant observes where it is sent along the way to the task's goal."""
+    """What the direction-conditioned ant observes, [..., 29], where its direction is the way to the task's goal, from
+    observations [..., 29] in the maze."""
     way = direction(maze, observation[..., :2], goal_of(maze, task))
     return np.concatenate([observation[..., 2:], way], axis=-1)
 

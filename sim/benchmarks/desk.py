@@ -41,12 +41,13 @@ from sim.benchmarks.simulator import load_mujoco, package_folder
 from sim.benchmarks.spec import Benchmark, Condition, Controller, EnvStep, Reward, StateTask
 
 Array = NDArray[np.float32]
-HORIZON, FRAMES, SPEED_M = 200, 5, 0.01  # steps; frames of 2.5 ms and the mocap's way at full action, in each
+HORIZON, FRAME_SKIP = 200, 5  # steps; frames of 2.5 ms in each
+MOCAP_STEP_M = 0.01  # the mocap's way in a step at full action
 HAND_LOW, HAND_HIGH = np.array([-0.5, 0.4, 0.05]), np.array([0.5, 1.0, 0.5])
 DOOR_LOW, DOOR_HIGH = np.array([-0.15, 0.85, 0.15]), np.array([-0.05, 0.95, 0.15])
 DRAWER_LOW, DRAWER_HIGH = np.array([0.35, 0.9, 0.0]), np.array([0.4, 0.9, 0.0])
 QUANTITIES = {DOOR: (), DRAWER: (), HAND: (3,), FINGERTIPS: (3,), DOOR_PLACE: (3,), DRAWER_PLACE: (3,)}
-FRAME = 12  # numbers of a moment: hand, opening of the fingers, handles of door and drawer, door, drawer
+MOMENT_SIZE = 12  # numbers of a moment: hand, opening of the fingers, handles of door and drawer, door, drawer
 SETTLING_STEPS = 50
 
 SCENE = """
@@ -95,12 +96,13 @@ class DeskEnv:
         self._data: Any = self._mujoco.MjData(model)
         self._rng, self._steps = np.random.default_rng(), 0
         self._door_joint, self._drawer_joint = (model.joint(name).qposadr[0] for name in ("doorjoint", "goal_slidey"))
-        self._bodies = {name: model.body(name).id for name in ("hand", "rightclaw", "leftclaw", "door", "drawer")}
-        self._bodies["drawer_link"] = model.body("drawer_link").id
+        self._object_velocities = [model.joint(name).dofadr[0] for name in ("doorjoint", "goal_slidey")]
+        bodies = ("hand", "rightclaw", "leftclaw", "door", "drawer", "drawer_link")
+        self._bodies = {name: model.body(name).id for name in bodies}
         self._tips = [model.site(name).id for name in ("rightEndEffector", "leftEndEffector")]
         self._handle = model.geom("handle").id
         self._door_place, self._drawer_place = DOOR_LOW, DRAWER_LOW
-        self._before = np.zeros(FRAME)
+        self._before = np.zeros(MOMENT_SIZE)
 
     def reset(self, task: str, seed: int | None = None) -> Array:
         if seed is not None:
@@ -111,6 +113,7 @@ class DeskEnv:
         data.qpos[:], data.qvel[:] = _settled(hand)
         self._door_place = self._rng.uniform(DOOR_LOW, DOOR_HIGH)
         self._drawer_place = self._rng.uniform(DRAWER_LOW, DRAWER_HIGH)
+        data.qvel[self._object_velocities] = 0.0
         data.qpos[self._door_joint] = OPEN_DOOR_RAD if task == "door-close" else 0.0
         data.qpos[self._drawer_joint] = OPEN_DRAWER_M if task == "drawer-close" else 0.0
         data.mocap_pos[0], data.mocap_quat[0] = hand, [1, 0, 1, 0]
@@ -121,10 +124,10 @@ class DeskEnv:
 
     def step(self, action: Array) -> EnvStep:
         clipped, data = np.clip(action, -1, 1), self._data
-        data.mocap_pos[0] = np.clip(data.mocap_pos[0] + SPEED_M * clipped[:3], HAND_LOW, HAND_HIGH)
+        data.mocap_pos[0] = np.clip(data.mocap_pos[0] + MOCAP_STEP_M * clipped[:3], HAND_LOW, HAND_HIGH)
         data.ctrl[:] = clipped[3], -clipped[3]
         self._place_objects()
-        self._mujoco.mj_step(self._model, data, FRAMES)
+        self._mujoco.mj_step(self._model, data, FRAME_SKIP)
         self._mujoco.mj_kinematics(self._model, data)  # places after the step, not before its last frame
         self._steps += 1
         observation, tips = self._observe(), data.site_xpos[self._tips].mean(0)
@@ -171,15 +174,20 @@ def _settled(hand: tuple[float, ...]) -> tuple[NDArray[np.float64], NDArray[np.f
     import mujoco
 
     model = compiled_desk()
+    for body, position in (("door", DOOR_LOW), ("drawer", DRAWER_LOW)):  # wherever an environment has put them
+        model.body_pos[model.body(body).id] = position
     data = mujoco.MjData(model)
     data.ctrl[:] = -1, 1
     for _ in range(SETTLING_STEPS):
         data.mocap_pos[0], data.mocap_quat[0] = hand, [1, 0, 1, 0]
-        mujoco.mj_step(model, data, FRAMES)
+        mujoco.mj_step(model, data, FRAME_SKIP)
     return data.qpos.copy(), data.qvel.copy()
 
 
 # ---------------------------------------------------------------- controllers
+
+# Each: hand [..., 3] and handle [..., 3], m, and the joint [...] -> where the hand is to go [..., 3], m, and the gain
+# (action per m).
 
 
 def _stages(reached: list[NDArray[np.bool_]], targets: list[NDArray[np.floating]]) -> NDArray[np.floating]:
@@ -202,7 +210,7 @@ def _apart(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float
 
 def open_door(hand: Array, handle: Array, angle: Array) -> tuple[Array, float]:
     """Behind the handle from above, and along its arc."""
-    behind = handle + np.stack([0.01 + 0 * angle, 0.02 + 0 * angle, 0 * angle], -1)
+    behind = handle + (0.01, 0.02, 0.0)
     near, low = _apart(hand, behind) < 0.08, np.abs(hand - handle)[..., 2] < 0.04
     high = hand[..., 2] > handle[..., 2] + 0.12
     targets = [_over(hand, 0.4), _over(behind, 0.4), behind, handle - (0.05, 0.0, 0.0)]
@@ -258,7 +266,7 @@ def _task(name: str, success: Condition, shaped: Reward) -> StateTask:
 
 DESK = Benchmark(
     name="desk",
-    observation_size=2 * FRAME + 3,
+    observation_size=2 * MOMENT_SIZE + 3,
     action_size=4,
     horizon=HORIZON,
     quantities=QUANTITIES,

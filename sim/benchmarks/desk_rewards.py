@@ -1,7 +1,8 @@
 """Success and rewards of the desk's tasks, as pure functions of the quantities of a step.
 
 Success is Meta-World's (3.1) in terms of the door's or drawer's joint; the reward is 1 while it holds. The shaped
-rewards, by which online learners find it, are Meta-World's of version 2, in [0, 10].
+rewards, by which online learners find it, are Meta-World's of version 2, in [0, 10]. Quantities and actions have any
+leading dimensions [...]; so have successes and rewards.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def gaussian(distance: NDArray[np.floating], bound: float, margin: NDArray[np.fl
     return np.asarray(np.exp(np.log(0.1) * np.square(beyond)), np.float32)
 
 
-def both(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.floating]:
+def hamacher_product(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.floating]:
     """Hamacher's product of numbers in [0, 1]; 0 of two zeros."""
     found: NDArray[np.floating] = a * b / np.maximum(a + b - a * b, 1e-12)
     return found
@@ -90,10 +91,10 @@ def shaped_door_open(q: Quantities, action: Array) -> Array:
     floor = np.where(radius > 0.12, 0.04 * np.log(np.maximum(radius - 0.12, 1e-9)) + 0.4, 0.0)
     below = floor - q[HAND][..., 2]  # of a funnel that keeps the hand from running into the handle
     above = np.where(below <= 0, 1.0, long_tail(below, 0.01, np.maximum(floor, 1e-9) / 2))
-    ready = both(above, long_tail(_norm(q[HAND] - handle - (0.05, 0.03, -0.01)), 0.06, 0.5))
+    ready = hamacher_product(above, long_tail(_norm(q[HAND] - handle - (0.05, 0.03, -0.01)), 0.06, 0.5))
     opened = 0.2 * (q[DOOR] < -np.pi / 90) + 0.8 * long_tail(2 * np.pi / 3 + q[DOOR], 0.5, np.pi / 3)
     closing = (np.clip(action[..., 3], -1, 1) + 1) / 2
-    return _or_ten(door_is_open(q), 2 * both(ready, closing) + 8 * opened)
+    return _or_ten(door_is_open(q), 2 * hamacher_product(ready, closing) + 8 * opened)
 
 
 def shaped_door_close(q: Quantities, action: Array) -> Array:
@@ -119,7 +120,9 @@ def shaped_drawer_close(q: Quantities, action: Array) -> Array:
     away = _norm(grip - target)
     pushed = long_tail(away, 0.05, np.abs(_norm(first - target) - 0.05))
     reach = gaussian(_norm(grip - q[FINGERTIPS]), 0.005, np.abs(_norm(first - np.asarray(FINGERTIPS_START_M)) - 0.005))
-    return _or_ten(drawer_is_closed(q), 10 * both(both(reach, np.clip(action[..., 3], 0, 1)), pushed))
+    return _or_ten(
+        drawer_is_closed(q), 10 * hamacher_product(hamacher_product(reach, np.clip(action[..., 3], 0, 1)), pushed)
+    )
 
 
 def sparse(success: Callable[[Quantities], NDArray[np.bool_]], q: Quantities, action: Array) -> Array:

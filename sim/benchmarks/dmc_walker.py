@@ -15,24 +15,24 @@ from sim.benchmarks.simulator import load_mujoco, package_folder
 from sim.benchmarks.spec import Benchmark, EnvStep, Quantities, StateTask
 
 Array = NDArray[np.float32]
-HORIZON, FRAMES = 1000, 10  # steps of 25 ms; frames of 2.5 ms in each
+HORIZON, FRAME_SKIP = 1000, 10  # steps of 25 ms; frames of 2.5 ms in each
 HEIGHT, UPRIGHT, VELOCITY = "height_m", "upright", "x_velocity_m_s"  # of the torso; upright is the cosine of its tilt
 STAND_HEIGHT_M, WALK_M_S, RUN_M_S = 1.2, 1.0, 8.0
 
 
-def stand(q: Quantities) -> NDArray[np.floating]:
-    """In [0, 1]: three quarters of it for the height, the rest for being upright."""
+def standing_reward(q: Quantities) -> NDArray[np.floating]:
+    """In [0, 1], [...]: three quarters of it for the height, the rest for being upright."""
     below = np.maximum(0, STAND_HEIGHT_M - q[HEIGHT]) / (STAND_HEIGHT_M / 2)
     standing = np.exp(-0.5 * np.square(below * np.sqrt(-2 * np.log(0.1))))
     found: NDArray[np.floating] = (3 * standing + (1 + q[UPRIGHT]) / 2) / 4
     return found
 
 
-def move(speed_m_s: float, q: Quantities, action: Array) -> NDArray[np.floating]:
-    """In [0, 1]: standing, and as a factor between a sixth and 1 the velocity up to this speed."""
+def move_reward(speed_m_s: float, q: Quantities, action: Array) -> NDArray[np.floating]:
+    """In [0, 1], [...]: standing, and as a factor between a sixth and 1 the velocity up to this speed."""
     missing = np.maximum(0, speed_m_s - q[VELOCITY]) / (speed_m_s / 2)
     moving = np.where(missing * 0.5 < 1, 1 - missing * 0.5, 0.0)
-    found: NDArray[np.floating] = stand(q) * (5 * moving + 1) / 6
+    found: NDArray[np.floating] = standing_reward(q) * (5 * moving + 1) / 6
     return found
 
 
@@ -75,7 +75,7 @@ class DMCWalkerEnv:
 
     def step(self, action: Array) -> EnvStep:
         self._data.ctrl[:] = np.clip(action, -1, 1)
-        self._mujoco.mj_step(self._model, self._data, FRAMES)
+        self._mujoco.mj_step(self._model, self._data, FRAME_SKIP)
         self._mujoco.mj_step1(self._model, self._data)  # places and sensors of the state that was reached
         self._steps += 1
         quantities = {name: np.asarray(value, np.float32) for name, value in self.measure().items()}
@@ -105,8 +105,8 @@ DMC_WALKER = Benchmark(
     horizon=HORIZON,
     quantities={HEIGHT: (), UPRIGHT: (), VELOCITY: ()},
     tasks=(
-        StateTask(name="walk", reward=functools.partial(move, WALK_M_S)),
-        StateTask(name="run", reward=functools.partial(move, RUN_M_S)),
+        StateTask(name="walk", reward=functools.partial(move_reward, WALK_M_S)),
+        StateTask(name="run", reward=functools.partial(move_reward, RUN_M_S)),
     ),
     make_env=DMCWalkerEnv,
 )

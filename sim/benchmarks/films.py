@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.benchmarks.mazes import CELL_M, RADIUS_M, goal_of, maze_of
+from sim.benchmarks.mazes import CELL_M, MAZES, RADIUS_M, goal_of
 from sim.benchmarks.spec import Benchmark, MissingSimulatorError
 from sim.film_files import captioned
 
@@ -38,10 +38,10 @@ VIEWS = {"desk": View(at=(0.1, 0.7, 0.1), distance_m=1.5, elevation_deg=-60.0)}
 
 def view_of(benchmark: str) -> View:
     """Where a film looks from: mazes from above, bodies from the side."""
-    if (maze := maze_of(benchmark)) is None:
+    if (maze := MAZES.get(benchmark)) is None:
         return VIEWS.get(benchmark, FOLLOWING)
     rows, columns = len(maze.rows), len(maze.rows[0])
-    x, y = (np.array([columns, rows]) - 1) * CELL_M / 2 - CELL_M
+    x, y = ((np.array([columns, rows]) - 1) / 2 - maze.start[::-1]) * CELL_M
     return View(at=(x, y, 0.0), distance_m=5.2 * max(rows, columns), elevation_deg=-80.0)
 
 
@@ -51,10 +51,11 @@ def film(benchmark: Benchmark, task: str, act: Act, seed: int, size_px: int) -> 
     env: Any = benchmark.make_env()
     if not hasattr(env, "simulation"):
         raise ValueError(f"{benchmark.name} is not simulated by MuJoCo, which renders the films")
-    spec, maze = benchmark.tasks[benchmark.task_index(task)], maze_of(benchmark.name)
+    spec, maze = benchmark.tasks[benchmark.task_index(task)], MAZES.get(benchmark.name)
     goal = None if maze is None else maze.middle(goal_of(maze, task))
     frames, now, number, done, success = [], env.reset(task, seed), 0, False, False
     model, data = env.simulation()
+    model.vis.global_.offwidth = model.vis.global_.offheight = size_px
     try:
         renderer = _renderer(model, size_px)
     except Exception as error:  # of several kinds, by what is missing

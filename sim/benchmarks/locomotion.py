@@ -17,7 +17,6 @@ measured, and left out of the observation.
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -93,7 +92,7 @@ class MuJoCoEnv:
     same."""
 
     def __init__(self, name: str, read: Read, options: dict[str, Any]) -> None:
-        mujoco = load_mujoco(name)
+        load_mujoco(name)
         import gymnasium
 
         try:
@@ -101,7 +100,6 @@ class MuJoCoEnv:
         except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
             raise MissingSimulatorError(f"{name}: {error}; {REMEDY}") from None
         self._read = read
-        mujoco.set_mju_user_warning(_warn)  # MuJoCo's own writes MUJOCO_LOG.TXT into the working folder
 
     def reset(self, task: str, seed: int | None = None) -> Array:
         observation, _ = self._env.reset(seed=seed)
@@ -127,12 +125,6 @@ def read_motion(start_height_m: float, observation: Array, info: dict[str, Any])
 def read_ant(start_height_m: float, observation: Array, info: dict[str, Any]) -> Quantities:
     """Motion and contact forces, of an environment whose contact cost has weight 1."""
     return {**read_motion(start_height_m, observation, info), CONTACT: np.asarray(-info["reward_contact"], np.float32)}
-
-
-@functools.cache
-def _warn(message: str | bytes) -> None:
-    """Print each warning once in a process."""
-    print(f"MuJoCo: {message.decode() if isinstance(message, bytes) else message}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- records

@@ -2,7 +2,8 @@
 
 Maps, goals, size of a cell and radius of success are those of AntMaze there (medium and large). The point is the ant's
 cheap twin, of the navigation alone. A task ends for itself where its goal is reached; the steps after it serve the
-others. Places are in m, x to the right and y upwards, the start cell's middle being the origin. Needs MuJoCo.
+others. Positions are in m: x along the columns of a map, y along its rows, from the middle of the start cell. Needs
+MuJoCo.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ Array = NDArray[np.float32]
 Cell = tuple[int, int]  # row, column
 CELL_M, RADIUS_M = 4.0, 0.5  # side of a cell; distance from a goal that is a success
 START_NOISE = 0.1  # m, radians, m/s
-WALL_HEIGHT_M = 1.0
+WALL_HEIGHT_M = 2.0
 HORIZON = 1000
 POSITION = "position_m"
-POINT_RADIUS_M, STEP_S, FRAMES = 0.4, 0.02, 5  # of the point; 0.1 s a step, as the ant's
+POINT_COLOUR = [0.1, 0.3, 0.7, 1.0]
+POINT_RADIUS_M, STEP_S, FRAME_SKIP = 0.4, 0.02, 5  # of the point; 0.1 s a step, as the ant's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,10 @@ class Maze:
     def free(self) -> tuple[Cell, ...]:
         every = itertools.product(range(len(self.rows)), range(len(self.rows[0])))
         return tuple((row, column) for row, column in every if self.rows[row][column] != "#")
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(f"goal-{number}" for number in range(len(self.goals)))
 
     def middle(self, cell: Cell) -> Array:
         """Middle of a cell, m: [2]."""
@@ -120,7 +126,7 @@ class MazeEnv:
 
     def step(self, action: Array) -> EnvStep:
         self._data.ctrl[:] = np.clip(action, -1, 1)
-        self._mujoco.mj_step(self._model, self._data, FRAMES)
+        self._mujoco.mj_step(self._model, self._data, FRAME_SKIP)
         self._steps += 1
         observation = self._observe()
         quantities = {POSITION: observation[:2].copy()}
@@ -135,13 +141,13 @@ class MazeEnv:
         return np.concatenate([self._data.qpos, self._data.qvel]).astype(np.float32)
 
 
-def place_body(model: Any, data: Any, place: NDArray[np.floating], rng: np.random.Generator) -> None:
-    """Put a body there, at rest in its first pose but for some noise in all joints (Gymnasium's ant)."""
+def place_body(model: Any, data: Any, position: NDArray[np.floating], rng: np.random.Generator) -> None:
+    """Put a body at a position [2], m, in its first pose with noise in all joints and velocities (Gymnasium's ant)."""
     import mujoco
 
     mujoco.mj_resetData(model, data)
     data.qpos[:] += rng.uniform(-START_NOISE, START_NOISE, model.nq)
-    data.qpos[:2] += place
+    data.qpos[:2] += position
     data.qvel[:] = START_NOISE * rng.standard_normal(model.nv)
     mujoco.mj_forward(model, data)
 
@@ -159,18 +165,19 @@ def add_walls(spec: Any, maze: Maze, **options: Any) -> None:
 
 @functools.cache
 def compiled_point(maze: Maze) -> Any:
-    """A disc on two slides, damped so that it keeps 1 m/s at full force, about the ant's speed."""
+    """A sphere on two slides, damped so that it keeps 1 m/s at full force, about the ant's speed."""
     import mujoco
 
     spec = mujoco.MjSpec()
     spec.option.timestep, spec.option.gravity = STEP_S, [0.0, 0.0, 0.0]
     add_walls(spec, maze, rgba=[0.5, 0.5, 0.5, 1.0])
     spec.worldbody.add_light(pos=[0.0, 0.0, 50.0], dir=[0.0, 0.0, -1.0], directional=True)
-    plane, seen_only = mujoco.mjtGeom.mjGEOM_PLANE, {"contype": 0, "conaffinity": 0}
-    spec.worldbody.add_geom(type=plane, size=[100.0, 100.0, 1.0], rgba=[0.9, 0.9, 0.9, 1.0], **seen_only)
+    plane, size = mujoco.mjtGeom.mjGEOM_PLANE, [100.0, 100.0, 1.0]
+    spec.worldbody.add_geom(type=plane, size=size, rgba=[0.9, 0.9, 0.9, 1.0], contype=0, conaffinity=0)  # for films
     point = spec.worldbody.add_body(name="point", pos=[0.0, 0.0, 0.5])
-    look = {"friction": [0.0, 0.0, 0.0], "rgba": [0.1, 0.3, 0.7, 1.0]}
-    point.add_geom(type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[POINT_RADIUS_M, 0, 0], mass=1.0, **look)
+    point.add_geom(
+        type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[POINT_RADIUS_M, 0, 0], mass=1.0, friction=[0, 0, 0], rgba=POINT_COLOUR
+    )
     for name, axis in (("x", [1, 0, 0]), ("y", [0, 1, 0])):
         point.add_joint(name=name, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=axis, damping=2.0)
         motor = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
@@ -190,11 +197,11 @@ def _reward(goal: Array, q: Quantities, action: Array) -> Array:
 def goal_tasks(maze: Maze) -> tuple[StateTask, ...]:
     """A task for each goal: reward 1 where it is reached, which ends that task's episode."""
     tasks = []
-    for number, cell in enumerate(maze.goals):
+    for name, cell in zip(maze.task_names, maze.goals, strict=True):
         goal = maze.middle(cell)
         reached = functools.partial(_within, goal)
         reward = functools.partial(_reward, goal)
-        tasks.append(StateTask(name=f"goal-{number}", reward=reward, success=reached, terminal=reached))
+        tasks.append(StateTask(name=name, reward=reward, success=reached, terminal=reached))
     return tuple(tasks)
 
 
@@ -228,6 +235,7 @@ def direction(maze: Maze, place: NDArray[np.floating], goal: Cell) -> Array:
 
 
 def nearest_goal(maze: Maze, q: Quantities) -> NDArray[np.int64]:
+    """Index [...] of the goal that is nearest to each position."""
     goals = np.stack([maze.middle(cell) for cell in maze.goals])
     found: NDArray[np.int64] = np.linalg.norm(q[POSITION][..., None, :] - goals, axis=-1).argmin(-1)
     return found
@@ -235,7 +243,7 @@ def nearest_goal(maze: Maze, q: Quantities) -> NDArray[np.int64]:
 
 def goal_of(maze: Maze, task: str) -> Cell:
     """The goal's cell of a task of this maze."""
-    return maze.goals[int(task.removeprefix("goal-"))]
+    return maze.goals[maze.task_names.index(task)]
 
 
 def maze_benchmark(
@@ -258,7 +266,7 @@ def maze_benchmark(
 
 
 def push_towards(maze: Maze, task: str, observation: Array) -> Array:
-    """The point's controller: full force along the way."""
+    """The point's controller: full force along the way. Observations [..., 4] -> actions [..., 2]."""
     return direction(maze, observation[..., :2], goal_of(maze, task))
 
 
@@ -268,9 +276,4 @@ def _point_maze(maze: Maze) -> Benchmark:
 
 
 POINT_MEDIUM, POINT_LARGE = _point_maze(MEDIUM), _point_maze(LARGE)
-
-
-def maze_of(benchmark: str) -> Maze | None:
-    """The maze of a benchmark, by its name; None for one without."""
-    kind, _, size = benchmark.partition("-")
-    return {maze.name: maze for maze in (MEDIUM, LARGE)}[size] if kind in ("pointmaze", "antmaze") else None
+MAZES = {"pointmaze-medium": MEDIUM, "pointmaze-large": LARGE, "antmaze-medium": MEDIUM, "antmaze-large": LARGE}

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
 from sim.benchmarks.spec import MissingSimulatorError
 
 REMEDY = "pip install -e '.[lowdim]'"
-TOO_NEW = 4  # which breaks dm_control and metaworld
+OLDEST, TOO_NEW = (3, 3), (4, 0)  # version 4 breaks dm_control and metaworld
 
 
 def load_mujoco(benchmark: str) -> Any:
-    """The module. MissingSimulatorError where it is not installed, or a version that this project does not run on."""
+    """The module, which warns on the terminal. MissingSimulatorError where it is not installed, or a version that this
+    project does not run on."""
     try:
         import mujoco
     except ImportError:
         raise MissingSimulatorError(f"{benchmark} needs MuJoCo: {REMEDY}") from None
-    if int(mujoco.__version__.split(".")[0]) >= TOO_NEW:
-        found = mujoco.__version__
-        raise MissingSimulatorError(f"{benchmark} needs MuJoCo before {TOO_NEW}, found {found}: {REMEDY}")
+    version = tuple(map(int, mujoco.__version__.split(".")[:2]))
+    if not OLDEST <= version < TOO_NEW:
+        raise MissingSimulatorError(f"{benchmark} needs MuJoCo 3.3 to 3, found {mujoco.__version__}: {REMEDY}")
+    mujoco.set_mju_user_warning(_warn)  # its own writes MUJOCO_LOG.TXT into the working folder
     return mujoco
+
+
+@functools.cache
+def _warn(message: str | bytes) -> None:
+    """Print each warning once in a process."""
+    print(f"MuJoCo: {message.decode() if isinstance(message, bytes) else message}", file=sys.stderr)
 
 
 def package_folder(benchmark: str, package: str) -> Path:
