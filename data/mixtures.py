@@ -83,7 +83,7 @@ def _desk(steps_of_experts: int, replay: Callable[[str], Source]) -> tuple[Sourc
 # Compositions of CDS, tables 1 and 3 (`published`: medium-replay, medium, expert), and `quick` ones, which need no
 # training: a dataset in a minute. Sizes are the paper's; of halfcheetah and ant it gives trajectories alone (500
 # medium, 5 and 20 expert ones). Its walker2d expert never falls; ours does in 40% of its episodes. Of a maze, a million
-# steps in episodes of 1000.
+# steps.
 RECIPES: dict[str, dict[str, tuple[Source, ...]]] = {
     "walker2d": {
         "published": _composition(

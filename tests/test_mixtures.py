@@ -60,7 +60,14 @@ def test_a_dataset_tells_what_it_is_made_of_and_is_not_made_twice(config, tmp_pa
     replay, policy = (hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("replay.h5", "policy.pt"))
     assert made.metadata == {
         "run-forward": {"kind": "replay", "file": "replay.h5", "sha256": replay},
-        "jump": {"kind": "policy", "collection": 2, "file": "policy.pt", "seed": 0, "policy_steps": 7, "sha256": policy},
+        "jump": {
+            "kind": "policy",
+            "collection": 2,
+            "file": "policy.pt",
+            "seed": 0,
+            "policy_steps": 7,
+            "sha256": policy,
+        },
     }
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(mixtures, "collect_parts", not_reached)

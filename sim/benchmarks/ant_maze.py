@@ -14,11 +14,11 @@ import numpy as np
 
 from sim.benchmarks.mazes import (
     FRAME_SKIP,
-    HORIZON,
     LARGE,
     MEDIUM,
     STEP_S,
     Array,
+    Body,
     Maze,
     add_walls,
     direction,
@@ -29,7 +29,7 @@ from sim.benchmarks.mazes import (
 from sim.benchmarks.simulator import load_mujoco
 from sim.benchmarks.spec import Benchmark, Controller, EnvStep, Quantities, StateTask
 
-GEAR_NM = 30.0
+GEAR_NM, HORIZON = 30.0, 1000
 UPRIGHT_M = (0.2, 1.0)  # height of the torso, beyond which the directed ant's episode ends
 NEW_DIRECTION_EVERY = 100  # steps
 VELOCITY, DIRECTION = "velocity_m_s", "direction"
@@ -117,9 +117,12 @@ def direct_along(maze: Maze, task: str, observation: Array) -> Array:
     return np.concatenate([observation[..., 2:], way], axis=-1)
 
 
+ANT = Body(name="antmaze", compiled=compiled_ant, observation_size=29, action_size=8, horizon=HORIZON)
+
+
 def _ant_maze(maze: Maze) -> Benchmark:
     controller = Controller(command=functools.partial(direct_along, maze), follower=ANT_DIRECTION.name)
-    return maze_benchmark(f"antmaze-{maze.name}", maze, compiled_ant, (29, 8), controller)
+    return maze_benchmark(ANT, maze, controller)
 
 
 ANT_MEDIUM, ANT_LARGE = _ant_maze(MEDIUM), _ant_maze(LARGE)

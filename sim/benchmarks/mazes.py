@@ -26,7 +26,6 @@ Cell = tuple[int, int]  # row, column
 CELL_M, RADIUS_M = 4.0, 0.5  # side of a cell; distance from a goal that is a success
 START_NOISE = 0.1  # m, radians, m/s
 WALL_HEIGHT_M = 2.0
-HORIZON = 1000
 POSITION = "position_m"
 POINT_COLOUR = [0.1, 0.3, 0.7, 1.0]
 POINT_RADIUS_M, STEP_S, FRAME_SKIP = 0.4, 0.02, 5  # of the point; 0.1 s a step, as the ant's
@@ -100,14 +99,26 @@ LARGE = Maze(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Body:
+    """What is in a maze. `compiled`: MuJoCo model of a maze with it."""
+
+    name: str
+    compiled: Callable[[Maze], Any]
+    observation_size: int
+    action_size: int
+    horizon: int
+
+
 class MazeEnv:
-    """A body in a maze. Observes its joints' positions, of which the first two are its place (m), and velocities.
+    """A body in a maze. Observes its joints' positions, of which the first two are its own (m), and velocities.
 
-    `compiled`: the maze's MuJoCo model. `anywhere`: episodes begin in any free cell, not in the start cell."""
+    `anywhere`: episodes begin in any free cell, not in the start cell."""
 
-    def __init__(self, name: str, maze: Maze, compiled: Callable[[Maze], Any], *, anywhere: bool = False) -> None:
-        self._mujoco, self._maze, self._anywhere = load_mujoco(name), maze, anywhere
-        self._model: Any = compiled(maze)
+    def __init__(self, body: Body, maze: Maze, *, anywhere: bool = False) -> None:
+        self._mujoco, self._maze, self._anywhere = load_mujoco(body.name), maze, anywhere
+        self._model: Any = body.compiled(maze)
+        self._horizon = body.horizon
         self._data: Any = self._mujoco.MjData(self._model)
         self._rng, self._steps = np.random.default_rng(), 0
 
@@ -130,7 +141,7 @@ class MazeEnv:
         self._steps += 1
         observation = self._observe()
         quantities = {POSITION: observation[:2].copy()}
-        return EnvStep(observation, quantities, terminated=False, truncated=self._steps == HORIZON)
+        return EnvStep(observation, quantities, terminated=False, truncated=self._steps == self._horizon)
 
     def close(self) -> None: ...
 
@@ -165,7 +176,7 @@ def add_walls(spec: Any, maze: Maze, **options: Any) -> None:
 
 @functools.cache
 def compiled_point(maze: Maze) -> Any:
-    """A sphere on two slides, damped so that it keeps 1 m/s at full force, about the ant's speed."""
+    """A sphere on two slides, damped so that it keeps 4 m/s at full force: four times as fast as the ant."""
     import mujoco
 
     spec = mujoco.MjSpec()
@@ -179,9 +190,9 @@ def compiled_point(maze: Maze) -> Any:
         type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[POINT_RADIUS_M, 0, 0], mass=1.0, friction=[0, 0, 0], rgba=POINT_COLOUR
     )
     for name, axis in (("x", [1, 0, 0]), ("y", [0, 1, 0])):
-        point.add_joint(name=name, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=axis, damping=2.0)
+        point.add_joint(name=name, type=mujoco.mjtJoint.mjJNT_SLIDE, axis=axis, damping=8.0)
         motor = spec.add_actuator(name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT)
-        motor.gear[0], motor.ctrlrange, motor.ctrllimited = 2.0, [-1.0, 1.0], True
+        motor.gear[0], motor.ctrlrange, motor.ctrllimited = 32.0, [-1.0, 1.0], True
     return spec.compile()
 
 
@@ -246,19 +257,17 @@ def goal_of(maze: Maze, task: str) -> Cell:
     return maze.goals[maze.task_names.index(task)]
 
 
-def maze_benchmark(
-    name: str, maze: Maze, compiled: Callable[[Maze], Any], sizes: tuple[int, int], controller: Controller
-) -> Benchmark:
-    """A body in a maze; `sizes` of observation and action."""
+def maze_benchmark(body: Body, maze: Maze, controller: Controller) -> Benchmark:
+    """A body in a maze."""
     return Benchmark(
-        name=name,
-        observation_size=sizes[0],
-        action_size=sizes[1],
-        horizon=HORIZON,
+        name=f"{body.name}-{maze.name}",
+        observation_size=body.observation_size,
+        action_size=body.action_size,
+        horizon=body.horizon,
         quantities={POSITION: (2,)},
         tasks=goal_tasks(maze),
-        make_env=functools.partial(MazeEnv, name, maze, compiled),
-        make_collecting_env=functools.partial(MazeEnv, name, maze, compiled, anywhere=True),
+        make_env=functools.partial(MazeEnv, body, maze),
+        make_collecting_env=functools.partial(MazeEnv, body, maze, anywhere=True),
         metric="success",
         controller=controller,
         nearest_task=functools.partial(nearest_goal, maze),
@@ -270,9 +279,11 @@ def push_towards(maze: Maze, task: str, observation: Array) -> Array:
     return direction(maze, observation[..., :2], goal_of(maze, task))
 
 
+POINT = Body(name="pointmaze", compiled=compiled_point, observation_size=4, action_size=2, horizon=200)
+
+
 def _point_maze(maze: Maze) -> Benchmark:
-    controller = Controller(command=functools.partial(push_towards, maze))
-    return maze_benchmark(f"pointmaze-{maze.name}", maze, compiled_point, (4, 2), controller)
+    return maze_benchmark(POINT, maze, Controller(command=functools.partial(push_towards, maze)))
 
 
 POINT_MEDIUM, POINT_LARGE = _point_maze(MEDIUM), _point_maze(LARGE)
