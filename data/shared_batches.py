@@ -38,7 +38,8 @@ class SharingConfig:
     `tasks`: names of the tasks to train; empty: those the dataset has transitions of. `snapshot_every`: updates between
     snapshots of the Q-function, for rules that share by one. `candidates_per_shared`: for rules that draw from
     candidates. `score_fraction`: steps scored in an update, as a fraction of a batch, and `score_visits` over which the
-    score of an episode is the mean, for rules that score episodes."""
+    score of an episode is the mean, for rules that score episodes. `reward_scale`, `reward_shift`: rewards r are learned
+    from as scale r + shift."""
 
     routers: tuple[RouterConfig, ...]
     seeds: int
@@ -49,6 +50,8 @@ class SharingConfig:
     score_fraction: float = 0.25
     score_visits: int = 4
     snapshot_every: int = 10_000
+    reward_scale: float = 1.0
+    reward_shift: float = 0.0
 
 
 class ScoredSteps:
@@ -109,7 +112,7 @@ class SharedBatches(nn.Module):
         """Move transitions and routers to the device, before the first batch."""
         self.to(device)
         config, skills = self.config, self._dataset.benchmark.skills
-        tensors = TransitionTensors(self._dataset, device)
+        tensors = TransitionTensors(self._dataset, device, config.reward_scale, config.reward_shift)
         self._samplers = [
             StateSampler(
                 tensors,

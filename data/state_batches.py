@@ -48,10 +48,13 @@ class StateBatch:
 
 
 class TransitionTensors:
-    """A dataset on the device, shared by its samplers; reward, end and success of every task."""
+    """A dataset on the device, shared by its samplers; reward, end and success of every task. Rewards r are learned from
+    as `scale` r + `shift`."""
 
-    def __init__(self, dataset: TransitionDataset, device: torch.device | str = "cpu") -> None:
-        self.dataset, self.device = dataset, device
+    def __init__(
+        self, dataset: TransitionDataset, device: torch.device | str = "cpu", scale: float = 1.0, shift: float = 0.0
+    ) -> None:
+        self.dataset, self.device, self.zero_reward = dataset, device, shift
         self.columns = {
             name: torch.from_numpy(dataset.columns[name]).to(device)
             for name in ("observation", "next_observation", "action", "task")
@@ -60,7 +63,7 @@ class TransitionTensors:
         self.length = self.episode.bincount()  # [K] of each episode, and the row of its first step
         self.first = self.length.cumsum(0) - self.length
         self.by_task = {  # [D, N]
-            "reward": torch.from_numpy(dataset.rewards).to(device),
+            "reward": torch.from_numpy(dataset.rewards * np.float32(scale) + np.float32(shift)).to(device),
             "done": torch.from_numpy(dataset.done.astype(np.float32)).to(device),
             "success": torch.from_numpy(dataset.successes.astype(np.float32)).to(device),
         }
@@ -184,7 +187,8 @@ class StateSampler:
         source = columns["task"][row]
         relabelled = {name: table[row, target] for name, table in self._tensors.by_task.items()}
         if not self._relabel_rewards:
-            relabelled["reward"] = torch.where(source == target, relabelled["reward"], 0.0)
+            zero = self._tensors.zero_reward
+            relabelled["reward"] = torch.where(source == target, relabelled["reward"], zero)
         return StateBatch(
             **{name: columns[name][row] for name in ("observation", "next_observation", "action")},
             **relabelled,

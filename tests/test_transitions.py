@@ -16,6 +16,7 @@ from data.transitions import TransitionDataset, read_benchmark, read_transitions
 from sim.benchmarks.spec import Benchmark, StateTask
 from sim.benchmarks.table import BENCHMARKS
 from sim.files import DatasetError
+from train.state_config import StateConfig
 
 WALKER2D = BENCHMARKS["walker2d"]
 EVERYWHERE = np.ones((3, 3), np.bool_)
@@ -198,3 +199,18 @@ def test_a_task_without_data_is_named(transitions):
     transitions.columns["task"][:10] = 1
     with pytest.raises(DatasetError, match="no step of task run-forward"):
         StateSampler(TransitionTensors(transitions), EVERYWHERE, (0, 1, 2))
+
+
+def test_rewards_are_learned_from_as_the_options_scale_and_shift_them(transitions):
+    """UDS gives shared transitions what a reward of 0 becomes."""
+    plain, scaled = TransitionTensors(transitions), TransitionTensors(transitions, scale=10.0, shift=-5.0)
+    assert torch.allclose(scaled.by_task["reward"], 10 * plain.by_task["reward"] - 5)
+    options = {"per_task": 16, "shared_fraction": 0.5, "relabel_rewards": False}
+    batch = batch_of(StateSampler(scaled, EVERYWHERE, (0, 1, 2), **options), 0)
+    own = batch_of(StateSampler(plain, EVERYWHERE, (0, 1, 2), **options), 0)
+    shared = batch.task_index != batch.source_task_index
+    assert (batch.reward[shared] == -5).all()
+    assert torch.allclose(batch.reward[~shared], 10 * own.reward[~shared] - 5)
+    assert shared.any()
+    config = StateConfig(reward_scale=10.0, reward_shift=-5.0).shared_batches
+    assert (config.reward_scale, config.reward_shift) == (10.0, -5.0)

@@ -41,6 +41,8 @@ class StateConfig:
     hidden_sizes: tuple[int, ...] = option((256, 256, 256), "units of the hidden layers")
     conditioning: str = option("one-hot", f"task conditioning of the networks: {', '.join(CONDITIONERS)}")
     encoder: str = option("", "file of a pretrained encoder, for conditioning encoder")
+    reward_scale: float = option(1.0, "rewards r are learned from as scale r + shift")
+    reward_shift: float = option(0.0, "as above")
     normalise: bool = option(True, "observations, by mean and standard deviation over the dataset")
     reference: str = option(BY_RULE, f"to reach: {', '.join(REFERENCES)} of own scores, or as the rule has it")
     percentile: float = option(50.0, "k of the reference percentile, percent from the top")
@@ -132,4 +134,6 @@ class StateConfig:
             score_fraction=self.score_fraction,
             score_visits=self.score_visits,
             snapshot_every=self.snapshot_every,
+            reward_scale=self.reward_scale,
+            reward_shift=self.reward_shift,
         )
