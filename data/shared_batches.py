@@ -38,8 +38,8 @@ class SharingConfig:
     `tasks`: names of the tasks to train; empty: those the dataset has transitions of. `snapshot_every`: updates between
     snapshots of the Q-function, for rules that share by one. `candidates_per_shared`: for rules that draw from
     candidates. `score_fraction`: steps scored in an update, as a fraction of a batch, and `score_visits` over which the
-    score of an episode is the mean, for rules that score episodes. `reward_scale`, `reward_shift`: rewards r are learned
-    from as scale r + shift."""
+    score of an episode is the mean, for rules that score episodes. `reward_scale`, `reward_shift`: what is learned from
+    a reward r is scale r + shift."""
 
     routers: tuple[RouterConfig, ...]
     seeds: int

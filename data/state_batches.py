@@ -48,8 +48,8 @@ class StateBatch:
 
 
 class TransitionTensors:
-    """A dataset on the device, shared by its samplers; reward, end and success of every task. Rewards r are learned from
-    as `scale` r + `shift`."""
+    """A dataset on the device, shared by its samplers; reward, end and success of every task. What is learned from a
+    reward r is `scale` r + `shift`."""
 
     def __init__(
         self, dataset: TransitionDataset, device: torch.device | str = "cpu", scale: float = 1.0, shift: float = 0.0

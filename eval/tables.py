@@ -158,7 +158,9 @@ def _states(files: Sequence[Path], found: list[dict[str, Any]]) -> list[str]:
         seeds = [member["seed"] for member in mine]
         if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
             raise ValueError(f"{rule}, seed {twice[0]} comes twice: leave out a file, or train other --seeds")
-    known = paper.STATES.get((benchmark.name, found[0]["recipe"])) if tasks == list(benchmark.task_names) else None
+    assignment = found[0]["config"].get("assignment", "collected")
+    data = found[0]["recipe"] if assignment == "collected" else assignment
+    known = paper.STATES.get((benchmark.name, data)) if tasks == list(benchmark.task_names) else None
     rules = _in_order(of_rule, known.returns if known else ())
 
     def table(head: str, key: str, digits: int, cells: dict[str, list[str]] | None = None, scale: float = 1) -> str:
@@ -188,10 +190,13 @@ def _states(files: Sequence[Path], found: list[dict[str, Any]]) -> list[str]:
         rule: [f"{value:.2f}" for value in (*values, float(np.mean(values)))]
         for rule, values in (known.divergence if known else {}).items()
     }
-    head = f"{benchmark.name} {found[0]['recipe']}, {found[0]['algorithm']}, {found[0]['updates']} updates"
+    of_data = f"{found[0]['recipe']}, {assignment}" if data == assignment else found[0]["recipe"]
+    head = f"{benchmark.name} {of_data}, {found[0]['algorithm']}, {found[0]['updates']} updates"
     out = [head]
     if found[0]["metric"] == "success":
-        out.append(table("success, %", "success", 1, scale=100))
+        out.append(table("success, %", "success", 1, blank | returns if returns else None, scale=100))
+        if all("success_at_end" in member for mine in of_rule.values() for member in mine):
+            out.append(table("success at the end, %", "success_at_end", 1, scale=100))
     else:
         out.append(table("return", "returns", 1, blank | returns if returns else None))
     members = [member for mine in of_rule.values() for member in mine]
@@ -213,6 +218,8 @@ def _with_divergences(member: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number(mean: float, half: float, digits: int) -> str:
+    if np.isnan(mean):
+        return "-"
     return f"{mean:.{digits}f}" + ("" if np.isnan(half) else f" ± {half:.{digits}f}")
 
 
