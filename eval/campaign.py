@@ -1,4 +1,4 @@
-"""`python -m eval.campaign runs/NAME/pack`: play the policies of a campaign (train/campaign.py), and one table.
+"""`python -m eval.campaign --pack runs/NAME/pack`: play the policies of a campaign (train/campaign.py), and one table.
 
 Policies on images are played in the pick-place world, those on states in their benchmark. Stopped anywhere, the same
 command goes on: finished evaluations are left as they are.

@@ -16,6 +16,8 @@ PAGES = (
     "README.md",
     *(f"docs/{name}.md" for name in ("benchmarks", "commands", "sharing", "algorithms", "data", "world", "vision")),
     "docs/results/cql-parity.md",
+    "docs/results/desk.md",
+    "docs/results/mazes.md",
     "docs/results/twin.md",
 )
 EXAMPLE = "point-mass"  # a benchmark that docs/benchmarks.md adds
