@@ -13,6 +13,7 @@ import torch
 
 from data.transitions import write_transitions
 from eval.campaign import PlayConfig, play
+from eval.campaign import main as play_campaign
 from eval.policy import CEMPolicy
 from models.image_checkpoint import read_checkpoint
 from tests.conftest import SMALL_STATE_RUN, TINY_TASKS
@@ -66,9 +67,9 @@ def test_a_campaign_trains_packs_and_is_played_elsewhere(tmp_path, transitions, 
     assert {value.dtype for value in half["state_dict"].values() if value.is_floating_point()} == {torch.float16}
     assert CEMPolicy.load(out / "images-none-3" / "policy.ckpt").network.training is False
     assert half["switchyard"] == whole["switchyard"]
-    capsys.readouterr()
+    told = capsys.readouterr().out.split("python -m eval.campaign ")[1].splitlines()[0].split()
     monkeypatch.setattr(campaign, "_start", None)
-    play(PlayConfig(pack=str(out / "pack"), out=str(tmp_path / "played"), episodes=1, workers=1))
+    play_campaign([*told, "--out", str(tmp_path / "played"), "--episodes", "1", "--workers", "1"])
     rows = {row["name"]: row["results"] for row in json.loads((tmp_path / "played" / "campaign.json").read_text())}
     assert set(rows["states-none,all"]) == {
         f"{member} {task}" for member in ("none-0", "all-0") for task in ("run-forward", "run-backward", "jump")

@@ -67,14 +67,18 @@ for line in json.load(sys.stdin):
 
 
 def shown():
-    """The commands of all blocks without a language, without their comments."""
+    """The commands of all blocks without a language and of the campaign files, without their comments."""
+    blocks = []
     for page in PAGES:
-        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE):
-            if language == "":
-                for line in block.replace("\\\n", " ").splitlines():
-                    for part in re.split(r"&&|\|\||;", line):
-                        if EXAMPLE not in part and (words := shlex.split(part, comments=True)):
-                            yield words
+        text = (ROOT / page).read_text(encoding="utf-8")
+        found = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        blocks += [block.replace("\\\n", " ") for language, block in found if language == ""]
+    for file in sorted((ROOT / "docs" / "results").glob("*.toml")):
+        blocks.append("\n".join(re.findall(r"^#   (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)))
+    for line in (line for block in blocks for line in block.splitlines()):
+        for part in re.split(r"&&|\|\||;", line):
+            if EXAMPLE not in part and (words := shlex.split(part, comments=True)):
+                yield words
 
 
 def recipe(words):

@@ -218,5 +218,5 @@ def _table(trainings: list[Training], out: Path) -> str:
         lines.append(f"{training.name:<32}{training.state:<12}{training.config.steps:>10}{minutes:>9}")
     packs = sorted((out / PACK).glob("*.tar"))
     size = sum(path.stat().st_size for path in packs) / 1e6
-    lines.append(f"{len(packs)} file(s), {size:.1f} MB; to play them: python -m eval.campaign {out / PACK}")
+    lines.append(f"{len(packs)} file(s), {size:.1f} MB; to play them: python -m eval.campaign --pack {out / PACK}")
     return "\n".join(lines)
