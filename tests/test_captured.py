@@ -39,6 +39,7 @@ CASES = {
     ),
     "weights of episodes": ("cql", {"rules": ("cds",), "granularity": "episode", "share_after": 20}),
     "embedding": ("cql", {"rules": ("cds",), "conditioning": "embedding", "bc_steps": 9, "num_gradient_actions": 0}),
+    "lagrange": ("cql", {"rules": ("all", "cds"), "lagrange_threshold": 5.0, "reward_scale": 10.0}),
     "bc": ("bc", {"rules": ("none", "all")}),
 }
 

@@ -225,6 +225,45 @@ def test_the_conservative_weight_is_half_of_that_in_cqls_code(transitions, monke
     assert 2 * losses[0] == pytest.approx(theirs.item(), rel=1e-5)
 
 
+def test_the_lagrange_form_is_that_of_cqls_code(transitions, monkeypatch):
+    """There: mse + alpha' (weight x gap - tau) for each of two Q-functions, alpha' rising by the mean excess; ours is half
+    of it."""
+    options = {"rules": ("none",), "conservative_weight": 3.0, "num_gradient_actions": 0, "lagrange_threshold": 2.0}
+    module, seen, losses = module_of(transitions, seeds=(0, 1), **options), [], []
+    module.log_multiplier.data.copy_(torch.tensor([2.0, 0.5]).log())
+    real, terms, step = cql.q_target, module.conservative_terms, cql.gradient_step
+    monkeypatch.setattr(cql, "q_target", lambda *given: seen.append(real(*given)) or seen[-1])
+    monkeypatch.setattr(module, "conservative_terms", lambda *given: seen.append(terms(*given)) or seen[-1])
+    monkeypatch.setattr(cql, "gradient_step", lambda adam, loss: losses.append(loss.item()) or step(adam, loss))
+    values = module.update()
+    target, (q, _, gap) = seen
+    excess = 3.0 * gap.mean(-1) - 2.0  # [2, E]
+    multiplier = torch.tensor([2.0, 0.5])
+    assert losses[0] == pytest.approx(-(multiplier * excess.mean(0)).sum().item(), rel=1e-5)
+    assert losses[1] == pytest.approx(((q - target).square().mean(-1) / 2 + multiplier * excess).sum().item(), rel=1e-5)
+    assert torch.allclose(values["multiplier"], multiplier)
+    risen = module.log_multiplier.exp() > multiplier
+    assert torch.equal(risen, excess.mean(0) > 0)
+
+
+@pytest.mark.parametrize(("threshold", "rises"), [(0.01, True), (50.0, False)])
+def test_the_multiplier_rises_while_the_conservative_term_is_above_its_threshold(transitions, threshold, rises):
+    module = module_of(transitions, rules=("none", "all"), lagrange_threshold=threshold)
+    for _ in range(5):
+        values = module.update()
+    assert torch.equal(values["multiplier"] > 1, torch.full((2,), rises))
+    assert module.warning(values) == ""
+    bound = {"multiplier": torch.tensor([1.0, cql.MAX_MULTIPLIER])}
+    assert "above lagrange_threshold" in module.warning(bound)
+
+
+def test_without_a_threshold_there_is_no_multiplier(transitions):
+    module = module_of(transitions, rules=("none",))
+    assert len(module.optimizers) == 2
+    assert "log_multiplier" not in module.state_dict()
+    assert module.warning(module.update()) == ""
+
+
 def test_the_entropy_temperature_is_tuned_on_the_rows_that_the_policy_learns_from(transitions, monkeypatch):
     """By hand: -alpha' = mean over the first row of each member, which alone counts, of log pi - A."""
     module, seen = module_of(transitions, rules=("none", "all")), []
@@ -313,6 +352,7 @@ def test_a_member_that_diverges_is_named(transitions):
         ({"sharing_temperature": "-1"}, "temperature is absolute or signed or a number above 0"),
         ({"hidden_sizes": (0,)}, "hidden_sizes are at least 1"),
         ({"per_task": 0}, "per_task is at least 1"),
+        ({"lagrange_threshold": -1.0}, "lagrange_threshold is 0 or more"),
         ({"num_gradient_actions": -1}, "num_gradient_actions is 0 or more"),
         ({"shared_fraction": 1.2}, "shared_fraction is between 0 and 1"),
         ({"shared_fraction": 1.0}, "compares shared with own transitions"),

@@ -33,6 +33,8 @@ from train.state_algorithm import StateAlgorithm, Values
 from train.state_config import StateConfig
 from train.state_scorer import ConditionedQ, CriticScorer
 
+MAX_MULTIPLIER = 1e6  # of the Lagrange form (CQL's code)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CQLConfig(StateConfig):
@@ -43,6 +45,7 @@ class CQLConfig(StateConfig):
     discount: float = option(0.99, "gamma")
     target_update_rate: float = option(5e-3, "weight of the new network in the target's running average")
     conservative_weight: float = option(1.0, "beta of CQL, beside half the squared error: twice that of its code")
+    lagrange_threshold: float = option(0.0, "tau of CQL's Lagrange form, whose multiplier is learned; 0: none")
     num_sampled_actions: int = option(10, "actions sampled each: uniform, of the policy at s, of the policy at s'")
     num_gradient_actions: int = option(2, "of them, drawn from their softmax, the critic's gradient uses; 0: all")
     bc_steps: int = option(0, "first updates in which the policy clones the data (behaviour cloning)")
@@ -50,7 +53,7 @@ class CQLConfig(StateConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least(self, 1, "num_sampled_actions")
-        check_least(self, 0, "num_gradient_actions", "bc_steps")
+        check_least(self, 0, "num_gradient_actions", "bc_steps", "lagrange_threshold")
 
 
 class CQL(StateAlgorithm):
@@ -85,6 +88,10 @@ class CQL(StateAlgorithm):
             [*self.policy.parameters(), self.log_alpha], lr=config.actor_lr, fused=True
         )
         self.optimizers = [self.critic_optimizer, self.actor_optimizer]
+        if config.lagrange_threshold:
+            self.log_multiplier = nn.Parameter(torch.zeros(members))
+            self.multiplier_optimizer = torch.optim.Adam([self.log_multiplier], lr=config.critic_lr, fused=True)
+            self.optimizers.append(self.multiplier_optimizer)
 
     # ---------------------------------------------------------------- update
 
@@ -127,7 +134,13 @@ class CQL(StateAlgorithm):
             weight = self.shared.weigh(batch, self._scorer(batch, q.detach(), q_policy), random)
         bellman = weighted_mean((q - td_target).square(), weight) / 2
         conservative = weighted_mean(gap, weight)
-        critic = (bellman + config.conservative_weight * conservative).sum(0)
+        penalty = config.conservative_weight * conservative
+        if config.lagrange_threshold:
+            multiplier = self.log_multiplier.exp().clamp(max=MAX_MULTIPLIER)
+            excess = penalty - config.lagrange_threshold
+            penalty = multiplier.detach() * excess
+            gradient_step(self.multiplier_optimizer, -(multiplier * excess.detach().mean(0)).sum())
+        critic = (bellman + penalty).sum(0)
         gradient_step(self.critic_optimizer, critic.sum())
 
         self.q.requires_grad_(False)
@@ -141,6 +154,8 @@ class CQL(StateAlgorithm):
         update_average(self.target, self.q, config.target_update_rate)
         info = {"bellman": bellman.mean(0), "conservative": conservative.mean(0), "actor": actor}
         info |= {"q_data": q.amin(0).mean(-1), "q_policy": pi_q.mean(-1), "alpha": alpha[:, 0]}
+        if config.lagrange_threshold:
+            info["multiplier"] = multiplier
         causes = {"target": td_target.mean(-1), "weight": weight.mean(-1), "Q": info["q_data"], "alpha": info["alpha"]}
         losses = {"Bellman loss": info["bellman"], "conservative loss": info["conservative"], "policy loss": actor}
         terms = causes | losses
@@ -148,6 +163,14 @@ class CQL(StateAlgorithm):
 
     def finish(self) -> None:
         self.shared.finish(ConditionedQ(self.conditioner, self.target))
+
+    def warning(self, values: Values) -> str:
+        if "multiplier" not in values or values["multiplier"].amax() < MAX_MULTIPLIER:
+            return ""
+        return (
+            f"the Lagrange multiplier is at its bound, {MAX_MULTIPLIER:g}: the conservative term stays above "
+            f"lagrange_threshold {self.config.lagrange_threshold:g}; raise it"
+        )
 
     def conservative_terms(
         self, state: Tensor, action: Tensor, sampled: Tensor, log_prob: Tensor, strata: Tensor

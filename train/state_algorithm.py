@@ -68,6 +68,10 @@ class StateAlgorithm(nn.Module, abc.ABC):
         """What is done on the host after an update."""
         self.shared.finish(None)
 
+    def warning(self, values: Values) -> str:
+        """What a run should say once of the values [E] of an update; '' for nothing."""
+        return ""
+
     @abc.abstractmethod
     def score(self, batch: StateBatch, random: MemberRandom) -> Scorer | None:
         """The Scorer of a batch, None where the algorithm learns no Q-function."""

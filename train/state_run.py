@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from data.assignment import assign_tasks
 from data.sharing import RULES
@@ -106,7 +108,7 @@ class StateRun(lightning.LightningModule):
     def __init__(self, algorithm: StateAlgorithm, config: StateConfig) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.algorithm, self.config = algorithm, config
+        self.algorithm, self.config, self._warned = algorithm, config, False
 
     def training_step(self, batch: Any, number: int) -> None:
         """`updates_per_step` updates, or as many as are left."""
@@ -116,6 +118,9 @@ class StateRun(lightning.LightningModule):
             for k, name in enumerate(self.config.member_names):
                 self.log_dict({f"{name}/{key}": value[k] for key, value in values.items()})
             self.log("step", float(self.algorithm.updates))
+            if not self._warned and (warning := self.algorithm.warning(values)):
+                self._warned = True
+                tqdm.write(f"update {self.algorithm.updates}: {warning}", file=sys.stderr)
 
     @property
     def log_every(self) -> int:
