@@ -16,7 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ from sim.benchmarks.spec import Benchmark
 from sim.benchmarks.table import benchmark_by_name
 from sim.files import check_writable, write_atomic
 from sim.film_files import FILM_PAUSE_MS, FORMATS, write_film
-from sim.options import Parser, check_choice, check_is_seed, run_command
+from sim.options import Parser, add_options, check_choice, check_least, check_seed, from_options, option, run_command
 from sim.parallel import run_jobs
 
 EVALUATION_SEED = 1  # of the episodes that every member of every run plays
@@ -223,63 +223,60 @@ def _frames(behaviour: Behaviour, tasks: tuple[str, ...], seed: int) -> list[Any
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlayConfig:
+    """Every option of `python -m eval.returns`."""
+
+    policy: str = field(metadata={"help": f"file of policies: policy.pt of a run, models/trained; or {CONTROLLER}"})
+    benchmark: str = option("", "of the controller, alone or before a file's policies; refused where those are others")
+    noise: float = option(0.0, "standard deviation of what is added to a behaviour policy's actions")
+    episodes: int = option(10, "of each member and task")
+    seed: int = option(EVALUATION_SEED, "of the episodes")
+    workers: int = option(WORKERS, "processes")
+    out: str = option("", "file of the results; default: POLICY-played.json in its run, else in runs/")
+    film: str = option("", f"play an episode of each task into this file instead, of {', '.join(FORMATS)}")
+
+    def __post_init__(self) -> None:
+        check_seed(self, "seed")
+        check_least(self, 1, "episodes", "workers")
+        check_least(self, 0, "noise")
+        if self.policy == CONTROLLER and not self.benchmark:
+            raise ValueError("which controller? give its --benchmark")
+        if self.film:
+            check_choice("file format", Path(self.film).suffix.lower(), FORMATS)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m eval.returns", description=__doc__)
-    text = "file of policies: policy.pt of a run, models/trained; or controller"
-    parser.add_argument("--policy", required=True, help=text)
-    text = "of a controller; a file's policies of another benchmark are refused, unless its controller commands them"
-    parser.add_argument("--benchmark", help=text)
-    parser.add_argument("--noise", type=float, default=0.0, help="of a behaviour policy's actions (default 0)")
-    parser.add_argument("--episodes", type=int, default=10, help="of each member and task (default 10)")
-    parser.add_argument(
-        "--seed", type=int, default=EVALUATION_SEED, help=f"of the episodes (default {EVALUATION_SEED})"
-    )
-    parser.add_argument("--workers", type=int, default=WORKERS, help=f"processes (default {WORKERS})")
-    parser.add_argument(
-        "--out", type=Path, help="file of the results (default: POLICY-played.json in its run, else in runs/)"
-    )
-    parser.add_argument("--film", type=Path, help="play an episode of each task into this file instead (GIF, WebP)")
-    options = parser.parse_args(arguments)
-    return run_command(lambda: _main(**vars(options)))
+    add_options(parser, PlayConfig)
+    options = vars(parser.parse_args(arguments))
+    return run_command(lambda: _main(from_options(PlayConfig, options)))
 
 
-def _main(
-    policy: str,
-    benchmark: str | None,
-    noise: float,
-    episodes: int,
-    seed: int,
-    workers: int,
-    out: Path | None,
-    film: Path | None,
-) -> None:
-    check_is_seed("seed", seed)
-    if episodes < 1 or workers < 1 or noise < 0:
-        raise ValueError(f"episodes and workers are at least 1, noise 0, got {episodes}, {workers} and {noise}")
-    path = Path(policy)
-    file = None if policy == CONTROLLER else load_policies(path)
-    if file is None and not benchmark:
-        raise ValueError("which controller? give its --benchmark")
-    wanted = file.benchmark if file is not None and not benchmark else benchmark_by_name(benchmark or "")
+def _main(config: PlayConfig) -> None:
+    path = Path(config.policy)
+    file = None if config.policy == CONTROLLER else load_policies(path)
+    wanted = benchmark_by_name(config.benchmark) if file is None or config.benchmark else file.benchmark
     own = file is not None and file.benchmark is wanted
     tasks = file.tasks if file is not None and own else wanted.task_names
-    if film is not None:
-        check_choice("file format", film.suffix.lower(), FORMATS)
-        check_writable(film)
-        write_film(film, _frames(behaviour_of(wanted, policy, noise), tasks, seed), FILM_PAUSE_MS)
+    if config.film:
+        check_writable(film := Path(config.film))
+        frames = _frames(behaviour_of(wanted, config.policy, config.noise), tasks, config.seed)
+        write_film(film, frames, FILM_PAUSE_MS)
         print(film)
         return
     in_run = (path.parent / RUN_CONFIG).is_file()  # results of policies outside a run go to runs/
     name = f"{path.stem}-played.json" if own else f"{path.stem}-{wanted.name}-played.json"
-    out = out or (path.parent if in_run else Path("runs")) / name
+    out = Path(config.out) if config.out else (path.parent if in_run else Path("runs")) / name
     check_writable(out)
-    if file is not None and own and not noise:
-        results = evaluate(file, episodes, seed, workers)
+    if file is not None and own and not config.noise:
+        results = evaluate(file, config.episodes, config.seed, config.workers)
     else:
-        results = evaluate_behaviour(behaviour_of(wanted, policy, noise), episodes, seed, workers, tasks)
+        behaviour = behaviour_of(wanted, config.policy, config.noise)
+        results = evaluate_behaviour(behaviour, config.episodes, config.seed, config.workers, tasks)
     print(results.table())
     write_atomic(out, json.dumps(results.to_json(), indent=1).encode())
-    print(f"{out}: {episodes} episode(s) of each member and task of {wanted.name}")
+    print(f"{out}: {config.episodes} episode(s) of each member and task of {wanted.name}")
 
 
 if __name__ == "__main__":

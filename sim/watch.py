@@ -12,7 +12,7 @@ import numpy as np
 
 from sim.actions import COMMANDS
 from sim.appearances import SPLITS
-from sim.benchmarks.films import Act, film
+from sim.benchmarks.films import ActAlone, film
 from sim.benchmarks.spec import Benchmark
 from sim.benchmarks.table import benchmark_by_name
 from sim.drawing import RENDERERS
@@ -148,7 +148,7 @@ def sheet(config: SheetConfig) -> Path:
     return path
 
 
-def _act_of(benchmark: Benchmark, policy: str, task: str, seed: int) -> Act:
+def _act_of(benchmark: Benchmark, policy: str, task: str, seed: int) -> ActAlone:
     """The benchmark's controller, or random actions."""
     controller = benchmark.controller
     if policy == "random":

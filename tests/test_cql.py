@@ -226,8 +226,7 @@ def test_the_conservative_weight_is_half_of_that_in_cqls_code(transitions, monke
 
 
 def test_the_lagrange_form_is_that_of_cqls_code(transitions, monkeypatch):
-    """There: mse + alpha' (weight x gap - tau) for each of two Q-functions, alpha' rising by the mean excess; ours is half
-    of it."""
+    """There: mse + alpha' (weight x gap - tau) for each of two Q-functions, alpha' rising by the mean excess."""
     options = {"rules": ("none",), "conservative_weight": 3.0, "num_gradient_actions": 0, "lagrange_threshold": 2.0}
     module, seen, losses = module_of(transitions, seeds=(0, 1), **options), [], []
     module.log_multiplier.data.copy_(torch.tensor([2.0, 0.5]).log())

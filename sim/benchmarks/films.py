@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_FRAMES = 100  # of an episode
-Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # observation [S] -> action [A]
+ActAlone = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # observation [S] -> action [A]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ def view_of(benchmark: str) -> View:
     return View(at=(x, y, 0.0), distance_m=5.2 * max(rows, columns), elevation_deg=-80.0)
 
 
-def film(benchmark: Benchmark, task: str, act: Act, seed: int, size_px: int) -> list[Image.Image]:
+def film(benchmark: Benchmark, task: str, act: ActAlone, seed: int, size_px: int) -> list[Image.Image]:
     """Captioned frames of an episode, some `MAX_FRAMES` of a whole one. ValueError for a benchmark that MuJoCo does not
     simulate; MissingSimulatorError where it cannot render."""
     env: Any = benchmark.make_env()
@@ -80,6 +82,9 @@ def _renderer(model: Any, size_px: int) -> Any:
     import mujoco
     import mujoco.gl_context
 
+    if "torch" in sys.modules:  # whose compiler crashes where it is loaded after OpenGL
+        with contextlib.suppress(ImportError):
+            import triton  # noqa: F401
     if not os.environ.get("MUJOCO_GL"):
         from mujoco.egl import GLContext
 
