@@ -19,7 +19,7 @@ from sim.benchmarks.table import BENCHMARKS
 from sim.files import DatasetError
 from tests.conftest import SMALL_STATE_RUN as SMALL
 from tests.line import LINE
-from train import state_run
+from train import state_run, state_weights
 from train.cql import CQLConfig
 from train.presets import PRESETS
 
@@ -73,8 +73,8 @@ def test_every_maze_is_found_by_the_name_of_its_benchmark():
 
 
 def test_a_run_writes_the_weights_of_its_rules_and_a_command_shows_them(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(state_run, "WEIGHED_ROWS", 40)
-    monkeypatch.setattr(state_run, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(state_weights, "WEIGHED_ROWS", 40)
+    monkeypatch.setattr(state_weights, "ROWS_AT_ONCE", 7)
     evaluated = []
     monkeypatch.setattr(state_run, "evaluate", lambda *_: evaluated.append(1) or Results(header={}, members=[]))
     dataset = maze_dataset(np.random.default_rng(1).uniform(0, 20, (30, 2)))

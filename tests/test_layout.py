@@ -83,6 +83,7 @@ def test_a_run_on_states_loads_nothing_of_the_pick_place_world():
     benchmarks = {"sim.benchmarks", *(f"sim.benchmarks.{path.stem}" for path in (ROOT / "sim/benchmarks").glob("*.py"))}
     assert {name for name in loaded if name.startswith("sim.")} <= benchmarks | {
         "sim.files",
+        "sim.film_files",
         "sim.options",
         "sim.parallel",
     }

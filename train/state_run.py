@@ -27,9 +27,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.assignment import assign_tasks
-from data.sharing import RULES
 from data.transitions import TransitionDataset, read_benchmark, read_transitions
-from data.weight_files import WEIGHTS, WeightFile, write_weights
+from data.weight_files import WEIGHTS
 from eval.returns import EVALUATION_SEED, Results, evaluate
 from models.conditioning import CONDITIONERS, Conditioner, Normaliser
 from models.policy_files import Member, PolicyFile, load_encoder, pack_policies
@@ -49,12 +48,11 @@ from train.precision import resolve_precision
 from train.presets import preset_for
 from train.process_settings import prepare_process
 from train.run_dir import LAST, LOG, lock_run, open_run
-from train.seeding import MemberStream
 from train.state_algorithm import StateAlgorithm
 from train.state_checkpoints import Checkpoints, SaveEvery
 from train.state_config import StateConfig
+from train.state_weights import write_weights_of
 
-WEIGHED_ROWS, ROWS_AT_ONCE = 10_000, 250  # transitions of the dataset whose weights are written
 POLICY, ROUTING, RETURNS = "policy.pt", "routing.json", "returns.json"
 FREE_TO_CHANGE = (
     "out",
@@ -246,7 +244,7 @@ def _finish(
     write_atomic(out / POLICY, pack_policies(learned))
     routing = dict(zip(config.member_names, algorithm.shared.report(), strict=True))
     write_atomic(out / ROUTING, json.dumps(routing, indent=1).encode())
-    _write_weights(out / WEIGHTS, config, algorithm, dataset, device)
+    write_weights_of(algorithm, dataset, device, out / WEIGHTS)
     try:
         results = evaluate(learned, config.episodes, EVALUATION_SEED, config.workers)
     except MissingSimulatorError as error:
@@ -274,36 +272,6 @@ def _finish(
         _write(out / RETURNS, results)
     print(f"{out / RETURNS}: {algorithm.updates} updates; as a table: python -m eval.tables {out / RETURNS}")
     return out / RETURNS
-
-
-def _write_weights(
-    path: Path, config: StateConfig, algorithm: StateAlgorithm, dataset: TransitionDataset, device: torch.device
-) -> None:
-    """What the rules that share by Q-values make of transitions from all over the dataset."""
-    shared, members = algorithm.shared, config.members
-    chosen = [k for k, (rule, _) in enumerate(members) if RULES[rule].uses_q]
-    if not chosen:
-        return
-    row = np.unique(np.linspace(0, len(dataset) - 1, WEIGHED_ROWS).astype(np.int64))
-    algorithm.to(device)  # writing its policies left them on the CPU
-    weight = np.empty((len(chosen), len(row), len(dataset.benchmark.tasks)), np.float16)
-    parts = -(-len(row) // ROWS_AT_ONCE)
-    for number in range(parts):  # each from all over the dataset: some rules weigh the rows of a batch together
-        random = config.random(device, MemberStream.WEIGHTS, number)
-        part = torch.from_numpy(row[number::parts]).to(device)
-        found = shared.weights_of(part, algorithm.score, random, algorithm.updates)[chosen]
-        weight[:, number::parts] = found.half().cpu().numpy()
-    names = tuple(config.member_names[k] for k in chosen)
-    rules = tuple(members[k][0] for k in chosen)
-    file = WeightFile(
-        row=row,
-        weight=weight,
-        members=names,
-        rules=rules,
-        assignment=config.assignment,
-        dataset_digest=dataset.digest,
-    )
-    write_weights(path, file)
 
 
 def _write(path: Path, results: Results) -> None:
