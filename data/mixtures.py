@@ -305,10 +305,7 @@ def _open(benchmark: Benchmark, source: Source, numbers: tuple[int, ...], load_b
     about = load_behaviour(behaviour)[1]  # which refuses policies of something else
     kind = "controller" if content is None else "policy"
     names = ("noise", "without_falls", "random_actions")
-    given = {name: getattr(source, name) for name in names}
-    options = {
-        name: value for name, value in given.items() if value not in (None, False) and (value or name != "noise")
-    }
+    options = {name: value for name in names if (value := getattr(source, name)) != getattr(Source, name)}
     metadata = {"kind": kind, "collection": COLLECTION, "seed": numbers[0], **about, **known, **options}
     episodes = EpisodeSource(
         behaviour=behaviour,

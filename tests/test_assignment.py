@@ -177,16 +177,20 @@ def test_weights_are_drawn_where_their_transitions_are():
     assert colour(0, (3, 3)) == weights.UNKNOWN
 
 
-def test_a_damaged_file_of_weights_is_refused(tmp_path):
-    file = WeightFile(
+def ones(assignment, dataset_digest):
+    """A file of one member's weights of four transitions."""
+    return WeightFile(
         row=np.arange(4),
         weight=np.ones((1, 4, 3), np.float16),
         members=("cds-0",),
         rules=("cds",),
-        assignment="collected",
-        dataset_digest="x",
+        assignment=assignment,
+        dataset_digest=dataset_digest,
     )
-    write_weights(path := tmp_path / "weights.h5", file)
+
+
+def test_a_damaged_file_of_weights_is_refused(tmp_path):
+    write_weights(path := tmp_path / "weights.h5", ones("collected", "x"))
     assert np.array_equal(read_weights(path).of_rule("cds"), np.ones((4, 3)))
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(DatasetError, match=r"weights\.h5: not a file of weights, or a damaged one"):
@@ -201,15 +205,7 @@ def test_a_run_is_refused_with_another_reading(tmp_path, capsys):
     write_transitions(tmp_path / "maze.h5", dataset)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps({"data": str(tmp_path / "maze.h5")}), encoding="utf-8")
-    file = WeightFile(
-        row=np.arange(4),
-        weight=np.ones((1, 4, 3), np.float16),
-        members=("cds-0",),
-        rules=("cds",),
-        assignment="directed",
-        dataset_digest=assign_tasks(dataset, "undirected").digest,
-    )
-    write_weights(tmp_path / "run" / "weights.h5", file)
+    write_weights(tmp_path / "run" / "weights.h5", ones("directed", assign_tasks(dataset, "undirected").digest))
     assert weights.main([str(tmp_path / "run")]) == 2
     assert "maze.h5: not the dataset of" in capsys.readouterr().err
     (tmp_path / "run" / "config.json").unlink()

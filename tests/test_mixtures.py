@@ -162,3 +162,15 @@ def test_a_source_that_is_not_one_is_refused(text):
 def test_sources_of_the_command_line():
     assert read_source("jump=a:b.pt:010") == Source(task="jump", file="a:b.pt", steps=10)
     assert read_source("goal-1=controller:500:0.2") == Source(task="goal-1", file=CONTROLLER, steps=500, noise=0.2)
+
+
+def test_options_of_a_source_are_told_where_they_are_not_the_usual_ones(config, tmp_path, monkeypatch):
+    policy = str(tmp_path / "policy.pt")
+    sources = (
+        Source(task="jump", file=policy, steps=5, random_actions=0.0),
+        Source(task="run-forward", file=policy, steps=5),
+    )
+    monkeypatch.setitem(RECIPES["walker2d"], "quick", sources)
+    made = make(replace(config, sources=(), recipe="quick", out=str(tmp_path / "other.h5")), load)
+    assert made.metadata["jump"]["random_actions"] == 0.0
+    assert not {"random_actions", "noise", "without_falls"} & made.metadata["run-forward"].keys()
