@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 WARM_UP = 3  # updates as they are, before one is captured
+KEPT_PHASES = 2  # with a recording
 TRANSFERS = (  # operators, by how their names begin
     "_local_scalar_dense",  # item
     "_unique",
@@ -77,8 +79,16 @@ class GraphRecording:
         self._graph.replay()
 
 
+@dataclass
+class _Phase(Generic[Result]):
+    calls: int = 0
+    returned: bool = False
+    recorded: tuple[Recording, Result] | None = None
+
+
 class Captured(Generic[Result]):
-    """Calls `compute`; on a GPU from the fourth call of a phase on by a recording of it, of the latest phase alone."""
+    """Calls `compute`; on a GPU from the fourth call of a phase on by a recording of it. A recording is dropped when
+    its phase ends, unless phases alternate: then those of the latest two stay."""
 
     enabled = True
 
@@ -94,15 +104,14 @@ class Captured(Generic[Result]):
         self._device = torch.device(random.device)
         on_gpu = self._device.type == "cuda"
         self._recording = recording or (GraphRecording if on_gpu else None)
-        self._phase: Hashable = None
-        self._calls = 0  # of the phase
-        self._recorded: tuple[Recording, Result] | None = None
+        self._phases: dict[Hashable, _Phase[Result]] = {}  # the latest last
+        self._phase = _Phase[Result]()
         # A capture wants what warmed up on another stream than the usual one.
         self._stream = torch.cuda.Stream(self._device) if on_gpu else None
 
     @property
     def recorded(self) -> bool:
-        return self._recorded is not None
+        return self._phase.recorded is not None
 
     @classmethod
     @contextlib.contextmanager
@@ -118,18 +127,29 @@ class Captured(Generic[Result]):
         """`phase`: what the computation depends on besides tensors."""
         if self._recording is None:
             return self._eager()
-        if phase != self._phase:
-            self._phase, self._calls, self._recorded = phase, 0, None
+        self._enter(phase)
         with torch.cuda.device(self._device) if self._stream else contextlib.nullcontext():
-            if self._recorded is not None:
-                recording, result = self._recorded
+            if self._phase.recorded is not None:
+                recording, result = self._phase.recorded
                 recording.replay()
                 return result
             self._make_capturable()
-            self._calls += 1
-            if self._calls <= WARM_UP or not self.enabled:
+            self._phase.calls += 1
+            if self._phase.calls <= WARM_UP or not self.enabled:
                 return self._eager()
             return self._record()
+
+    def _enter(self, key: Hashable) -> None:
+        """Go on in a phase, which may be the one before."""
+        phase = self._phases.pop(key, None)
+        if phase is not self._phase:
+            if not self._phase.returned:
+                self._phase.recorded = None
+            if phase is not None:
+                phase.returned = True
+        self._phase = self._phases[key] = phase or _Phase()
+        for old in list(self._phases.values())[:-KEPT_PHASES]:
+            old.recorded = None
 
     def _eager(self) -> Result:
         if self._stream is None:
@@ -148,7 +168,7 @@ class Captured(Generic[Result]):
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
         else:
-            self._recorded = recording, result
+            self._phase.recorded = recording, result
             return result
         self._recording = None  # outside of the handler, which would keep the tensors of the failed capture
         self._random.renew()

@@ -38,6 +38,18 @@ def gaussian_kl(p: Gaussian, q: Gaussian) -> Tensor:
     return ((other_std / std).log() + (std**2 + (mean - other_mean) ** 2) / (2 * other_std**2) - 0.5).sum(-1)
 
 
+def sampled_kl(p: Gaussian, q: Gaussian, noise: Tensor) -> Tensor:
+    """KL(p || q) of states estimated by actions of p (BRAC's primal estimate, Wu et al. 2019, arXiv:1911.11361, sec.
+    3), reparameterised by standard normal `noise` [E, B, K, A]: [E, B]. The tanh's derivatives cancel.
+
+    1/K sum_k log p(a_k) - log q(a_k), a_k ~ p"""
+    (mean, std), (other_mean, other_std) = p, q
+    before = mean[:, :, None] + std[:, :, None] * noise
+    other_noise = (before - other_mean[:, :, None]) / other_std[:, :, None]
+    ratio = (other_std / std).log()[:, :, None] + (other_noise.square() - noise.square()) / 2
+    return ratio.sum(-1).mean(-1)
+
+
 def log_tanh_derivative(before: Tensor) -> Tensor:
     """log d tanh(x) / dx = log(1 - tanh(x)^2), without loss of precision where tanh is near 1."""
     return 2 * (math.log(2) - before - F.softplus(-2 * before))

@@ -11,7 +11,7 @@ from torch import nn
 
 from models.checkpoint import CheckpointError, Source, load_finite, read_plain, to_bytes
 from models.conditioning import CONDITIONERS, FrozenEncoder, Normaliser
-from models.state_policies import StatePolicy, TanhGaussianPolicy
+from models.state_policies import POLICIES, StatePolicy
 from sim.benchmarks.spec import Benchmark
 from sim.benchmarks.table import BENCHMARKS
 
@@ -66,6 +66,7 @@ def pack_policies(file: PolicyFile) -> bytes:
         "tasks": list(file.benchmark.task_names),  # order of the one-hot vector
         "members": [dataclasses.asdict(member) | {"tasks": list(member.tasks)} for member in file.members],
         "conditioning": conditioning,
+        "policy": next(name for name, kind in POLICIES.items() if type(policy.network) is kind),
         "hidden_sizes": list(policy.network.hidden_sizes),
         "metadata": file.metadata,
     }
@@ -89,7 +90,8 @@ def load_policies(path: Source) -> PolicyFile:
         )
     members = tuple(Member(**{**member, "tasks": tuple(member["tasks"])}) for member in header["members"])
     sizes = {"layer_sizes": tuple(header["encoder_sizes"])} if "encoder_sizes" in header else {}
-    policy = _build(benchmark, len(members), header["conditioning"], tuple(header["hidden_sizes"]), **sizes)
+    kind = header.get("policy", "gaussian")  # files of before have no other
+    policy = _build(benchmark, len(members), header["conditioning"], kind, tuple(header["hidden_sizes"]), **sizes)
     load_finite(policy, found["state_dict"], path)
     return PolicyFile(
         policy=policy.requires_grad_(False), benchmark=benchmark, members=members, metadata=header["metadata"]
@@ -97,11 +99,11 @@ def load_policies(path: Source) -> PolicyFile:
 
 
 def _build(
-    benchmark: Benchmark, members: int, conditioning: str, hidden_sizes: tuple[int, ...], **sizes: Any
+    benchmark: Benchmark, members: int, conditioning: str, policy: str, hidden_sizes: tuple[int, ...], **sizes: Any
 ) -> StatePolicy:
     size, num_tasks = benchmark.observation_size, len(benchmark.tasks)
     conditioner = CONDITIONERS[conditioning](members, size, num_tasks, **sizes)
-    network = TanhGaussianPolicy(members, conditioner.size, hidden_sizes, benchmark.action_size)
+    network = POLICIES[policy](members, conditioner.size, hidden_sizes, benchmark.action_size)
     return StatePolicy(Normaliser.identity(size), conditioner, network)
 
 
@@ -111,7 +113,7 @@ def _load_format_1(path: Source, header: dict[str, Any], weights: dict[str, Any]
     if benchmark is None or not set(header["tasks"]) <= set(benchmark.task_names):
         raise CheckpointError(f"{path}: made for {header['body']} with tasks {header['tasks']}, which this lacks")
     members = tuple(Member(name=task, tasks=(task,), seed=header["seed"]) for task in header["tasks"])
-    policy = _build(benchmark, len(members), "none", tuple(header["hidden"]))
+    policy = _build(benchmark, len(members), "none", "gaussian", tuple(header["hidden"]))
     load_finite(policy.network, {"mlp." + key.removeprefix("body."): value for key, value in weights.items()}, path)
     metadata = {name: header[name] for name in ("algorithm", "steps", "seed")}
     return PolicyFile(policy=policy.requires_grad_(False), benchmark=benchmark, members=members, metadata=metadata)

@@ -35,6 +35,22 @@ def q_target(reward: Tensor, done: Tensor, next_q: Tensor, next_entropy: Tensor,
     return reward + discount * (1 - done) * (next_q + next_entropy)
 
 
+def expectile_loss(error: Tensor, expectile: float) -> Tensor:
+    """|tau - 1(u < 0)| u^2 of each error u, whose minimum is the tau-expectile (IQL, arXiv:2110.06169, eq. 4)."""
+    return torch.where(error < 0, 1 - expectile, expectile) * error.square()
+
+
+def advantage_weight(advantage: Tensor, inverse_temperature: float, most: float) -> Tensor:
+    """exp(beta A), at most `most`: weights of a policy's log-likelihood (IQL, eq. 7; AWR, arXiv:1910.00177)."""
+    return (inverse_temperature * advantage).clamp(max=math.log(most)).exp()
+
+
+def smoothed_action(action: Tensor, noise: Tensor, std: float, clip: float) -> Tensor:
+    """Actions of a target policy, smoothed by standard normal noise of their shape: (a + clip(std eps, -c, c)), within
+    [-1, 1] (TD3, arXiv:1802.09477, eq. 14)."""
+    return (action + (std * noise).clamp(-clip, clip)).clamp(-1, 1)
+
+
 def alpha_loss(log_alpha: Tensor, log_density: Tensor, action_size: int, weight: Tensor | None = None) -> Tensor:
     """Loss of the entropy coefficient alpha, with target entropy -A (SAC, arXiv:1812.05905, eq. 18): log_alpha [E],
     log-densities [E, B], and the weights [E, B] of the actor's loss, if any: where the policy is not trained, its

@@ -17,6 +17,7 @@ from models.distributions import Gaussian, log_prob, sample_with_log_prob
 from models.stacked import StackedMLP
 
 LOG_STD = (-5.0, 2.0)  # bounds
+EXPLORATION_STD = 0.1  # of a deterministic policy, before the tanh (TD3, table 3)
 
 
 class TanhGaussianPolicy(nn.Module):
@@ -40,6 +41,26 @@ class TanhGaussianPolicy(nn.Module):
     def log_prob(self, state: Tensor, action: Tensor) -> Tensor:
         """log pi(a | s) of actions [E, B, A]: [E, B]."""
         return log_prob(self(state), action)
+
+
+class DeterministicPolicy(TanhGaussianPolicy):
+    """a = tanh(f(s)) (TD3, arXiv:1802.09477). Where a distribution is asked for, as by a KL or in collection, it has
+    EXPLORATION_STD around f(s)."""
+
+    def __init__(self, members: int, state_size: int, hidden_sizes: tuple[int, ...], action_size: int) -> None:
+        super().__init__(members, state_size, hidden_sizes, action_size)
+        self.mlp = StackedMLP(members, state_size, hidden_sizes, action_size)
+
+    def forward(self, state: Tensor) -> Gaussian:
+        mean = self.mlp(state)
+        return mean, torch.full_like(mean, EXPLORATION_STD)
+
+    def action(self, state: Tensor) -> Tensor:
+        """[E, B, S] -> [E, B, A]"""
+        return self(state)[0].tanh()
+
+
+POLICIES: dict[str, type[TanhGaussianPolicy]] = {"gaussian": TanhGaussianPolicy, "deterministic": DeterministicPolicy}
 
 
 class StatePolicy(nn.Module):

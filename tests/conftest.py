@@ -21,6 +21,7 @@ from sim.actions import TERMINATE
 from sim.benchmarks.table import BENCHMARKS
 from sim.state import STATE_SIZE, SceneState
 from sim.tasks import TASK_NAMES, TASKS, detect_successes
+from train.state_run import ALGORITHMS
 
 # Tests are of the CPU, whose results are the same everywhere; `make bench-gpu` compares a GPU's captured steps.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -215,6 +216,13 @@ SMALL_STATE_RUN = {
     "workers": 1,
     "divergence_steps": 3,
 }
+
+
+def small_state_config(algorithm, **options):
+    """The configuration of an algorithm on states: of SMALL_STATE_RUN what it has, and `options`."""
+    kind = ALGORITHMS[algorithm].config
+    known = {key: value for key, value in SMALL_STATE_RUN.items() if key in kind.__dataclass_fields__}
+    return kind(**{**known, **options})
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from models.captured import Captured, HostTransfers
 from models.image_checkpoint import read_checkpoint
 from models.networks import build_network
 from models.qnetwork import NetworkConfig
-from tests.conftest import SMALL_STATE_RUN as SMALL
+from tests.conftest import small_state_config
 from train import state_run
 from train.image_bc import BehaviourCloning
 from train.image_learner import ImageLearner
@@ -41,6 +41,15 @@ CASES = {
     "embedding": ("cql", {"rules": ("cds",), "conditioning": "embedding", "bc_steps": 9, "num_gradient_actions": 0}),
     "lagrange": ("cql", {"rules": ("all", "cds"), "lagrange_threshold": 5.0, "reward_scale": 10.0}),
     "bc": ("bc", {"rules": ("none", "all")}),
+    "brac": (
+        "brac",
+        {"rules": ("all", "cds", "cds-basic", "hipi", "heuristic"), "snapshot_every": 7, "divergence_samples": 3}
+        | {"bc_steps": 9, "warm_start_steps": 9, "share_after": 9},
+    ),
+    "brac in closed form": ("brac", {"rules": ("cds",), "divergence_samples": 0, "bc_steps": 0}),
+    "iql": ("iql", {"rules": ("none", "cds", "cds-basic", "hipi"), "conditioning": "embedding"}),
+    "td3-bc": ("td3-bc", {"rules": ("none", "cds", "cds-basic", "hipi")}),
+    "td3-bc by episode": ("td3-bc", {"rules": ("cds",), "sharing": "sample", "granularity": "episode"}),
 }
 
 
@@ -83,9 +92,8 @@ def refuse_the_host(monkeypatch):
 
 
 def learner(transitions, name, options):
-    kind = state_run.ALGORITHMS[name].config
-    known = {key: value for key, value in SMALL.items() if key in kind.__dataclass_fields__}
-    algorithm = state_run.build(name, kind(**{**known, "score_fraction": 1.0, **options}), transitions)
+    config = small_state_config(name, **{"score_fraction": 1.0, **options})
+    algorithm = state_run.build(name, config, transitions)
     algorithm.shared.start("cpu")
     return algorithm
 
@@ -116,7 +124,7 @@ def test_a_recorded_update_gives_the_same_bits(falling, case):
     captured = replayed(recorded, 49)
     again = recorded.update()
     assert captured.recorded
-    assert captured._calls == 4  # of the last phase
+    assert captured._phase.calls == 4  # of the last phase
     for key, value in plain.state_dict().items():
         assert np.array_equal(value.numpy(), recorded.state_dict()[key].numpy(), equal_nan=True), key
     for one, other in zip(plain.optimizers, recorded.optimizers, strict=True):
@@ -198,7 +206,7 @@ def test_a_recorded_step_on_images_gives_the_same_bits(case, monkeypatch):
         for batch in image_batches(module, steps):
             module.update(batch, optimizer)
     assert recorded._captured.recorded
-    assert recorded._captured._calls == 4  # of the last phase
+    assert recorded._captured._phase.calls == 4  # of the last phase
     for key, value in plain.state_dict().items():
         assert np.array_equal(value.numpy(), recorded.state_dict()[key].numpy(), equal_nan=True), key
 

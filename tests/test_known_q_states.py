@@ -1,38 +1,44 @@
-"""A small problem whose Q* is known: CQL without its conservative term learns that Q on states, for each task."""
+"""A small problem whose Q* is known: every algorithm, its regulariser off, learns that Q on states for each task; and a
+regulariser pushes the way its paper says."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from data.transitions import TransitionDataset, empty_columns
 from tests.line import LINE, PLACES, move, observe
-from train.cql import CQLConfig
-from train.state_run import build
+from train.actor_critic import ActorCriticConfig
+from train.state_run import ALGORITHMS, build
 
-DISCOUNT, UPDATES = 0.8, 500
-CONFIG = CQLConfig(
-    rules=("all",),
-    seeds=(0,),
-    steps=UPDATES,
-    per_task=48,
-    hidden_sizes=(64, 64),
-    num_sampled_actions=1,
-    conservative_weight=0.0,
-    critic_lr=3e-3,
-    actor_lr=3e-3,
-    target_update_rate=0.05,
-    discount=DISCOUNT,
-    normalise=False,
-)
+DISCOUNT, UPDATES, FEW = 0.8, 500, 200
+OPTIONS = {
+    "rules": ("all",),
+    "seeds": (0,),
+    "steps": UPDATES,
+    "per_task": 48,
+    "hidden_sizes": (64, 64),
+    "critic_lr": 3e-3,
+    "actor_lr": 3e-3,
+    "target_update_rate": 0.05,
+    "discount": DISCOUNT,
+    "normalise": False,
+}
+UNREGULARISED = {
+    "cql": {"num_sampled_actions": 1, "conservative_weight": 0.0},
+    "brac": {"divergence_weight": 0.0, "bc_steps": 0, "warm_start_steps": 0, "share_after": 0},
+    "iql": {"expectile": 0.99, "value_lr": 3e-3},
+    "td3-bc": {"gain_weight": 1e3, "policy_noise": 0.0},
+}
 
 
-def dataset():
-    """Every place with actions to both sides, half of them of each task."""
+def dataset(sides=(-1, 1)):
+    """Every place with actions to these sides, equally many of each, half of them of each task."""
     count = 600
     rng, columns = np.random.default_rng(0), empty_columns(LINE, count)
     place = np.arange(count) % PLACES
-    action = rng.uniform(-1, 1, count)
+    action = rng.choice(sides, count) * rng.uniform(0, 1, count)
     columns["observation"][:] = observe(place)
     columns["action"][:, 0] = action
     columns["quantity/place"][:] = move(place, action)
@@ -57,17 +63,75 @@ def test_the_known_q_is_that_of_the_goals_ends():
     assert np.array_equal(known_q()[1], known_q()[0][::-1, ::-1])
 
 
-def test_the_learned_q_is_the_known_one():
+@pytest.mark.parametrize("name", UNREGULARISED)
+def test_the_learned_q_is_the_known_one(name):
+    learned = learn(name, **UNREGULARISED[name])
+    assert np.abs(q_of(learned) - known_q()).max() < 0.05
+
+
+def test_every_algorithm_with_a_q_function_is_here():
+    with_q = {name for name, entry in ALGORITHMS.items() if issubclass(entry.config, ActorCriticConfig)}
+    assert with_q == set(UNREGULARISED)
+
+
+def test_cql_lowers_what_the_data_lack():
+    """Only actions to the right: Q of the left is below what it is worth."""
+    options = {**UNREGULARISED["cql"], "num_sampled_actions": 5, "conservative_weight": 1.0}
+    left = q_of(learn("cql", dataset(sides=(1,)), FEW, **options))[1, 1, 0]  # the goal of task left is one step away
+    assert left < 0.2 < known_q()[1, 1, 0]
+
+
+@pytest.mark.parametrize(("weight", "likes_left"), [(0.0, True), (10.0, False)])
+def test_brac_keeps_the_policy_at_the_data(weight, likes_left):
+    """Actions to the right, one in ten to the left, where the goal of task left is."""
+    options = {**UNREGULARISED["brac"], "bc_steps": 100, "divergence_weight": weight}
+    learned = learn("brac", dataset(sides=(1,) * 9 + (-1,)), FEW, **options)
+    assert (mean_action(learned, task=1, place=1) < 0) == likes_left
+
+
+@pytest.mark.parametrize(("expectile", "nearly"), [(0.5, 0.5), (0.9, 0.9)])
+def test_iqls_value_is_the_expectile_of_the_datas(expectile, nearly):
+    """At the place beside the goal, in episodes of one step: half of the actions are worth 1, half 0."""
+    learned = learn("iql", updates=FEW, discount=0.0, **{**UNREGULARISED["iql"], "expectile": expectile})
+    state = learned.conditioner(torch.eye(PLACES)[None, [1]], torch.tensor([[0]]))
+    assert abs(learned.value(state).item() - nearly) < 0.1
+
+
+@pytest.mark.parametrize(("beta", "least", "most"), [(0.0, -0.2, 0.2), (10.0, 0.4, 1.0)])
+def test_iqls_policy_clones_what_is_better(beta, least, most):
+    """At the place beside the goal: right is worth 1, left 0.64."""
+    learned = learn("iql", updates=FEW, **UNREGULARISED["iql"], inverse_temperature=beta)
+    assert least < mean_action(learned, task=0, place=1) < most
+
+
+@pytest.mark.parametrize(("gain", "likes_left"), [(2.5, True), (0.0, False)])
+def test_td3_bc_leaves_the_data_for_q_by_its_weight(gain, likes_left):
+    options = {**UNREGULARISED["td3-bc"], "gain_weight": gain}
+    learned = learn("td3-bc", dataset(sides=(1,) * 9 + (-1,)), FEW, **options)
+    assert (mean_action(learned, task=1, place=1) < 0) == likes_left
+
+
+def learn(name, data=None, updates=UPDATES, **options):
     torch.manual_seed(0)
-    cql = build("cql", CONFIG, dataset())
-    cql.shared.start("cpu")
-    cql.log_alpha.data.fill_(-6.0)  # hardly any entropy: the policy maximises Q
-    for update in range(UPDATES):
-        for optimizer in cql.optimizers:
-            optimizer.param_groups[0]["lr"] = 3e-3 * (1 - update / UPDATES)
-        cql.update()
+    algorithm = build(name, ALGORITHMS[name].config(**{**OPTIONS, **options}), data or dataset())
+    algorithm.shared.start("cpu")
+    if name == "cql":
+        algorithm.log_alpha.data.fill_(-6.0)  # hardly any entropy: the policy maximises Q
+    for update in range(updates):
+        for optimizer in algorithm.optimizers:
+            optimizer.param_groups[0]["lr"] = 3e-3 * (1 - update / updates)
+        algorithm.update()
+    return algorithm
+
+
+@torch.no_grad()
+def q_of(algorithm):
+    """[task, place, action to the left or right]"""
     task, place, side = (torch.from_numpy(each.reshape(1, -1)) for each in np.indices((2, PLACES, 2)))
-    state = cql.conditioner(torch.eye(PLACES)[place], task)
-    with torch.no_grad():
-        q = cql.target(state, (side * 1.0 - 0.5)[..., None, None]).amin(0).view(2, PLACES, 2).numpy()
-    assert np.abs(q - known_q()).max() < 0.05
+    state = algorithm.conditioner(torch.eye(PLACES)[place], task)
+    return algorithm.target(state, (side * 1.0 - 0.5)[..., None, None]).amin(0).view(2, PLACES, 2).numpy()
+
+
+@torch.no_grad()
+def mean_action(algorithm, task, place):
+    return algorithm.policies()(torch.eye(PLACES)[None, [place]], torch.tensor([[task]]))[0].tanh().item()

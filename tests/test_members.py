@@ -7,23 +7,15 @@ import torch
 
 from data.member_random import MemberRandom
 from models.stacked import StackedMLP, TwinQ, initialise_weights
-from tests.conftest import SMALL_STATE_RUN as SMALL
+from tests.conftest import small_state_config
 from train import state_run
-from train.bc import BCConfig
-from train.cql import CQLConfig
 from train.divergence import fit_behaviour
 
 ROUNDING = 1e-5  # products of several members at once round differently
-ALGORITHMS = {"cql": CQLConfig, "bc": BCConfig}
 
 
 def trained(name, transitions, updates=5, **options):
-    kind = ALGORITHMS[name]
-    algorithm = state_run.build(
-        name,
-        kind(**{key: value for key, value in {**SMALL, **options}.items() if key in kind.__dataclass_fields__}),
-        transitions,
-    )
+    algorithm = state_run.build(name, small_state_config(name, **options), transitions)
     algorithm.shared.start("cpu")
     for _ in range(updates):
         algorithm.update()
@@ -102,6 +94,9 @@ def test_all_weights_are_drawn():
         ("cql", "cds-hard", ("all", "cds-hard"), {"sharing": "sample", "granularity": "episode"}),
         ("cql", "none", ("none", "uds"), {"conditioning": "embedding", "num_gradient_actions": 0}),
         ("bc", "all", ("none", "all"), {}),
+        ("brac", "cds", ("none", "cds"), {"bc_steps": 1, "warm_start_steps": 1, "share_after": 1}),
+        ("iql", "cds-basic", ("none", "cds-basic"), {}),
+        ("td3-bc", "hipi", ("hipi", "cds"), {}),
     ],
 )
 def test_a_member_learns_the_same_whatever_is_beside_it(transitions, name, rule, beside, options):
@@ -110,7 +105,7 @@ def test_a_member_learns_the_same_whatever_is_beside_it(transitions, name, rule,
     among = trained(name, transitions, rules=beside, seeds=(0, 1, 5), **options)
     number, members = beside.index(rule) * 3 + 1, 6
     assert among.config.member_names[number] == f"{rule}-1"
-    for network in ("policy", "q", "target", "conditioner"):
+    for network in ("policy", "q", "target", "conditioner", "behaviour", "value", "target_policy"):
         if hasattr(alone, network) and list(getattr(alone, network).parameters()):
             mine = weights_of(getattr(among, network), members, number)
             assert torch.allclose(mine, weights_of(getattr(alone, network), 1, 0), atol=ROUNDING)

@@ -16,6 +16,8 @@ from models.old_names import OPTIONS, WEIGHTS, current_options
 from models.qnetwork import NetworkConfig
 from train.qtopt_config import PRESETS, QTOptConfig
 from train.qtopt_run import train
+from train.sac import SACConfig
+from train.state_run import ALGORITHMS
 
 TRAINED = Path(__file__).parents[1] / "models" / "trained" / "vision-64.ckpt"
 OLD_OPTIONS = {new: old for old, (new, _) in reversed(OPTIONS.items())}
@@ -121,3 +123,9 @@ def test_the_pretrained_policy_has_the_q_values_that_it_had():
     with torch.no_grad():
         q = network(image, gripper, action[:, 0], torch.tensor([0, 3, 5, 8]))
     assert q.tolist() == pytest.approx([-0.527420, -0.603123, -0.727418, -1.188299], abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", [QTOptConfig, SACConfig, *(entry.config for entry in ALGORITHMS.values())])
+def test_no_option_has_the_name_that_another_one_had(kind):
+    """It would be read from a kept run as that one."""
+    assert [name for name in kind.__dataclass_fields__ if OPTIONS.get(name, (name,))[0] != name] == []

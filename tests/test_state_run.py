@@ -18,6 +18,7 @@ from models.policy_files import load_policies
 from sim.benchmarks.spec import MissingSimulatorError
 from sim.benchmarks.table import BENCHMARKS
 from tests.conftest import SMALL_STATE_RUN as SMALL
+from tests.conftest import small_state_config
 from tests.line import LINE
 from train import state_run
 from train.bc import BCConfig
@@ -28,6 +29,7 @@ from train.sac import SACConfig
 from train.state_run import ALGORITHMS, train
 
 WALKER2D = BENCHMARKS["walker2d"]
+PHASES = {"brac": {"bc_steps": 3, "warm_start_steps": 2, "share_after": 3}}
 
 
 @pytest.fixture
@@ -115,33 +117,38 @@ def test_observations_that_are_not_normalised_bind_a_run_to_its_data_too(transit
         train("cql", CQLConfig(**options, data=str(tmp_path / "moved.h5")))
 
 
-def test_a_run_that_diverges_says_so_and_leaves_no_checkpoint_of_it(transitions, tmp_path):
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_run_that_diverges_says_so_and_leaves_no_checkpoint_of_it(transitions, tmp_path, algorithm):
     write_transitions(tmp_path / "states.h5", transitions)
-    options = {**SMALL, "steps": 40, "critic_lr": 1e30, "data": str(tmp_path / "states.h5")}
-    with pytest.raises(NotFiniteError, match=r"step \d+: .* NaN or infinite; nothing was saved; a lower --critic-lr"):
-        train("cql", CQLConfig(**options, out=str(tmp_path / "run")))
+    rate = "lr" if algorithm == "bc" else "critic_lr"
+    options = {"steps": 40, rate: 1e30, "data": str(tmp_path / "states.h5"), "rules": ("none",)}
+    words = rf"step \d+: .* NaN or infinite; nothing was saved; a lower --{rate.replace('_', '-')}"
+    with pytest.raises(NotFiniteError, match=words):
+        train(
+            algorithm, small_state_config(algorithm, **options, **PHASES.get(algorithm, {}), out=str(tmp_path / "run"))
+        )
     assert not (tmp_path / "run" / "last.ckpt").exists()
 
 
-def test_going_on_is_bit_for_bit_the_run_that_was_not_stopped(transitions, tmp_path, unplayed):
-    path = tmp_path / "states.h5"
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_going_on_is_bit_for_bit_the_run_that_was_not_stopped(transitions, tmp_path, unplayed, algorithm):
+    path, rules = tmp_path / "states.h5", ("none", "all" if algorithm == "bc" else "cds")
     write_transitions(path, transitions)
-    options = {**SMALL, "data": str(path), "rules": ("none", "cds"), "seeds": (0, 1), "checkpoint_every": 2}
+    options = {"data": str(path), "rules": rules, "seeds": (0, 1), "checkpoint_every": 2, **PHASES.get(algorithm, {})}
     for name, steps in (("stopped", 4), ("stopped", 8), ("straight", 8)):
-        train("cql", CQLConfig(**{**options, "out": str(tmp_path / name), "steps": steps}))
+        train(algorithm, small_state_config(algorithm, **options, out=str(tmp_path / name), steps=steps))
     stopped, straight = (
         torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("stopped", "straight")
     )
     assert stopped["updates"] == straight["updates"] == 8
     board = EventAccumulator(str(tmp_path / "straight" / "log"))
     board.Reload()
-    assert {f"routing/{rule}-{seed}/weights" for rule in ("none", "cds") for seed in (0, 1)} <= set(
-        board.Tags()["images"]
-    )
-    assert [event.step for event in board.Scalars("cds-1/bellman")] == [2, 4, 6, 8]
+    assert {f"routing/{rule}-{seed}/weights" for rule in rules for seed in (0, 1)} <= set(board.Tags()["images"])
+    logged = [event.step for event in board.Scalars(f"{rules[1]}-1/{'cloning' if algorithm == 'bc' else 'bellman'}")]
+    assert logged == ([4, 6, 8] if algorithm == "brac" else [2, 4, 6, 8])  # in two steps the behaviour policy alone
     assert all(torch.equal(stopped["state_dict"][key], value) for key, value in straight["state_dict"].items())
-    with pytest.raises(ValueError, match=r"already holds a run with other options: discount 0.99 \(now 0.9\)"):
-        train("cql", CQLConfig(**{**options, "out": str(tmp_path / "stopped"), "discount": 0.9}))
+    with pytest.raises(ValueError, match=r"already holds a run with other options: percentile 50.0 \(now 40.0\)"):
+        train(algorithm, small_state_config(algorithm, **options, out=str(tmp_path / "stopped"), percentile=40.0))
 
 
 def test_a_checkpoint_of_a_version_that_shared_otherwise_is_refused(transitions, tmp_path, unplayed):

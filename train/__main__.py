@@ -42,8 +42,7 @@ def _campaign(arguments: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "qtopt-online": _online,
     "sac": _sac,
-    "cql": functools.partial(_offline, "cql"),
-    "bc": functools.partial(_offline, "bc"),
+    **{name: functools.partial(_offline, name) for name in ("cql", "brac", "td3-bc", "iql", "bc")},
     "campaign": _campaign,
 }
 

@@ -1,14 +1,13 @@
 """Conservative Q-learning with data sharing on states (CQL(H), Kumar et al. 2020, arXiv:2006.04779; CDS, app. C.1).
 
-Several members, each a sharing rule and a seed, are trained at once as one stacked computation. Order: configuration,
-update, scoring; pure losses are in models/state_losses.py. Randomness of a member's update comes from (seed, update)
-alone, so that a resumed run repeats it exactly and members do not depend on each other. Shapes: `E` members, `B`
-transitions of all target tasks, `K` sampled actions, `S` and `A` dimensions of a conditioned state and an action.
+Several members, each a sharing rule and a seed, are trained at once as one stacked computation; pure losses are in
+models/state_losses.py. Randomness of a member's update comes from (seed, update) alone, so that a resumed run repeats
+it exactly and members do not depend on each other. Shapes: `E` members, `B` transitions of all target tasks, `K`
+sampled actions, `S` and `A` dimensions of a conditioned state and an action.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -16,34 +15,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from data.member_random import MemberRandom
-from data.shared_batches import SharedBatches
-from data.state_batches import StateBatch
 from data.transitions import TransitionDataset
 from models.conditioning import Conditioner, Normaliser
 from models.distributions import sample_with_log_prob
 from models.reductions import weighted_mean
-from models.stacked import TwinQ, initialise_weights
 from models.state_losses import alpha_loss, conservative_gap, q_target, softmax_sample
-from models.state_policies import StatePolicy, TanhGaussianPolicy
-from models.updates import gradient_step, update_average
+from models.updates import gradient_step
 from sim.options import check_least, option
-from train.seeding import MemberStream
-from train.state_algorithm import StateAlgorithm, Values
-from train.state_config import StateConfig
-from train.state_scorer import ConditionedQ, CriticScorer
+from train.actor_critic import ActorCritic, ActorCriticConfig
+from train.state_algorithm import Values
 
 MAX_MULTIPLIER = 1e6  # of the Lagrange form (CQL's code)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CQLConfig(StateConfig):
+class CQLConfig(ActorCriticConfig):
     """Every option of `python -m train cql`."""
 
-    critic_lr: float = option(3e-4, "learning rate of Adam, Q-functions")
     actor_lr: float = option(1e-4, "learning rate of Adam, policies and entropy temperatures")
-    discount: float = option(0.99, "gamma")
-    target_update_rate: float = option(5e-3, "weight of the new network in the target's running average")
     conservative_weight: float = option(1.0, "beta of CQL, beside half the squared error: twice that of its code")
     lagrange_threshold: float = option(0.0, "tau of CQL's Lagrange form, whose multiplier is learned; 0: none")
     num_sampled_actions: int = option(10, "actions sampled each: uniform, of the policy at s, of the policy at s'")
@@ -56,44 +45,24 @@ class CQLConfig(StateConfig):
         check_least(self, 0, "num_gradient_actions", "bc_steps", "lagrange_threshold")
 
 
-class CQL(StateAlgorithm):
-    """`target` is the running average of the critic `q`; `shared` samples, relabels and weighs batches."""
-
+class CQL(ActorCritic):
     config: CQLConfig
-    _trained: Tensor  # bool [N], which tasks are
 
     def __init__(
         self, config: CQLConfig, dataset: TransitionDataset, normaliser: Normaliser, conditioner: Conditioner
     ) -> None:
-        """Observations of `dataset` are normalised already."""
-        super().__init__(config)
-        benchmark, members = dataset.benchmark, len(config.members)
-        self.normaliser, self.conditioner = normaliser, conditioner
-        size, action_size = conditioner.size, benchmark.action_size
-        first = config.random("cpu", MemberStream.FIRST_WEIGHTS)
-        policy = TanhGaussianPolicy(members, size, config.hidden_sizes, action_size)
-        self.policy = initialise_weights(policy, members, first.uniform)
-        q = TwinQ(members, size, action_size, config.hidden_sizes)
-        self.q = initialise_weights(q, members, first.uniform)
-        self.target = copy.deepcopy(self.q).requires_grad_(False)
-        self.log_alpha = nn.Parameter(torch.zeros(members))
-        self.shared = SharedBatches(dataset, config.shared_batches, ConditionedQ(conditioner, self.target))
-        trained = torch.zeros(len(benchmark.tasks), dtype=torch.bool)
-        trained[list(self.shared.tasks)] = True
-        self.register_buffer("_trained", trained, persistent=False)
-        self.critic_optimizer = torch.optim.Adam(
-            [*self.q.parameters(), *self.conditioner.parameters()], lr=config.critic_lr, fused=True
-        )
+        super().__init__(config, dataset, normaliser, conditioner)
+        self.num_policy_actions = config.num_sampled_actions
+        self.log_alpha = nn.Parameter(torch.zeros(len(config.members)))
+        self.share(dataset)
         self.actor_optimizer = torch.optim.Adam(
             [*self.policy.parameters(), self.log_alpha], lr=config.actor_lr, fused=True
         )
-        self.optimizers = [self.critic_optimizer, self.actor_optimizer]
+        self.optimizers.append(self.actor_optimizer)
         if config.lagrange_threshold:
-            self.log_multiplier = nn.Parameter(torch.zeros(members))
+            self.log_multiplier = nn.Parameter(torch.zeros(len(config.members)))
             self.multiplier_optimizer = torch.optim.Adam([self.log_multiplier], lr=config.critic_lr, fused=True)
             self.optimizers.append(self.multiplier_optimizer)
-
-    # ---------------------------------------------------------------- update
 
     def begin(self) -> Hashable:
         return super().begin(), self._clones
@@ -112,8 +81,7 @@ class CQL(StateAlgorithm):
             batch, weight = self.shared.choose(batch, self.score, random)
         rows, action_size = batch.action.shape[1:]
         count = config.num_sampled_actions
-        state = self.conditioner(batch.observation, batch.task_index)
-        next_state = self.conditioner(batch.next_observation, batch.task_index).detach()
+        state, next_state = self.states(batch)
         alpha = self.log_alpha.exp().detach()[:, None]
         pi = self.policy(state.detach())
         pi_action, pi_log_prob = sample_with_log_prob(pi, random.normal(rows, 1, action_size))
@@ -131,7 +99,7 @@ class CQL(StateAlgorithm):
         q, q_sampled, gap = self.conservative_terms(state, batch.action, sampled, log_prob, strata)
         if weight is None:
             _, q_policy, _ = q_sampled.split(count, -1)
-            weight = self.shared.weigh(batch, self._scorer(batch, q.detach(), q_policy), random)
+            weight = self.shared.weigh(batch, self.scorer(batch, q.detach(), q_policy), random)
         bellman = weighted_mean((q - td_target).square(), weight) / 2
         conservative = weighted_mean(gap, weight)
         penalty = config.conservative_weight * conservative
@@ -143,15 +111,13 @@ class CQL(StateAlgorithm):
         critic = (bellman + penalty).sum(0)
         gradient_step(self.critic_optimizer, critic.sum())
 
-        self.q.requires_grad_(False)
-        pi_q = self.q(state.detach(), pi_action).amin(0)[..., 0]
-        self.q.requires_grad_(True)
+        pi_q = self.frozen_q(state, pi_action).amin(0)[..., 0]
         entropy_cost = alpha * pi_log_prob[..., 0]
         gain = self.policy.log_prob(state.detach(), batch.action) if self._clones else pi_q
         actor = weighted_mean(entropy_cost - gain, weight)
         entropy_loss = alpha_loss(self.log_alpha, pi_log_prob[..., 0], action_size, weight)
         gradient_step(self.actor_optimizer, actor.sum() + entropy_loss)
-        update_average(self.target, self.q, config.target_update_rate)
+        self.update_target()
         info = {"bellman": bellman.mean(0), "conservative": conservative.mean(0), "actor": actor}
         info |= {"q_data": q.amin(0).mean(-1), "q_policy": pi_q.mean(-1), "alpha": alpha[:, 0]}
         if config.lagrange_threshold:
@@ -160,9 +126,6 @@ class CQL(StateAlgorithm):
         losses = {"Bellman loss": info["bellman"], "conservative loss": info["conservative"], "policy loss": actor}
         terms = causes | losses
         return {key: v.detach() for key, v in info.items()}, {key: v.detach() for key, v in terms.items()}
-
-    def finish(self) -> None:
-        self.shared.finish(ConditionedQ(self.conditioner, self.target))
 
     def warning(self, values: Values) -> str:
         if "multiplier" not in values or values["multiplier"].amax() < MAX_MULTIPLIER:
@@ -194,31 +157,3 @@ class CQL(StateAlgorithm):
         surrogate = q[..., 1:].mean(-1) - q[..., 0]
         gap = conservative_gap(q_sampled, log_prob, q[..., 0].detach())
         return q[..., 0], q_sampled, gap + surrogate - surrogate.detach()
-
-    # ---------------------------------------------------------------- scoring
-
-    @torch.no_grad()
-    def score(self, batch: StateBatch, random: MemberRandom) -> CriticScorer:
-        """The scorer of a batch that is not learned from (yet)."""
-        state = self.conditioner(batch.observation, batch.task_index)
-        rows, size = batch.action.shape[1:]
-        needed = any(rule.needs == "q_policy" for rule in self.shared.rules)
-        actions, _ = self.policy.sample(state, random.normal(rows, self.config.num_sampled_actions * needed, size))
-        q = self.q.values(state, torch.cat([batch.action[:, :, None], actions], 2))
-        return self._scorer(batch, q[..., 0], q[..., 1:])
-
-    def _scorer(self, batch: StateBatch, q_data: Tensor, q_actions: Tensor) -> CriticScorer:
-        return CriticScorer(
-            q_function=self.q,
-            conditioner=self.conditioner,
-            batch=batch,
-            trained=self._trained,
-            q_data=q_data,
-            q_actions=q_actions,
-        )
-
-    # ---------------------------------------------------------------- what a run asks for
-
-    def policies(self) -> StatePolicy:
-        """The members' policies, for observations as the environment gives them."""
-        return StatePolicy(self.normaliser, self.conditioner, self.policy)

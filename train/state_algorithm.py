@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class StateAlgorithm(nn.Module, abc.ABC):
     """Several members, each a sharing rule and a seed, trained at once. The state_dict (networks, routers) is the
     checkpoint."""
 
-    optimizers: Sequence[torch.optim.Optimizer]
+    optimizers: list[torch.optim.Optimizer]
     shared: SharedBatches
     random: MemberRandom  # of the update under way
 

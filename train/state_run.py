@@ -37,12 +37,14 @@ from sim.benchmarks.spec import MissingSimulatorError
 from sim.files import write_atomic
 from sim.options import Parser, add_options, from_options, peek_option
 from train.bc import BC, BCConfig
+from train.brac import BRAC, BRACConfig
 from train.callbacks.checkpointing import SaveAtEnd
 from train.callbacks.progress import Progress, quiet_lightning
 from train.callbacks.router_report import RouterReport
 from train.cql import CQL, CQLConfig
 from train.divergence import SingleTaskPolicy, divergences, fit_behaviour, load_single_task, single_task_of
 from train.finite import NotFiniteError
+from train.iql import IQL, IQLConfig
 from train.launch import fit, join_launch
 from train.precision import resolve_precision
 from train.presets import preset_for
@@ -52,6 +54,7 @@ from train.state_algorithm import StateAlgorithm
 from train.state_checkpoints import Checkpoints, SaveEvery
 from train.state_config import StateConfig
 from train.state_weights import write_weights_of
+from train.td3_bc import TD3BC, TD3BCConfig
 
 POLICY, ROUTING, RETURNS = "policy.pt", "routing.json", "returns.json"
 FREE_TO_CHANGE = (
@@ -77,7 +80,13 @@ class Entry:
     config: type[StateConfig]
 
 
-ALGORITHMS: dict[str, Entry] = {"cql": Entry(CQL, CQLConfig), "bc": Entry(BC, BCConfig)}
+ALGORITHMS: dict[str, Entry] = {
+    "cql": Entry(CQL, CQLConfig),
+    "brac": Entry(BRAC, BRACConfig),
+    "td3-bc": Entry(TD3BC, TD3BCConfig),
+    "iql": Entry(IQL, IQLConfig),
+    "bc": Entry(BC, BCConfig),
+}
 
 
 def main(name: str, arguments: list[str]) -> None:

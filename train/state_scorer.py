@@ -31,20 +31,20 @@ class ConditionedQ(nn.Module):
 @dataclass(frozen=True, kw_only=True)
 class CriticScorer:
     """Scores by the lower of two Q-values: `q_data` [2, E, B] of the data's actions, `q_actions` [2, E, B, K] of the
-    policy's. `trained`: which tasks are, bool [N]."""
+    policy's; `penalty` [E, B] is subtracted from both. `trained`: which tasks are, bool [N]."""
 
-    q_function: TwinQ
-    conditioner: Conditioner
+    q_function: ConditionedQ
     batch: StateBatch
     trained: Tensor
     q_data: Tensor
     q_actions: Tensor
+    penalty: Tensor | float = 0.0
 
     def q(self) -> Tensor:
-        return self.q_data.amin(0)
+        return self.q_data.amin(0) - self.penalty
 
     def q_policy(self) -> Tensor:
-        return self.q_actions.amin(0).mean(-1)
+        return self.q_actions.amin(0).mean(-1) - self.penalty
 
     @torch.no_grad()
     def q_tasks(self) -> Tensor:
@@ -52,8 +52,7 @@ class CriticScorer:
         members, rows = batch.task_index.shape
         observation, action = (x.repeat_interleave(count, 1) for x in (batch.observation, batch.action))
         every = torch.arange(count, device=action.device).repeat(members, rows)
-        state = self.conditioner(observation, every)
-        q = self.q_function.values(state, action[:, :, None]).amin(0).view(members, rows, -1)
+        q = self.q_function.values(observation, every, action).view(members, rows, -1)
         return q.masked_fill(~self.trained, -torch.inf)
 
     def q_by(self, snapshot: ConditionedQ) -> Tensor:

@@ -1,0 +1,83 @@
+"""Implicit Q-learning (IQL, Kostrikov et al. 2021, arXiv:2110.06169): values of the data's actions alone, an upper
+expectile of which takes the place of a maximum, and a policy that clones the data by their advantages.
+
+Shapes: `E` members, `B` transitions of all target tasks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from data.transitions import TransitionDataset
+from models.conditioning import Conditioner, Normaliser
+from models.reductions import weighted_mean
+from models.stacked import StackedMLP, initialise_weights
+from models.state_losses import advantage_weight, expectile_loss, q_target
+from models.updates import gradient_step
+from sim.options import check_fraction, check_least, option
+from train.actor_critic import ActorCritic, ActorCriticConfig
+from train.seeding import MemberStream
+from train.state_algorithm import Values
+
+
+@dataclass(frozen=True, kw_only=True)
+class IQLConfig(ActorCriticConfig):
+    """Every option of `python -m train iql`; defaults: the paper's for locomotion (app. B)."""
+
+    hidden_sizes: tuple[int, ...] = option((256, 256), "units of the hidden layers")
+    value_lr: float = option(3e-4, "learning rate of Adam, value functions")
+    expectile: float = option(0.7, "tau, of the value function's loss; 0.9 in the paper's mazes")
+    inverse_temperature: float = option(3.0, "beta, of the policy's weights exp(beta A); 10 in the paper's mazes")
+    most_weight: float = option(100.0, "bound of these weights")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fraction(self, "expectile")
+        check_least(self, 0, "inverse_temperature")
+        check_least(self, 1, "most_weight")
+
+
+class IQL(ActorCritic):
+    config: IQLConfig
+
+    def __init__(self, config: IQLConfig, data: TransitionDataset, normaliser: Normaliser, conditioner: Conditioner):
+        super().__init__(config, data, normaliser, conditioner)
+        members, first = len(config.members), config.random("cpu", MemberStream.FIRST_WEIGHTS, 1)
+        value = StackedMLP(members, conditioner.size, config.hidden_sizes, 1)
+        self.value = initialise_weights(value, members, first.uniform)
+        self.share(data)
+        self.actor_optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.actor_lr, fused=True)
+        self.value_optimizer = torch.optim.Adam(self.value.parameters(), lr=config.value_lr, fused=True)
+        self.optimizers += [self.actor_optimizer, self.value_optimizer]
+
+    def compute(self) -> tuple[Values, Values]:
+        """One step of everything: the value function, and by the new one the Q-functions and the policy."""
+        config = self.config
+        batch, weight = self.sample_batch()
+        state, next_state = self.states(batch)
+        with torch.no_grad():
+            q_data = self.target(state, batch.action[:, :, None]).amin(0)[..., 0]
+        value = self.value(state.detach())[..., 0]
+        value_loss = weighted_mean(expectile_loss(q_data - value, config.expectile), weight)
+        gradient_step(self.value_optimizer, value_loss.sum())
+
+        with torch.no_grad():
+            next_value = self.value(next_state)[..., 0]
+            advantage = q_data - self.value(state)[..., 0]
+            td_target = q_target(batch.reward, batch.done, next_value, torch.zeros_like(next_value), config.discount)
+        q = self.q(state, batch.action[:, :, None])[..., 0]
+        bellman = weighted_mean((q - td_target).square(), weight).sum(0)
+        gradient_step(self.critic_optimizer, bellman.sum())
+
+        cloned = advantage_weight(advantage, config.inverse_temperature, config.most_weight)
+        actor = -weighted_mean(cloned * self.policy.log_prob(state.detach(), batch.action), weight)
+        gradient_step(self.actor_optimizer, actor.sum())
+        self.update_target()
+        info = {"bellman": bellman, "value": value_loss, "actor": actor, "advantage": advantage.mean(-1)}
+        info |= {"q_data": q.amin(0).mean(-1)}
+        causes = {"target": td_target.mean(-1), "weight": weight.mean(-1), "Q": info["q_data"]}
+        losses = {"Bellman loss": bellman, "value loss": value_loss, "policy loss": actor}
+        terms = causes | losses
+        return {key: v.detach() for key, v in info.items()}, {key: v.detach() for key, v in terms.items()}

@@ -1,0 +1,101 @@
+"""TD3 with behaviour cloning (TD3+BC, Fujimoto and Gu 2021, arXiv:2106.06860) on states.
+
+Shapes: `E` members, `B` transitions of all target tasks, `A` dimensions of an action.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data.member_random import MemberRandom
+from data.transitions import TransitionDataset
+from models.conditioning import Conditioner, Normaliser
+from models.reductions import weighted_mean
+from models.state_losses import q_target, smoothed_action
+from models.state_policies import DeterministicPolicy
+from models.updates import gradient_step, update_average
+from sim.options import check_least, option
+from train.actor_critic import ActorCritic, ActorCriticConfig
+from train.state_algorithm import Values
+
+
+@dataclass(frozen=True, kw_only=True)
+class TD3BCConfig(ActorCriticConfig):
+    """Every option of `python -m train td3-bc`; defaults: table 3 of the paper."""
+
+    hidden_sizes: tuple[int, ...] = option((256, 256), "units of the hidden layers")
+    gain_weight: float = option(2.5, "alpha of Q, over the batch's mean |Q|, beside the squared error of cloning")
+    policy_noise: float = option(0.2, "standard deviation of what smooths the target policy's actions")
+    noise_clip: float = option(0.5, "bound of that noise")
+    policy_delay: int = option(2, "updates of the critic for one of the policy and the targets")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_least(self, 0, "gain_weight", "policy_noise", "noise_clip")
+        check_least(self, 1, "policy_delay")
+
+
+class TD3BC(ActorCritic):
+    """`target_policy` is the running average of the policy."""
+
+    config: TD3BCConfig
+    policy: DeterministicPolicy
+    num_policy_actions = 1
+
+    def __init__(
+        self, config: TD3BCConfig, dataset: TransitionDataset, normaliser: Normaliser, conditioner: Conditioner
+    ) -> None:
+        super().__init__(config, dataset, normaliser, conditioner, DeterministicPolicy)
+        self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
+        self.share(dataset)
+        self.actor_optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.actor_lr, fused=True)
+        self.optimizers.append(self.actor_optimizer)
+
+    def begin(self) -> Hashable:
+        return super().begin(), self._moves_policy
+
+    @property
+    def _moves_policy(self) -> bool:
+        """Whether this update is of the policy and the targets too."""
+        return (self.updates + 1) % self.config.policy_delay == 0
+
+    def compute(self) -> tuple[Values, Values]:
+        config = self.config
+        batch, weight = self.sample_batch()
+        state, next_state = self.states(batch)
+        with torch.no_grad():
+            noise = self.random.normal(*batch.action.shape[1:])
+            next_action = smoothed_action(
+                self.target_policy.action(next_state), noise, config.policy_noise, config.noise_clip
+            )
+            next_q = self.target(next_state, next_action[:, :, None]).amin(0)[..., 0]
+            td_target = q_target(batch.reward, batch.done, next_q, torch.zeros_like(next_q), config.discount)
+        q = self.q(state, batch.action[:, :, None])[..., 0]
+        bellman = weighted_mean((q - td_target).square(), weight).sum(0)
+        gradient_step(self.critic_optimizer, bellman.sum())
+        info = {"bellman": bellman, "q_data": q.amin(0).mean(-1)}
+        terms = {"target": td_target.mean(-1), "weight": weight.mean(-1), "Q": info["q_data"], "Bellman loss": bellman}
+        if self._moves_policy:
+            actor = self.actor_loss(state.detach(), batch.action, weight)
+            gradient_step(self.actor_optimizer, actor.sum())
+            self.update_target()
+            update_average(self.target_policy, self.policy, config.target_update_rate)
+            info["actor"] = terms["policy loss"] = actor
+        return {key: v.detach() for key, v in info.items()}, {key: v.detach() for key, v in terms.items()}
+
+    def actor_loss(self, state: Tensor, action: Tensor, weight: Tensor) -> Tensor:
+        """(pi(s) - a)^2 - lambda Q_1(s, pi(s)), lambda = alpha / mean |Q_1| (eq. 3 and 5): [E]. States [E, B, S], the
+        data's actions [E, B, A], weights [E, B]."""
+        own = self.policy.action(state)
+        q = self.frozen_q(state, own[:, :, None])[0, ..., 0]
+        scale = self.config.gain_weight / weighted_mean(q.detach().abs(), weight).clamp(min=1e-6)
+        cloning = weighted_mean((own - action).square().mean(-1), weight)
+        return cloning - scale * weighted_mean(q, weight)
+
+    def policy_actions(self, state: Tensor, random: MemberRandom, count: int) -> Tensor:
+        return self.policy.action(state)[:, :, None][:, :, :count]
