@@ -38,6 +38,7 @@ FREE_OPTIONS = (
     "checkpoint_every",
     "updates_per_step",
     "divergence_from",
+    "evaluate_every",
 )
 
 PAPERS_KL = "KL from the policy of none to the effective data"  # pi_none, pi_beta_eff: tables 1 and 2
@@ -150,7 +151,8 @@ def _states(files: Sequence[Path], found: list[dict[str, Any]]) -> list[str]:
     benchmark = benchmark_by_name(found[0]["benchmark"])
     of_rule: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for member in (row for each in found for row in each["members"]):
-        of_rule[member["rule"]].append(_with_divergences(member))
+        best = {f"best {key}": value for key, value in member.get("best", {}).items()}
+        of_rule[member["rule"]].append(_with_divergences(member) | best)
         if member["returns"].keys() != found[0]["members"][0]["returns"].keys():
             raise ValueError(f"{member['rule']}, seed {member['seed']}: played other tasks than the first member")
     tasks = [task for task in benchmark.task_names if task in found[0]["members"][0]["returns"]]
@@ -200,6 +202,10 @@ def _states(files: Sequence[Path], found: list[dict[str, Any]]) -> list[str]:
     else:
         out.append(table("return", "returns", 1, blank | returns if returns else None))
     members = [member for mine in of_rule.values() for member in mine]
+    if all("best" in member for member in members):
+        of_success = found[0]["metric"] == "success"
+        head = "success in the best evaluation, %" if of_success else "return in the best evaluation"
+        out.append(table(head, "best success" if of_success else "best returns", 1, scale=100 if of_success else 1))
     if all(member["divergence"] for member in members):
         out.append(table(PAPERS_KL, "divergence", 2, blank | apart if apart else None))
     elif all(member["own_divergence"] for member in members):

@@ -18,6 +18,7 @@ import eval.__main__
 import sim.__main__
 import train.__main__
 from sim.options import run_command
+from train.state_run import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]
 MAIN = {
@@ -42,6 +43,10 @@ def typed(capsys):
         return status, " ".join(printed.out.split()), " ".join(printed.err.split())
 
     return run
+
+
+def test_every_offline_algorithm_is_a_command():
+    assert set(train.__main__.OFFLINE) == set(ALGORITHMS)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data.transitions import TransitionDataset, empty_columns, write_transitions
 from eval.returns import Results
+from eval.tables import tables
 from models.checkpoint import CheckpointError
 from models.policy_files import load_policies
 from sim.benchmarks.spec import MissingSimulatorError
@@ -22,6 +24,7 @@ from tests.conftest import small_state_config
 from tests.line import LINE
 from train import state_run
 from train.bc import BCConfig
+from train.callbacks.evaluation import EvaluateEvery, read_evaluations
 from train.cql import CQL, CQLConfig
 from train.finite import NotFiniteError
 from train.presets import PRESETS, preset_for
@@ -29,6 +32,7 @@ from train.sac import SACConfig
 from train.state_run import ALGORITHMS, train
 
 WALKER2D = BENCHMARKS["walker2d"]
+KINDS = list({entry.make: name for name, entry in reversed(ALGORITHMS.items())}.values())  # a name of each class
 PHASES = {"brac": {"bc_steps": 3, "warm_start_steps": 2, "share_after": 3}}
 
 
@@ -42,7 +46,10 @@ def unplayed(monkeypatch):
             {"name": m.name, "rule": m.rule, "seed": m.seed, "returns": {task: [float(weight)] for task in m.tasks}}
             for m in file.members
         ]
-        return Results(header={"benchmark": "walker2d", "metric": "return"} | file.metadata, members=rows)
+        return Results(
+            header={**file.metadata, "benchmark": "walker2d", "metric": "return", "episodes": 1, "evaluation_seed": 1},
+            members=rows,
+        )
 
     monkeypatch.setattr(state_run, "evaluate", evaluate)
 
@@ -117,7 +124,7 @@ def test_observations_that_are_not_normalised_bind_a_run_to_its_data_too(transit
         train("cql", CQLConfig(**options, data=str(tmp_path / "moved.h5")))
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", KINDS)
 def test_a_run_that_diverges_says_so_and_leaves_no_checkpoint_of_it(transitions, tmp_path, algorithm):
     write_transitions(tmp_path / "states.h5", transitions)
     rate = "lr" if algorithm == "bc" else "critic_lr"
@@ -130,7 +137,7 @@ def test_a_run_that_diverges_says_so_and_leaves_no_checkpoint_of_it(transitions,
     assert not (tmp_path / "run" / "last.ckpt").exists()
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", KINDS)
 def test_going_on_is_bit_for_bit_the_run_that_was_not_stopped(transitions, tmp_path, unplayed, algorithm):
     path, rules = tmp_path / "states.h5", ("none", "all" if algorithm == "bc" else "cds")
     write_transitions(path, transitions)
@@ -149,6 +156,49 @@ def test_going_on_is_bit_for_bit_the_run_that_was_not_stopped(transitions, tmp_p
     assert all(torch.equal(stopped["state_dict"][key], value) for key, value in straight["state_dict"].items())
     with pytest.raises(ValueError, match=r"already holds a run with other options: percentile 50.0 \(now 40.0\)"):
         train(algorithm, small_state_config(algorithm, **options, out=str(tmp_path / "stopped"), percentile=40.0))
+
+
+def test_the_best_evaluation_is_reported_beside_the_last(transitions, tmp_path, unplayed, monkeypatch):
+    """Played every four of ten updates: after four, eight, and at the end; what a member earns falls each time."""
+    write_transitions(tmp_path / "states.h5", transitions)
+    earned = {4: 3.0, 8: 2.0, 10: 1.0}
+    fake = state_run.evaluate
+
+    def evaluate(file, *more):
+        results = fake(file, *more)
+        for row in results.members:
+            row["returns"] = {task: [earned[file.metadata["updates"]]] for task in row["returns"]}
+        return results
+
+    monkeypatch.setattr(state_run, "evaluate", evaluate)
+    options = {"data": str(tmp_path / "states.h5"), "out": str(tmp_path / "run"), "rules": ("none",), "seeds": (0, 1)}
+    config = small_state_config("cql", **options, steps=10, evaluate_every=4, divergence_steps=0)
+    found = json.loads(train("cql", config).read_text())
+    listed = read_evaluations(tmp_path / "run" / "evaluations.json")
+    assert [each["updates"] for each in listed] == [4, 8]
+    for row in found["members"]:
+        assert row["returns"]["jump"] == [1.0]
+        assert row["best"] == {"updates": 4, "returns": {key: [3.0] for key in WALKER2D.task_names}}
+    table = tables([tmp_path / "run" / "returns.json"])
+    assert "| return in the best evaluation | none |" in table
+    assert table.count("| jump | 3.0 ± 0.0 |") == table.count("| jump | 1.0 ± 0.0 |") == 1
+
+
+def test_what_was_played_after_the_last_checkpoint_is_played_again(tmp_path):
+    path = tmp_path / "evaluations.json"
+    path.write_text(json.dumps([{"updates": 4, "members": []}, {"updates": 8, "members": []}]))
+    EvaluateEvery(path, 4, lambda: None).on_train_start(None, SimpleNamespace(done_steps=6))
+    assert [each["updates"] for each in read_evaluations(path)] == [4]
+
+
+def test_hcsac_shares_what_is_among_the_tasks_best_by_a_renewed_q_function(transitions, tmp_path):
+    """What the report says of itself stays whatever the benchmark's row says of CDS."""
+    write_transitions(tmp_path / "states.h5", transitions)
+    found = state_run.parse("hcsac", ["--data", str(tmp_path / "states.h5")])[0]
+    assert (found.percentile, found.weigh_own_probability, found.conditioning) == (5.0, 0.0, "embedding")
+    assert found.snapshot_every == 10 * found.evaluate_every == found.steps // 10
+    assert found.sharing_temperature_clip == (5.0, float("inf"))  # of walker2d's row
+    assert [state_run.parse(name, ["--data", found.data])[0].per_task for name in ("csac", "mtcsac")] == [1024, 512]
 
 
 def test_a_checkpoint_of_a_version_that_shared_otherwise_is_refused(transitions, tmp_path, unplayed):

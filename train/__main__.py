@@ -1,7 +1,8 @@
 """`python -m train --preset demo [--option value ...]`: train a Q-network from images with data sharing.
 
-`python -m train qtopt-online --task lift-can` collects as it learns; `python -m train cql` and `bc` learn from states
-offline, `sac` online (docs/sharing.md); `python -m train campaign FILE` runs many trainings."""
+`python -m train qtopt-online --task lift-can` collects as it learns. From states (docs/algorithms.md) `cql`, `brac`,
+`td3-bc`, `iql`, `bc` and `csac`, `mtcsac`, `hcsac` learn offline, `sac` online. `python -m train campaign FILE` runs
+many trainings."""
 
 from __future__ import annotations
 
@@ -39,10 +40,11 @@ def _campaign(arguments: list[str]) -> None:
     main(arguments)
 
 
+OFFLINE = ("cql", "csac", "mtcsac", "hcsac", "brac", "td3-bc", "iql", "bc")
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "qtopt-online": _online,
     "sac": _sac,
-    **{name: functools.partial(_offline, name) for name in ("cql", "brac", "td3-bc", "iql", "bc")},
+    **{name: functools.partial(_offline, name) for name in OFFLINE},
     "campaign": _campaign,
 }
 

@@ -11,6 +11,7 @@ import dataclasses
 from typing import Any
 
 from sim.options import check_choice
+from train.state_config import StateConfig
 
 INF = float("inf")
 MAZE_SHARING = {"sharing_temperature_clip": (10.0, INF), "weigh_own_probability": 0.5}
@@ -47,9 +48,12 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def preset_for(algorithm: str, benchmark: str, config: type) -> dict[str, Any]:
-    """Options of the configuration class that the benchmark's row sets. ValueError for a benchmark without a row: its
-    settings would be another's, silently."""
+    """Options of the configuration class that the benchmark's row sets; what an algorithm itself says of sharing stays.
+    ValueError for a benchmark without a row: its settings would be another's, silently."""
     row = PRESETS[check_choice("preset of benchmark", benchmark, tuple(PRESETS))]
-    options = {**row.get("sharing", {}), **row.get(algorithm, {})}
+    usual = {field.name: field.default for field in dataclasses.fields(StateConfig)}
+    own = {f.name for f in dataclasses.fields(config) if f.name in usual and f.default != usual[f.name]}
+    sharing = {name: value for name, value in row.get("sharing", {}).items() if name not in own}
+    options = {**sharing, **row.get(algorithm, {})}
     names = {field.name for field in dataclasses.fields(config)}
     return {name: value for name, value in options.items() if name in names}

@@ -57,6 +57,7 @@ class StateConfig:
     )
     divergence_from: str = option("", "policy.pt of rule none, for KL of a run without that rule; default: none")
     episodes: int = option(10, "evaluation episodes of each task at the end")
+    evaluate_every: int = option(0, "updates between further evaluations, of which the best is reported too; 0: none")
     workers: int = option(len(os.sched_getaffinity(0)), "processes that evaluate")
 
     def __post_init__(self) -> None:
@@ -82,7 +83,7 @@ class StateConfig:
             raise ValueError("divergence_from: KL compares with this run's own policies of rule none; leave one out")
         counts = ("steps", "updates_per_step", "per_task", "log_every", "checkpoint_every", "episodes", "workers")
         check_least(self, 1, *counts, "candidates_per_shared", "score_visits", "snapshot_every")
-        check_least(self, 0, "divergence_steps", "share_after")
+        check_least(self, 0, "divergence_steps", "share_after", "evaluate_every")
         check_seed(self, "seeds")
         check_fraction(self, "shared_fraction", "score_fraction", "weigh_own_probability")
         num_shared = round(self.per_task * self.shared_fraction)

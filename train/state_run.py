@@ -11,6 +11,7 @@ policy of its effective data, and its KL from the policy of rule none with the s
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import sys
@@ -39,11 +40,13 @@ from sim.options import Parser, add_options, from_options, peek_option
 from train.bc import BC, BCConfig
 from train.brac import BRAC, BRACConfig
 from train.callbacks.checkpointing import SaveAtEnd
+from train.callbacks.evaluation import EvaluateEvery, best_of, read_evaluations
 from train.callbacks.progress import Progress, quiet_lightning
 from train.callbacks.router_report import RouterReport
 from train.cql import CQL, CQLConfig
 from train.divergence import SingleTaskPolicy, divergences, fit_behaviour, load_single_task, single_task_of
 from train.finite import NotFiniteError
+from train.hcsac import CSACConfig, HCSACConfig, MTCSACConfig
 from train.iql import IQL, IQLConfig
 from train.launch import fit, join_launch
 from train.precision import resolve_precision
@@ -56,7 +59,7 @@ from train.state_config import StateConfig
 from train.state_weights import write_weights_of
 from train.td3_bc import TD3BC, TD3BCConfig
 
-POLICY, ROUTING, RETURNS = "policy.pt", "routing.json", "returns.json"
+POLICY, ROUTING, RETURNS, EVALUATIONS = "policy.pt", "routing.json", "returns.json", "evaluations.json"
 FREE_TO_CHANGE = (
     "out",
     "data",  # bound by its content, not by where it lies
@@ -65,6 +68,7 @@ FREE_TO_CHANGE = (
     "log_every",
     "checkpoint_every",
     "episodes",
+    "evaluate_every",
     "workers",
     "precision",
     "divergence_steps",
@@ -82,6 +86,9 @@ class Entry:
 
 ALGORITHMS: dict[str, Entry] = {
     "cql": Entry(CQL, CQLConfig),
+    "csac": Entry(CQL, CSACConfig),
+    "mtcsac": Entry(CQL, MTCSACConfig),
+    "hcsac": Entry(CQL, HCSACConfig),
     "brac": Entry(BRAC, BRACConfig),
     "td3-bc": Entry(TD3BC, TD3BCConfig),
     "iql": Entry(IQL, IQLConfig),
@@ -161,13 +168,18 @@ def train(name: str, config: StateConfig) -> Path:
         algorithm.shared.start(device)
         checkpoints = Checkpoints(name, algorithm, dataset.digest)
         precision = config.precision
+
+        def played() -> Results:
+            file = policy_file(name, config, algorithm, dataset, algorithm.policies())
+            return evaluate(file, config.episodes, EVALUATION_SEED, config.workers, f"update {algorithm.updates}")
+
         if resume is not None:
             kept = checkpoints.restore(resume, config.data)
             precision = kept if precision == "auto" else precision
             done = algorithm.updates >= config.steps
             print(f"{out}: {'trained to' if done else 'going on from'} update {algorithm.updates}")
         if algorithm.updates < config.steps:
-            _fit(StateRun(algorithm, config), checkpoints, config, precision, resume is not None)
+            _fit(StateRun(algorithm, config), checkpoints, config, precision, resume is not None, played)
         return _finish(name, config, algorithm, dataset, device, single_task)
 
 
@@ -193,7 +205,14 @@ def build(name: str, config: StateConfig, dataset: TransitionDataset) -> StateAl
     return ALGORITHMS[name].make(config, dataset, normaliser, conditioner)
 
 
-def _fit(run: StateRun, checkpoints: Checkpoints, config: StateConfig, precision: str, resumed: bool) -> None:
+def _fit(
+    run: StateRun,
+    checkpoints: Checkpoints,
+    config: StateConfig,
+    precision: str,
+    resumed: bool,
+    played: Callable[[], Results],
+) -> None:
     out, done = Path(config.out), run.done_steps
     trainer = lightning.Trainer(
         accelerator="auto",
@@ -209,6 +228,7 @@ def _fit(run: StateRun, checkpoints: Checkpoints, config: StateConfig, precision
             SaveEvery(out / LAST, config.checkpoint_every, checkpoints.save),
             SaveAtEnd(out / LAST, 1, checkpoints.save),
             RouterReport(config.checkpoint_every),
+            EvaluateEvery(out / EVALUATIONS, config.evaluate_every, played),
         ],
         enable_model_summary=False,
         enable_checkpointing=False,
@@ -224,16 +244,11 @@ def _tasks(algorithm: StateAlgorithm, dataset: TransitionDataset) -> tuple[str, 
     return tuple(dataset.benchmark.task_names[k] for k in algorithm.shared.tasks)
 
 
-def _finish(
-    name: str,
-    config: StateConfig,
-    algorithm: StateAlgorithm,
-    dataset: TransitionDataset,
-    device: torch.device,
-    single_task: SingleTaskPolicy | None,
-) -> Path:
-    """Write the policies, play them, and write the results of every member. `single_task`: another run's policies."""
-    benchmark, out, tasks = dataset.benchmark, Path(config.out), _tasks(algorithm, dataset)
+def policy_file(
+    name: str, config: StateConfig, algorithm: StateAlgorithm, dataset: TransitionDataset, policy: StatePolicy
+) -> PolicyFile:
+    """A file of policies of the run's members, on the CPU."""
+    tasks = _tasks(algorithm, dataset)
     metadata = {
         "algorithm": name,
         "updates": algorithm.updates,
@@ -245,11 +260,22 @@ def _finish(
         Member(name=label, tasks=tasks, rule=rule, seed=seed)
         for label, (rule, seed) in zip(config.member_names, config.members, strict=True)
     )
+    on_cpu = copy.deepcopy(policy).cpu()
+    return PolicyFile(policy=on_cpu, benchmark=dataset.benchmark, members=members, metadata=metadata)
 
-    def file_of(policy: StatePolicy) -> PolicyFile:
-        return PolicyFile(policy=policy.cpu(), benchmark=benchmark, members=members, metadata=metadata)
 
-    learned = file_of(algorithm.policies())
+def _finish(
+    name: str,
+    config: StateConfig,
+    algorithm: StateAlgorithm,
+    dataset: TransitionDataset,
+    device: torch.device,
+    single_task: SingleTaskPolicy | None,
+) -> Path:
+    """Write the policies, play them, and write the results of every member. `single_task`: another run's policies."""
+    out, updates = Path(config.out), algorithm.updates
+    evaluations = read_evaluations(out / EVALUATIONS)
+    learned = policy_file(name, config, algorithm, dataset, algorithm.policies())
     write_atomic(out / POLICY, pack_policies(learned))
     routing = dict(zip(config.member_names, algorithm.shared.report(), strict=True))
     write_atomic(out / ROUTING, json.dumps(routing, indent=1).encode())
@@ -262,6 +288,8 @@ def _finish(
     print(results.table())
     for row in results.members:
         row["routing"] = routing[row["name"]]
+        if evaluations:
+            row["best"] = best_of(evaluations, row, updates)
     _write(out / RETURNS, results)
     if config.divergence_steps:
         algorithm.to(device)
@@ -275,11 +303,12 @@ def _finish(
         if single_task is None:
             print("no KL of CDS's tables 1 and 2: it needs rule none in this run, or --divergence-from its policy.pt")
         apart = divergences(algorithm.policies(), single_task, behaviour, dataset, algorithm.shared.tasks)
-        played = evaluate(file_of(behaviour), config.episodes, EVALUATION_SEED, config.workers, "evaluate pi_beta_eff")
+        behaved = policy_file(name, config, algorithm, dataset, behaviour)
+        played = evaluate(behaved, config.episodes, EVALUATION_SEED, config.workers, "evaluate pi_beta_eff")
         for row, values, other in zip(results.members, apart, played.members, strict=True):
             row |= {**values, "behaviour_returns": other["returns"]}
         _write(out / RETURNS, results)
-    print(f"{out / RETURNS}: {algorithm.updates} updates; as a table: python -m eval.tables {out / RETURNS}")
+    print(f"{out / RETURNS}: {updates} updates; as a table: python -m eval.tables {out / RETURNS}")
     return out / RETURNS
 
 
