@@ -1,8 +1,8 @@
 """`python -m train --preset demo [--option value ...]`: train a Q-network from images with data sharing.
 
 `python -m train qtopt-online --task lift-can` collects as it learns. From states (docs/algorithms.md) `cql`, `brac`,
-`td3-bc`, `iql`, `bc` and `csac`, `mtcsac`, `hcsac` learn offline, `sac` online. `python -m train campaign FILE` runs
-many trainings."""
+`td3-bc`, `iql`, `bc` and `csac`, `mtcsac`, `hcsac` learn offline, `sac` and `td3` online. `python -m train campaign
+FILE` runs many trainings."""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ def _sac(arguments: list[str]) -> None:
     main(arguments)
 
 
+def _td3(arguments: list[str]) -> None:
+    from train.td3 import main
+
+    main(arguments)
+
+
 def _offline(name: str, arguments: list[str]) -> None:
     from train.state_run import main
 
@@ -44,6 +50,7 @@ OFFLINE = ("cql", "csac", "mtcsac", "hcsac", "brac", "td3-bc", "iql", "bc")
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "qtopt-online": _online,
     "sac": _sac,
+    "td3": _td3,
     **{name: functools.partial(_offline, name) for name in OFFLINE},
     "campaign": _campaign,
 }

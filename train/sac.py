@@ -22,43 +22,13 @@ from models.state_losses import alpha_loss, q_target
 from models.state_policies import TanhGaussianPolicy
 from models.updates import gradient_step, update_average
 from sim.benchmarks.spec import Benchmark
-from sim.benchmarks.table import BENCHMARKS, benchmark_by_name
-from sim.options import Parser, add_options, check_choice, check_least, check_seed, from_options, option, peek_option
+from train.online_config import OnlineConfig, parse
 from train.online_states import learn
-from train.precision import PRECISIONS
-from train.presets import preset_for
 
 
 @dataclass(frozen=True, kw_only=True)
-class SACConfig:
+class SACConfig(OnlineConfig):
     """Every option of `python -m train sac`."""
-
-    benchmark: str = option("walker2d", f"of {', '.join(BENCHMARKS)}; it chooses the preset")
-    tasks: tuple[str, ...] = option((), "of the benchmark, to learn side by side; default: all")
-    out: str = option("runs/walker2d-sac", "folder of the run")
-    seed: int = option(0, "of everything")
-    steps: int = option(500_000, "steps of each task's environment")
-    start_steps: int = option(5000, "random actions first, without learning")
-    update_every: int = option(1, "environment steps of each task for one update")
-    batch_size: int = option(256, "transitions of each task")
-    lr: float = option(3e-4, "learning rate of Adam, policies, Q-functions and entropy temperatures")
-    discount: float = option(0.99, "gamma")
-    target_update_rate: float = option(5e-3, "weight of the new network in the target's running average")
-    hidden_sizes: tuple[int, ...] = option((256, 256), "units of the hidden layers")
-    keep_every: int = option(100_000, "steps between policies that are kept; the last is kept too")
-    checkpoint_every: int = option(10_000, "steps between checkpoints, from which the same command goes on")
-    replay_steps: int = option(109_900, "steps that are kept as the replay buffer (CDS, table 3)")
-    precision: str = option("auto", "of the middle layers: 32-true, bf16-mixed, or auto: what the hardware has")
-
-    def __post_init__(self) -> None:
-        for name in self.tasks:
-            benchmark_by_name(self.benchmark).task_index(name)
-        check_choice("precision", self.precision, PRECISIONS)
-        check_seed(self, "seed")
-        counts = ("steps", "start_steps", "update_every", "batch_size", "keep_every", "checkpoint_every")
-        check_least(self, 1, *counts, "replay_steps")
-        if self.steps <= self.start_steps:
-            raise ValueError(f"steps {self.steps}: after start_steps {self.start_steps} none is left to learn by")
 
 
 class SAC:
@@ -123,9 +93,4 @@ class SAC:
 
 
 def main(arguments: list[str]) -> None:
-    name = benchmark_by_name(peek_option(arguments, "--benchmark", SACConfig.benchmark)).name
-    preset = {"benchmark": name, "out": f"runs/{name}-sac", **preset_for("sac", name, SACConfig)}
-    parser = Parser(prog="python -m train sac", description=__doc__)
-    add_options(parser, SACConfig, SACConfig(**preset))
-    config = from_options(SACConfig, vars(parser.parse_args(arguments)), **preset)
-    print(learn("SAC", config, SAC, "--lr"))
+    print(learn("SAC", parse("sac", SACConfig, arguments, __doc__), SAC, "--lr"))
