@@ -1,8 +1,8 @@
 """`python -m train --preset demo [--option value ...]`: train a Q-network from images with data sharing.
 
 `python -m train qtopt-online --task lift-can` collects as it learns. From states (docs/algorithms.md) `cql`, `brac`,
-`td3-bc`, `iql`, `bc` and `csac`, `mtcsac`, `hcsac` learn offline, `sac` and `td3` online. `python -m train campaign
-FILE` runs many trainings."""
+`td3-bc`, `iql`, `bc` and `csac`, `mtcsac`, `hcsac` learn offline, `sac` and `td3` online; `acl` pretrains an encoder.
+`python -m train campaign FILE` runs many trainings."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ def _online(arguments: list[str]) -> None:
 
 def _sac(arguments: list[str]) -> None:
     from train.sac import main
+
+    main(arguments)
+
+
+def _acl(arguments: list[str]) -> None:
+    from train.acl import main
 
     main(arguments)
 
@@ -51,6 +57,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "qtopt-online": _online,
     "sac": _sac,
     "td3": _td3,
+    "acl": _acl,
     **{name: functools.partial(_offline, name) for name in OFFLINE},
     "campaign": _campaign,
 }

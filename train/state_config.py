@@ -68,6 +68,8 @@ class StateConfig:
         check_choice("conditioning", self.conditioning, tuple(CONDITIONERS))
         if (self.conditioning == "encoder") != bool(self.encoder):
             raise ValueError(f"conditioning encoder and the option encoder go together, got {self.conditioning}")
+        if self.encoder and not self.normalise:
+            raise ValueError("option encoder: it reads normalised observations; leave out normalise false")
         for name in ("rules", "seeds", "hidden_sizes"):
             values = getattr(self, name)
             if not values:
