@@ -38,6 +38,10 @@ class TanhGaussianPolicy(nn.Module):
         [E, B, K]."""
         return sample_with_log_prob(self(state), noise)
 
+    def actions(self, state: Tensor, noise: Tensor) -> Tensor:
+        """Actions [E, B, K, A] that it takes at states, by standard normal noise of that shape."""
+        return self.sample(state, noise)[0]
+
     def log_prob(self, state: Tensor, action: Tensor) -> Tensor:
         """log pi(a | s) of actions [E, B, A]: [E, B]."""
         return log_prob(self(state), action)
@@ -58,6 +62,10 @@ class DeterministicPolicy(TanhGaussianPolicy):
     def action(self, state: Tensor) -> Tensor:
         """[E, B, S] -> [E, B, A]"""
         return self(state)[0].tanh()
+
+    def actions(self, state: Tensor, noise: Tensor) -> Tensor:
+        """The same for every k, whatever the noise."""
+        return self.action(state)[:, :, None].expand_as(noise)
 
 
 POLICIES: dict[str, type[TanhGaussianPolicy]] = {"gaussian": TanhGaussianPolicy, "deterministic": DeterministicPolicy}

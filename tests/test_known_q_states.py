@@ -70,8 +70,8 @@ def test_the_learned_q_is_the_known_one(name):
 
 
 def test_every_algorithm_with_a_q_function_is_here():
-    with_q = {name for name, entry in ALGORITHMS.items() if issubclass(entry.config, ActorCriticConfig)}
-    assert with_q == set(UNREGULARISED)
+    with_q = {entry.make for entry in ALGORITHMS.values() if issubclass(entry.config, ActorCriticConfig)}
+    assert with_q == {ALGORITHMS[name].make for name in UNREGULARISED}
 
 
 def test_cql_lowers_what_the_data_lack():

@@ -191,7 +191,10 @@ def test_brac_shares_by_q_without_its_divergence(transitions):
 
 
 def test_an_update_of_iql_is_the_papers(transitions, monkeypatch):
-    seen = Watched(learner(transitions, "iql", most_weight=1.05, **CDS), monkeypatch)
+    module = learner(transitions, "iql", most_weight=1.05, **CDS)
+    module.log_std.data.fill_(math.log(0.5))
+    module.value.layers[-1].bias.data -= 0.3  # so that some advantages are above the bound, some below
+    seen = Watched(module, monkeypatch)
     before, after, batch = seen.before, seen.after, seen.batch
     state, next_state = seen.state(batch.observation), seen.state(batch.next_observation)
     action = batch.action.double().numpy()
@@ -204,7 +207,8 @@ def test_an_update_of_iql_is_the_papers(transitions, monkeypatch):
     cloned = np.exp(3 * (q_data - mlp(after.value, state)[..., 0]))
     assert (cloned > 1.05).any()
     assert (cloned < 1.05).any()
-    likely = density(before.policy, state, np.arctanh(np.clip(action, -1, 1) * (1 - 1e-9)))
+    noise = (action - np.tanh(mlp(before.policy.mlp, state))) / 0.5
+    likely = (-0.5 * noise**2 - np.log(0.5) - 0.5 * np.log(2 * np.pi)).sum(-1)
     close(seen.info["actor"], -seen.mean(np.minimum(cloned, 1.05) * likely))
 
 

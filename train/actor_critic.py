@@ -109,16 +109,13 @@ class ActorCritic(StateAlgorithm):
         """What is subtracted from Q at states [E, B, S] for a conservative estimate, [E, B]."""
         return 0.0
 
-    def policy_actions(self, state: Tensor, random: MemberRandom, count: int) -> Tensor:
-        """Actions [E, B, K, A] of the policy at states, as many of each as `count`."""
-        return self.policy.sample(state, random.normal(state.shape[1], count, self.policy.action_size))[0]
-
     @torch.no_grad()
     def score(self, batch: StateBatch, random: MemberRandom) -> CriticScorer:
         """The scorer of a batch that is not learned from (yet)."""
         state = self.conditioner(batch.observation, batch.task_index)
         needed = any(rule.needs == "q_policy" for rule in self.shared.rules)
-        actions = self.policy_actions(state, random, self.num_policy_actions * needed)
+        noise = random.normal(state.shape[1], self.num_policy_actions * needed, self.policy.action_size)
+        actions = self.policy.actions(state, noise)
         q = self.q.values(state, torch.cat([batch.action[:, :, None], actions], 2))
         return self.scorer(batch, q[..., 0], q[..., 1:], self.penalty(state))
 

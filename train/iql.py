@@ -1,20 +1,24 @@
 """Implicit Q-learning (IQL, Kostrikov et al. 2021, arXiv:2110.06169): values of the data's actions alone, an upper
 expectile of which takes the place of a maximum, and a policy that clones the data by their advantages.
 
-Shapes: `E` members, `B` transitions of all target tasks.
+The policy is N(tanh(f(s)), std), with a std [A] of its own that no state changes, and acts by its mean (IQL's code).
+Shapes: `E` members, `B` transitions of all target tasks, `A` dimensions of an action.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from data.transitions import TransitionDataset
 from models.conditioning import Conditioner, Normaliser
 from models.reductions import weighted_mean
 from models.stacked import StackedMLP, initialise_weights
 from models.state_losses import advantage_weight, expectile_loss, q_target
+from models.state_policies import LOG_STD, DeterministicPolicy
 from models.updates import gradient_step
 from sim.options import check_fraction, check_least, option
 from train.actor_critic import ActorCritic, ActorCriticConfig
@@ -41,14 +45,18 @@ class IQLConfig(ActorCriticConfig):
 
 class IQL(ActorCritic):
     config: IQLConfig
+    policy: DeterministicPolicy
+    num_policy_actions = 1
 
     def __init__(self, config: IQLConfig, data: TransitionDataset, normaliser: Normaliser, conditioner: Conditioner):
-        super().__init__(config, data, normaliser, conditioner)
+        super().__init__(config, data, normaliser, conditioner, DeterministicPolicy)
         members, first = len(config.members), config.random("cpu", MemberStream.FIRST_WEIGHTS, 1)
         value = StackedMLP(members, conditioner.size, config.hidden_sizes, 1)
         self.value = initialise_weights(value, members, first.uniform)
+        self.log_std = nn.Parameter(torch.zeros(members, 1, data.benchmark.action_size))
         self.share(data)
-        self.actor_optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.actor_lr, fused=True)
+        policy = [*self.policy.parameters(), self.log_std]
+        self.actor_optimizer = torch.optim.Adam(policy, lr=config.actor_lr, fused=True)
         self.value_optimizer = torch.optim.Adam(self.value.parameters(), lr=config.value_lr, fused=True)
         self.optimizers += [self.actor_optimizer, self.value_optimizer]
 
@@ -72,7 +80,7 @@ class IQL(ActorCritic):
         gradient_step(self.critic_optimizer, bellman.sum())
 
         cloned = advantage_weight(advantage, config.inverse_temperature, config.most_weight)
-        actor = -weighted_mean(cloned * self.policy.log_prob(state.detach(), batch.action), weight)
+        actor = -weighted_mean(cloned * self.log_prob(state.detach(), batch.action), weight)
         gradient_step(self.actor_optimizer, actor.sum())
         self.update_target()
         info = {"bellman": bellman, "value": value_loss, "actor": actor, "advantage": advantage.mean(-1)}
@@ -81,3 +89,9 @@ class IQL(ActorCritic):
         losses = {"Bellman loss": bellman, "value loss": value_loss, "policy loss": actor}
         terms = causes | losses
         return {key: v.detach() for key, v in info.items()}, {key: v.detach() for key, v in terms.items()}
+
+    def log_prob(self, state: Tensor, action: Tensor) -> Tensor:
+        """log N(a; tanh(f(s)), std) of the data's actions [E, B, A]: [E, B]."""
+        log_std = self.log_std.clamp(*LOG_STD)
+        noise = (action - self.policy.action(state)) / log_std.exp()
+        return (-0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)

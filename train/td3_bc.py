@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.member_random import MemberRandom
 from data.transitions import TransitionDataset
 from models.conditioning import Conditioner, Normaliser
 from models.reductions import weighted_mean
@@ -96,6 +95,3 @@ class TD3BC(ActorCritic):
         scale = self.config.gain_weight / weighted_mean(q.detach().abs(), weight).clamp(min=1e-6)
         cloning = weighted_mean((own - action).square().mean(-1), weight)
         return cloning - scale * weighted_mean(q, weight)
-
-    def policy_actions(self, state: Tensor, random: MemberRandom, count: int) -> Tensor:
-        return self.policy.action(state)[:, :, None][:, :, :count]
