@@ -1,7 +1,7 @@
-"""Our side of bench/lowdim.py: CQL's updates on states, run in a process of its own.
+"""Our side of bench/lowdim.py: updates of an algorithm on states, run in a process of its own.
 
-Usage: own_lowdim RULE SEEDS. "block N" is answered with the seconds of N updates, drawing their batches included, and
-of those the seconds that routing took."""
+Usage: own_lowdim ALGORITHM RULE SEEDS. "block N" is answered with the seconds of N updates, drawing their batches
+included, and of those the seconds that routing took."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ import torch
 from bench.step import wait
 from data.transitions import TransitionDataset, empty_columns, tables
 from sim.benchmarks.table import BENCHMARKS
-from train.cql import CQLConfig
 from train.precision import resolve_precision
 from train.process_settings import prepare_process
-from train.state_run import build
+from train.state_run import ALGORITHMS, build
 
 STEPS = 146_000  # of walker2d's row in CDS (table 3)
 
@@ -37,12 +36,13 @@ def synthetic(steps: int) -> TransitionDataset:
     return TransitionDataset(benchmark=benchmark, columns=columns, metadata={})
 
 
-def main(rule: str, seeds: int) -> None:
+def main(name: str, rule: str, seeds: int) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     fast = resolve_precision("auto") == "bf16-mixed"
     torch.manual_seed(0)
     prepare_process()
-    algorithm = build("cql", CQLConfig(rules=(rule,), seeds=tuple(range(seeds))), synthetic(STEPS)).to(device)
+    config = ALGORITHMS[name].config(rules=(rule,), seeds=tuple(range(seeds)))
+    algorithm = build(name, config, synthetic(STEPS)).to(device)
     algorithm.shared.start(device)
     routing_s, weigh = [0.0], algorithm.shared.weigh
 
@@ -67,4 +67,4 @@ def main(rule: str, seeds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

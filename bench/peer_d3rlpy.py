@@ -1,8 +1,8 @@
-"""The peer's side of bench/lowdim.py and bench/parity.py: d3rlpy's CQL, run by an interpreter of its own.
+"""The peer's side of bench/lowdim.py and bench/parity.py: d3rlpy's algorithms, run by an interpreter of its own.
 
-Imports nothing of Switchyard. "block N": N updates on numbers without meaning, answered with their seconds, and of
-those the seconds that drawing batches took. "learn DATA.npz UPDATES SEED OUT.npz": CQL on a dataset, with the
-settings that its file tells and targets of drawn actions; the file that is written holds the policy's layers.
+Imports nothing of Switchyard. "block ALGORITHM N": N updates on numbers without meaning, answered with their seconds,
+and of those the seconds that drawing batches took. "learn ALGORITHM DATA.npz UPDATES SEED OUT.npz": an algorithm on a
+dataset, with the settings that its file tells; the file that is written holds the policy's layers.
 """
 
 import json
@@ -18,31 +18,35 @@ import d3rlpy  # type: ignore[import-not-found]  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-OBSERVATION, ACTION, STEPS, BATCH, UNITS = 20, 6, 146_000, 3 * 128, [256, 256, 256]
-SETTINGS = ("batch_size", "actor_lr", "target_update_rate", "conservative_weight")
+OBSERVATION, ACTION, STEPS, BATCH = 20, 6, 146_000, 3 * 128
+UNITS = {"cql": [256, 256, 256], "td3-bc": [256, 256], "iql": [256, 256], "bc": [256, 256, 256]}
 
 
-def learner(
-    batch_size: int, actor_lr: float = 1e-4, target_update_rate: float = 5e-3, conservative_weight: float = 1.0
-) -> Any:
-    """CQL(H) with a fixed weight of the conservative term beside half the squared Bellman error, as CDS has it
-    (app. C.1)."""
-    nets = d3rlpy.models.VectorEncoderFactory(hidden_units=UNITS)
-    config = d3rlpy.algos.CQLConfig(
-        batch_size=batch_size,
-        actor_encoder_factory=nets,
-        critic_encoder_factory=nets,
-        alpha_learning_rate=0.0,
-        alpha_threshold=0.0,
-        conservative_weight=2 * conservative_weight,  # d3rlpy's error is the whole square
-        actor_learning_rate=actor_lr,
-        temp_learning_rate=actor_lr,
-        tau=target_update_rate,
-    )
+def learner(algorithm: str, batch_size: int, **settings: float) -> Any:
+    """With the algorithm's defaults in Switchyard, which are those of the papers, where `settings` has no other."""
+    nets, algos = d3rlpy.models.VectorEncoderFactory(hidden_units=UNITS[algorithm]), d3rlpy.algos
+    both = {"batch_size": batch_size, "actor_encoder_factory": nets, "critic_encoder_factory": nets}
+    actor_lr = settings.get("actor_lr", 1e-4 if algorithm == "cql" else 3e-4)
+    rates = {"actor_learning_rate": actor_lr, "tau": settings.get("target_update_rate", 5e-3)}
+    if algorithm == "cql":  # a fixed weight of the conservative term beside half the squared error (CDS, app. C.1)
+        config = algos.CQLConfig(
+            **both,
+            **rates,
+            alpha_learning_rate=0.0,
+            alpha_threshold=0.0,
+            conservative_weight=2 * settings.get("conservative_weight", 1.0),  # d3rlpy's error is the whole square
+            temp_learning_rate=actor_lr,
+        )
+    elif algorithm == "td3-bc":
+        config = algos.TD3PlusBCConfig(**both, **rates, alpha=2.5)
+    elif algorithm == "iql":
+        config = algos.IQLConfig(**both, **rates, value_encoder_factory=nets, expectile=0.7, weight_temp=3.0)
+    else:
+        config = algos.BCConfig(batch_size=batch_size, encoder_factory=nets, learning_rate=settings.get("lr", 3e-4))
     return config.create(device="cuda:0" if torch.cuda.is_available() else False)
 
 
-def speed() -> tuple[Any, Any]:
+def speed(algorithm: str) -> tuple[Any, Any]:
     """A learner, and a dataset of numbers without meaning."""
     rng = np.random.default_rng(0)
     shapes = {"observations": OBSERVATION, "actions": ACTION}
@@ -50,7 +54,7 @@ def speed() -> tuple[Any, Any]:
     ends = (np.arange(STEPS) % 100 == 99).astype(np.float32)
     rewards = rng.uniform(-1, 1, STEPS).astype(np.float32)
     data = d3rlpy.dataset.MDPDataset(**arrays, rewards=rewards, terminals=np.zeros(STEPS), timeouts=ends)
-    algo = learner(BATCH)
+    algo = learner(algorithm, BATCH)
     algo.build_with_dataset(data)
     return algo, data
 
@@ -66,14 +70,15 @@ def block(algo: Any, data: Any, updates: int) -> dict[str, float]:
     return {"seconds": time.perf_counter() - begin, "drawing": drawing}
 
 
-def learn(data: str, updates: int, seed: int, out: str) -> dict[str, float]:
+def learn(algorithm: str, data: str, updates: int, seed: int, out: str) -> dict[str, float]:
     d3rlpy.seed(seed)
     arrays = dict(np.load(data))
-    settings = {name: arrays.pop(name).item() for name in SETTINGS}
+    settings = json.loads(str(arrays.pop("settings")))
     dataset = d3rlpy.dataset.MDPDataset(**arrays)
-    algo = learner(**settings)
+    algo = learner(algorithm, **settings)
     algo.build_with_dataset(dataset)
-    _bootstrap_from_samples(algo.impl)
+    if algorithm == "cql":
+        _bootstrap_from_samples(algo.impl)
     begin = time.perf_counter()
     for _ in range(updates):
         algo.update(dataset.sample_transition_batch(settings["batch_size"]))
@@ -100,11 +105,12 @@ def say(answer: dict[str, Any]) -> None:
 
 
 say({"version": d3rlpy.__version__})
-made = None
+made: dict[str, Any] = {}
 for line in sys.stdin:
-    what, *words = line.split()
+    what, name, *words = line.split()
     if what == "block":
-        made = made or speed()
-        say(block(*made, int(words[0])))
+        made[name] = made.get(name) or speed(name)
+        algo, data = made[name]
+        say(block(algo, data, int(words[0])))
     else:
-        say(learn(words[0], int(words[1]), int(words[2]), words[3]))
+        say(learn(name, words[0], int(words[1]), int(words[2]), words[3]))
