@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
     *(f"docs/{name}.md" for name in ("benchmarks", "commands", "sharing", "algorithms", "data", "world", "vision")),
-    "docs/results/cql-parity.md",
+    "docs/results/parity.md",
     "docs/results/desk.md",
     "docs/results/mazes.md",
     "docs/results/twin.md",

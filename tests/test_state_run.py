@@ -255,7 +255,7 @@ def test_every_benchmark_has_a_preset():
 
 def test_behaviour_cloning_refuses_rules_that_weigh_by_q(transitions, tmp_path):
     write_transitions(tmp_path / "states.h5", transitions)
-    with pytest.raises(ValueError, match="rule cds weighs by Q-values, and this algorithm learns none"):
+    with pytest.raises(ValueError, match="rule cds weighs by Q-values, and bc learns none"):
         train("bc", BCConfig(data=str(tmp_path / "states.h5"), out=str(tmp_path / "run"), rules=("cds",)))
 
 

@@ -8,6 +8,7 @@ import torch
 
 from data.member_random import MemberRandom
 from data.shared_batches import SharedBatches
+from data.sharing import RULES
 from data.state_batches import StateBatch
 from data.transitions import TransitionDataset
 from models.conditioning import Conditioner, Normaliser
@@ -27,6 +28,11 @@ class BCConfig(StateConfig):
 
     rules: tuple[str, ...] = option(("none",), "sharing rules, trained side by side: those that need no Q-values")
     lr: float = option(3e-4, "learning rate of Adam")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if asking := [rule for rule in self.rules if RULES[rule].uses_q]:
+            raise ValueError(f"rule {asking[0]} weighs by Q-values, and bc learns none")
 
 
 class BC(StateAlgorithm):
