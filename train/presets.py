@@ -1,8 +1,8 @@
 """Published settings of each state benchmark, one row each: `sharing` for every algorithm, then those of one algorithm.
 
 CDS, app. C.1: the clip of the adaptive temperature, whether own transitions are weighed too, CQL's weight beta as it
-stands beside half the squared error (2 beta in CQL's code). A row is chosen by the benchmark that the dataset names;
-options of the command line win over it.
+stands beside half the squared error (2 beta in CQL's code), its Lagrange threshold. IQL: app. B of its paper. A row is
+chosen by the benchmark that the dataset names; options of the command line win over it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from train.state_config import StateConfig
 
 INF = float("inf")
 MAZE_SHARING = {"sharing_temperature_clip": (10.0, INF), "weigh_own_probability": 0.5}
+MAZE_IQL = {"expectile": 0.9, "inverse_temperature": 10.0}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "walker2d": {
         "sharing": {"sharing_temperature_clip": (5.0, INF), "weigh_own_probability": 0.5},
@@ -42,8 +43,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "ant-direction": {"sac": {"update_every": 4}},
     "pointmaze-medium": {"sharing": MAZE_SHARING},
     "pointmaze-large": {"sharing": MAZE_SHARING},
-    "antmaze-medium": {"sharing": MAZE_SHARING},
-    "antmaze-large": {"sharing": MAZE_SHARING},
+    "antmaze-medium": {"sharing": MAZE_SHARING, "cql": {"lagrange_threshold": 5.0}, "iql": MAZE_IQL},
+    "antmaze-large": {"sharing": MAZE_SHARING, "cql": {"lagrange_threshold": 5.0}, "iql": MAZE_IQL},
 }
 
 
