@@ -20,7 +20,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class StackedLinear(nn.Module):
-    """[E, B, in] -> [E, B, out]"""
+    """[E, B, in] -> [E, B, out]. An input of fewer members is one of the first ones."""
 
     def __init__(self, members: int, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -29,9 +29,9 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(members, 1, out_features).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(self.weight) == 1:
+        if len(x) == 1:
             return torch.addmm(self.bias[0], x[0], self.weight[0])[None]
-        return torch.baddbmm(self.bias, x, self.weight)
+        return torch.baddbmm(self.bias[: len(x)], x, self.weight[: len(x)])
 
 
 class StackedMLP(nn.Module):
@@ -99,6 +99,10 @@ class TwinQ(nn.Module):
         act = (action @ of_action).view(2 * members, rows, count, -1)
         x = act.add_(seen[:, :, None].to(act.dtype))
         return self.mlp.after_first(x.flatten(1, 2)).view(2, members, rows, count)
+
+    def first(self, state: Tensor, action: Tensor) -> Tensor:
+        """The first Q-function of each member alone, of one action [E, B, A] of each state: [E, B]."""
+        return self.mlp(torch.cat([state, action], -1))[..., 0]  # type: ignore[no-any-return]
 
     def _first_layer(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Output of the first layer for states, float32 [2E, B, hidden]; its weights for actions, [2E, A, hidden]."""

@@ -20,7 +20,7 @@ from data.transitions import TransitionDataset
 from models.conditioning import Conditioner, Normaliser
 from models.stacked import TwinQ, initialise_weights
 from models.state_policies import StatePolicy, TanhGaussianPolicy
-from models.updates import update_average
+from models.updates import frozen, update_average
 from sim.options import option
 from train.seeding import MemberStream
 from train.state_algorithm import StateAlgorithm
@@ -88,9 +88,8 @@ class ActorCritic(StateAlgorithm):
 
     def frozen_q(self, state: Tensor, action: Tensor) -> Tensor:
         """Q of actions [E, B, K, A], [2, E, B, K], whose gradient goes to the actions alone."""
-        self.q.requires_grad_(False)
-        found: Tensor = self.q(state.detach(), action)
-        self.q.requires_grad_(True)
+        with frozen(self.q):
+            found: Tensor = self.q(state.detach(), action)
         return found
 
     def update_target(self) -> None:

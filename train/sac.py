@@ -20,7 +20,7 @@ from models.checkpoint import load_finite
 from models.stacked import TwinQ
 from models.state_losses import alpha_loss, q_target
 from models.state_policies import TanhGaussianPolicy
-from models.updates import gradient_step, update_average
+from models.updates import frozen, gradient_step, update_average
 from sim.benchmarks.spec import Benchmark
 from train.online_config import OnlineConfig, parse
 from train.online_states import learn
@@ -66,12 +66,11 @@ class SAC:
         critic = (q - target).square().mean(-1).sum(0)
         action, log_prob = self.policy.sample(state, noise)
         gradient_step(self.optimizers[0], critic.sum())
-        self.q.requires_grad_(False)
-        pi_q = self.q(state, action).amin(0)[..., 0]
+        with frozen(self.q):
+            pi_q = self.q(state, action).amin(0)[..., 0]
         entropy_loss = alpha_loss(self.log_alpha, log_prob[..., 0], self.action_size)
         actor = (alpha * log_prob[..., 0] - pi_q).mean(-1)
         gradient_step(self.optimizers[1], actor.sum() + entropy_loss)
-        self.q.requires_grad_(True)
         update_average(self.target, self.q, self.config.target_update_rate)
         return {"target": target.mean(-1), "critic loss": critic, "policy loss": actor, "alpha": alpha[:, 0]}
 

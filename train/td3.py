@@ -20,7 +20,7 @@ from models.checkpoint import load_finite
 from models.stacked import TwinQ
 from models.state_losses import q_target, smoothed_action
 from models.state_policies import DeterministicPolicy
-from models.updates import gradient_step, update_average
+from models.updates import frozen, gradient_step, update_average
 from sim.benchmarks.spec import Benchmark
 from sim.options import check_least, option
 from train.online_config import OnlineConfig, parse
@@ -84,10 +84,9 @@ class TD3:
         losses = {"target": target.mean(-1), "critic loss": critic.detach()}
         self.updates += 1
         if self.updates % config.policy_delay == 0:
-            self.q.requires_grad_(False)
-            actor = -self.q(state, self.policy.action(state)[:, :, None])[0, ..., 0].mean(-1)
+            with frozen(self.q):
+                actor = -self.q.first(state, self.policy.action(state)).mean(-1)
             gradient_step(self.optimizers[1], actor.sum())
-            self.q.requires_grad_(True)
             update_average(self.target, self.q, config.target_update_rate)
             update_average(self.target_policy, self.policy, config.target_update_rate)
             losses["policy loss"] = actor.detach()

@@ -17,7 +17,7 @@ from models.conditioning import Conditioner, Normaliser
 from models.reductions import weighted_mean
 from models.state_losses import q_target, smoothed_action
 from models.state_policies import DeterministicPolicy
-from models.updates import gradient_step, update_average
+from models.updates import frozen, gradient_step, update_average
 from sim.options import check_least, option
 from train.actor_critic import ActorCritic, ActorCriticConfig
 from train.state_algorithm import Values
@@ -91,7 +91,8 @@ class TD3BC(ActorCritic):
         """(pi(s) - a)^2 - lambda Q_1(s, pi(s)), lambda = alpha / mean |Q_1| (eq. 3 and 5): [E]. States [E, B, S], the
         data's actions [E, B, A], weights [E, B]."""
         own = self.policy.action(state)
-        q = self.frozen_q(state, own[:, :, None])[0, ..., 0]
+        with frozen(self.q):
+            q = self.q.first(state, own)
         scale = self.config.gain_weight / weighted_mean(q.detach().abs(), weight).clamp(min=1e-6)
         cloning = weighted_mean((own - action).square().mean(-1), weight)
         return cloning - scale * weighted_mean(q, weight)
