@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -43,6 +44,14 @@ def straight(options, tmp_path_factory):
     return folder, learn(OnlineConfig(out=str(folder), **options))
 
 
+@pytest.fixture(scope="module")
+def one_round(options, tmp_path_factory):
+    """The folder of a loop of which the first round is done."""
+    folder = tmp_path_factory.mktemp("one")
+    learn(OnlineConfig(out=str(folder), **{**options, "rounds": 1}))
+    return folder
+
+
 def assert_same(straight, folder, rounds):
     """The same rounds, but for their times, and the same buffer."""
     plain = [[{k: v for k, v in r.items() if not k.endswith("_s")} for r in each] for each in (straight[1], rounds)]
@@ -52,8 +61,8 @@ def assert_same(straight, folder, rounds):
     assert frames[0] == frames[1]
 
 
-def test_two_rounds_fill_a_buffer_and_going_on_changes_nothing(options, straight, tmp_path):
-    learn(OnlineConfig(out=str(tmp_path), **{**options, "rounds": 1}))
+def test_two_rounds_fill_a_buffer_and_going_on_changes_nothing(options, straight, one_round, tmp_path):
+    shutil.copytree(one_round, tmp_path, dirs_exist_ok=True)
     resumed = learn(OnlineConfig(out=str(tmp_path), **options))
     assert [r["episodes"] for r in resumed] == [4, 6]
     assert [r["steps"] for r in resumed] == [2, 4]
@@ -66,19 +75,18 @@ def test_two_rounds_fill_a_buffer_and_going_on_changes_nothing(options, straight
 
 @pytest.mark.parametrize("stage", ["collect", "train", "rollout"])
 def test_a_loop_that_was_stopped_within_a_round_goes_on_as_if_it_had_not(
-    options, straight, tmp_path, monkeypatch, stage
+    options, straight, one_round, tmp_path, monkeypatch, stage
 ):
-    real, calls = getattr(qtopt_online, stage), []
+    """In the second one."""
+    shutil.copytree(one_round, tmp_path, dirs_exist_ok=True)
 
-    def stopping(*arguments):
-        calls.append(arguments)
-        if len(calls) == 2:  # in the second round
-            raise KeyboardInterrupt
-        return real(*arguments)
+    def stop(*arguments):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(qtopt_online, stage, stopping)
-    with pytest.raises(KeyboardInterrupt):
-        learn(OnlineConfig(out=str(tmp_path), **options))
+    with monkeypatch.context() as patch:
+        patch.setattr(qtopt_online, stage, stop)
+        with pytest.raises(KeyboardInterrupt):
+            learn(OnlineConfig(out=str(tmp_path), **options))
     assert_same(straight, tmp_path, learn(OnlineConfig(out=str(tmp_path), **options)))
 
 

@@ -79,21 +79,28 @@ def result(name, batch, wrap=lambda module: module):
     return {"gradients": gradients, "buffers": dict(module.named_buffers())}
 
 
-def work(rank, name, folder):
+def work(rank, folder):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    found = result(name, batch_of(CONFIGS[name], rank), DistributedDataParallel)
-    torch.save(found, f"{folder}/{rank}.pt")
+    for name, config in CONFIGS.items():
+        torch.save(result(name, batch_of(config, rank), DistributedDataParallel), f"{folder}/{name}-{rank}.pt")
     distributed.destroy_process_group()
 
 
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    """Folder of what each of two processes found, NAME-RANK.pt."""
+    folder = tmp_path_factory.mktemp("two")
+    multiprocessing.spawn(work, (str(folder),), nprocs=2)
+    return folder
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_two_processes_have_the_gradient_and_the_statistics_of_one_with_both_batches(tmp_path, name):
-    multiprocessing.spawn(work, (name, str(tmp_path)), nprocs=2)
+def test_two_processes_have_the_gradient_and_the_statistics_of_one_with_both_batches(of_two, name):
     alone = result(name, joined([batch_of(CONFIGS[name], rank) for rank in (0, 1)]))
     assert max(g.abs().max() for g in alone["gradients"].values()) > 1e-2
     for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        found = torch.load(of_two / f"{name}-{rank}.pt", weights_only=True)
         for kind in ("gradients", "buffers"):
             assert found[kind].keys() == alone[kind].keys()
             for key, value in alone[kind].items():

@@ -350,7 +350,7 @@ def test_noise_spoils_the_scripted_policy_but_not_always(env):
 
 
 def test_the_crude_policy_fails_often_at_lifting_and_sometimes_at_placing(env):
-    rewards = [run(env, CrudePolicy(), TASK_NAMES[seed % 10], seed)[0] for seed in range(100)]
+    rewards = [run(env, CrudePolicy(), TASK_NAMES[seed % 10], seed)[0] for seed in range(60)]
     lifts = [reward for seed, reward in enumerate(rewards) if seed % 10 < 7]
     places = [reward for seed, reward in enumerate(rewards) if seed % 10 >= 7]
     assert 0.25 < np.mean(lifts) < 0.6
