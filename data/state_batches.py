@@ -48,25 +48,43 @@ class StateBatch:
 
 
 class TransitionTensors:
-    """A dataset on the device, shared by its samplers; reward, end and success of every task. What is learned from a
-    reward r is `scale` r + `shift`."""
+    """A dataset on the device, shared by its samplers, with reward, end and success of every task. What is learned from
+    a reward r is `scale` r + `shift`."""
 
     def __init__(
         self, dataset: TransitionDataset, device: torch.device | str = "cpu", scale: float = 1.0, shift: float = 0.0
     ) -> None:
         self.dataset, self.device, self.zero_reward = dataset, device, shift
-        self.columns = {
-            name: torch.from_numpy(dataset.columns[name]).to(device)
-            for name in ("observation", "next_observation", "action", "task")
-        }
-        self.episode = torch.from_numpy(dataset.episode).to(device)
+        columns, size = dataset.columns, dataset.benchmark.observation_size
+        reward = dataset.rewards * np.float32(scale) + np.float32(shift)
+        seen = columns["observation"], columns["next_observation"], columns["action"]
+        parts = [*seen, reward, dataset.done, dataset.successes]
+        # One row of each transition, so that a batch is read at once.
+        self._values = torch.from_numpy(np.concatenate(parts, 1, dtype=np.float32)).to(device)
+        self._until = list(np.cumsum([size, size, dataset.benchmark.action_size]))
+        episode = torch.from_numpy(dataset.episode)
+        self._numbers = torch.stack([torch.from_numpy(columns["task"]), episode], 1).to(device)
+        self.episode = self._numbers[:, 1]
         self.length = self.episode.bincount()  # [K] of each episode, and the row of its first step
         self.first = self.length.cumsum(0) - self.length
-        self.by_task = {  # [D, N]
-            "reward": torch.from_numpy(dataset.rewards * np.float32(scale) + np.float32(shift)).to(device),
-            "done": torch.from_numpy(dataset.done.astype(np.float32)).to(device),
-            "success": torch.from_numpy(dataset.successes.astype(np.float32)).to(device),
-        }
+
+    def batch(self, row: Tensor, target: Tensor) -> StateBatch:
+        """Transitions `row` [E, B], relabelled for tasks `target` [E, B]."""
+        observation, next_observation, action, by_task = self._values[row].tensor_split(self._until, -1)
+        source, episode = self._numbers[row].unbind(-1)
+        of_target = by_task.unflatten(-1, (3, -1)).gather(-1, target[..., None, None].expand(-1, -1, 3, 1))
+        reward, done, success = of_target[..., 0].unbind(-1)
+        return StateBatch(
+            observation=observation,
+            next_observation=next_observation,
+            action=action,
+            reward=reward,
+            done=done,
+            success=success,
+            task_index=target,
+            source_task_index=source,
+            episode=episode,
+        )
 
 
 @dataclass(frozen=True)
@@ -183,19 +201,11 @@ class StateSampler:
         return self._batch(row.expand(members, -1), target.expand(members, -1))
 
     def _batch(self, row: Tensor, target: Tensor) -> StateBatch:
-        columns = self._tensors.columns
-        source = columns["task"][row]
-        relabelled = {name: table[row, target] for name, table in self._tensors.by_task.items()}
+        batch = self._tensors.batch(row, target)
         if not self._relabel_rewards:
-            zero = self._tensors.zero_reward
-            relabelled["reward"] = torch.where(source == target, relabelled["reward"], zero)
-        return StateBatch(
-            **{name: columns[name][row] for name in ("observation", "next_observation", "action")},
-            **relabelled,
-            task_index=target,
-            source_task_index=source,
-            episode=self._tensors.episode[row],
-        )
+            own = batch.source_task_index == target
+            batch.reward = torch.where(own, batch.reward, self._tensors.zero_reward)
+        return batch
 
 
 def _pick(pool: Tensor, uniform: Tensor) -> Tensor:

@@ -204,7 +204,9 @@ def test_a_task_without_data_is_named(transitions):
 def test_rewards_are_learned_from_as_the_options_scale_and_shift_them(transitions):
     """UDS gives shared transitions what a reward of 0 becomes."""
     plain, scaled = TransitionTensors(transitions), TransitionTensors(transitions, scale=10.0, shift=-5.0)
-    assert torch.allclose(scaled.by_task["reward"], 10 * plain.by_task["reward"] - 5)
+    row, task = torch.arange(60).view(1, 60), torch.arange(60).view(1, 60) % 3
+    assert torch.allclose(scaled.batch(row, task).reward, 10 * plain.batch(row, task).reward - 5)
+    assert np.array_equal(plain.batch(row, task).reward[0], transitions.rewards[row[0], task[0]])
     options = {"per_task": 16, "shared_fraction": 0.5, "relabel_rewards": False}
     batch = batch_of(StateSampler(scaled, EVERYWHERE, (0, 1, 2), **options), 0)
     own = batch_of(StateSampler(plain, EVERYWHERE, (0, 1, 2), **options), 0)
