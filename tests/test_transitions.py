@@ -204,7 +204,7 @@ def test_a_task_without_data_is_named(transitions):
 def test_rewards_are_learned_from_as_the_options_scale_and_shift_them(transitions):
     """UDS gives shared transitions what a reward of 0 becomes."""
     plain, scaled = TransitionTensors(transitions), TransitionTensors(transitions, scale=10.0, shift=-5.0)
-    row, task = torch.arange(60).view(1, 60), torch.arange(60).view(1, 60) % 3
+    row, task = torch.arange(30)[None], torch.arange(30)[None] % 3
     assert torch.allclose(scaled.batch(row, task).reward, 10 * plain.batch(row, task).reward - 5)
     assert np.array_equal(plain.batch(row, task).reward[0], transitions.rewards[row[0], task[0]])
     options = {"per_task": 16, "shared_fraction": 0.5, "relabel_rewards": False}
