@@ -21,7 +21,7 @@ from data.progress import LINE_EVERY_S
 from data.shards import ManifestEntry, Shard, read_listed, read_shard, shard_files
 from sim import actions
 from sim.files import DatasetError
-from sim.parallel import run_jobs
+from sim.parallel import run_jobs_here
 from sim.scenes import read_factors
 from sim.state import SceneState
 from sim.tasks import TASK_NAMES, TASKS, detect_successes
@@ -51,8 +51,8 @@ def check(folder: Path, workers: int = 1) -> Report:
     wrong: list[str] = []
     seen: dict[Key, str] = {}
     frames = 0
-    arguments, entries = (folder, manifest), manifest.shards
-    results = map(Checker(*arguments), entries) if workers == 1 else run_jobs(Checker, arguments, entries, workers)
+    entries = manifest.shards
+    results = run_jobs_here(Checker, (folder, manifest), entries, workers)
     printed = time.monotonic()
     findings: list[tuple[ManifestEntry, Finding]] = []
     for result in results:

@@ -6,7 +6,7 @@ Shapes: `B` episodes of a part, played side by side; `S` observation and `A` act
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from data.transitions import TransitionDataset, empty_columns, read_transitions,
 from sim.benchmarks.spec import Benchmark, StateEnv
 from sim.benchmarks.table import benchmark_by_name
 from sim.files import DatasetError
-from sim.parallel import run_jobs
+from sim.parallel import run_jobs_here
 
 MAX_EPISODES = 8  # of a part
 MAX_WASTE = 50  # parts without a step that is kept, before giving up
@@ -77,12 +77,13 @@ def collect_parts(
     sources: list[EpisodeSource], load_behaviour: LoadBehaviour, folder: Path, workers: int
 ) -> list[dict[str, NDArray[Any]]]:
     """The columns of each source's transitions. Parts lie in the folder until the caller removes it."""
+    arguments = sources, load_behaviour, folder
     parts: list[list[int]] = [[] for _ in sources]  # steps of each
     with tqdm(total=sum(source.steps for source in sources), unit="step", desc="collect") as progress:
         while jobs := [job for number in range(len(sources)) for job in _next_parts(sources[number], number, parts)]:
             for number, part in jobs:
                 parts[number] += [0] * (part + 1 - len(parts[number]))
-            for number, part, steps in _play(sources, load_behaviour, folder, jobs, workers):
+            for number, part, steps in run_jobs_here(PartPlayer, arguments, jobs, workers):
                 parts[number][part] = steps
                 progress.update(min(steps, progress.total - progress.n))
     return [_joined(source, folder / str(number), len(parts[number])) for number, source in enumerate(sources)]
@@ -98,15 +99,6 @@ def _next_parts(source: EpisodeSource, number: int, parts: list[list[int]]) -> l
     each = steps / done if steps else source.episodes * source.behaviour.horizon
     more = -int(-(source.steps - steps) // each)
     return [(number, part) for part in range(done, done + more)]
-
-
-def _play(
-    sources: list[EpisodeSource], load_behaviour: LoadBehaviour, folder: Path, jobs: list[tuple[int, int]], workers: int
-) -> Iterable[tuple[int, int, int]]:
-    arguments = sources, load_behaviour, folder
-    if workers == 1 or len(jobs) == 1:
-        return map(PartPlayer(*arguments), jobs)
-    return run_jobs(PartPlayer, arguments, jobs, workers)
 
 
 class PartPlayer:

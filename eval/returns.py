@@ -38,7 +38,7 @@ from sim.benchmarks.table import benchmark_by_name
 from sim.files import check_writable, write_atomic
 from sim.film_files import FILM_PAUSE_MS, FORMATS, write_film
 from sim.options import Parser, add_options, check_choice, check_least, check_seed, from_options, option, run_command
-from sim.parallel import run_jobs
+from sim.parallel import run_jobs_here
 
 EVALUATION_SEED = 1  # of the episodes that every member of every run plays
 FILM_PX = 360
@@ -196,7 +196,7 @@ def _play(
         for row in rows:
             row |= {"success": {}, "success_at_end": {}}
     threads = torch.get_num_threads()
-    played = map(make_player(), jobs) if workers == 1 else run_jobs(make_player, (), jobs, workers)
+    played = run_jobs_here(make_player, (), jobs, workers)
     for each in tqdm(played, label, total=len(jobs), unit="task"):
         for name in ("returns", "success", "success_at_end"):
             if name in rows[each.member]:

@@ -9,7 +9,7 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
@@ -39,6 +39,15 @@ def run_jobs(
     process, kills the workers at once.
     """
     yield from (_local if backend == "local" else _ray)(make_worker, arguments, iter(jobs), workers)
+
+
+def run_jobs_here(
+    make_worker: Callable[..., Callable[[Job], Result]], arguments: tuple[Any, ...], jobs: Sequence[Job], workers: int
+) -> Iterable[Result]:
+    """As `run_jobs`, but where one worker will do it is this process, in which nothing needs to start."""
+    if min(workers, len(jobs)) <= 1:
+        return map(make_worker(*arguments), jobs)
+    return run_jobs(make_worker, arguments, jobs, workers)
 
 
 def _local(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.parallel import run_jobs
+from sim.parallel import run_jobs, run_jobs_here
 
 
 def squares(offset):
@@ -54,6 +54,17 @@ def _wait(seconds):
 def test_every_job_is_done_once():
     assert sorted(run_jobs(squares, (1,), range(7), 2)) == [1, 2, 5, 10, 17, 26, 37]
     assert list(run_jobs(squares, (1,), [], 2)) == []
+
+
+def of_process(base):
+    return lambda job: (os.getpid(), job + base)
+
+
+@pytest.mark.parametrize(("jobs", "workers", "here"), [([1, 2], 1, True), ([1], 2, True), ([1, 2], 2, False)])
+def test_what_one_worker_does_is_done_in_this_process(jobs, workers, here):
+    found = sorted(run_jobs_here(of_process, (5,), jobs, workers))
+    assert {result for _, result in found} == {job + 5 for job in jobs}
+    assert all((process == os.getpid()) == here for process, _ in found)
 
 
 def test_an_error_of_a_job_is_raised_here():
