@@ -41,7 +41,8 @@ def main(name: str, rule: str, seeds: int) -> None:
     fast = resolve_precision("auto") == "bf16-mixed"
     torch.manual_seed(0)
     prepare_process()
-    config = ALGORITHMS[name].config(rules=(rule,), seeds=tuple(range(seeds)))
+    settled: dict[str, Any] = {"bc_steps": 0, "warm_start_steps": 0, "share_after": 0} if name == "brac" else {}
+    config = ALGORITHMS[name].config(rules=(rule,), seeds=tuple(range(seeds)), **settled)
     algorithm = build(name, config, synthetic(STEPS)).to(device)
     algorithm.shared.start(device)
     routing_s, weigh = [0.0], algorithm.shared.weigh

@@ -135,7 +135,14 @@ RECIPES: dict[str, dict[str, tuple[Source, ...]]] = {
         "published": _composition(
             walk=(_trained("dmc-walker-medium"), 100_000), run=("runs/dmc-walker-sac/replay.h5", 300_000)
         ),
-        "quick": _composition(walk=(_trained("dmc-walker-medium"), 5_000), run=(_trained("dmc-walker-medium"), 5_000)),
+        **{  # the two groups of HCSAC's table 1
+            name: _composition(walk=(file, steps), run=(file, steps))
+            for name, file, steps in (
+                ("medium", _trained("dmc-walker-medium"), 300_000),
+                ("replay", "runs/dmc-walker-sac/replay.h5", 300_000),
+                ("quick", _trained("dmc-walker-medium"), 5_000),
+            )
+        },
     },
     "desk": {
         "published": _desk(2_000, lambda task: Source(task=task, file="runs/desk-sac/replay.h5", steps=152_000)),

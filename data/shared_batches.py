@@ -170,7 +170,8 @@ class SharedBatches(nn.Module):
         batch = self.sample(random)
         if self.draws_candidates:
             return self.choose(batch, score, random)
-        return batch, self.weigh(batch, score(batch, random.stream(SCORING)), random)
+        scorer = score(batch, random.stream(SCORING)) if any(rule.uses_q for rule in self.rules) else None
+        return batch, self.weigh(batch, scorer, random)
 
     @torch.no_grad()
     def score_episodes(self, score: Callable[[StateBatch, MemberRandom], Scorer | None], random: MemberRandom) -> None:

@@ -20,7 +20,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class StackedLinear(nn.Module):
-    """[E, B, in] -> [E, B, out]. An input of fewer members is one of the first ones."""
+    """[E, B, in] -> [E, B, out]"""
 
     def __init__(self, members: int, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -28,10 +28,12 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(members, in_features, out_features).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(members, 1, out_features).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor) -> Tensor:
-        if len(x) == 1:
-            return torch.addmm(self.bias[0], x[0], self.weight[0])[None]
-        return torch.baddbmm(self.bias[: len(x)], x, self.weight[: len(x)])
+    def forward(self, x: Tensor, count: int | None = None) -> Tensor:
+        """`count`: of so many members, the first ones, alone."""
+        weight, bias = (self.weight, self.bias) if count is None else (self.weight[:count], self.bias[:count])
+        if len(weight) == 1:
+            return torch.addmm(bias[0], x[0], weight[0])[None]
+        return torch.baddbmm(bias, x, weight)
 
 
 class StackedMLP(nn.Module):
@@ -43,14 +45,15 @@ class StackedMLP(nn.Module):
         pairs = itertools.pairwise(sizes)
         self.layers = nn.ModuleList(StackedLinear(members, a, b) for a, b in pairs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.after_first(_in_full(self.layers[0], x))
+    def forward(self, x: Tensor, count: int | None = None) -> Tensor:
+        """`count`: of so many members, the first ones, alone."""
+        return self.after_first(_in_full(self.layers[0], x, count), count)
 
-    def after_first(self, x: Tensor) -> Tensor:
+    def after_first(self, x: Tensor, count: int | None = None) -> Tensor:
         """The layers after the first, from its output [E, B, hidden]."""
         for layer in self.layers[1:-1]:
-            x = layer(_relu_(x))
-        return _in_full(self.layers[-1], _relu_(x))
+            x = layer(_relu_(x), count)
+        return _in_full(self.layers[-1], _relu_(x), count)
 
 
 def _relu_(x: Tensor) -> Tensor:
@@ -62,9 +65,9 @@ def _relu_(x: Tensor) -> Tensor:
     return x.relu_()
 
 
-def _in_full(layer: nn.Module, x: Tensor) -> Tensor:
+def _in_full(layer: nn.Module, x: Tensor, count: int | None) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
-        out: Tensor = layer(x.float())
+        out: Tensor = layer(x.float(), count)
         return out
 
 
@@ -102,7 +105,8 @@ class TwinQ(nn.Module):
 
     def first(self, state: Tensor, action: Tensor) -> Tensor:
         """The first Q-function of each member alone, of one action [E, B, A] of each state: [E, B]."""
-        return self.mlp(torch.cat([state, action], -1))[..., 0]  # type: ignore[no-any-return]
+        found: Tensor = self.mlp(torch.cat([state, action], -1), len(state))
+        return found[..., 0]
 
     def _first_layer(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Output of the first layer for states, float32 [2E, B, hidden]; its weights for actions, [2E, A, hidden]."""

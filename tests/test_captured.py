@@ -43,7 +43,7 @@ CASES = {
     "bc": ("bc", {"rules": ("none", "all")}),
     "brac": (
         "brac",
-        {"rules": ("all", "cds", "cds-basic", "hipi", "heuristic"), "snapshot_every": 7, "divergence_samples": 3}
+        {"rules": ("all", "cds", "cds-basic", "hipi", "heuristic"), "snapshot_every": 12, "divergence_samples": 3}
         | {"bc_steps": 9, "warm_start_steps": 9, "share_after": 9},
     ),
     "brac in closed form": ("brac", {"rules": ("cds",), "divergence_samples": 0, "bc_steps": 0}),

@@ -29,7 +29,7 @@ UNREGULARISED = {
     "cql": {"num_sampled_actions": 1, "conservative_weight": 0.0},
     "brac": {"divergence_weight": 0.0, "bc_steps": 0, "warm_start_steps": 0, "share_after": 0},
     "iql": {"expectile": 0.99, "value_lr": 3e-3},
-    "td3-bc": {"gain_weight": 1e3, "policy_noise": 0.0},
+    "td3-bc": {"q_weight": 1e3, "policy_noise": 0.0},
 }
 
 
@@ -106,7 +106,7 @@ def test_iqls_policy_clones_what_is_better(beta, least, most):
 
 @pytest.mark.parametrize(("gain", "likes_left"), [(2.5, True), (0.0, False)])
 def test_td3_bc_leaves_the_data_for_q_by_its_weight(gain, likes_left):
-    options = {**UNREGULARISED["td3-bc"], "gain_weight": gain}
+    options = {**UNREGULARISED["td3-bc"], "q_weight": gain}
     learned = learn("td3-bc", dataset(sides=(1,) * 9 + (-1,)), FEW, **options)
     assert (mean_action(learned, task=1, place=1) < 0) == likes_left
 

@@ -138,7 +138,8 @@ def close(found, expected):
 @pytest.mark.parametrize("phase", ["behaviour", "warm start", "all"])
 def test_an_update_of_brac_is_the_papers(transitions, monkeypatch, phase):
     steps = {"behaviour": (1, 1), "warm start": (0, 1), "all": (0, 0)}[phase]
-    options = {"bc_steps": steps[0], "warm_start_steps": steps[1], "share_after": 0, "divergence_weight": 0.3}
+    options = {"bc_steps": steps[0], "warm_start_steps": steps[1], "share_after": steps[0]}
+    options["divergence_weight"] = 0.3
     seen = Watched(learner(transitions, "brac", **options, **CDS), monkeypatch)
     before, batch = seen.before, seen.batch
     state, next_state = seen.state(batch.observation), seen.state(batch.next_observation)
@@ -186,12 +187,12 @@ def test_brac_shares_by_q_without_its_divergence(transitions):
     assert kl.min() > 0
     assert torch.allclose(scorer.q(), q - 0.3 * kl, atol=1e-5)
     assert torch.allclose(scorer.q_tasks().gather(-1, batch.task_index[..., None])[..., 0], q - 0.3 * kl, atol=1e-5)
-    assert torch.allclose(scorer.q_by(module.scored(module.q)), q - 0.3 * kl, atol=1e-5)
+    assert torch.allclose(scorer.q_by(module.conservative_q(module.q)), q - 0.3 * kl, atol=1e-5)
     assert torch.allclose(scorer.q_policy(), scorer.q_actions.amin(0).mean(-1) - 0.3 * kl, atol=1e-5)
 
 
 def test_an_update_of_iql_is_the_papers(transitions, monkeypatch):
-    module = learner(transitions, "iql", most_weight=1.05, **CDS)
+    module = learner(transitions, "iql", max_advantage_weight=1.05, **CDS)
     module.log_std.data.fill_(math.log(0.5))
     module.value.layers[-1].bias.data -= 0.3  # so that some advantages are above the bound, some below
     seen = Watched(module, monkeypatch)
@@ -256,8 +257,10 @@ def test_a_deterministic_policy_is_kept_as_such(transitions, tmp_path):
     [
         (BRACConfig, {"divergence_weight": -1.0}, "divergence_weight"),
         (BRACConfig, {"bc_steps": -1}, "bc_steps"),
+        (BRACConfig, {"bc_steps": 20_000}, "share_after 10000: rule cds would share by a Q-function that has not"),
+        (BRACConfig, {"rules": ("heuristic",), "snapshot_every": 10_000}, "snapshot_every 10000: rule heuristic"),
         (IQLConfig, {"expectile": 1.5}, "expectile"),
-        (IQLConfig, {"most_weight": 0.5}, "most_weight"),
+        (IQLConfig, {"max_advantage_weight": 0.5}, "max_advantage_weight"),
         (TD3BCConfig, {"policy_delay": 0}, "policy_delay"),
         (TD3BCConfig, {"noise_clip": -0.1}, "noise_clip"),
     ],

@@ -65,5 +65,5 @@ def test_the_peer_has_our_defaults(tmp_path):
     assert (found["expectile"], found["weight_temp"]) == (iql.expectile, iql.inverse_temperature)
     assert (found["actor_learning_rate"], found["tau"]) == (iql.actor_lr, iql.target_update_rate)
     found = asked(tmp_path, "td3-bc", batch_size=256)
-    assert (found["alpha"], found["actor_learning_rate"]) == (td3_bc.gain_weight, td3_bc.actor_lr)
+    assert (found["alpha"], found["actor_learning_rate"]) == (td3_bc.q_weight, td3_bc.actor_lr)
     assert asked(tmp_path, "bc", batch_size=256)["learning_rate"] == bc.lr

@@ -24,12 +24,13 @@ from tests.conftest import small_state_config
 from tests.line import LINE
 from train import state_run
 from train.bc import BCConfig
-from train.callbacks.evaluation import EvaluateEvery, read_evaluations
+from train.callbacks.evaluation import EvaluateEvery, best_of, read_evaluations
 from train.cql import CQL, CQLConfig
 from train.finite import NotFiniteError
 from train.presets import PRESETS, preset_for
 from train.sac import SACConfig
 from train.state_run import ALGORITHMS, train
+from train.td3 import TD3Config
 
 WALKER2D = BENCHMARKS["walker2d"]
 KINDS = list({entry.make: name for name, entry in reversed(ALGORITHMS.items())}.values())  # a name of each class
@@ -158,37 +159,62 @@ def test_going_on_is_bit_for_bit_the_run_that_was_not_stopped(transitions, tmp_p
         train(algorithm, small_state_config(algorithm, **options, out=str(tmp_path / "stopped"), percentile=40.0))
 
 
-def test_the_best_evaluation_is_reported_beside_the_last(transitions, tmp_path, unplayed, monkeypatch):
-    """Played every four of ten updates: after four, eight, and at the end; what a member earns falls each time."""
-    write_transitions(tmp_path / "states.h5", transitions)
-    earned = {4: 3.0, 8: 2.0, 10: 1.0}
+@pytest.fixture
+def earning(unplayed, monkeypatch):
+    """What members earn falls with every update."""
     fake = state_run.evaluate
 
     def evaluate(file, *more):
         results = fake(file, *more)
         for row in results.members:
-            row["returns"] = {task: [earned[file.metadata["updates"]]] for task in row["returns"]}
+            row["returns"] = {task: [10.0 - file.metadata["updates"]] for task in row["returns"]}
         return results
 
     monkeypatch.setattr(state_run, "evaluate", evaluate)
-    options = {"data": str(tmp_path / "states.h5"), "out": str(tmp_path / "run"), "rules": ("none",), "seeds": (0, 1)}
-    config = small_state_config("cql", **options, steps=10, evaluate_every=4, divergence_steps=0)
-    found = json.loads(train("cql", config).read_text())
-    listed = read_evaluations(tmp_path / "run" / "evaluations.json")
+
+
+def evaluated(folder, transitions, steps, name="run"):
+    write_transitions(folder / "states.h5", transitions)
+    options = {"data": str(folder / "states.h5"), "out": str(folder / name), "rules": ("none",), "seeds": (0, 1)}
+    path = train("cql", small_state_config("cql", **options, steps=steps, evaluate_every=4, divergence_steps=0))
+    return json.loads(path.read_text()), read_evaluations(folder / name / "evaluations.json")
+
+
+def test_the_best_evaluation_is_reported_beside_the_last(transitions, tmp_path, earning):
+    """Played every four of ten updates: after four, eight, and at the end."""
+    found, listed = evaluated(tmp_path, transitions, 10)
     assert [each["updates"] for each in listed] == [4, 8]
     for row in found["members"]:
-        assert row["returns"]["jump"] == [1.0]
-        assert row["best"] == {"updates": 4, "returns": {key: [3.0] for key in WALKER2D.task_names}}
+        assert row["returns"]["jump"] == [0.0]
+        assert row["best"] == {"updates": 4, "returns": {key: [6.0] for key in WALKER2D.task_names}}
     table = tables([tmp_path / "run" / "returns.json"])
     assert "| return in the best evaluation | none |" in table
-    assert table.count("| jump | 3.0 ± 0.0 |") == table.count("| jump | 1.0 ± 0.0 |") == 1
+    assert table.count("| jump | 6.0 ± 0.0 |") == table.count("| jump | 0.0 ± 0.0 |") == 1
 
 
-def test_what_was_played_after_the_last_checkpoint_is_played_again(tmp_path):
-    path = tmp_path / "evaluations.json"
-    path.write_text(json.dumps([{"updates": 4, "members": []}, {"updates": 8, "members": []}]))
-    EvaluateEvery(path, 4, lambda: None).on_train_start(None, SimpleNamespace(done_steps=6))
-    assert [each["updates"] for each in read_evaluations(path)] == [4]
+def test_the_best_evaluation_does_not_depend_on_where_a_run_was_stopped(transitions, tmp_path, earning):
+    straight = evaluated(tmp_path, transitions, 10)
+    for steps in (4, 6, 10):
+        resumed = evaluated(tmp_path, transitions, steps, "resumed")
+    assert resumed[1] == straight[1]
+    assert [each["best"] for each in resumed[0]["members"]] == [each["best"] for each in straight[0]["members"]]
+
+
+def test_evaluations_of_other_numbers_of_episodes_are_not_compared():
+    rows = [{"name": "a", "returns": {"jump": [value]}} for value in (9.0, 2.0, 1.0)]
+    listed = [{"updates": 4 * k, "episodes": 3 - k, "members": [row]} for k, row in enumerate(rows[:2], 1)]
+    last = Results(header={"episodes": 1}, members=[rows[2]])
+    assert best_of(listed, last, "a", 10) == {"updates": 8, "returns": {"jump": [2.0]}}
+
+
+def test_what_a_killed_run_played_after_its_checkpoint_or_was_killed_in_is_played_again(tmp_path):
+    """Its checkpoint is of update 8, as is the evaluation in which it was killed."""
+    path, played = tmp_path / "evaluations.json", []
+    path.write_text(json.dumps([{"updates": updates, "episodes": 1, "members": []} for updates in (4, 12)]))
+    play = lambda: played.append(1) or Results(header={"episodes": 1}, members=[])  # noqa: E731
+    EvaluateEvery(path, 4, play).on_train_start(SimpleNamespace(logger=None), SimpleNamespace(done_steps=8))
+    assert [each["updates"] for each in read_evaluations(path)] == [4, 8]
+    assert len(played) == 1
 
 
 def test_hcsac_shares_what_is_among_the_tasks_best_by_a_renewed_q_function(transitions, tmp_path):
@@ -196,7 +222,8 @@ def test_hcsac_shares_what_is_among_the_tasks_best_by_a_renewed_q_function(trans
     write_transitions(tmp_path / "states.h5", transitions)
     found = state_run.parse("hcsac", ["--data", str(tmp_path / "states.h5")])[0]
     assert (found.percentile, found.weigh_own_probability, found.conditioning) == (5.0, 0.0, "embedding")
-    assert found.snapshot_every == 10 * found.evaluate_every == found.steps // 10
+    assert found.snapshot_every == 10 * found.evaluate_every == found.steps // 10 == 60_000
+    assert state_run.parse("csac", ["--data", found.data])[0].steps == found.steps / 2  # of one task
     assert found.sharing_temperature_clip == (5.0, float("inf"))  # of walker2d's row
     assert [state_run.parse(name, ["--data", found.data])[0].per_task for name in ("csac", "mtcsac")] == [1024, 512]
 
@@ -247,7 +274,12 @@ def test_every_benchmark_has_a_preset():
     assert PRESETS.keys() == BENCHMARKS.keys()
     for row in PRESETS.values():
         for name, options in row.items():
-            kinds = {"sac": SACConfig, "sharing": CQLConfig, **{key: entry.config for key, entry in ALGORITHMS.items()}}
+            kinds = {
+                "sac": SACConfig,
+                "td3": TD3Config,
+                "sharing": CQLConfig,
+                **{key: entry.config for key, entry in ALGORITHMS.items()},
+            }
             assert options.keys() <= {field.name for field in dataclasses.fields(kinds[name])}
     with pytest.raises(ValueError, match="unknown preset of benchmark 'pond'"):
         preset_for("cql", "pond", CQLConfig)

@@ -53,7 +53,7 @@ class ActorCritic(StateAlgorithm):
         conditioner: Conditioner,
         policy: type[TanhGaussianPolicy] = TanhGaussianPolicy,
     ) -> None:
-        """Observations of `dataset` are normalised already. A subclass calls `share` when its networks are there."""
+        """Observations of `dataset` are normalised already."""
         super().__init__(config)
         members, action_size = len(config.members), dataset.benchmark.action_size
         self.normaliser, self.conditioner = normaliser, conditioner
@@ -63,16 +63,17 @@ class ActorCritic(StateAlgorithm):
         q = TwinQ(members, conditioner.size, action_size, config.hidden_sizes)
         self.q = initialise_weights(q, members, first.uniform)
         self.target = copy.deepcopy(self.q).requires_grad_(False)
-
-    def share(self, dataset: TransitionDataset) -> None:
-        """Set `shared`, and the optimizer of the critic."""
-        self.shared = SharedBatches(dataset, self.config.shared_batches, self.scored(self.target))
+        self.add_networks()
+        self.shared = SharedBatches(dataset, config.shared_batches, self.conservative_q(self.target))
         trained = torch.zeros(len(dataset.benchmark.tasks), dtype=torch.bool)
         trained[list(self.shared.tasks)] = True
         self.register_buffer("_trained", trained, persistent=False)
         critic = [*self.q.parameters(), *self.conditioner.parameters()]
-        self.critic_optimizer = torch.optim.Adam(critic, lr=self.config.critic_lr, fused=True)
+        self.critic_optimizer = torch.optim.Adam(critic, lr=config.critic_lr, fused=True)
         self.optimizers = [self.critic_optimizer]
+
+    def add_networks(self) -> None:
+        """Make the further networks that `conservative_q` needs."""
 
     # ---------------------------------------------------------------- parts of an update
 
@@ -96,16 +97,16 @@ class ActorCritic(StateAlgorithm):
         update_average(self.target, self.q, self.config.target_update_rate)
 
     def finish(self) -> None:
-        self.shared.finish(self.scored(self.target))
+        self.shared.finish(self.conservative_q(self.target))
 
     # ---------------------------------------------------------------- scores
 
-    def scored(self, q: TwinQ) -> ConditionedQ:
-        """The conservative Q-function that rules share by, of a critic."""
+    def conservative_q(self, q: TwinQ) -> ConditionedQ:
+        """The Q-function of a critic by which rules share. It is as conservative as the algorithm makes it."""
         return ConditionedQ(self.conditioner, q)
 
     def penalty(self, state: Tensor) -> Tensor | float:
-        """What is subtracted from Q at states [E, B, S] for a conservative estimate, [E, B]."""
+        """Subtracted from Q at states [E, B, S] for a conservative estimate, [E, B]."""
         return 0.0
 
     @torch.no_grad()
@@ -123,7 +124,7 @@ class ActorCritic(StateAlgorithm):
     ) -> CriticScorer:
         """From Q-values that are known: of the data's actions [2, E, B], of the policy's [2, E, B, K]."""
         return CriticScorer(
-            q_function=self.scored(self.q),
+            q_function=self.conservative_q(self.q),
             batch=batch,
             trained=self._trained,
             q_data=q_data,

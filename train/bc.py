@@ -8,7 +8,6 @@ import torch
 
 from data.member_random import MemberRandom
 from data.shared_batches import SharedBatches
-from data.sharing import RULES
 from data.state_batches import StateBatch
 from data.transitions import TransitionDataset
 from models.conditioning import Conditioner, Normaliser
@@ -29,11 +28,6 @@ class BCConfig(StateConfig):
     rules: tuple[str, ...] = option(("none",), "sharing rules, trained side by side: those that need no Q-values")
     lr: float = option(3e-4, "learning rate of Adam")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if asking := [rule for rule in self.rules if RULES[rule].uses_q]:
-            raise ValueError(f"rule {asking[0]} weighs by Q-values, and bc learns none")
-
 
 class BC(StateAlgorithm):
     config: BCConfig
@@ -52,7 +46,7 @@ class BC(StateAlgorithm):
         log_prob = self.policy.log_prob(self.conditioner(batch.observation, batch.task_index), batch.action)
         loss = -weighted_mean(log_prob, weight)
         gradient_step(self.optimizers[0], loss.sum())
-        return {"cloning": loss.detach()}, {"cloning loss": loss.detach()}
+        return {"cloning": loss}, {"cloning loss": loss}
 
     def score(self, batch: StateBatch, random: MemberRandom) -> None:
         """No Q-function."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from data.sharing import RULES
 from data.transitions import TransitionDataset
 from models.conditioning import Conditioner, Normaliser
 from models.distributions import gaussian_kl, sampled_kl
@@ -31,7 +32,8 @@ from train.state_scorer import ConditionedQ
 
 @dataclass(frozen=True, kw_only=True)
 class BRACConfig(ActorCriticConfig):
-    """Every option of `python -m train brac`; defaults: section 5 of the paper and its code."""
+    """Every option of `python -m train brac`. Of its code are alpha, its samples, the warm start and the rates of the
+    critic and the policy; sizes and batches are those of CDS."""
 
     critic_lr: float = option(1e-3, "learning rate of Adam, Q-functions")
     divergence_weight: float = option(0.1, "alpha, of KL(pi, pi_beta) in the target and in the policy's loss")
@@ -40,10 +42,21 @@ class BRACConfig(ActorCriticConfig):
     bc_steps: int = option(10_000, "first updates, which fit the behaviour policy alone")
     warm_start_steps: int = option(20_000, "updates after these in which the policy follows pi_beta without Q")
     share_after: int = option(10_000, "updates before which a rule that uses Q-values chooses nothing")
+    snapshot_every: int = option(20_000, "updates between snapshots of the Q-function (rule heuristic)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least(self, 0, "divergence_weight", "divergence_samples", "bc_steps", "warm_start_steps")
+        for rule in (RULES[name] for name in self.rules):
+            for name, enough in (
+                ("share_after", not rule.uses_q or self.share_after >= self.bc_steps),
+                ("snapshot_every", not rule.snapshot or self.snapshot_every > self.bc_steps),
+            ):
+                if not enough:
+                    raise ValueError(
+                        f"{name} {getattr(self, name)}: rule {rule.name} would share by a Q-function that has not "
+                        f"learned in the first {self.bc_steps} updates (bc_steps); give more"
+                    )
 
 
 class PenalisedQ(ConditionedQ):
@@ -61,13 +74,14 @@ class PenalisedQ(ConditionedQ):
         self.policy, self.behaviour, self.divergence_weight = policy, behaviour, divergence_weight
 
     @torch.no_grad()
-    def penalty(self, state: Tensor) -> Tensor:
-        """alpha KL(pi, pi_beta) at states [E, B, S], in closed form: [E, B]."""
-        return self.divergence_weight * gaussian_kl(self.policy(state), self.behaviour(state))
-
-    @torch.no_grad()
     def values(self, observation: Tensor, task_index: Tensor, action: Tensor) -> Tensor:
-        return super().values(observation, task_index, action) - self.penalty(self.conditioner(observation, task_index))
+        divergence = _closed_form(self.policy, self.behaviour, self.conditioner(observation, task_index))
+        return super().values(observation, task_index, action) - self.divergence_weight * divergence
+
+
+def _closed_form(policy: TanhGaussianPolicy, behaviour: TanhGaussianPolicy, state: Tensor) -> Tensor:
+    """KL(pi, pi_beta) at states [E, B, S]: [E, B]."""
+    return gaussian_kl(policy(state), behaviour(state))
 
 
 class BRAC(ActorCritic):
@@ -77,13 +91,16 @@ class BRAC(ActorCritic):
         self, config: BRACConfig, dataset: TransitionDataset, normaliser: Normaliser, conditioner: Conditioner
     ) -> None:
         super().__init__(config, dataset, normaliser, conditioner)
-        members, first = len(config.members), config.random("cpu", MemberStream.FIRST_WEIGHTS, 1)
-        behaviour = TanhGaussianPolicy(members, conditioner.size, config.hidden_sizes, dataset.benchmark.action_size)
-        self.behaviour = initialise_weights(behaviour, members, first.uniform)
-        self.share(dataset)
         self.actor_optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.actor_lr, fused=True)
         self.behaviour_optimizer = torch.optim.Adam(self.behaviour.parameters(), lr=config.behaviour_lr, fused=True)
         self.optimizers += [self.actor_optimizer, self.behaviour_optimizer]
+
+    def add_networks(self) -> None:
+        config, members = self.config, len(self.config.members)
+        first = config.random("cpu", MemberStream.FIRST_WEIGHTS, 1)
+        sizes = members, self.conditioner.size, config.hidden_sizes
+        behaviour = TanhGaussianPolicy(*sizes, self.policy.action_size)
+        self.behaviour = initialise_weights(behaviour, members, first.uniform)
 
     def begin(self) -> Hashable:
         return super().begin(), self._fits_behaviour, self._follows_behaviour
@@ -95,7 +112,7 @@ class BRAC(ActorCritic):
 
     @property
     def _follows_behaviour(self) -> bool:
-        """Whether the policy learns without Q."""
+        """Whether the policy learns without Q, if it learns."""
         return self.updates < self.config.bc_steps + self.config.warm_start_steps
 
     def compute(self) -> tuple[Values, Values]:
@@ -130,8 +147,7 @@ class BRAC(ActorCritic):
         info |= {"q_data": q.amin(0).mean(-1)}
         causes = {"target": td_target.mean(-1), "weight": weight.mean(-1), "Q": info["q_data"]}
         losses = {"Bellman loss": bellman, "policy loss": actor, "cloning loss": cloning}
-        terms = causes | losses
-        return {key: v.detach() for key, v in info.items()}, {key: v.detach() for key, v in terms.items()}
+        return info, causes | losses
 
     def divergence(self, state: Tensor) -> Tensor:
         """KL(pi, pi_beta) at states [E, B, S], with a gradient of the policy's: [E, B]."""
@@ -142,8 +158,8 @@ class BRAC(ActorCritic):
             return gaussian_kl(pi, behaviour)
         return sampled_kl(pi, behaviour, self.random.normal(state.shape[1], count, mean.shape[-1]))
 
-    def scored(self, q: TwinQ) -> PenalisedQ:
+    def conservative_q(self, q: TwinQ) -> PenalisedQ:
         return PenalisedQ(self.conditioner, q, self.policy, self.behaviour, self.config.divergence_weight)
 
     def penalty(self, state: Tensor) -> Tensor:
-        return self.scored(self.q).penalty(state)
+        return self.config.divergence_weight * _closed_form(self.policy, self.behaviour, state)

@@ -54,7 +54,6 @@ class CQL(ActorCritic):
         super().__init__(config, dataset, normaliser, conditioner)
         self.num_policy_actions = config.num_sampled_actions
         self.log_alpha = nn.Parameter(torch.zeros(len(config.members)))
-        self.share(dataset)
         self.actor_optimizer = torch.optim.Adam(
             [*self.policy.parameters(), self.log_alpha], lr=config.actor_lr, fused=True
         )
@@ -124,8 +123,7 @@ class CQL(ActorCritic):
             info["multiplier"] = multiplier
         causes = {"target": td_target.mean(-1), "weight": weight.mean(-1), "Q": info["q_data"], "alpha": info["alpha"]}
         losses = {"Bellman loss": info["bellman"], "conservative loss": info["conservative"], "policy loss": actor}
-        terms = causes | losses
-        return {key: v.detach() for key, v in info.items()}, {key: v.detach() for key, v in terms.items()}
+        return info, causes | losses
 
     def warning(self, values: Values) -> str:
         if "multiplier" not in values or values["multiplier"].amax() < MAX_MULTIPLIER:

@@ -20,7 +20,7 @@ from models.distributions import Gaussian, gaussian_kl
 from models.policy_files import load_policies
 from models.reductions import weighted_mean
 from models.stacked import initialise_weights
-from models.state_policies import StatePolicy, TanhGaussianPolicy
+from models.state_policies import DeterministicPolicy, StatePolicy, TanhGaussianPolicy
 from models.updates import gradient_step
 from train.finite import FiniteCheck
 from train.seeding import MemberStream
@@ -100,7 +100,10 @@ def divergences(
     tasks: tuple[int, ...],
 ) -> list[dict[str, dict[str, float] | None]]:
     """Rows of returns.json, by task: `divergence`, KL(pi_none || pi_beta_eff) of tables 1 and 2, None without a
-    single-task policy; `own_divergence`, KL(pi || pi_beta_eff) of the member's own policy."""
+    single-task policy; `own_divergence`, KL(pi || pi_beta_eff) of the member's own policy. Both are None where policies
+    are deterministic."""
+    if isinstance(learned.network, DeterministicPolicy):
+        return [{"divergence": None, "own_divergence": None} for _ in range(learned.network.members)]
     names = [dataset.benchmark.task_names[task] for task in tasks]
 
     def by_task(values: Tensor) -> list[dict[str, float] | None]:

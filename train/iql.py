@@ -34,13 +34,13 @@ class IQLConfig(ActorCriticConfig):
     value_lr: float = option(3e-4, "learning rate of Adam, value functions")
     expectile: float = option(0.7, "tau, of the value function's loss; 0.9 in the paper's mazes")
     inverse_temperature: float = option(3.0, "beta, of the policy's weights exp(beta A); 10 in the paper's mazes")
-    most_weight: float = option(100.0, "bound of these weights")
+    max_advantage_weight: float = option(100.0, "bound of these weights")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fraction(self, "expectile")
         check_least(self, 0, "inverse_temperature")
-        check_least(self, 1, "most_weight")
+        check_least(self, 1, "max_advantage_weight")
 
 
 class IQL(ActorCritic):
@@ -54,7 +54,6 @@ class IQL(ActorCritic):
         value = StackedMLP(members, conditioner.size, config.hidden_sizes, 1)
         self.value = initialise_weights(value, members, first.uniform)
         self.log_std = nn.Parameter(torch.zeros(members, 1, data.benchmark.action_size))
-        self.share(data)
         policy = [*self.policy.parameters(), self.log_std]
         self.actor_optimizer = torch.optim.Adam(policy, lr=config.actor_lr, fused=True)
         self.value_optimizer = torch.optim.Adam(self.value.parameters(), lr=config.value_lr, fused=True)
@@ -79,19 +78,18 @@ class IQL(ActorCritic):
         bellman = weighted_mean((q - td_target).square(), weight).sum(0)
         gradient_step(self.critic_optimizer, bellman.sum())
 
-        cloned = advantage_weight(advantage, config.inverse_temperature, config.most_weight)
-        actor = -weighted_mean(cloned * self.log_prob(state.detach(), batch.action), weight)
+        exponential = advantage_weight(advantage, config.inverse_temperature, config.max_advantage_weight)
+        actor = -weighted_mean(exponential * self.log_prob(state.detach(), batch.action), weight)
         gradient_step(self.actor_optimizer, actor.sum())
         self.update_target()
         info = {"bellman": bellman, "value": value_loss, "actor": actor, "advantage": advantage.mean(-1)}
         info |= {"q_data": q.amin(0).mean(-1)}
         causes = {"target": td_target.mean(-1), "weight": weight.mean(-1), "Q": info["q_data"]}
         losses = {"Bellman loss": bellman, "value loss": value_loss, "policy loss": actor}
-        terms = causes | losses
-        return {key: v.detach() for key, v in info.items()}, {key: v.detach() for key, v in terms.items()}
+        return info, causes | losses
 
     def log_prob(self, state: Tensor, action: Tensor) -> Tensor:
         """log N(a; tanh(f(s)), std) of the data's actions [E, B, A]: [E, B]."""
         log_std = self.log_std.clamp(*LOG_STD)
-        noise = (action - self.policy.action(state)) / log_std.exp()
-        return (-0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+        standardised = (action - self.policy.action(state)) / log_std.exp()
+        return (-0.5 * standardised.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)

@@ -8,9 +8,10 @@ Shapes: `E` tasks learned side by side.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from data.replay_buffer import ReplayBuffer
 from data.seeding import derive_seed
 from data.transitions import SCHEMA_1, write_transitions
-from models.checkpoint import CheckpointError, read_plain
+from models.checkpoint import CheckpointError, load_finite, read_plain
 from models.conditioning import Normaliser, Unconditioned
 from models.policy_files import Member, PolicyFile, pack_policies
 from models.state_policies import StatePolicy, TanhGaussianPolicy
@@ -39,25 +40,34 @@ FORMAT = 2  # of the checkpoint
 FREE_TO_CHANGE = ("out", "steps", "keep_every", "checkpoint_every", "precision")
 
 
-class OnlineAlgorithm(Protocol):
-    """Interface of an online algorithm: `networks` by name, and the policy among them."""
+class OnlineAlgorithm(abc.ABC):
+    """`networks` by name, and the policy among them. `state` and `restore`: all that learning goes on from."""
 
     networks: dict[str, torch.nn.Module]
+    optimizers: list[torch.optim.Optimizer]
     policy: TanhGaussianPolicy
 
+    @abc.abstractmethod
     def act(self, observation: NDArray[np.float32], generator: torch.Generator) -> NDArray[np.float32]:
         """Exploring actions [E, A] at observations [E, S]."""
-        ...
 
+    @abc.abstractmethod
     def update(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """One update from a batch of data.replay_buffer; values [E] that have to stay finite."""
-        ...
 
     def state(self) -> dict[str, Any]:
-        """All that learning goes on from: tensors and plain values."""
-        ...
+        """Tensors and plain values: weights by network and name, and the optimizers' state."""
+        return {
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
 
-    def restore(self, state: dict[str, Any], path: Path) -> None: ...
+    def restore(self, state: dict[str, Any], path: Path) -> None:
+        """From what `state` gave; CheckpointError where its networks are others."""
+        for name, network in self.networks.items():
+            load_finite(network, state["networks"][name], path)
+        for optimizer, found in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(found)
 
 
 def learn(name: str, config: Any, make: Any, rates: str) -> Path:

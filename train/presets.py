@@ -15,7 +15,7 @@ from train.state_config import StateConfig
 
 INF = float("inf")
 MAZE_SHARING = {"sharing_temperature_clip": (10.0, INF), "weigh_own_probability": 0.5}
-MAZE_IQL = {"expectile": 0.9, "inverse_temperature": 10.0}
+MAZE_IQL = {"expectile": 0.9, "inverse_temperature": 10.0, "reward_shift": -1.0}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "walker2d": {
         "sharing": {"sharing_temperature_clip": (5.0, INF), "weigh_own_probability": 0.5},
@@ -25,20 +25,24 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "sharing": {"sharing_temperature_clip": (10.0, INF), "weigh_own_probability": 0.5},
         "cql": {"conservative_weight": 1.0, "critic_lr": 3e-4, "actor_lr": 1e-4},
         "sac": {"update_every": 4},
+        "td3": {"update_every": 4},
     },
     "ant": {
         "sharing": {"sharing_temperature_clip": (10.0, 25.0), "weigh_own_probability": 0.5},
         "cql": {"conservative_weight": 5.0, "critic_lr": 3e-4, "actor_lr": 1e-4},
         "sac": {"update_every": 4},
+        "td3": {"update_every": 4},
     },
     "dmc-walker": {
         "sharing": {"sharing_temperature_clip": (5.0, INF), "weigh_own_probability": 0.5},
         "sac": {"update_every": 4, "replay_steps": 300_000},
+        "td3": {"update_every": 4, "replay_steps": 300_000},
     },
     "desk": {
         "sharing": {"sharing_temperature_clip": (1.0, 50.0), "weigh_own_probability": 0.0},
         "cql": {"conservative_weight": 1.0, "critic_lr": 3e-4, "actor_lr": 1e-4},
         "sac": {"update_every": 4, "replay_steps": 152_000, "out": "runs/desk-sac"},
+        "td3": {"update_every": 4, "replay_steps": 152_000},
     },
     "ant-direction": {"sac": {"update_every": 4}},
     "pointmaze-medium": {"sharing": MAZE_SHARING},

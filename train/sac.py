@@ -16,14 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.checkpoint import load_finite
 from models.stacked import TwinQ
 from models.state_losses import alpha_loss, q_target
 from models.state_policies import TanhGaussianPolicy
 from models.updates import frozen, gradient_step, update_average
 from sim.benchmarks.spec import Benchmark
 from train.online_config import OnlineConfig, parse
-from train.online_states import learn
+from train.online_states import OnlineAlgorithm, learn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,7 @@ class SACConfig(OnlineConfig):
     """Every option of `python -m train sac`."""
 
 
-class SAC:
+class SAC(OnlineAlgorithm):
     """Policies, Q-functions and entropy temperatures of the tasks."""
 
     def __init__(self, config: SACConfig, benchmark: Benchmark, members: int) -> None:
@@ -39,7 +38,7 @@ class SAC:
         self.policy = TanhGaussianPolicy(members, size, config.hidden_sizes, self.action_size)
         self.q = TwinQ(members, size, self.action_size, config.hidden_sizes)
         self.target = copy.deepcopy(self.q).requires_grad_(False)
-        self.networks: dict[str, torch.nn.Module] = {"policy": self.policy, "q": self.q, "target": self.target}
+        self.networks = {"policy": self.policy, "q": self.q, "target": self.target}
         self.log_alpha = torch.zeros(members, requires_grad=True)
         self.optimizers = [
             torch.optim.Adam(weights, lr=config.lr, fused=True)
@@ -48,7 +47,6 @@ class SAC:
 
     @torch.no_grad()
     def act(self, observation: NDArray[np.float32], generator: torch.Generator) -> NDArray[np.float32]:
-        """Sampled actions [E, A] at observations [E, S]."""
         noise = torch.randn((len(observation), 1, 1, self.action_size), generator=generator)
         return self.policy.sample(torch.from_numpy(observation[:, None]), noise)[0][:, 0, 0].numpy()
 
@@ -75,20 +73,11 @@ class SAC:
         return {"target": target.mean(-1), "critic loss": critic, "policy loss": actor, "alpha": alpha[:, 0]}
 
     def state(self) -> dict[str, Any]:
-        """Weights by network and name, log_alpha [E], and Adam's state of Q-functions and of policies."""
-        return {
-            "networks": {name: network.state_dict() for name, network in self.networks.items()},
-            "log_alpha": self.log_alpha.detach(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-        }
+        return {**super().state(), "log_alpha": self.log_alpha.detach()}
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
-        """From what `state` gave; CheckpointError where its networks are others."""
-        for name, network in self.networks.items():
-            load_finite(network, state["networks"][name], path)
+        super().restore(state, path)
         self.log_alpha.data.copy_(state["log_alpha"])
-        for optimizer, found in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(found)
 
 
 def main(arguments: list[str]) -> None:

@@ -39,7 +39,7 @@ class StateAlgorithm(nn.Module, abc.ABC):
         """One update of all members; values [E] to log, which the next update may overwrite."""
         phase = self.begin()
         if self._captured is None:
-            self._captured = Captured(self.compute, self.random, self.optimizers)
+            self._captured = Captured(self.computed, self.random, self.optimizers)
         values, terms = self._captured(phase)
         self.updates += 1
         self.finish()
@@ -58,6 +58,11 @@ class StateAlgorithm(nn.Module, abc.ABC):
             self.random, self._captured = self.config.random(device), None
         self.random.begin(MemberStream.UPDATE, self.updates)
         return self.shared.begin(self.updates)
+
+    def computed(self) -> tuple[Values, Values]:
+        """What `compute` gives, without gradients."""
+        values, terms = self.compute()
+        return {key: v.detach() for key, v in values.items()}, {key: v.detach() for key, v in terms.items()}
 
     @abc.abstractmethod
     def compute(self) -> tuple[Values, Values]:

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.assignment import assign_tasks
+from data.sharing import RULES
 from data.transitions import TransitionDataset, read_benchmark, read_transitions
 from data.weight_files import WEIGHTS
 from eval.returns import EVALUATION_SEED, Results, evaluate
@@ -37,10 +38,11 @@ from models.state_policies import StatePolicy
 from sim.benchmarks.spec import MissingSimulatorError
 from sim.files import write_atomic
 from sim.options import Parser, add_options, from_options, peek_option
+from train.actor_critic import ActorCriticConfig
 from train.bc import BC, BCConfig
 from train.brac import BRAC, BRACConfig
 from train.callbacks.checkpointing import SaveAtEnd
-from train.callbacks.evaluation import EvaluateEvery, best_of, read_evaluations
+from train.callbacks.evaluation import EvaluateEvery, add_evaluation, best_of, is_due, read_evaluations
 from train.callbacks.progress import Progress, quiet_lightning
 from train.callbacks.router_report import RouterReport
 from train.cql import CQL, CQLConfig
@@ -189,6 +191,9 @@ def _with_folder(name: str, config: StateConfig) -> StateConfig:
 
 def build(name: str, config: StateConfig, dataset: TransitionDataset) -> StateAlgorithm:
     """The algorithm, with a dataset that is normalised where the configuration says so."""
+    for rule in config.rules:
+        if RULES[rule].uses_q and not issubclass(ALGORITHMS[name].config, ActorCriticConfig):
+            raise ValueError(f"rule {rule} weighs by Q-values, and {name} learns none")
     benchmark, digest = dataset.benchmark, dataset.digest if config.encoder else ""
     normaliser = Normaliser.identity(benchmark.observation_size)
     if config.normalise:
@@ -274,7 +279,6 @@ def _finish(
 ) -> Path:
     """Write the policies, play them, and write the results of every member. `single_task`: another run's policies."""
     out, updates = Path(config.out), algorithm.updates
-    evaluations = read_evaluations(out / EVALUATIONS)
     learned = policy_file(name, config, algorithm, dataset, algorithm.policies())
     write_atomic(out / POLICY, pack_policies(learned))
     routing = dict(zip(config.member_names, algorithm.shared.report(), strict=True))
@@ -286,13 +290,15 @@ def _finish(
         print(f"{out / POLICY}: trained, not evaluated: {error}; the same command evaluates it where that is")
         return out / POLICY
     print(results.table())
+    if is_due(out / EVALUATIONS, config.evaluate_every, updates):
+        add_evaluation(out / EVALUATIONS, results, updates)
+    evaluations = read_evaluations(out / EVALUATIONS)
     for row in results.members:
         row["routing"] = routing[row["name"]]
         if evaluations:
-            row["best"] = best_of(evaluations, row, updates)
+            row["best"] = best_of(evaluations, results, row["name"], updates)
     _write(out / RETURNS, results)
     if config.divergence_steps:
-        algorithm.to(device)
         try:
             behaviour = fit_behaviour(algorithm, config.divergence_steps)
         except NotFiniteError as error:

@@ -24,7 +24,6 @@ def write_weights_of(algorithm: StateAlgorithm, dataset: TransitionDataset, devi
     if not chosen:
         return
     row = np.unique(np.linspace(0, len(dataset) - 1, WEIGHED_ROWS).astype(np.int64))
-    algorithm.to(device)  # writing its policies left them on the CPU
     weight = np.empty((len(chosen), len(row), len(dataset.benchmark.tasks)), np.float16)
     parts = -(-len(row) // ROWS_AT_ONCE)
     for number in range(parts):  # each from all over the dataset: some rules weigh the rows of a batch together

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.checkpoint import load_finite
 from models.stacked import TwinQ
 from models.state_losses import q_target, smoothed_action
 from models.state_policies import DeterministicPolicy
@@ -24,7 +23,7 @@ from models.updates import frozen, gradient_step, update_average
 from sim.benchmarks.spec import Benchmark
 from sim.options import check_least, option
 from train.online_config import OnlineConfig, parse
-from train.online_states import learn
+from train.online_states import OnlineAlgorithm, learn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,7 @@ class TD3Config(OnlineConfig):
     out: str = option("runs/walker2d-td3", "folder of the run")
     start_steps: int = option(25_000, "random actions first, without learning")
     lr: float = option(3e-4, "learning rate of Adam, policies and Q-functions")
-    exploration_noise: float = option(0.1, "standard deviation of what is added to an action")
+    exploration_noise: float = option(0.1, "standard deviation of what is added to an action while it learns")
     policy_noise: float = option(0.2, "standard deviation of what smooths the target policy's actions")
     noise_clip: float = option(0.5, "bound of that noise")
     policy_delay: int = option(2, "updates of the critic for one of the policy and the targets")
@@ -45,8 +44,10 @@ class TD3Config(OnlineConfig):
         check_least(self, 1, "policy_delay")
 
 
-class TD3:
+class TD3(OnlineAlgorithm):
     """Policies and Q-functions of the tasks, and running averages of both."""
+
+    policy: DeterministicPolicy
 
     def __init__(self, config: TD3Config, benchmark: Benchmark, members: int) -> None:
         size, self.action_size, self.config = benchmark.observation_size, benchmark.action_size, config
@@ -54,8 +55,7 @@ class TD3:
         self.q = TwinQ(members, size, self.action_size, config.hidden_sizes)
         self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
         self.target = copy.deepcopy(self.q).requires_grad_(False)
-        self.networks: dict[str, torch.nn.Module] = {"policy": self.policy, "q": self.q}
-        self.networks |= {"target_policy": self.target_policy, "target": self.target}
+        self.networks = {"policy": self.policy, "target_policy": self.target_policy, "q": self.q, "target": self.target}
         self.optimizers = [
             torch.optim.Adam(network.parameters(), lr=config.lr, fused=True) for network in (self.q, self.policy)
         ]
@@ -63,7 +63,6 @@ class TD3:
 
     @torch.no_grad()
     def act(self, observation: NDArray[np.float32], generator: torch.Generator) -> NDArray[np.float32]:
-        """Exploring actions [E, A] at observations [E, S]."""
         action = self.policy.action(torch.from_numpy(observation[:, None]))[:, 0]
         noise = torch.randn(action.shape, generator=generator)
         return (action + self.config.exploration_noise * noise).clamp(-1, 1).numpy()
@@ -93,19 +92,10 @@ class TD3:
         return losses
 
     def state(self) -> dict[str, Any]:
-        """Weights by network and name, Adam's state of Q-functions and of policies, and the updates done."""
-        return {
-            "networks": {name: network.state_dict() for name, network in self.networks.items()},
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "updates": self.updates,
-        }
+        return {**super().state(), "updates": self.updates}
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
-        """From what `state` gave; CheckpointError where its networks are others."""
-        for name, network in self.networks.items():
-            load_finite(network, state["networks"][name], path)
-        for optimizer, found in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(found)
+        super().restore(state, path)
         self.updates = state["updates"]
 
 

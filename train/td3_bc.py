@@ -28,14 +28,14 @@ class TD3BCConfig(ActorCriticConfig):
     """Every option of `python -m train td3-bc`; defaults: table 3 of the paper."""
 
     hidden_sizes: tuple[int, ...] = option((256, 256), "units of the hidden layers")
-    gain_weight: float = option(2.5, "alpha of Q, over the batch's mean |Q|, beside the squared error of cloning")
+    q_weight: float = option(2.5, "alpha of Q, over the batch's mean |Q|, beside the squared error of cloning")
     policy_noise: float = option(0.2, "standard deviation of what smooths the target policy's actions")
     noise_clip: float = option(0.5, "bound of that noise")
     policy_delay: int = option(2, "updates of the critic for one of the policy and the targets")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, 0, "gain_weight", "policy_noise", "noise_clip")
+        check_least(self, 0, "q_weight", "policy_noise", "noise_clip")
         check_least(self, 1, "policy_delay")
 
 
@@ -51,7 +51,6 @@ class TD3BC(ActorCritic):
     ) -> None:
         super().__init__(config, dataset, normaliser, conditioner, DeterministicPolicy)
         self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
-        self.share(dataset)
         self.actor_optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.actor_lr, fused=True)
         self.optimizers.append(self.actor_optimizer)
 
@@ -85,7 +84,7 @@ class TD3BC(ActorCritic):
             self.update_target()
             update_average(self.target_policy, self.policy, config.target_update_rate)
             info["actor"] = terms["policy loss"] = actor
-        return {key: v.detach() for key, v in info.items()}, {key: v.detach() for key, v in terms.items()}
+        return info, terms
 
     def actor_loss(self, state: Tensor, action: Tensor, weight: Tensor) -> Tensor:
         """(pi(s) - a)^2 - lambda Q_1(s, pi(s)), lambda = alpha / mean |Q_1| (eq. 3 and 5): [E]. States [E, B, S], the
@@ -93,6 +92,6 @@ class TD3BC(ActorCritic):
         own = self.policy.action(state)
         with frozen(self.q):
             q = self.q.first(state, own)
-        scale = self.config.gain_weight / weighted_mean(q.detach().abs(), weight).clamp(min=1e-6)
+        scale = self.config.q_weight / weighted_mean(q.detach().abs(), weight).clamp(min=1e-6)
         cloning = weighted_mean((own - action).square().mean(-1), weight)
         return cloning - scale * weighted_mean(q, weight)
