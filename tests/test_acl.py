@@ -66,14 +66,30 @@ def test_a_mask_drops_switches_and_keeps():
     assert counts.flatten().tolist() == [True, True, True, True, False]
 
 
-def test_masks_have_the_fractions_of_acls_code():
-    masking = Masking()
-    assert masking.probabilities == pytest.approx((0.3 / (1 - 0.15 / 0.85) / 0.85, 0.15 / 0.85, 0.15))
-    uniform = torch.rand(3, 100_000, 1, generator=torch.Generator().manual_seed(0))
-    found, counts = mask(torch.zeros(100_000, 1, 1), torch.ones(1), uniform, masking)
-    drop, switch, keep = masking.probabilities
-    assert counts.float().mean().item() == pytest.approx(1 - (1 - drop) * (1 - switch) * (1 - keep), abs=0.01)
-    assert found.mean().item() == pytest.approx(drop, abs=0.01)  # what is switched was dropped as often
+def test_masks_have_the_fractions_that_acls_code_makes():
+    """Of values 0 with 1 for a dropped one: 17.6% have another window's, 35.3% are dropped alone, 7.1% kept alone."""
+    rows = 100_000
+    uniform = torch.rand(3, rows, 1, generator=torch.Generator().manual_seed(0))
+    values = torch.arange(rows, dtype=torch.float64).view(rows, 1, 1)
+    found, predicted = (each.flatten() for each in mask(values, -torch.ones(1).double(), uniform, Masking()))
+    own = found == values.flatten()
+    switched = uniform[1].flatten() < Masking().probabilities[1]
+    assert switched.float().mean().item() == pytest.approx(0.15 / 0.85, abs=0.005)
+    assert (~own & ~switched).float().mean().item() == pytest.approx(0.3 / 0.85, abs=0.005)
+    assert (own & predicted).float().mean().item() == pytest.approx(0.0706, abs=0.005)
+    assert predicted.float().mean().item() == pytest.approx(0.6, abs=0.005)
+
+
+def test_a_step_is_predicted_from_itself_and_later_ones():
+    torch.manual_seed(0)
+    model = ContrastiveModel(
+        *(FrozenEncoder(1, 17, 3, (16, 16)) for _ in range(2)), 6, 8, Masking(dropped=0.0, switched=0.0)
+    ).eval()
+    observation, action, reward = torch.randn(2, 8, 17), torch.randn(2, 8, 6), torch.randn(2, 8)
+    before = model(observation, action, reward)[0].view(2, 8, -1)
+    observation[:, 3] += 1
+    changed = (model(observation, action, reward)[0].view(2, 8, -1) != before).any(-1)
+    assert changed.tolist() == [[True] * 4 + [False] * 4] * 2
 
 
 def test_windows_lie_in_one_episode(drifting):
@@ -87,6 +103,19 @@ def test_windows_lie_in_one_episode(drifting):
     row = (drifting.columns["observation"] == observation[0, 3].numpy()).all(1).argmax()
     assert reward[0, 3] == drifting.rewards[row, drifting.columns["task"][row]]
     assert np.array_equal(action[0, 3], drifting.columns["action"][row])
+
+
+def test_an_encoder_fits_the_assignment_that_it_was_trained_with(drifting, tmp_path, monkeypatch):
+    """As a maze's file has it; the digest of a dataset tells the tasks of its episodes."""
+    write_transitions(tmp_path / "states.h5", drifting)
+    swapped = dataclasses.replace(drifting, columns=drifting.columns | {"task": 2 - drifting.columns["task"]})
+    monkeypatch.setattr(acl, "assign_tasks", lambda dataset, name: swapped if name == "directed" else dataset)
+    options = {**SMALL, "data": str(tmp_path / "states.h5"), "steps": 2, "out": str(tmp_path / "acl")}
+    encoder = str(pretrain(ACLConfig(**options, assignment="directed")))
+    config = small_state_config("cql", rules=("none",), conditioning="encoder", encoder=encoder)
+    state_run.build("cql", config, swapped)
+    with pytest.raises(CheckpointError, match="pretrained on another dataset"):
+        state_run.build("cql", config, drifting)
 
 
 def test_episodes_shorter_than_a_window_are_refused(drifting):

@@ -6,6 +6,7 @@ same is asked of a recording of operators."""
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -105,6 +106,38 @@ def replayed(algorithm, updates):
     for _ in range(updates):
         algorithm.update()
     return captured
+
+
+class Counted:
+    """A recording that computes nothing when it is replayed."""
+
+    def __init__(self, random):
+        self.replays = 0
+
+    def record(self, compute):
+        return compute()
+
+    def replay(self):
+        self.replays += 1
+
+
+@pytest.mark.parametrize(
+    ("phases", "computed", "recorded"),
+    [
+        ("aaaaaa", 4, "a"),  # three times to warm up, once recorded
+        ("aaaaabbbbb", 8, "b"),  # one that ends is dropped
+        ("ababababab", 8, "ab"),  # ones that alternate stay
+        ("ababababcccccc", 12, "bc"),  # the oldest of three is dropped
+        ("aaaaababababab", 9, "ab"),  # the first ended once, when it was not known to return
+    ],
+)
+def test_recordings_of_the_latest_two_phases_stay_where_phases_alternate(phases, computed, recorded):
+    calls = []
+    captured = Captured(lambda: calls.append(1), SimpleNamespace(device="cpu"), [], Counted)
+    for phase in phases:
+        captured(phase)
+    assert len(calls) == computed
+    assert "".join(sorted(key for key, each in captured._phases.items() if each.recorded)) == recorded
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from data.assignment import ASSIGNMENTS, assign_tasks
 from data.devices import to_device
 from data.seeding import derive_seed
 from data.transitions import TransitionDataset, read_transitions
@@ -46,6 +47,7 @@ class ACLConfig:
     """Every option of `python -m train acl`; defaults: ACL's code."""
 
     data: str = option("datasets/desk-published.h5", "file of transitions")
+    assignment: str = option("collected", f"of episodes to tasks: {', '.join(ASSIGNMENTS)} (mazes)")
     out: str = option("", "folder of the run; default runs/DATASET-acl")
     seed: int = option(0, "of everything")
     steps: int = option(200_000, "updates")
@@ -53,9 +55,9 @@ class ACLConfig:
     window: int = option(8, "consecutive steps of an episode")
     layer_sizes: tuple[int, ...] = option((256, 256, 256), "units of the encoder; the last are the representation")
     lr: float = option(1e-4, "learning rate of Adam")
-    dropped: float = option(0.3, "fraction of the states replaced by a learned vector")
-    switched: float = option(0.15, "fraction exchanged with another window's")
-    kept: float = option(0.15, "fraction predicted as they are")
+    dropped: float = option(0.3, "of the states, replaced by a learned vector (how: models/contrastive.py)")
+    switched: float = option(0.15, "exchanged with another window's")
+    kept: float = option(0.15, "left, and predicted")
     log_every: int = option(100, "updates between values for TensorBoard")
     checkpoint_every: int = option(10_000, "updates between checkpoints")
     precision: str = option("auto", "32-true, bf16-mixed, or auto: what the hardware has")
@@ -65,6 +67,7 @@ class ACLConfig:
         check_fraction(self, "dropped", "switched", "kept")
         check_seed(self, "seed")
         check_choice("precision", self.precision, PRECISIONS)
+        check_choice("assignment", self.assignment, ASSIGNMENTS)
         if self.window < 2:
             raise ValueError(f"window is at least 2 steps, got {self.window}")
         if not self.layer_sizes or min(self.layer_sizes) < 1 or self.layer_sizes[-1] % 4:
@@ -104,7 +107,7 @@ def _starts(episode: NDArray[np.int64], window: int) -> NDArray[np.int64]:
 def pretrain(config: ACLConfig) -> Path:
     """Train, or go on, until `config.steps`; the path of the encoder."""
     config = dataclasses.replace(config, out=config.out or f"runs/{Path(config.data).stem}-acl")
-    dataset, out = read_transitions(config.data), Path(config.out)
+    dataset, out = assign_tasks(read_transitions(config.data), config.assignment), Path(config.out)
     prepare_process()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(derive_seed(config.seed))
