@@ -14,18 +14,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from data.assignment import assign_tasks
 from data.sharing import RULES
@@ -41,27 +36,24 @@ from sim.options import Parser, add_options, from_options, peek_option
 from train.actor_critic import ActorCriticConfig
 from train.bc import BC, BCConfig
 from train.brac import BRAC, BRACConfig
-from train.callbacks.checkpointing import SaveAtEnd
-from train.callbacks.evaluation import EvaluateEvery, add_evaluation, best_of, is_due, read_evaluations
-from train.callbacks.progress import Progress, quiet_lightning
-from train.callbacks.router_report import RouterReport
+from train.callbacks.evaluation import add_evaluation, best_of, is_due, read_evaluations
+from train.callbacks.progress import quiet_lightning
 from train.cql import CQL, CQLConfig
 from train.divergence import SingleTaskPolicy, divergences, fit_behaviour, load_single_task, single_task_of
 from train.finite import NotFiniteError
 from train.hcsac import CSACConfig, HCSACConfig, MTCSACConfig
 from train.iql import IQL, IQLConfig
-from train.launch import fit, join_launch
-from train.precision import resolve_precision
 from train.presets import preset_for
 from train.process_settings import prepare_process
-from train.run_dir import LAST, LOG, lock_run, open_run
+from train.run_dir import lock_run, open_run
 from train.state_algorithm import StateAlgorithm
-from train.state_checkpoints import Checkpoints, SaveEvery
+from train.state_checkpoints import Checkpoints
 from train.state_config import StateConfig
+from train.state_fit import EVALUATIONS, StateRun, fit_updates
 from train.state_weights import write_weights_of
 from train.td3_bc import TD3BC, TD3BCConfig
 
-POLICY, ROUTING, RETURNS, EVALUATIONS = "policy.pt", "routing.json", "returns.json", "evaluations.json"
+POLICY, ROUTING, RETURNS = "policy.pt", "routing.json", "returns.json"
 FREE_TO_CHANGE = (
     "out",
     "data",  # bound by its content, not by where it lies
@@ -118,43 +110,6 @@ def parse(name: str, arguments: list[str]) -> tuple[StateConfig, bool]:
     return _with_folder(name, from_options(kind, options, **preset)), options["print_config"]
 
 
-class StateRun(lightning.LightningModule):
-    """Runs the updates of an algorithm, several in a step of Lightning."""
-
-    def __init__(self, algorithm: StateAlgorithm, config: StateConfig) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.algorithm, self.config, self._warned = algorithm, config, False
-
-    def training_step(self, batch: Any, number: int) -> None:
-        """`updates_per_step` updates, or as many as are left."""
-        for _ in range(min(self.config.updates_per_step, self.config.steps - self.algorithm.updates)):
-            values = self.algorithm.update()
-        if (number + 1) % self.log_every == 0:  # others Lightning would gather and drop
-            for k, name in enumerate(self.config.member_names):
-                self.log_dict({f"{name}/{key}": value[k] for key, value in values.items()})
-            self.log("step", float(self.algorithm.updates))
-            if not self._warned and (warning := self.algorithm.warning(values)):
-                self._warned = True
-                tqdm.write(f"update {self.algorithm.updates}: {warning}", file=sys.stderr)
-
-    @property
-    def log_every(self) -> int:
-        """Steps of Lightning between values for TensorBoard."""
-        return max(1, self.config.log_every // self.config.updates_per_step)
-
-    def configure_optimizers(self) -> None:
-        """The algorithm steps its own."""
-
-    @property
-    def done_steps(self) -> int:
-        return int(self.algorithm.updates)
-
-    def routing(self) -> dict[str, dict[str, Any]]:
-        """Each member's routing report."""
-        return dict(zip(self.config.member_names, self.algorithm.shared.report(), strict=True))
-
-
 def train(name: str, config: StateConfig) -> Path:
     """Train, or go on, until `config.steps`; the path of the results."""
     dataset = assign_tasks(read_transitions(config.data), config.assignment)
@@ -181,7 +136,7 @@ def train(name: str, config: StateConfig) -> Path:
             done = algorithm.updates >= config.steps
             print(f"{out}: {'trained to' if done else 'going on from'} update {algorithm.updates}")
         if algorithm.updates < config.steps:
-            _fit(StateRun(algorithm, config), checkpoints, config, precision, resume is not None, played)
+            fit_updates(StateRun(algorithm, config), checkpoints, config, precision, resume is not None, played)
         return _finish(name, config, algorithm, dataset, device, single_task)
 
 
@@ -208,40 +163,6 @@ def build(name: str, config: StateConfig, dataset: TransitionDataset) -> StateAl
         sizes = len(config.members), benchmark.observation_size, len(benchmark.tasks)
         conditioner = CONDITIONERS[config.conditioning](*sizes)
     return ALGORITHMS[name].make(config, dataset, normaliser, conditioner)
-
-
-def _fit(
-    run: StateRun,
-    checkpoints: Checkpoints,
-    config: StateConfig,
-    precision: str,
-    resumed: bool,
-    played: Callable[[], Results],
-) -> None:
-    out, done = Path(config.out), run.done_steps
-    trainer = lightning.Trainer(
-        accelerator="auto",
-        devices=1,
-        max_epochs=1,
-        precision=resolve_precision(precision),  # type: ignore[arg-type]
-        plugins=[join_launch(1, 1)[0]],
-        default_root_dir=out,
-        logger=TensorBoardLogger(out, name="", version=LOG, purge_step=done + 1 if resumed else None),
-        log_every_n_steps=run.log_every,
-        callbacks=[
-            Progress(config.steps),
-            SaveEvery(out / LAST, config.checkpoint_every, checkpoints.save),
-            SaveAtEnd(out / LAST, 1, checkpoints.save),
-            RouterReport(config.checkpoint_every),
-            EvaluateEvery(out / EVALUATIONS, config.evaluate_every, played),
-        ],
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
-    left = range(-(-(config.steps - done) // config.updates_per_step))
-    loader: Any = DataLoader(list(left), batch_size=None)  # type: ignore[arg-type]
-    rates = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(config) if field.name.endswith("lr")]
-    fit(trainer, run, loader, out, " or ".join(rates))
 
 
 def _tasks(algorithm: StateAlgorithm, dataset: TransitionDataset) -> tuple[str, ...]:
