@@ -89,7 +89,7 @@ collect-state: $(READY)  ## a dataset of BENCHMARK by RECIPE (published, quick, 
 	    while read -r training; do [ -z "$$training" ] || $(PY) -m $$training || exit 1; done <<< "$$trainings"
 	@$(PY) -m data collect-state --benchmark $(BENCHMARK) --recipe $(RECIPE) $(ARGS)
 
-train-state: $(READY)  ## ALGORITHM on that dataset: cql by five sharing rules, three seeds each, side by side; bc
+train-state: $(READY)  ## ALGORITHM on that dataset: cql by five sharing rules, three seeds each, side by side; brac, td3-bc, iql, bc
 	@$(PY) -m train $(ALGORITHM) --data datasets/$(BENCHMARK)-$(RECIPE).h5 --out runs/$(BENCHMARK)-$(RECIPE)-$(ALGORITHM) \
 	    $(if $(filter cql,$(ALGORITHM)),--rules none$(comma)all$(comma)cds-basic$(comma)hipi$(comma)cds --seeds 0$(comma)1$(comma)2) $(ARGS)
 
