@@ -55,6 +55,11 @@ def _composition(**sources: tuple[str, int] | tuple[str, int, bool]) -> tuple[So
     )
 
 
+def _walks(file: str, steps: int) -> tuple[Source, ...]:
+    """So many steps of both tasks of dmc-walker from one file."""
+    return _composition(walk=(file, steps), run=(file, steps))
+
+
 def _each_goal(goals: int, file: str, steps: int) -> tuple[Source, ...]:
     """So many steps to each goal of a maze, with D4RL's noise."""
     return tuple(Source(task=f"goal-{number}", file=file, steps=steps, noise=0.2) for number in range(goals))
@@ -135,14 +140,9 @@ RECIPES: dict[str, dict[str, tuple[Source, ...]]] = {
         "published": _composition(
             walk=(_trained("dmc-walker-medium"), 100_000), run=("runs/dmc-walker-sac/replay.h5", 300_000)
         ),
-        **{  # the two groups of HCSAC's table 1
-            name: _composition(walk=(file, steps), run=(file, steps))
-            for name, file, steps in (
-                ("medium", _trained("dmc-walker-medium"), 300_000),
-                ("replay", "runs/dmc-walker-sac/replay.h5", 300_000),
-                ("quick", _trained("dmc-walker-medium"), 5_000),
-            )
-        },
+        "medium": _walks(_trained("dmc-walker-medium"), 300_000),  # this and the next: groups of HCSAC's table 1
+        "replay": _walks("runs/dmc-walker-sac/replay.h5", 300_000),
+        "quick": _walks(_trained("dmc-walker-medium"), 5_000),
     },
     "desk": {
         "published": _desk(2_000, lambda task: Source(task=task, file="runs/desk-sac/replay.h5", steps=152_000)),

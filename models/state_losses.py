@@ -29,7 +29,7 @@ def softmax_sample(logits: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(total, point * total[..., -1:]).clamp(max=logits.shape[-1] - 1)
 
 
-def q_target(reward: Tensor, done: Tensor, next_q: Tensor, next_entropy: Tensor, discount: float) -> Tensor:
+def q_target(reward: Tensor, done: Tensor, next_q: Tensor, next_entropy: Tensor | float, discount: float) -> Tensor:
     """Soft TD target r + gamma (1 - d) (min_k Q_k(s', a') - alpha log pi(a' | s')), a' ~ pi (SAC, arXiv:1801.01290,
     eq. 2 and 3). All [E, B]; `next_entropy` is -alpha log pi."""
     return reward + discount * (1 - done) * (next_q + next_entropy)

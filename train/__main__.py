@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -16,28 +17,9 @@ from sim.options import check_choice, run_command
 from train.qtopt_config import parse
 
 
-def _online(arguments: list[str]) -> None:
-    from train.qtopt_online import main
-
-    main(arguments)
-
-
-def _sac(arguments: list[str]) -> None:
-    from train.sac import main
-
-    main(arguments)
-
-
-def _acl(arguments: list[str]) -> None:
-    from train.acl import main
-
-    main(arguments)
-
-
-def _td3(arguments: list[str]) -> None:
-    from train.td3 import main
-
-    main(arguments)
+def _main_of(module: str, arguments: list[str]) -> None:
+    """Run a module's main; it is imported when it is asked for."""
+    importlib.import_module(f"train.{module}").main(arguments)
 
 
 def _offline(name: str, arguments: list[str]) -> None:
@@ -46,20 +28,11 @@ def _offline(name: str, arguments: list[str]) -> None:
     main(name, arguments)
 
 
-def _campaign(arguments: list[str]) -> None:
-    from train.campaign import main
-
-    main(arguments)
-
-
 OFFLINE = ("cql", "csac", "mtcsac", "hcsac", "brac", "td3-bc", "iql", "bc")
+OTHERS = ("qtopt-online", "sac", "td3", "acl", "campaign")  # modules with a main of their own
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "qtopt-online": _online,
-    "sac": _sac,
-    "td3": _td3,
-    "acl": _acl,
     **{name: functools.partial(_offline, name) for name in OFFLINE},
-    "campaign": _campaign,
+    **{name: functools.partial(_main_of, name.replace("-", "_")) for name in OTHERS},
 }
 
 

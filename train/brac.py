@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.sharing import RULES
+from data.sharing import RULES, SharingRule
 from data.transitions import TransitionDataset
 from models.conditioning import Conditioner, Normaliser
 from models.distributions import gaussian_kl, sampled_kl
@@ -48,15 +48,16 @@ class BRACConfig(ActorCriticConfig):
         super().__post_init__()
         check_least(self, 0, "divergence_weight", "divergence_samples", "bc_steps", "warm_start_steps")
         for rule in (RULES[name] for name in self.rules):
-            for name, enough in (
-                ("share_after", not rule.uses_q or self.share_after >= self.bc_steps),
-                ("snapshot_every", not rule.snapshot or self.snapshot_every > self.bc_steps),
-            ):
-                if not enough:
-                    raise ValueError(
-                        f"{name} {getattr(self, name)}: rule {rule.name} would share by a Q-function that has not "
-                        f"learned in the first {self.bc_steps} updates (bc_steps); give more"
-                    )
+            if rule.uses_q and self.share_after < self.bc_steps:
+                raise self._too_early("share_after", rule)
+            if rule.snapshot and self.snapshot_every <= self.bc_steps:
+                raise self._too_early("snapshot_every", rule)
+
+    def _too_early(self, name: str, rule: SharingRule) -> ValueError:
+        return ValueError(
+            f"{name} {getattr(self, name)}: rule {rule.name} would share by a Q-function that has not learned in the "
+            f"first {self.bc_steps} updates (bc_steps); give more"
+        )
 
 
 class PenalisedQ(ConditionedQ):

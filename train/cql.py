@@ -88,7 +88,7 @@ class CQL(ActorCritic):
             policy_actions, policy_log_prob = sample_with_log_prob(pi, random.normal(rows, count, action_size))
             next_actions, next_log_prob = self.policy.sample(next_state, random.normal(rows, count, action_size))
             next_q = self.target(next_state, next_actions[:, :, :1]).amin(0)[..., 0]
-            td_target = q_target(batch.reward, batch.done, next_q, torch.zeros_like(next_q), config.discount)
+            td_target = q_target(batch.reward, batch.done, next_q, 0.0, config.discount)
             random_actions = random.uniform(rows, count, action_size) * 2 - 1
             random_log_prob = torch.full_like(next_log_prob, action_size * math.log(0.5))
             sampled = torch.cat([random_actions, policy_actions, next_actions], 2)

@@ -73,7 +73,7 @@ class IQL(ActorCritic):
         with torch.no_grad():
             next_value = self.value(next_state)[..., 0]
             advantage = q_data - self.value(state)[..., 0]
-            td_target = q_target(batch.reward, batch.done, next_value, torch.zeros_like(next_value), config.discount)
+            td_target = q_target(batch.reward, batch.done, next_value, 0.0, config.discount)
         q = self.q(state, batch.action[:, :, None])[..., 0]
         bellman = weighted_mean((q - td_target).square(), weight).sum(0)
         gradient_step(self.critic_optimizer, bellman.sum())

@@ -36,7 +36,7 @@ from sim.options import Parser, add_options, from_options, peek_option
 from train.actor_critic import ActorCriticConfig
 from train.bc import BC, BCConfig
 from train.brac import BRAC, BRACConfig
-from train.callbacks.evaluation import add_evaluation, best_of, is_due, read_evaluations
+from train.callbacks.evaluation import add_evaluation, best_of, is_due, last_evaluation, read_evaluations
 from train.callbacks.progress import quiet_lightning
 from train.cql import CQL, CQLConfig
 from train.divergence import SingleTaskPolicy, divergences, fit_behaviour, load_single_task, single_task_of
@@ -211,12 +211,12 @@ def _finish(
         print(f"{out / POLICY}: trained, not evaluated: {error}; the same command evaluates it where that is")
         return out / POLICY
     print(results.table())
-    if is_due(out / EVALUATIONS, config.evaluate_every, updates):
-        add_evaluation(out / EVALUATIONS, results, updates)
     evaluations = read_evaluations(out / EVALUATIONS)
+    if due := is_due(config.evaluate_every, updates, last_evaluation(evaluations)):
+        add_evaluation(out / EVALUATIONS, results, updates)
     for row in results.members:
         row["routing"] = routing[row["name"]]
-        if evaluations:
+        if evaluations or due:
             row["best"] = best_of(evaluations, results, row["name"], updates)
     _write(out / RETURNS, results)
     if config.divergence_steps:

@@ -17,31 +17,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.stacked import TwinQ
-from models.state_losses import q_target, smoothed_action
 from models.state_policies import DeterministicPolicy
 from models.updates import frozen, gradient_step, update_average
 from sim.benchmarks.spec import Benchmark
 from sim.options import check_least, option
 from train.online_config import OnlineConfig, parse
 from train.online_states import OnlineAlgorithm, learn
+from train.td3_target import TD3Options, smoothed_target
 
 
 @dataclass(frozen=True, kw_only=True)
-class TD3Config(OnlineConfig):
+class TD3Config(TD3Options, OnlineConfig):
     """Every option of `python -m train td3`; defaults: table 3 of the paper, rates and sizes of its code."""
 
     out: str = option("runs/walker2d-td3", "folder of the run")
     start_steps: int = option(25_000, "random actions first, without learning")
     lr: float = option(3e-4, "learning rate of Adam, policies and Q-functions")
     exploration_noise: float = option(0.1, "standard deviation of what is added to an action while it learns")
-    policy_noise: float = option(0.2, "standard deviation of what smooths the target policy's actions")
-    noise_clip: float = option(0.5, "bound of that noise")
-    policy_delay: int = option(2, "updates of the critic for one of the policy and the targets")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, 0, "exploration_noise", "policy_noise", "noise_clip")
-        check_least(self, 1, "policy_delay")
+        check_least(self, 0, "exploration_noise")
+        self.check_td3()
 
 
 class TD3(OnlineAlgorithm):
@@ -71,12 +68,9 @@ class TD3(OnlineAlgorithm):
         """One step of the critic, and in every `policy_delay`-th of the rest; the losses [E]. `batch`: observation,
         action, reward, next_observation, done, each [E, B, ...]."""
         config, state = self.config, batch["observation"]
-        with torch.no_grad():
-            noise = torch.randn(batch["action"].shape, generator=generator)
-            next_action = self.target_policy.action(batch["next_observation"])
-            next_action = smoothed_action(next_action, noise, config.policy_noise, config.noise_clip)
-            next_q = self.target(batch["next_observation"], next_action[:, :, None]).amin(0)[..., 0]
-            target = q_target(batch["reward"], batch["done"], next_q, torch.zeros_like(next_q), config.discount)
+        noise = torch.randn(batch["action"].shape, generator=generator)
+        targets, next_state = (self.target_policy, self.target), batch["next_observation"]
+        target = smoothed_target(config, config.discount, targets, next_state, batch["reward"], batch["done"], noise)
         q = self.q(state, batch["action"][:, :, None])[..., 0]
         critic = (q - target).square().mean(-1).sum(0)
         gradient_step(self.optimizers[0], critic.sum())

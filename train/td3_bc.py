@@ -15,28 +15,25 @@ from torch import Tensor
 from data.transitions import TransitionDataset
 from models.conditioning import Conditioner, Normaliser
 from models.reductions import weighted_mean
-from models.state_losses import q_target, smoothed_action
 from models.state_policies import DeterministicPolicy
 from models.updates import frozen, gradient_step, update_average
 from sim.options import check_least, option
 from train.actor_critic import ActorCritic, ActorCriticConfig
 from train.state_algorithm import Values
+from train.td3_target import TD3Options, smoothed_target
 
 
 @dataclass(frozen=True, kw_only=True)
-class TD3BCConfig(ActorCriticConfig):
+class TD3BCConfig(TD3Options, ActorCriticConfig):
     """Every option of `python -m train td3-bc`; defaults: table 3 of the paper."""
 
     hidden_sizes: tuple[int, ...] = option((256, 256), "units of the hidden layers")
     q_weight: float = option(2.5, "alpha of Q, over the batch's mean |Q|, beside the squared error of cloning")
-    policy_noise: float = option(0.2, "standard deviation of what smooths the target policy's actions")
-    noise_clip: float = option(0.5, "bound of that noise")
-    policy_delay: int = option(2, "updates of the critic for one of the policy and the targets")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_least(self, 0, "q_weight", "policy_noise", "noise_clip")
-        check_least(self, 1, "policy_delay")
+        check_least(self, 0, "q_weight")
+        self.check_td3()
 
 
 class TD3BC(ActorCritic):
@@ -66,13 +63,9 @@ class TD3BC(ActorCritic):
         config = self.config
         batch, weight = self.sample_batch()
         state, next_state = self.states(batch)
-        with torch.no_grad():
-            noise = self.random.normal(*batch.action.shape[1:])
-            next_action = smoothed_action(
-                self.target_policy.action(next_state), noise, config.policy_noise, config.noise_clip
-            )
-            next_q = self.target(next_state, next_action[:, :, None]).amin(0)[..., 0]
-            td_target = q_target(batch.reward, batch.done, next_q, torch.zeros_like(next_q), config.discount)
+        noise = self.random.normal(*batch.action.shape[1:])
+        targets = self.target_policy, self.target
+        td_target = smoothed_target(config, config.discount, targets, next_state, batch.reward, batch.done, noise)
         q = self.q(state, batch.action[:, :, None])[..., 0]
         bellman = weighted_mean((q - td_target).square(), weight).sum(0)
         gradient_step(self.critic_optimizer, bellman.sum())

@@ -24,7 +24,7 @@ class EvaluateEvery(Callback):
     last evaluation is the run's own."""
 
     def __init__(self, path: Path, every: int, play: Callable[[], Results]) -> None:
-        self._path, self._every, self._play = path, every, play
+        self._path, self._every, self._play, self._last = path, every, play, 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """A run that was killed plays again what came after its checkpoint, and what it was killed in."""
@@ -32,6 +32,7 @@ class EvaluateEvery(Callback):
         kept = [each for each in read_evaluations(self._path) if each["updates"] <= done]
         if kept or self._path.is_file():
             write_atomic(self._path, json.dumps(kept).encode())
+        self._last = last_evaluation(kept)
         self._evaluate(trainer, done)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *arguments: Any) -> None:
@@ -40,8 +41,9 @@ class EvaluateEvery(Callback):
 
     def _evaluate(self, trainer: lightning.Trainer, done: int) -> None:
         """If it is due."""
-        if not is_due(self._path, self._every, done):
+        if not is_due(self._every, done, self._last):
             return
+        self._last = done
         try:
             results = self._play()
         except MissingSimulatorError as error:
@@ -56,10 +58,14 @@ class EvaluateEvery(Callback):
                     board.add_scalar(f"{row['name']}/eval/{task}", np.mean(values), done)
 
 
-def is_due(path: Path, every: int, updates: int) -> bool:
-    """Whether an evaluation is due after so many updates that the file does not have."""
-    last = max((each["updates"] for each in read_evaluations(path)), default=0)
+def is_due(every: int, updates: int, last: int) -> bool:
+    """Whether an evaluation is due after so many updates, the last one having been after `last`."""
     return bool(every) and updates // every > last // every
+
+
+def last_evaluation(listed: list[dict[str, Any]]) -> int:
+    """The updates after which the last one was played; 0 without any."""
+    return max((each["updates"] for each in listed), default=0)
 
 
 def add_evaluation(path: Path, results: Results, updates: int) -> None:
