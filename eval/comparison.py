@@ -306,7 +306,7 @@ def _verdict(found: dict[str, Any]) -> str:
     over = f"on average over {len(tasks)} tasks" if len(tasks) > 1 else f"on {tasks[0]['task']}"
     size = f"{points(row['difference'])} points {over} (95% interval {interval_text(row)}, p {p_text(row['p_holm'])})"
     if row["verdict"] == "open":
-        text = f"No difference can be told: {b} - {a} is {size}."
+        text = f"Inconclusive: {b} - {a} is {size}."
         if row["smallest_difference"]:
             text += (
                 f" So many episodes show a difference of {100 * row['smallest_difference']:.1f} points in 80% of cases."
@@ -317,7 +317,7 @@ def _verdict(found: dict[str, Any]) -> str:
         told = [f"{b} is {w} on {', '.join(mine)}" for w in ("better", "worse") if (mine := _where(tasks, w))]
         left = len(_where(tasks, "open"))
         if left:
-            told.append(f"on {left} of them no difference can be told" if told else "on none can a difference be told")
+            told.append(f"inconclusive on {left}" if told else "inconclusive on all")
         text += f" Of single tasks, after Holm's correction: {'; '.join(told)}."
     return text
 

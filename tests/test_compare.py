@@ -248,7 +248,7 @@ def test_paired_episodes_show_what_counts_do_not(tmp_path):
     assert not found["paired"]
     assert (row["low"], row["high"]) == pytest.approx(newcombe((40, 100), (50, 100)))
     assert row["verdict"] == "open"
-    assert "No difference can be told" in found["verdict"]
+    assert "Inconclusive" in found["verdict"]
     assert "counts alone (an earlier version" in found["notes"][0]
 
 
@@ -264,7 +264,7 @@ def test_the_same_policy_differs_from_itself_by_nothing(tmp_path):
     other = write(tmp_path / "d", outcomes, "another policy")
     found = found_in(twice[0], other)  # not the same because it did the same
     assert found["average"]["high"] == pytest.approx(1 - 0.025 ** (1 / 8))
-    assert "No difference can be told" in found["verdict"]
+    assert "Inconclusive" in found["verdict"]
 
 
 @pytest.mark.parametrize(

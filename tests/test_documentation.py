@@ -12,14 +12,8 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-PAGES = (
-    "README.md",
-    *(f"docs/{name}.md" for name in ("benchmarks", "commands", "sharing", "algorithms", "data", "world", "vision")),
-    "docs/results/parity.md",
-    "docs/results/desk.md",
-    "docs/results/mazes.md",
-    "docs/results/twin.md",
-)
+SCRIPTS = {"running.md", "sharing-walker2d.md"}  # their blocks are more than commands
+PAGES = ["README.md"] + sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md") if p.name not in SCRIPTS)
 EXAMPLE = "point-mass"  # a benchmark that docs/benchmarks.md adds
 FOREIGN = ("pip", "tensorboard", "cp", ".")  # shown, and not ours to parse
 

@@ -12,7 +12,8 @@ from sim.options import check_choice
 
 _LOCOMOTION = (WALKER2D, HALFCHEETAH, ANT)
 _MAZES = (POINT_MEDIUM, POINT_LARGE, ANT_MEDIUM, ANT_LARGE, ANT_DIRECTION)
-BENCHMARKS: dict[str, Benchmark] = {record.name: record for record in (*_LOCOMOTION, DMC_WALKER, *_MAZES, DESK)}
+_RECORDS = (*_LOCOMOTION, DMC_WALKER, *_MAZES, DESK)
+BENCHMARKS: dict[str, Benchmark] = {record.name: record for record in _RECORDS}
 
 
 def benchmark_by_name(name: str) -> Benchmark:
