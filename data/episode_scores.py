@@ -101,11 +101,14 @@ class EpisodeScores(nn.Module):
     @torch.no_grad()
     def finish(self, number: int) -> bool:
         """Whether batch `number` finished a version, which is then kept: the last batch of a pass does, if the version
-        before counts already."""
-        finished = self.schedule.pass_of(number)[1] and self._since()[1] <= number
-        if finished:
-            self.publish(self.visits.nanmean(0), number + 1 + self.lag)
-        return finished
+        before counts already and every episode was visited since `forget`."""
+        if not self.schedule.pass_of(number)[1] or self._since()[1] > number:
+            return False
+        score = self.visits.nanmean(0)
+        if bool(score.isnan().all(1).any()):
+            return False
+        self.publish(score, number + 1 + self.lag)
+        return True
 
     @torch.no_grad()
     def publish(self, score: Tensor, since: int) -> None:

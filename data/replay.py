@@ -60,6 +60,11 @@ class Replay:
         return np.array([key for shard in self.shards for key in _keys(shard.entry)], np.int64)
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of the episodes, in any order."""
+        return hashlib.sha256(np.sort(self.episode_key).tobytes()).hexdigest()
+
+    @property
     def env_options(self) -> dict[str, Any]:
         """Keyword arguments of the `PickPlaceEnv` in which these data were collected; checkpoints keep them."""
         return {"renderer": self.renderer, "randomise": self.randomise, "split": self.split}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import sys
@@ -117,8 +116,8 @@ def evaluate(config: EvalConfig) -> Path:
     for part in parts:
         part.out.mkdir(parents=True, exist_ok=True)
         part.settings |= {"steps": metadata["steps"], "checkpoint_sha256": file.sha256, "sim_version": SIM_VERSION}
-        if config.data:
-            part.settings["episodes_sha256"] = hashlib.sha256(np.sort(replay.episode_key).tobytes()).hexdigest()
+        if digest := metadata.get("episodes_sha256") or (replay.digest if config.data else ""):
+            part.settings["episodes_sha256"] = digest
         if config.reuse and (found := _finished(part.out, part.settings)):
             part.payload = found
             print(f"{part.out / results.FILE} (already there)")
@@ -155,6 +154,7 @@ def evaluate(config: EvalConfig) -> Path:
                 "data": [result.to_json() for result in data],
                 "averages": [],
                 "sharing": metadata["sharing"],
+                "options": metadata.get("options", {}),
                 "episodes": [],
             }
         try:

@@ -23,8 +23,8 @@ from sim.files import read_json
 from sim.options import Parser, changed, run_command
 from sim.tasks import TASK_NAMES
 
-# Of comparable evaluations; either of the two sums tells the dataset.
-SAME = ("steps", "episodes_sha256", "manifest_sha256", "episodes", "seed", "randomise", "split", "renderer")
+DATASET = ("episodes_sha256", "manifest_sha256")  # of an evaluation, either of which names the dataset
+SAME = ("steps", *DATASET, "episodes", "seed", "randomise", "split", "renderer")
 # Of comparable results of states: an average over other updates, data or settings would mean nothing.
 SAME_STATES = ("benchmark", "metric", "algorithm", "recipe", "dataset_digest", "updates", "episodes", "evaluation_seed")
 FREE_OPTIONS = (
@@ -39,6 +39,26 @@ FREE_OPTIONS = (
     "updates_per_step",
     "divergence_from",
     "evaluate_every",
+)
+
+# Options of trainings on images that belong to a rule: trainings by another one may have others.
+SHARING = (
+    "rule",
+    "sharing",
+    "granularity",
+    "reference",
+    "percentile",
+    "reference_over",
+    "sharing_temperature",
+    "weigh_own_probability",
+    "snapshot_every",
+    "share_after",
+    "score_fraction",
+    "score_visits",
+    "candidates_per_shared",
+    "shared_fraction",
+    "balance_shared",
+    "cloned",
 )
 
 PAPERS_KL = "KL from the policy of none to the effective data"  # pi_none, pi_beta_eff: tables 1 and 2
@@ -128,10 +148,14 @@ def _comparable(found: list[dict[str, Any]]) -> None:
             raise ValueError(f"{name}: comes twice")
         seen.add(each["settings"]["checkpoint_sha256"])
         first, mine = ({key: run["settings"].get(key) for key in SAME} for run in (found[0], each))
-        if differs := changed(first, mine):
+        options = each.get("options", {})
+        differs = changed(first, mine) or changed(found[0].get("options", {}), options, ("seed", *SHARING))
+        if differs:
             raise ValueError(f"{name}: not comparable with {found[0]['checkpoint']}: {differs}")
-        config = each["sharing"].get("config", {})
-        if differs := changed(configs.setdefault(rule, config), config):
+        if len(found) > 1 and not any(mine[key] for key in DATASET):
+            raise ValueError(f"{name}: does not say which dataset it learned from; evaluate it with --data")
+        config = each["sharing"].get("config", {}) | options
+        if differs := changed(configs.setdefault(rule, config), config, ("seed",)):
             raise ValueError(f"{name}: another run of rule {rule} had other options: {differs}")
 
 

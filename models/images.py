@@ -86,12 +86,12 @@ class Augmentation:
     @classmethod
     def draw(cls, frames: Tensor, size: int, seed: int, random_crop: bool, vary_colours: bool) -> Augmentation:
         """For frames [B, 3, H, H] cropped to `size` px, on the CPU."""
-        corner = crop_corner(frames, size, torch.Generator().manual_seed(seed) if random_crop else None)
+        generator = torch.Generator().manual_seed(seed)
+        corner = crop_corner(frames, size, generator if random_crop else None)
         if not vary_colours:
             return cls(corner)
         low, high = torch.tensor([BRIGHTNESS, CONTRAST, SATURATION, HUE]).T
-        drawn = torch.rand(len(frames), 4, generator=torch.Generator().manual_seed(seed))
-        return cls(corner, low + (high - low) * drawn)
+        return cls(corner, low + (high - low) * torch.rand(len(frames), 4, generator=generator))
 
     def apply(self, frames: Tensor, size: int) -> Tensor:
         """Training images float [B, 3, size, size] of frames uint8 [B, 3, H, H]."""

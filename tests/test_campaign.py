@@ -68,6 +68,17 @@ def test_a_campaign_trains_packs_and_is_played_elsewhere(tmp_path, transitions, 
     assert CEMPolicy.load(out / "images-none-3" / "policy.ckpt").network.training is False
     assert half["switchyard"] == whole["switchyard"]
     told = capsys.readouterr().out.split("python -m eval.campaign ")[1].splitlines()[0].split()
+    seconds = [each.seconds for each in trainings]
+    start = campaign._start
+    monkeypatch.setattr(campaign, "_start", None)
+    again = run(file, CampaignConfig(out=str(out), minutes=1.0))  # nothing is left to do
+    assert [(each.state, each.seconds) for each in again] == [("finished", each) for each in seconds]
+    monkeypatch.setattr(campaign, "_start", start)
+    file.write_text(file.read_text().replace("--steps 4 --batch-size", "--steps 5 --batch-size"))
+    run(file, CampaignConfig(out=str(out)))
+    with tarfile.open(out / "pack" / "campaign-0.tar") as tar:
+        policy = torch.load(tar.extractfile("images-none-3/policy.ckpt"), weights_only=True)
+    assert policy["switchyard"]["steps"] == 5
     monkeypatch.setattr(campaign, "_start", None)
     play_campaign([*told, "--out", str(tmp_path / "played"), "--episodes", "1", "--workers", "1"])
     rows = {row["name"]: row["results"] for row in json.loads((tmp_path / "played" / "campaign.json").read_text())}
@@ -90,7 +101,7 @@ def test_at_its_limit_a_campaign_stops_and_keeps_checkpoints(tmp_path, transitio
     )
     monkeypatch.setattr(campaign, "time", clock)
     trainings = run(file, CampaignConfig(out=str(out), minutes=1000.0))
-    assert [each.state for each in trainings] == ["stopped", "not begun"]
+    assert [each.state for each in trainings] == ["stopped", "waiting"]
     assert torch.load(out / "long-0" / "last.ckpt", weights_only=True)["updates"] > 0
     with tarfile.open(out / "pack" / "campaign-0.tar") as tar:
         assert tar.getnames() == []
@@ -137,7 +148,8 @@ def test_files_are_filled_up_to_their_size(tmp_path, monkeypatch):
         (run_of := tmp_path / str(number)).mkdir()
         (run_of / "policy.pt").write_bytes(bytes(size))
         (run_of / "routing.json").write_text("{}")
-        packed.append(campaign_files.Packed(str(number), [], 1.0, run_of))
+        (run_of / "training.json").write_text('{"finished": true}')
+        packed.append(run_of)
     paths = campaign_files.pack(packed, tmp_path / "pack")
     held = []
     for path in paths:

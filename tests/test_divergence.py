@@ -15,6 +15,7 @@ from models.checkpoint import CheckpointError
 from models.policy_files import load_policies
 from sim.benchmarks.table import BENCHMARKS
 from tests.conftest import SMALL_STATE_RUN as SMALL
+from tests.conftest import small_state_config
 from train import state_run
 from train.cql import CQLConfig
 
@@ -92,6 +93,10 @@ def test_policies_that_do_not_match_are_refused_before_there_is_a_folder(run, tr
     ):
         with pytest.raises(ValueError, match=message):
             run("new", **{"rules": ("all",), "seeds": (0,), "divergence_from": policies} | options)
+    settings = small_state_config("td3-bc", rules=("none",), data=str(tmp_path / "states.h5"))
+    state_run.train("td3-bc", dataclasses.replace(settings, out=str(tmp_path / "td3-bc"), seeds=(0,)))
+    with pytest.raises(ValueError, match=r"holds deterministic policies, of which there is no KL"):
+        run("new", rules=("all",), divergence_from=str(tmp_path / "td3-bc" / "policy.pt"))
     with pytest.raises(CheckpointError, match=r"nowhere\.pt"):
         run("new", rules=("all",), divergence_from=str(tmp_path / "nowhere.pt"))
     other = {**transitions.columns, "action": transitions.columns["action"] / 2}

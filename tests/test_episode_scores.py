@@ -199,3 +199,16 @@ def test_another_q_function_begins_with_no_visits():
     scores.forget()
     scores.add(1, torch.arange(7), torch.zeros(1, 7, 1))
     assert scores.versions[1].sum() == 0
+
+
+def test_a_pass_that_another_q_function_began_in_its_middle_is_no_version():
+    scores = EpisodeScores(schedule_of(per_batch=2, visits=2, length=[3, 3, 3, 3]), 1, 1, lag=0)
+    finished = []
+    for number in range(6):
+        episode = torch.from_numpy(scores.schedule.steps(number)[0])
+        finished.append(scores.add(number, episode, torch.full((1, 2, 1), float(number))))
+        if number == 2:
+            scores.forget()
+    assert finished == [False, True, False, False, False, True]  # batch 3 ends a pass whose first half was dropped
+    assert not scores.versions[1].isnan().any()
+    assert scores.versions[1].min() == 3.5  # batch 3 and, of the next pass, 4 or 5

@@ -276,6 +276,7 @@ def test_a_run_whose_last_checkpoint_is_not_finite_does_not_go_on(run, tiny_trai
 
 
 def test_tensorboard_shows_no_step_twice_after_a_kill(demo_training, tmp_path):
+    """Values of a step follow its checkpoint, and a kill may come between the two."""
     options = {
         **demo_training,
         "out": str(tmp_path / "run"),
@@ -287,8 +288,9 @@ def test_tensorboard_shows_no_step_twice_after_a_kill(demo_training, tmp_path):
     train(from_options(QTOptConfig, options, **vars(PRESETS["demo"])))
     board = EventAccumulator(str(tmp_path / "run" / "log"), size_guidance={"images": 0})
     board.Reload()
-    assert [event.step for event in board.Scalars("train/loss")] == list(range(1, 61))
-    assert [event.step for event in board.Images("routing/weights")] == list(range(10, 61, 10))
+    for shown, every in ((board.Scalars("train/loss"), 1), (board.Images("routing/weights"), 10)):
+        steps = [event.step for event in shown]
+        assert steps in ([k for k in range(every, 61, every) if k != lost] for lost in (None, saved))
     assert saved % 20 == 0
 
 

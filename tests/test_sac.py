@@ -195,7 +195,12 @@ def test_what_is_no_file_of_policies_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"tasks": ("jmp",)}, "Did you mean 'jump'"), ({"steps": 0}, "at least 1"), ({"steps": 5000}, "none is left")],
+    [
+        ({"tasks": ("jmp",)}, "Did you mean 'jump'"),
+        ({"steps": 0}, "at least 1"),
+        ({"steps": 5000}, "none is left"),
+        ({"discount": 1.5}, "between 0 and 1"),
+    ],
 )
 def test_options_that_make_no_sense_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):

@@ -109,8 +109,11 @@ def test_a_run_does_not_go_on_from_other_data(transitions, tmp_path, unplayed):
     train("cql", config)
     other = {**transitions.columns, "observation": transitions.columns["observation"] * 2}
     write_transitions(tmp_path / "states.h5", dataclasses.replace(transitions, columns=other))
-    with pytest.raises(CheckpointError, match=r"learned from other data than .*states\.h5 holds now"):
-        train("cql", config)
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    (tmp_path / "states.h5").rename(tmp_path / "other.h5")
+    with pytest.raises(CheckpointError, match=r"learned from other data than .*other\.h5 holds now"):
+        train("cql", dataclasses.replace(config, data=str(tmp_path / "other.h5")))
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
 
 
 def test_observations_that_are_not_normalised_bind_a_run_to_its_data_too(transitions, tmp_path, unplayed):

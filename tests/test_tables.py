@@ -42,12 +42,13 @@ def written(path, content):
     return path
 
 
-def evaluation(path, rule, successes, tasks=TASK_NAMES, config=None, **settings):
+def evaluation(path, rule, successes, tasks=TASK_NAMES, config=None, options=None, **settings):
     rows = [{"task": task, "policy": "checkpoint", "successes": successes, "episodes": 50} for task in tasks]
     rows.append({"task": TASK_NAMES[0], "policy": "random", "successes": 0, "episodes": 50})
     settings_of_run = dict.fromkeys(SAME, 1) | {"checkpoint_sha256": path.name} | settings
-    sharing = {"rule": rule, "config": config or {}}
-    return written(path, {"results": rows, "sharing": sharing, "settings": settings_of_run, "checkpoint": path.name})
+    content = {"results": rows, "sharing": {"rule": rule, "config": config or {}}, "settings": settings_of_run}
+    options = {"lr": 0.001, "seed": successes, "rule": rule} | (options or {})
+    return written(path, content | {"checkpoint": path.name, "options": options})
 
 
 def test_success_of_rules_stands_beside_the_papers(tmp_path):
@@ -82,6 +83,9 @@ def test_what_was_routed_has_a_table(tmp_path):
         ({"checkpoint_sha256": "a"}, "b: comes twice"),
         ({"steps": 60}, r"b: not comparable with a: steps 1 \(now 60\)"),
         ({"manifest_sha256": "x"}, "not comparable"),
+        ({"options": {"lr": 0.1}}, r"b: not comparable with a: lr 0.001 \(now 0.1\)"),
+        ({"episodes_sha256": None, "manifest_sha256": None}, "not comparable"),
+        ({"options": {"cloned": "effective"}}, r"rule cds had other options: cloned None \(now 'effective'\)"),
         ({"config": {"percentile": 50.0}}, r"rule cds had other options: percentile None \(now 50.0\)"),
         ({"tasks": TASK_NAMES[1:]}, "lacks lift-banana"),
     ],
@@ -89,6 +93,13 @@ def test_what_was_routed_has_a_table(tmp_path):
 def test_evaluations_that_differ_in_more_than_rule_and_seed_are_refused(tmp_path, other, message):
     with pytest.raises(ValueError, match=message):
         tables([evaluation(tmp_path / "a", "cds", 25), evaluation(tmp_path / "b", "cds", 30, **other)])
+
+
+def test_evaluations_of_unknown_datasets_are_not_averaged(tmp_path):
+    unknown = dict.fromkeys(("episodes_sha256", "manifest_sha256"))
+    tables([evaluation(tmp_path / "a", "cds", 25, **unknown)])
+    with pytest.raises(ValueError, match="does not say which dataset"):
+        tables([evaluation(tmp_path / name, "cds", 25, **unknown) for name in "ab"])
 
 
 def row(rule, seed, level, tasks=TASKS):

@@ -118,7 +118,7 @@ def test_the_best_checkpoint_is_the_first_with_the_highest_mean_success(tiny_tra
     train(QTOptConfig(**{**options, "steps": 2}))
     shutil.copy(folder / "last.ckpt", tmp_path / "second.ckpt")
     train(QTOptConfig(**{**options, "steps": 3}))
-    (folder / ".validated.tmp").write_bytes(b"a kill left it")
+    shutil.copy(folder / "last.ckpt", folder / "validating.ckpt")  # a kill left that of step 3
     shutil.copy(tmp_path / "second.ckpt", folder / "last.ckpt")
     train(QTOptConfig(**{**options, "steps": 4}))
     assert played == [1, 2, 3, 3, 4]
@@ -164,6 +164,21 @@ def test_an_evaluation_while_training_does_not_keep_a_stop_waiting(tiny_training
     assert not (tmp_path / "validation.json").exists()
     assert read_checkpoint(tmp_path / "last.ckpt")["switchyard"]["steps"] == 3
     assert not list(tmp_path.glob(".*.tmp"))
+
+    steps = []
+
+    def play(self, checkpoint):
+        steps.append(read_checkpoint(checkpoint)["switchyard"]["steps"])
+        return {"lift-can": 0.5}
+
+    monkeypatch.setattr(Validation, "_play", play)
+    config = QTOptConfig(out=str(tmp_path), **tiny_training, evaluate_every=2)
+    train(config)
+    assert steps == [2, 4]  # the one that was stopped, of the state it was begun with
+    shutil.copy(tmp_path / "last.ckpt", tmp_path / "validating.ckpt")
+    train(config)  # trained already: only the evaluation was stopped
+    assert steps == [2, 4, 4]
+    assert not (tmp_path / "validating.ckpt").exists()
 
 
 def test_a_step_has_one_gradient_on_any_number_of_threads(tiny_training):
@@ -485,6 +500,13 @@ def test_behaviour_cloning_needs_a_success(
 
 def photometric(image, seed):
     return Augmentation.draw(image, 8, seed, False, True).apply((255 * image).byte(), 8)
+
+
+def test_the_crop_of_an_image_says_nothing_of_its_colours():
+    frames = torch.zeros(4, 3, 72, 72, dtype=torch.uint8)
+    drawn = [Augmentation.draw(frames, 64, seed, True, True) for seed in range(300)]
+    numbers = torch.stack([torch.cat([each.corner.float(), each.factors], 1) for each in drawn]).flatten(1)
+    assert torch.corrcoef(numbers.T).fill_diagonal_(0).abs().max() < 0.25
 
 
 def test_photometric_augmentation_depends_on_the_seed_alone_and_differs_between_images():

@@ -36,7 +36,7 @@ from train.callbacks.checkpointing import StopRequest, stopped_at, write_tensors
 from train.finite import FiniteCheck, NotFiniteError, check_weights, diverged
 from train.precision import PRECISIONS, resolve_precision
 from train.process_settings import prepare_process
-from train.run_dir import LAST, LOG, lock_run, open_run
+from train.run_dir import LAST, LOG, checkpoint_to_resume, lock_run, write_options
 
 ENCODER, FORMAT = "encoder.pt", 1
 FREE_TO_CHANGE = ("out", "data", "steps", "log_every", "checkpoint_every", "precision")
@@ -118,7 +118,7 @@ def pretrain(config: ACLConfig) -> Path:
     model = ContrastiveModel(encoder, target, benchmark.action_size, config.window, masking).to(device)
     windows = Windows(dataset.normalise(*dataset.observation_statistics), config.window, device)
     with lock_run(out), StopRequest() as request:
-        resume = open_run(out, config, FREE_TO_CHANGE)
+        resume = checkpoint_to_resume(out, config, FREE_TO_CHANGE)
         try:
             _learn(model, windows, config, resume, digest, request)
         except NotFiniteError as error:
@@ -139,6 +139,7 @@ def _learn(
     out, kind = Path(config.out), next(model.parameters()).device.type
     adam = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     done = _restore(resume, model, adam, digest) if resume else 0
+    write_options(out, config)
     fast = resolve_precision(config.precision) == "bf16-mixed"
     finite, board = FiniteCheck("windows", ("all",), config.log_every), SummaryWriter(out / LOG, purge_step=done + 1)
     for step in tqdm(range(done + 1, config.steps + 1), initial=done, total=config.steps, smoothing=0.05):

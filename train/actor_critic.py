@@ -21,7 +21,7 @@ from models.conditioning import Conditioner, Normaliser
 from models.stacked import TwinQ, initialise_weights
 from models.state_policies import StatePolicy, TanhGaussianPolicy
 from models.updates import frozen, update_average
-from sim.options import option
+from sim.options import check_fraction, option
 from train.seeding import MemberStream
 from train.state_algorithm import StateAlgorithm
 from train.state_config import StateConfig
@@ -36,6 +36,10 @@ class ActorCriticConfig(StateConfig):
     actor_lr: float = option(3e-4, "learning rate of Adam, policies")
     discount: float = option(0.99, "gamma")
     target_update_rate: float = option(5e-3, "weight of the new network in the target's running average")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fraction(self, "discount", "target_update_rate")
 
 
 class ActorCritic(StateAlgorithm):

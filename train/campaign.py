@@ -2,8 +2,9 @@
 
 FILE lists trainings: the arguments of `python -m train`, and values that some of them take (`over`), one training for
 each combination. `at_once` of them run side by side. At the limit those at work stop and keep their checkpoint; the
-same command goes on. What is needed elsewhere, of every finished training its policies, curves and routing, lies in at
-most eight files of 16 MB in OUT/pack, which `python -m eval.campaign` plays on a machine with simulators.
+same command goes on, and leaves finished ones as they are. What is needed elsewhere, of every finished training its
+policies, curves and routing, lies in at most eight files of 16 MB in OUT/pack, which `python -m eval.campaign` plays on
+a machine with simulators.
 
     at_once = 2
     [[training]]
@@ -16,6 +17,7 @@ most eight files of 16 MB in OUT/pack, which `python -m eval.campaign` plays on 
 from __future__ import annotations
 
 import itertools
+import json
 import shlex
 import signal
 import subprocess
@@ -31,16 +33,19 @@ import torch
 
 from data.decoded_frames import GIB, MOST_OF_MEMORY, decoded_bytes, fits, free_bytes
 from data.replay import Replay
-from eval.campaign import IMAGE_POLICY
+from eval.campaign import IMAGE_POLICY, TRAINING
 from eval.export import ExportConfig, slim
+from models.checkpoint import read_plain
+from sim.files import read_json, write_atomic
 from sim.options import Parser, add_options, check_choice, check_least, from_options, option
 from train import qtopt_config, state_run
-from train.campaign_files import Packed, pack
+from train.campaign_files import pack
 from train.qtopt_config import QTOptConfig
 from train.run_dir import LAST
 from train.state_config import StateConfig
 
 PACK = "pack"  # folder of the files that travel
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 GRACE_S = 120.0  # for a training to write its checkpoint
 KEYS = {"name", "arguments", "over", "steps_per_s"}
 
@@ -64,8 +69,9 @@ class Training:
     arguments: list[str]
     config: QTOptConfig | StateConfig
     steps_per_s: float | None
-    state: str = "not begun"
-    seconds: float = 0.0
+    state: str = "waiting"
+    seconds: float = 0.0  # of all calls
+    done: int = 0  # steps at its last checkpoint
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
 
@@ -75,7 +81,8 @@ def main(arguments: list[str]) -> None:
     add_options(parser, CampaignConfig)
     options = vars(parser.parse_args(arguments))
     file = options.pop("file")
-    run(file, from_options(CampaignConfig, options))
+    if any(training.state.startswith(FAILED) for training in run(file, from_options(CampaignConfig, options))):
+        raise SystemExit(1)
 
 
 def run(file: Path, config: CampaignConfig) -> list[Training]:
@@ -85,7 +92,7 @@ def run(file: Path, config: CampaignConfig) -> list[Training]:
     check_time(trainings, at_once, config.minutes)
     check_memory(trainings, at_once)
     out.mkdir(parents=True, exist_ok=True)
-    waiting, working = list(trainings), list[Training]()
+    waiting, working = [each for each in trainings if each.state != FINISHED], list[Training]()
     try:
         while (waiting or working) and time.monotonic() - begin < 60 * config.minutes:
             while waiting and len(working) < at_once:
@@ -93,15 +100,15 @@ def run(file: Path, config: CampaignConfig) -> list[Training]:
             time.sleep(0.2)
             for training in [each for each in working if each.process and each.process.poll() is not None]:
                 working.remove(training)
-                _end(training, "finished", out)
-                pack(_packed(trainings, out), out / PACK)
+                _end(training, FINISHED, out)
+                pack([out / each.name for each in trainings], out / PACK)
     finally:
         for training in working:
             assert training.process is not None
             training.process.send_signal(signal.SIGTERM)
         for training in working:
-            _end(training, "stopped", out)
-        pack(_packed(trainings, out), out / PACK)
+            _end(training, STOPPED, out)
+        pack([out / each.name for each in trainings], out / PACK)
         print(_table(trainings, out))
     return trainings
 
@@ -120,7 +127,7 @@ def read_campaign(file: Path, out: Path) -> tuple[list[Training], int]:
     tables = isinstance(listed, list) and listed and all(isinstance(table, dict) for table in listed)
     if content or not tables or not isinstance(at_once, int) or at_once < 1:
         raise ValueError(f"{file}: a campaign holds at_once, 1 or more, and [[training]] tables")
-    trainings = [training for table in listed for training in _of_table(file, table, out)]
+    trainings = [_with_past(training, out) for table in listed for training in _of_table(file, table, out)]
     names = [training.name for training in trainings]
     if len(set(names)) < len(names):
         raise ValueError(f"{file}: two trainings have the same name; give their tables other ones")
@@ -146,6 +153,20 @@ def _of_table(file: Path, table: dict[str, Any], out: Path) -> Iterator[Training
         yield Training(name, arguments, _resolved(arguments), table.get("steps_per_s"))
 
 
+def _with_past(training: Training, out: Path) -> Training:
+    """What became of it in earlier calls."""
+    run = out / training.name
+    if (run / TRAINING).is_file():
+        found = read_json(run / TRAINING)
+        training.seconds = found["seconds"]
+        if found["finished"] and found["arguments"] == training.arguments:
+            training.state = FINISHED
+    if (run / LAST).is_file():
+        checkpoint = read_plain(run / LAST)
+        training.done = checkpoint["switchyard"]["steps"] if "switchyard" in checkpoint else checkpoint["updates"]
+    return training
+
+
 def _resolved(arguments: list[str]) -> QTOptConfig | StateConfig:
     if arguments[0].startswith("-"):
         return qtopt_config.parse(arguments)[0]
@@ -155,7 +176,8 @@ def _resolved(arguments: list[str]) -> QTOptConfig | StateConfig:
 
 def check_time(trainings: list[Training], at_once: int, minutes: float) -> None:
     """ValueError, with the estimate, where the trainings cannot end in time."""
-    known = [training.config.steps / training.steps_per_s for training in trainings if training.steps_per_s]
+    unfinished = [training for training in trainings if training.state != FINISHED and training.steps_per_s]
+    known = [(each.config.steps - each.done) / each.steps_per_s for each in unfinished if each.steps_per_s]
     needed = sum(known) / at_once / 60
     if needed > minutes:
         raise ValueError(
@@ -188,7 +210,7 @@ def _start(training: Training, out: Path) -> Training:
     with log.open("ab") as written:
         command = [sys.executable, "-W", "ignore", "-m", "train", *training.arguments]
         training.process = subprocess.Popen(command, stdout=written, stderr=subprocess.STDOUT)
-    training.state, training.seconds = "at work", -time.monotonic()
+    training.state, training.seconds = "at work", training.seconds - time.monotonic()
     return training
 
 
@@ -201,14 +223,14 @@ def _end(training: Training, state: str, out: Path) -> None:
         training.process.kill()
         status = training.process.wait()
     training.seconds += time.monotonic()
-    training.state = "finished" if not status else state if state == "stopped" else f"failed, see {training.name}.log"
-    last, policy = (out / training.name / name for name in (LAST, IMAGE_POLICY))
-    if training.state == "finished" and isinstance(training.config, QTOptConfig) and not policy.exists():
-        slim(ExportConfig(checkpoint=str(last), out=str(policy), format="checkpoint", half=True))
-
-
-def _packed(trainings: list[Training], out: Path) -> list[Packed]:
-    return [Packed(each.name, each.arguments, each.seconds, out / each.name) for each in trainings]
+    training.state = FINISHED if not status else state if state == STOPPED else f"{FAILED}, see {training.name}.log"
+    finished, run = training.state == FINISHED, out / training.name
+    if finished and isinstance(training.config, QTOptConfig):
+        (run / IMAGE_POLICY).unlink(missing_ok=True)
+        slim(ExportConfig(checkpoint=str(run / LAST), out=str(run / IMAGE_POLICY), format="checkpoint", half=True))
+    if run.is_dir():
+        about = {"name": training.name, "arguments": training.arguments, "seconds": training.seconds}
+        write_atomic(run / TRAINING, json.dumps(about | {"finished": finished}).encode())
 
 
 def _table(trainings: list[Training], out: Path) -> str:

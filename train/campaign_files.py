@@ -6,14 +6,13 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from data.weight_files import WEIGHTS
 from eval.campaign import IMAGE_POLICY, TRAINING
 from eval.curves import read_curves
 from models.checkpoint import read_plain
-from sim.files import write_atomic
+from sim.files import read_json, write_atomic
 from train.run_dir import LOG
 from train.state_run import POLICY, RETURNS, ROUTING
 
@@ -21,22 +20,12 @@ PACK_BYTES, PACKS = 16_000_000, 8
 POINTS = 200  # of a curve
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A training, what it was and where it ran."""
-
-    name: str
-    arguments: list[str]
-    seconds: float
-    run: Path
-
-
-def pack(trainings: Sequence[Packed], folder: Path) -> list[Path]:
-    """Write the files anew, those of one training together."""
+def pack(runs: Sequence[Path], folder: Path) -> list[Path]:
+    """Write the files anew, those of one training together. `runs`: folders of the trainings, by name."""
     folder.mkdir(exist_ok=True)
     parts: list[list[tuple[str, bytes]]] = [[]]
-    for training in trainings:
-        files = list(_files_of(training))
+    for run in runs:
+        files = list(_files_of(run))
         size = sum(len(content) for _, content in files)
         if parts[-1] and sum(len(content) for _, content in parts[-1]) + size > PACK_BYTES:
             parts.append([])
@@ -51,21 +40,17 @@ def pack(trainings: Sequence[Packed], folder: Path) -> list[Path]:
     return paths
 
 
-def _files_of(training: Packed) -> Iterator[tuple[str, bytes]]:
+def _files_of(run: Path) -> Iterator[tuple[str, bytes]]:
     """Nothing of one that has not finished."""
-    run = training.run
-    policies = [run / name for name in (IMAGE_POLICY, POLICY) if (run / name).is_file()]
-    if not policies:
+    if not (run / TRAINING).is_file() or not read_json(run / TRAINING)["finished"]:
         return
-    about = {"name": training.name, "arguments": training.arguments, "seconds": training.seconds}
-    yield f"{training.name}/{TRAINING}", json.dumps(about).encode()
-    yield f"{training.name}/curves.json", json.dumps(curves(run)).encode()
+    yield f"{run.name}/curves.json", json.dumps(curves(run)).encode()
     if not (run / ROUTING).is_file():  # from images: in the policy
-        routing = read_plain(policies[0])["switchyard"]["sharing"]
-        yield f"{training.name}/{ROUTING}", json.dumps(routing).encode()
-    for path in (*policies, run / ROUTING, run / RETURNS, run / WEIGHTS):
-        if path.is_file():
-            yield f"{training.name}/{path.name}", path.read_bytes()
+        routing = read_plain(run / IMAGE_POLICY)["switchyard"]["sharing"]
+        yield f"{run.name}/{ROUTING}", json.dumps(routing).encode()
+    for name in (TRAINING, IMAGE_POLICY, POLICY, ROUTING, RETURNS, WEIGHTS):
+        if (run / name).is_file():
+            yield f"{run.name}/{name}", (run / name).read_bytes()
 
 
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:

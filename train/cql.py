@@ -42,7 +42,7 @@ class CQLConfig(ActorCriticConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least(self, 1, "num_sampled_actions")
-        check_least(self, 0, "num_gradient_actions", "bc_steps", "lagrange_threshold")
+        check_least(self, 0, "conservative_weight", "num_gradient_actions", "bc_steps", "lagrange_threshold")
 
 
 class CQL(ActorCritic):

@@ -45,6 +45,8 @@ def load_single_task(config: StateConfig, dataset: TransitionDataset, tasks: Seq
     if not config.divergence_from:
         return None
     file, where = load_policies(config.divergence_from), f"divergence_from: {config.divergence_from}"
+    if isinstance(file.policy.network, DeterministicPolicy):
+        raise ValueError(f"{where} holds deterministic policies, of which there is no KL")
     if file.benchmark is not dataset.benchmark:
         raise ValueError(f"{where} holds policies for {file.benchmark.name}, not for {dataset.benchmark.name}")
     if file.metadata.get("dataset_digest") != dataset.digest:
@@ -66,8 +68,8 @@ def single_task_of(config: StateConfig, policy: StatePolicy) -> SingleTaskPolicy
 
 
 def fit_behaviour(algorithm: StateAlgorithm, steps: int) -> StatePolicy:
-    """pi_beta_eff of each member: the maximum-likelihood policy of its batches, by the weights that its Q-function and
-    router give now."""
+    """pi_beta_eff of each member: the maximum-likelihood policy of its batches, weighed by its Q-function as it is and
+    by its router, whose statistics go on."""
     config, shared, learned = algorithm.config, algorithm.shared, algorithm.policies()
     device = next(learned.network.parameters()).device
     sizes = shared.members, learned.conditioner.size, config.hidden_sizes

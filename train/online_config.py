@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sim.benchmarks.table import BENCHMARKS, benchmark_by_name
-from sim.options import Parser, add_options, check_choice, check_least, check_seed, from_options, option, peek_option
+from sim.options import (
+    Parser,
+    add_options,
+    check_choice,
+    check_fraction,
+    check_least,
+    check_seed,
+    from_options,
+    option,
+    peek_option,
+)
 from train.precision import PRECISIONS
 from train.presets import preset_for
 
@@ -41,6 +51,7 @@ class OnlineConfig:
         check_seed(self, "seed")
         counts = ("steps", "start_steps", "update_every", "batch_size", "keep_every", "checkpoint_every")
         check_least(self, 1, *counts, "replay_steps")
+        check_fraction(self, "discount", "target_update_rate")
         if self.steps <= self.start_steps:
             raise ValueError(f"steps {self.steps}: after start_steps {self.start_steps} none is left to learn by")
 

@@ -33,7 +33,7 @@ from train.callbacks.checkpointing import StopRequest, stopped_at, write_tensors
 from train.finite import FiniteCheck, NotFiniteError, check_weights, diverged
 from train.precision import resolve_precision
 from train.process_settings import prepare_process
-from train.run_dir import LAST, lock_run, open_run
+from train.run_dir import LAST, checkpoint_to_resume, lock_run, write_options
 
 RETURNS, REPLAY = "returns.csv", "replay.h5"
 FORMAT = 2  # of the checkpoint
@@ -79,7 +79,7 @@ def learn(name: str, config: Any, make: Any, rates: str) -> Path:
     out = Path(config.out)
     with lock_run(out), StopRequest() as request:
         try:
-            _learn(name, config, make, out, open_run(out, config, FREE_TO_CHANGE), request)
+            _learn(name, config, make, out, checkpoint_to_resume(out, config, FREE_TO_CHANGE), request)
         except NotFiniteError as error:
             raise diverged(error, out, rates) from error
     return out
@@ -98,6 +98,7 @@ def _learn(name: str, config: Any, make: Any, out: Path, resume: Path | None, re
     returns: list[str] = []
     if resume is not None:
         returns = _restore(resume, name, algorithm, buffer, config.steps)
+    write_options(out, config)
     done = buffer.filled
     if done >= replay_steps and not (out / REPLAY).is_file():
         write_transitions(out / REPLAY, buffer.first(replay_steps, kept))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import numpy as np
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy
@@ -31,27 +31,16 @@ from train.callbacks.progress import Progress, quiet_lightning
 from train.callbacks.throughput import Throughput
 from train.image_bc import BehaviourCloning
 from train.launch import fit, join_launch
+from train.metadata import FREE_TO_CHANGE
 from train.precision import resolve_precision
 from train.qtopt import QTOpt
 from train.qtopt_config import QTOptConfig
 from train.run_dir import LAST, LOG, kept_options, lock_run, trained_options, write_options
 
+if TYPE_CHECKING:
+    from train.callbacks.validation import Validation
+
 LEARNERS: dict[str, type[QTOpt | BehaviourCloning]] = {"qtopt": QTOpt, "bc": BehaviourCloning}
-FREE_TO_CHANGE = (
-    "data",  # bound by its content, not by its path
-    "steps",
-    "workers",
-    "cache_mib",
-    "decode",
-    "frames",
-    "checkpoint_every",
-    "log_every",
-    "q_maps_every",
-    "evaluate_every",
-    "evaluate_episodes",
-    "precision",
-    "out",
-)  # when a run is resumed
 
 
 def train(config: QTOptConfig) -> Path:
@@ -89,6 +78,8 @@ def _train(config: QTOptConfig, replay: Replay, out: Path, environment: ClusterE
         notes = [f"{out}: going on from step {done}", _compare_episodes(checkpoint, resume, replay)]
         if done >= config.steps:
             print(f"{resume}: already trained for {done} steps")
+            for validation in _validation(replay, config) if first else []:
+                validation.play_waiting(done)
             return resume
         if first:
             print("\n".join(line for line in notes if line))
@@ -246,7 +237,7 @@ def _strategy(config: QTOptConfig) -> Any:
     return DDPStrategy(timeout=datetime.timedelta(hours=6))  # an evaluation takes time
 
 
-def _validation(replay: Replay, config: QTOptConfig) -> list[Callback]:
+def _validation(replay: Replay, config: QTOptConfig) -> list[Validation]:
     if not config.evaluate_every:
         return []
     from train.callbacks.validation import Validation  # which needs the simulator and scipy; other trainings do not

@@ -30,10 +30,10 @@ def lock_run(out: Path, leads: bool = True) -> Iterator[None]:
         yield
 
 
-def open_run(out: Path, config: Any, free: Container[str]) -> Path | None:
-    """Write the options, unless `kept_options` refuses them; returns the checkpoint to resume from, or None."""
+def checkpoint_to_resume(out: Path, config: Any, free: Container[str]) -> Path | None:
+    """The last checkpoint, or None; CheckpointError as `kept_options`. What it holds may still be refused: the options
+    are to be written after that."""
     kept_options(out, config, free)
-    write_options(out, config)
     return out / LAST if (out / LAST).is_file() else None
 
 

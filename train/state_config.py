@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -79,6 +80,8 @@ class StateConfig:
         clip = self.sharing_temperature_clip
         if len(clip) != 2 or not 0 < clip[0] <= clip[1]:
             raise ValueError(f"sharing_temperature_clip is LOW,HIGH with 0 < LOW <= HIGH, got {clip}")
+        if not math.isfinite(self.reward_scale) or not math.isfinite(self.reward_shift):
+            raise ValueError(f"reward_scale and reward_shift are finite, got {self.reward_scale}, {self.reward_shift}")
         if min(self.hidden_sizes) < 1:
             raise ValueError(f"hidden_sizes are at least 1, got {self.hidden_sizes}")
         if self.divergence_from and "none" in self.rules:

@@ -45,7 +45,7 @@ from train.hcsac import CSACConfig, HCSACConfig, MTCSACConfig
 from train.iql import IQL, IQLConfig
 from train.presets import preset_for
 from train.process_settings import prepare_process
-from train.run_dir import lock_run, open_run
+from train.run_dir import checkpoint_to_resume, lock_run, write_options
 from train.state_algorithm import StateAlgorithm
 from train.state_checkpoints import Checkpoints
 from train.state_config import StateConfig
@@ -120,7 +120,7 @@ def train(name: str, config: StateConfig) -> Path:
     algorithm = build(name, config, dataset)  # which refuses what makes no sense before there is a folder
     single_task = load_single_task(config, dataset, _tasks(algorithm, dataset))
     with lock_run(out):
-        resume = open_run(out, config, FREE_TO_CHANGE)
+        resume = checkpoint_to_resume(out, config, FREE_TO_CHANGE)
         algorithm.to(device := torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         algorithm.shared.start(device)
         checkpoints = Checkpoints(name, algorithm, dataset.digest)
@@ -135,6 +135,7 @@ def train(name: str, config: StateConfig) -> Path:
             precision = kept if precision == "auto" else precision
             done = algorithm.updates >= config.steps
             print(f"{out}: {'trained to' if done else 'going on from'} update {algorithm.updates}")
+        write_options(out, config)
         if algorithm.updates < config.steps:
             fit_updates(StateRun(algorithm, config), checkpoints, config, precision, resume is not None, played)
         return _finish(name, config, algorithm, dataset, device, single_task)
