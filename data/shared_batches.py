@@ -71,8 +71,10 @@ class ScoredSteps:
 class SharedBatches(nn.Module):
     """Samplers and routers of all members. The routers' running statistics are buffers, saved with the checkpoint."""
 
-    def __init__(self, dataset: TransitionDataset, config: SharingConfig, q_function: nn.Module | None = None) -> None:
-        """`q_function`: the one that snapshots are copied from; without it no rule may need Q-values (ValueError).
+    def __init__(
+        self, dataset: TransitionDataset, config: SharingConfig, q_function: Callable[[], nn.Module] | None = None
+    ) -> None:
+        """`q_function` gives the one that snapshots are copied from; without it no rule may need Q-values (ValueError).
         ValueError with the nearest name for a task that does not exist."""
         super().__init__()
         benchmark = dataset.benchmark
@@ -87,8 +89,8 @@ class SharedBatches(nn.Module):
         if q_function is None and (asking := [rule.name for rule in self.rules if rule.uses_q]):
             raise ValueError(f"rule {asking[0]} weighs by Q-values, and this algorithm learns none")
         self.routers = nn.ModuleList(self._router(router) for router in config.routers)
-        by_snapshot = any(rule.snapshot for rule in self.rules)
-        self.snapshot = copy.deepcopy(q_function).requires_grad_(False) if by_snapshot and q_function else None
+        self._q_function = q_function
+        self.snapshot: nn.Module | None = None
         scored = (router.episodes for router, _ in self._parts() if router.episodes is not None)
         self._schedule = next((episodes.scores.schedule for episodes in scored), None)  # the same for every rule
         self._samplers: list[StateSampler] = []
@@ -109,8 +111,10 @@ class SharedBatches(nn.Module):
         return Router(config, num_tasks, self.config.seeds, episodes=episodes)
 
     def start(self, device: torch.device | str) -> None:
-        """Move transitions and routers to the device, before the first batch."""
+        """Move transitions and routers to the device, before the first batch. The Q-function is there already."""
         self.to(device)
+        if self._q_function is not None and any(rule.snapshot for rule in self.rules):
+            self.snapshot = copy.deepcopy(self._q_function()).requires_grad_(False)
         config, skills = self.config, self._dataset.benchmark.skills
         tensors = TransitionTensors(self._dataset, device, config.reward_scale, config.reward_shift)
         self._samplers = [
@@ -254,15 +258,15 @@ class SharedBatches(nn.Module):
     def _snapshot(self) -> nn.Module | None:
         return self.snapshot if self._taken else None
 
-    def finish(self, q_function: nn.Module | None) -> None:
+    def finish(self) -> None:
         """After the update that was begun: keep scores of episodes that are complete, and take a snapshot of the
         Q-function every `snapshot_every` updates."""
         for router, _ in self._parts():
             if router.episodes is not None and (self._taken or not router.rule.snapshot):
                 router.episodes.scores.finish(self._updates)
         if self.snapshot is not None and (self._updates + 1) % self.config.snapshot_every == 0:
-            assert q_function is not None
-            self.snapshot.load_state_dict(q_function.state_dict())
+            assert self._q_function is not None
+            self.snapshot.load_state_dict(self._q_function().state_dict())
             for router, _ in self._parts():
                 if router.rule.snapshot:
                     router.forget()

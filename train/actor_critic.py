@@ -67,17 +67,13 @@ class ActorCritic(StateAlgorithm):
         q = TwinQ(members, conditioner.size, action_size, config.hidden_sizes)
         self.q = initialise_weights(q, members, first.uniform)
         self.target = copy.deepcopy(self.q).requires_grad_(False)
-        self.add_networks()
-        self.shared = SharedBatches(dataset, config.shared_batches, self.conservative_q(self.target))
+        self.shared = SharedBatches(dataset, config.shared_batches, lambda: self.conservative_q(self.target))
         trained = torch.zeros(len(dataset.benchmark.tasks), dtype=torch.bool)
         trained[list(self.shared.tasks)] = True
         self.register_buffer("_trained", trained, persistent=False)
         critic = [*self.q.parameters(), *self.conditioner.parameters()]
         self.critic_optimizer = torch.optim.Adam(critic, lr=config.critic_lr, fused=True)
         self.optimizers = [self.critic_optimizer]
-
-    def add_networks(self) -> None:
-        """Make the further networks that `conservative_q` needs."""
 
     # ---------------------------------------------------------------- parts of an update
 
@@ -99,9 +95,6 @@ class ActorCritic(StateAlgorithm):
 
     def update_target(self) -> None:
         update_average(self.target, self.q, self.config.target_update_rate)
-
-    def finish(self) -> None:
-        self.shared.finish(self.conservative_q(self.target))
 
     # ---------------------------------------------------------------- scores
 

@@ -92,16 +92,12 @@ class BRAC(ActorCritic):
         self, config: BRACConfig, dataset: TransitionDataset, normaliser: Normaliser, conditioner: Conditioner
     ) -> None:
         super().__init__(config, dataset, normaliser, conditioner)
+        members, first = len(config.members), config.random("cpu", MemberStream.FIRST_WEIGHTS, 1)
+        behaviour = TanhGaussianPolicy(members, conditioner.size, config.hidden_sizes, self.policy.action_size)
+        self.behaviour = initialise_weights(behaviour, members, first.uniform)
         self.actor_optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.actor_lr, fused=True)
         self.behaviour_optimizer = torch.optim.Adam(self.behaviour.parameters(), lr=config.behaviour_lr, fused=True)
         self.optimizers += [self.actor_optimizer, self.behaviour_optimizer]
-
-    def add_networks(self) -> None:
-        config, members = self.config, len(self.config.members)
-        first = config.random("cpu", MemberStream.FIRST_WEIGHTS, 1)
-        sizes = members, self.conditioner.size, config.hidden_sizes
-        behaviour = TanhGaussianPolicy(*sizes, self.policy.action_size)
-        self.behaviour = initialise_weights(behaviour, members, first.uniform)
 
     def begin(self) -> Hashable:
         return super().begin(), self._fits_behaviour, self._follows_behaviour

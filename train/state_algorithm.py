@@ -71,7 +71,7 @@ class StateAlgorithm(nn.Module, abc.ABC):
 
     def finish(self) -> None:
         """What is done on the host after an update."""
-        self.shared.finish(None)
+        self.shared.finish()
 
     def warning(self, values: Values) -> str:
         """What a run should say once of the values [E] of an update; '' for nothing."""
