@@ -77,7 +77,7 @@ class TransitionDataset:
         columns = {name: (self.columns[name] - mean) / std for name in ("observation", "next_observation")}
         return replace(self, columns={**self.columns, **columns})
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Hash of the benchmark's name and all columns, hexadecimal."""
         found = hashlib.blake2b(self.benchmark.name.encode(), digest_size=16)
@@ -114,7 +114,7 @@ class TransitionDataset:
         ]
         return np.array(counts, np.int64)
 
-    @property
+    @functools.cached_property
     def episode(self) -> NDArray[np.int64]:
         """[D] number of each transition's episode."""
         last = self.columns["episode_end"]

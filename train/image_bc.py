@@ -20,9 +20,7 @@ from models.networks import build_network
 from models.qnetwork import bounds
 from models.small_network import Perception, SmallQNetwork
 from sim.tasks import TASK_NAMES
-from train.finite import check_weights
 from train.image_learner import Computed, ImageLearner
-from train.metadata import checkpoint_metadata
 from train.optimizer import configure_adam
 from train.qtopt_config import QTOptConfig
 from train.seeding import RandomStream
@@ -92,13 +90,6 @@ class BehaviourCloning(ImageLearner):
         for key in [key for key in weights if not key.startswith(("network.", "target."))]:
             del weights[key]
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.finite.check()
-        check_weights(self.global_step, network=self.network, target=self.target)
-        checkpoint["callbacks"] = {}  # nothing to resume from, and the run's path
-        if self.replay:
-            checkpoint["episodes"] = torch.from_numpy(self.replay.episode_key)
+    def sharing(self) -> dict[str, Any]:
         unknown = [[None] * len(TASK_NAMES) for _ in TASK_NAMES]
-        sharing = {"rule": self.config.rule, "tasks": list(TASK_NAMES), "weights": unknown}
-        precision = str(self.trainer.precision)
-        checkpoint["switchyard"] = checkpoint_metadata(self.config, self.replay, sharing, self.global_step, precision)
+        return {"rule": self.config.rule, "tasks": list(TASK_NAMES), "weights": unknown}

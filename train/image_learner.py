@@ -22,7 +22,8 @@ from models.captured import Captured, StaticInputs
 from models.qnetwork import QNetwork
 from models.updates import update_average
 from sim.tasks import TASK_NAMES
-from train.finite import FiniteCheck
+from train.finite import FiniteCheck, check_weights
+from train.metadata import checkpoint_metadata
 from train.optimizer import configure_adam
 from train.qtopt_config import QTOptConfig
 from train.seeding import RandomStream
@@ -152,6 +153,22 @@ class ImageLearner(lightning.LightningModule, abc.ABC):
 
     def configure_optimizers(self) -> Any:
         return configure_adam((p for p in self.network.parameters() if p.requires_grad), self.config)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    @abc.abstractmethod
+    def sharing(self) -> dict[str, Any]:
+        """What a checkpoint tells of data sharing: the rule, tasks, and mean weights by target and source."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.finite.check()
+        check_weights(self.global_step, network=self.network, target=self.target)
+        checkpoint["callbacks"] = {}  # nothing to resume from, and the run's path
+        if self.replay:
+            checkpoint["episodes"] = torch.from_numpy(self.replay.episode_key)
+        precision = str(self.trainer.precision)
+        metadata = checkpoint_metadata(self.config, self.replay, self.sharing(), self.global_step, precision)
+        checkpoint["switchyard"] = metadata
 
     # ------------------------------------------------------------------ logging
 

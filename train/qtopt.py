@@ -36,7 +36,6 @@ from train.finite import check_weights
 from train.image_bc import behaviour_loss, cloned_weight, landmark_losses
 from train.image_learner import Computed, ImageLearner
 from train.image_router import build_router, restore_schedule, score_for_tasks
-from train.metadata import checkpoint_metadata
 from train.qtopt_config import QTOptConfig
 from train.seeding import RandomStream
 
@@ -230,8 +229,8 @@ class QTOpt(ImageLearner):
 
     # ------------------------------------------------------------------ checkpoints
 
-    def _sharing(self) -> dict[str, Any]:
-        """The router's report and options, with the mean weights at earlier checkpoints."""
+    def sharing(self) -> dict[str, Any]:
+        """The router's report and options, with the mean weights at this and earlier checkpoints."""
         report = self.routing()[""] | {"tasks": list(TASK_NAMES), "config": dataclasses.asdict(self.config.router)}
         self.history[self.global_step] = report["weights"]
         return {**report, "history": [[step, weights] for step, weights in sorted(self.history.items())]}
@@ -244,12 +243,5 @@ class QTOpt(ImageLearner):
             restore_schedule(self.router.episodes, checkpoint["state_dict"], *known, checkpoint["global_step"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.finite.check()
-        networks = {"network": self.network, "target": self.target, "lagged": self.lagged, "snapshot": self.snapshot}
-        check_weights(self.global_step, **networks)
-        checkpoint["callbacks"] = {}  # nothing to resume from, and the run's path
-        if self.replay:
-            checkpoint["episodes"] = torch.from_numpy(self.replay.episode_key)
-        checkpoint["switchyard"] = checkpoint_metadata(
-            self.config, self.replay, self._sharing(), self.global_step, str(self.trainer.precision)
-        )
+        super().on_save_checkpoint(checkpoint)
+        check_weights(self.global_step, lagged=self.lagged, snapshot=self.snapshot)
