@@ -113,8 +113,8 @@ class Checker:
         shard.frames([0])  # is it the file that the manifest lists?
         read_listed(path, entry)
         real, tables, attributes = read_shard(path)
-        place = {first: number for number, first in enumerate(real.first)}
-        chosen = [place[first] for first in entry.first if first in place]
+        index_of = {first: number for number, first in enumerate(real.first)}
+        chosen = [index_of[first] for first in entry.first if first in index_of]
         wrong = []
         if replace(select_episodes(real, chosen), name=entry.name) != entry:
             wrong.append("the manifest says otherwise of it")

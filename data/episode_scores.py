@@ -46,8 +46,8 @@ class ScoringSchedule:
 
     def pass_of(self, number: int) -> tuple[int, bool]:
         """The pass that batch `number` belongs to, and whether it is its last batch."""
-        passed, place = divmod(number - self.start, self.batches)
-        return passed, place == self.batches - 1
+        passed, batch = divmod(number - self.start, self.batches)
+        return passed, batch == self.batches - 1
 
     def visit_of(self, number: int) -> int:
         """Which of the last visits batch `number` belongs to."""
@@ -55,13 +55,13 @@ class ScoringSchedule:
 
     def steps(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Episodes scored beside batch `number`, and the number of the step by which each is scored, [P] each."""
-        passed, place = divmod(number - self.start, self.batches)
+        passed, batch = divmod(number - self.start, self.batches)
         if self._known is None or self._known[0] != passed:
             rng = np.random.default_rng([self._seed, 1, self.start, passed])
             count = len(self.episodes.length)
             self._known = passed, rng.permutation(count), rng.random(count)
         _, order, within = self._known
-        episode = np.resize(np.roll(order, -place * self.per_batch), self.per_batch)  # the last wraps around
+        episode = np.resize(np.roll(order, -batch * self.per_batch), self.per_batch)  # the last wraps around
         part = ((self._stratum[episode] + passed) % self.visits + within[episode]) / self.visits
         step = (part * self.episodes.length[episode]).astype(np.int64)
         return episode, self.episodes.first_step[episode] + step
@@ -144,7 +144,7 @@ def move_episodes(scores: Tensor, known: NDArray[np.int64], now: NDArray[np.int6
     """Scores [..., K] of episodes with keys `known` [K], reordered for the episodes with keys `now`, after a dataset
     has grown; NaN (none yet) for new episodes."""
     order = np.argsort(now)
-    place = order[np.searchsorted(now, known, sorter=order)]
+    position = order[np.searchsorted(now, known, sorter=order)]
     moved = scores.new_full((*scores.shape[:-1], len(now)), torch.nan)
-    moved[..., torch.from_numpy(place)] = scores
+    moved[..., torch.from_numpy(position)] = scores
     return moved

@@ -110,10 +110,10 @@ class Replay:
         found = {number: self._cache[number] for number in wanted.tolist() if number in self._cache}
         missing = np.array(sorted(set(wanted.tolist()) - found.keys()), np.int64)
         episode = np.searchsorted(self._last_frame, missing, side="left")
-        place = self._first_in_shard[episode] + self.episode_length[episode] - (self._last_frame[episode] - missing)
+        position = self._first_in_shard[episode] + self.episode_length[episode] - (self._last_frame[episode] - missing)
         shard = self.episode_shard[episode]
         for begin, end in _runs(shard):
-            read = self.shards[shard[begin]].frames(place[begin:end].tolist())
+            read = self.shards[shard[begin]].frames(position[begin:end].tolist())
             found.update(zip(missing[begin:end].tolist(), read, strict=True))
         self._keep(found)
         return [found[number] for number in wanted.tolist()]

@@ -31,13 +31,13 @@ class ReplayBuffer:
 
     def add(self, member: int, before: NDArray[np.float32], action: NDArray[np.float32], step: EnvStep) -> bool:
         """One transition of one task; `filled` is the caller's to count. Whether the task's episode ends here."""
-        task, place = self._tasks[member], (member, self.filled)
-        record(self.columns, place, before, action, step, self._benchmark.task_index(task.name))
-        self.reward[place] = (task.shaped_reward or task.reward)(step.quantities, action)
+        task, index = self._tasks[member], (member, self.filled)
+        record(self.columns, index, before, action, step, self._benchmark.task_index(task.name))
+        self.reward[index] = (task.shaped_reward or task.reward)(step.quantities, action)
         ends = task.ends(step.quantities)
-        self.done[place] = step.terminated or ends
-        self.columns["episode_end"][place] |= ends
-        return bool(self.columns["episode_end"][place])
+        self.done[index] = step.terminated or ends
+        self.columns["episode_end"][index] |= ends
+        return bool(self.columns["episode_end"][index])
 
     def state(self) -> dict[str, Tensor]:
         """The filled part, [E, filled, ...] by column."""

@@ -94,8 +94,8 @@ class Router(torch.nn.Module):
         lead = batch.task_index.dim() > 1
         columns = batch.task_index, batch.source_task_index, batch.success, batch.episode
         target, source, success, episode = (self._all(column, lead) for column in columns)
-        place = one_hot(target, self.tau)  # [E, B, N]
-        shared, weight = source != target, torch.ones_like(place[..., 0])
+        target_one_hot = one_hot(target, self.tau)  # [E, B, N]
+        shared, weight = source != target, torch.ones_like(target_one_hot[..., 0])
         if self.episodes is not None:
             if self.config.sharing == "weight":
                 routes = self.episodes.held_weights(number)
@@ -111,12 +111,12 @@ class Router(torch.nn.Module):
                 score = self._all(self.rule.score(scores), lead).to(self.tau.dtype)
                 q_tasks = None if scores.q_tasks is None else self._all(scores.q_tasks, lead).to(self.tau.dtype)
                 own_weight = self._outcome_weight[target, success.long()]
-                context = self._context(score, place, target, shared, q_tasks, own_weight)
+                context = self._context(score, target_one_hot, target, shared, q_tasks, own_weight)
                 weighed = shared | self._own_too(target, uniform)
                 weight = torch.where(weighed, self.rule.weight(score, context).nan_to_num(0.0), weight)
-        self._count(place, source, weight, success)
+        self._count(target_one_hot, source, weight, success)
         if learned:
-            self._count_learned(place, shared, weight, success)
+            self._count_learned(target_one_hot, shared, weight, success)
         weight = local_rows(weight.transpose(0, 1)).transpose(0, 1)
         return weight if lead else weight[0]
 
@@ -176,8 +176,8 @@ class Router(torch.nn.Module):
         target, source, weight, success = (rows.gather(1, index) for rows in (target, source, weight, success))
         shared = source != target
         weight = torch.where(shared, 1.0, weight)
-        place = one_hot(target, self.tau)
-        gathered = (gather(x.transpose(0, 1)).transpose(0, 1) for x in (place, shared, weight, success))
+        target_one_hot = one_hot(target, self.tau)
+        gathered = (gather(x.transpose(0, 1)).transpose(0, 1) for x in (target_one_hot, shared, weight, success))
         self._count_learned(*gathered)
         return (index, weight) if lead else (index[0], weight[0])
 
@@ -195,7 +195,7 @@ class Router(torch.nn.Module):
     def _context(
         self,
         score: Tensor,
-        place: Tensor,
+        target_one_hot: Tensor,
         target: Tensor,
         shared: Tensor,
         q_tasks: Tensor | None,
@@ -203,10 +203,10 @@ class Router(torch.nn.Module):
     ) -> RuleContext:
         reference = torch.zeros_like(score)
         if self.rule.reference:
-            self._remember(score, place * ~shared[..., None], target, own_weight)
+            self._remember(score, target_one_hot * ~shared[..., None], target, own_weight)
             reference = self.reference().gather(-1, target)
             count = torch.where(shared, 1.0, own_weight if self.config.temperature == "absolute" else 0.0)
-            self._warm(score - reference, place * count[..., None])
+            self._warm(score - reference, target_one_hot * count[..., None])
         temperature = self.temperature().gather(-1, target)
         return RuleContext(reference=reference, temperature=temperature, target=target, q_tasks=q_tasks)
 
@@ -257,15 +257,17 @@ class Router(torch.nn.Module):
 
     # ---------------------------------------------------------------- report
 
-    def _count(self, place: Tensor, source: Tensor, weight: Tensor, success: Tensor) -> None:
-        from_task = one_hot(source, place)
+    def _count(self, target_one_hot: Tensor, source: Tensor, weight: Tensor, success: Tensor) -> None:
+        source_one_hot = one_hot(source, target_one_hot)
         values = torch.stack([torch.ones_like(weight), weight])
         outcome = torch.stack([1 - success, success])
-        self.sums.mul_(REPORT_DECAY).add_(torch.einsum("ebn,ebm,veb,oeb->voenm", place, from_task, values, outcome))
+        self.sums.mul_(REPORT_DECAY).add_(
+            torch.einsum("ebn,ebm,veb,oeb->voenm", target_one_hot, source_one_hot, values, outcome)
+        )
 
-    def _count_learned(self, place: Tensor, shared: Tensor, weight: Tensor, success: Tensor) -> None:
+    def _count_learned(self, target_one_hot: Tensor, shared: Tensor, weight: Tensor, success: Tensor) -> None:
         rows = torch.stack([weight, weight * shared, weight * shared * success])
-        self.learned.mul_(REPORT_DECAY).add_(torch.einsum("ebn,veb->ven", place, rows))
+        self.learned.mul_(REPORT_DECAY).add_(torch.einsum("ebn,veb->ven", target_one_hot, rows))
 
     def report(
         self, steps: NDArray[np.int64], member: int = 0, accepted: NDArray[np.bool_] | None = None

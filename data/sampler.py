@@ -80,9 +80,9 @@ class _Pool:
             within = (number - before) / (self._end[member] - before) * self._length[member]
             steps[remaining] = self._first_step[member] + within.astype(np.int64).clip(0, self._length[member] - 1)
             again = []
-            for place, episode in zip(remaining.tolist(), self._episode[member].tolist(), strict=True):
+            for slot, episode in zip(remaining.tolist(), self._episode[member].tolist(), strict=True):
                 if episode in seen and not last_try:
-                    again.append(place)
+                    again.append(slot)
                 seen.add(episode)
             if not again:
                 break
@@ -142,14 +142,14 @@ class Sampler:
         steps, targets = [], []
         seen = set[int]()
         config, size = self._config, self._config.per_task * self._config.processes
-        for place, task in enumerate(self._tasks):
-            others = self._others[place] if pools is None else pools[place]
+        for k, task in enumerate(self._tasks):
+            others = self._others[k] if pools is None else pools[k]
             num_shared = min(self._num_shared(size, rng), size - self._least_own) if any(map(len, others)) else 0
             if config.by_episode and num_shared:
                 num_shared = min(num_shared, len(others[0]))
             num_own = size if config.candidates_per_shared else size - num_shared
             num_shared *= config.candidates_per_shared or 1
-            for drawn_from, count in ((self._own[place], num_own), (others, num_shared)):
+            for drawn_from, count in ((self._own[k], num_own), (others, num_shared)):
                 numbers = [count]
                 if len(drawn_from) > 1:  # successes, failures
                     num_successes = _fraction_of(count, config.success_fraction, rng)

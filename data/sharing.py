@@ -111,13 +111,13 @@ def top_quantile(scores: Tensor, weight: Tensor, percentile: float) -> Tensor:
     last = (count - 1).clamp(min=0)
     sums, first = w.cumsum(-1), w[..., :1]
     total = (sums[..., -1:] - first / 2 - w.gather(-1, last) / 2).clamp(min=1e-12)
-    place = (sums - w / 2 - first / 2) / total
+    level = (sums - w / 2 - first / 2) / total
     wanted = 1.0 - percentile / 100.0
     inside = torch.arange(w.shape[-1], device=w.device) < count
-    low = ((place <= wanted) & inside).sum(-1, keepdim=True).sub(1).clamp(min=0)
+    low = ((level <= wanted) & inside).sum(-1, keepdim=True).sub(1).clamp(min=0)
     high = torch.minimum(low + 1, last)
-    step = (place.gather(-1, high) - place.gather(-1, low)).clamp(min=1e-12)
-    fraction = ((wanted - place.gather(-1, low)) / step).clamp(0, 1)
+    step = (level.gather(-1, high) - level.gather(-1, low)).clamp(min=1e-12)
+    fraction = ((wanted - level.gather(-1, low)) / step).clamp(0, 1)
     below, above = value.gather(-1, low), value.gather(-1, high)
     found = torch.lerp(below, above, fraction.to(value.dtype))
     return torch.where(count > 0, found, torch.nan)[..., 0]

@@ -159,10 +159,10 @@ class StateSampler:
 
         Row floor(u n) of n, with u of 53 bits: the odds of two rows differ by less than n / 2^53 of themselves."""
         shares, drawn, parts = self._num_shared, draws.row, []
-        for place, target in enumerate(self._targets):
-            own = _pick(target.own, drawn[:, place, : self._per_task])
+        for k, target in enumerate(self._targets):
+            own = _pick(target.own, drawn[:, k, : self._per_task])
             first, spare = own[:, : self._per_task - shares], own[:, self._per_task - shares :]
-            uniform = drawn[:, place, self._per_task :]
+            uniform = drawn[:, k, self._per_task :]
             if not len(target.others) or not shares:
                 chosen = spare
             elif self._by_episode:
@@ -174,7 +174,7 @@ class StateSampler:
                 continue
             candidates = chosen[..., None].expand(-1, -1, self._candidates)
             if self.offers and draws.further is not None and len(target.others):
-                candidates = torch.cat([chosen[..., None], _pick(target.others, draws.further[:, place])], -1)
+                candidates = torch.cat([chosen[..., None], _pick(target.others, draws.further[:, k])], -1)
             parts += [own, candidates.flatten(1)]
         return self._batch(torch.cat(parts, dim=1), self._target.expand(len(drawn), -1))
 

@@ -142,18 +142,18 @@ def empty_columns(benchmark: Benchmark, *lead: int) -> dict[str, NDArray[Any]]:
 
 def record(
     columns: dict[str, NDArray[Any]],
-    place: tuple[int, ...],
+    index: tuple[int, ...],
     before: NDArray[np.float32],
     action: NDArray[np.float32],
     step: EnvStep,
     task: int,
 ) -> None:
-    """Fill the columns at this place with one transition, from the observation `before` the action."""
+    """Fill the columns at this index with one transition, from the observation `before` the action."""
     values: dict[str, Any] = {"observation": before, "action": action, "next_observation": step.observation}
     values |= {QUANTITY + name: value for name, value in step.quantities.items()}
     values |= {"terminated": step.terminated, "episode_end": step.terminated or step.truncated, "task": task}
     for name, value in values.items():
-        columns[name][place] = value
+        columns[name][index] = value
 
 
 def write_transitions(path: Path, dataset: TransitionDataset) -> None:

@@ -71,8 +71,8 @@ class ContrastiveModel(nn.Module):
             masked, chosen = mask(values, missing, torch.rand(3, *values.shape[:2], device=values.device), self.masking)
             parts.append(masked)
             predicted.append(chosen)
-        place = torch.eye(self.window, device=observation.device).expand(len(observation), -1, -1)
-        tokens = F.relu(self.input_layer(torch.cat([place, *parts], -1)))
+        position = torch.eye(self.window, device=observation.device).expand(len(observation), -1, -1)
+        tokens = F.relu(self.input_layer(torch.cat([position, *parts], -1)))
         prediction = self.predict(self.transformer(tokens, self.hidden)).flatten(0, 1)
         return prediction, self.target(rows)[0], predicted[0].flatten()
 

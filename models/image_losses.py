@@ -13,12 +13,12 @@ from models.reductions import weighted_mean
 MOTION_WEIGHT = 2.0  # of the motion's squared error in behaviour cloning, beside the command's cross-entropy
 
 
-def bellman_target(reward: Tensor, done: Tensor, span: Tensor, next_value: Tensor, discount: float) -> Tensor:
-    """Bellman target of QT-Opt (eq. 1), a probability, over n = `span` steps of which only the last has a reward. [B]
+def bellman_target(reward: Tensor, done: Tensor, n_step: Tensor, next_value: Tensor, discount: float) -> Tensor:
+    """Bellman target of QT-Opt (eq. 1), a probability, over `n_step` steps of which only the last has a reward. [B]
 
     y = clip(gamma^(n - 1) * (r + gamma * (1 - d) * V(s')), 0, 1)
     """
-    return (discount ** (span - 1) * (reward + discount * (1 - done) * next_value)).clamp(0, 1)
+    return (discount ** (n_step - 1) * (reward + discount * (1 - done) * next_value)).clamp(0, 1)
 
 
 def bellman_loss(logit: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -62,9 +62,9 @@ def point_loss(logits: Tensor, point: Tensor, visible: Tensor) -> Tensor:
     image's side), each spread bilinearly over the four nearest cells. Summed over the visible points [B, P], averaged
     over images."""
     size = logits.shape[-1]
-    place = (point * size - 0.5).clamp(0, size - 1)
-    low = place.floor().clamp(max=size - 2)
-    fraction = place - low
+    cell = (point * size - 0.5).clamp(0, size - 1)
+    low = cell.floor().clamp(max=size - 2)
+    fraction = cell - low
     log_probability = logits.flatten(2).log_softmax(-1)
     corner = (low[..., 1] * size + low[..., 0]).long()
     each = torch.zeros_like(point[..., 0])
@@ -80,5 +80,5 @@ def point_loss(logits: Tensor, point: Tensor, visible: Tensor) -> Tensor:
 def calibration_error(q: Tensor, outcome: Tensor, bins: int = 5) -> Tensor:
     """Expected calibration error (arXiv:1706.04599, eq. 3) of Q-values in [0, 1] against outcomes, both [B]: the
     difference of their means in each of equal bins of Q, weighted by the number of transitions in the bin."""
-    place = one_hot((bins * q).long().clamp(max=bins - 1), bins).to(q.dtype)
-    return (place.T @ (q - outcome)).abs().sum() / len(q)
+    bin_one_hot = one_hot((bins * q).long().clamp(max=bins - 1), bins).to(q.dtype)
+    return (bin_one_hot.T @ (q - outcome)).abs().sum() / len(q)

@@ -178,5 +178,5 @@ class SmallQNetwork(QNetwork):
 
 def _cell_centres(size: int, device: torch.device) -> Tensor:
     """Centres of the cells of a square map, x right and y down, in [-1, 1]: [size * size, 2]"""
-    place = (torch.arange(size, device=device) + 0.5) / size * 2 - 1
-    return torch.stack([place.repeat(size), place.repeat_interleave(size)], dim=1)
+    coordinate = (torch.arange(size, device=device) + 0.5) / size * 2 - 1
+    return torch.stack([coordinate.repeat(size), coordinate.repeat_interleave(size)], dim=1)

@@ -33,8 +33,8 @@ def test_the_target_stays_a_probability():
 
 
 def test_over_several_steps_the_last_reward_and_the_bootstrapped_value_are_discounted():
-    span, value = tensor([3.0, 2.0, 3.0]), tensor([0.5, 0.5, 0.5])
-    target = bellman_target(tensor([1.0, 0.0, 0.0]), tensor([1.0, 1.0, 0.0]), span, value, 0.9)
+    n_step, value = tensor([3.0, 2.0, 3.0]), tensor([0.5, 0.5, 0.5])
+    target = bellman_target(tensor([1.0, 0.0, 0.0]), tensor([1.0, 1.0, 0.0]), n_step, value, 0.9)
     assert target.tolist() == pytest.approx([0.81, 0.0, 0.3645])
 
 

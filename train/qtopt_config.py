@@ -80,7 +80,7 @@ class QTOptConfig:
     share_after: int = option(0, "steps before which a rule that uses Q-values chooses nothing")
     score_fraction: float = option(0.25, "steps scored beside a batch, as a fraction of its size (granularity episode)")
     score_visits: int = option(4, "visits over which an episode's score is the mean")
-    candidates_per_shared: int = option(8, "drawn for each shared place (sharing sample, granularity transition)")
+    candidates_per_shared: int = option(8, "drawn for each shared transition (sharing sample, granularity transition)")
     shared_fraction: float = option(0.5, "fraction of each task's batch drawn from other tasks")
     success_fraction: float = option(0.5, "fraction of the own transitions from successful episodes")
     balance_shared: bool = option(False, "success_fraction for shared ones too: the detector chooses (an oracle)")

@@ -35,7 +35,7 @@ class StateConfig:
     snapshot_every: int = option(10_000, "updates between snapshots of the Q-function (rule heuristic)")
     sharing: str = option("weight", "weight: the rule scales the loss of shared transitions; sample: it draws them")
     granularity: str = option("transition", f"unit that is scored: {', '.join(GRANULARITIES)}")
-    candidates_per_shared: int = option(10, "drawn for each shared place (sharing sample, granularity transition)")
+    candidates_per_shared: int = option(10, "drawn for each shared transition (sharing sample, granularity transition)")
     share_after: int = option(0, "updates before which a rule that uses Q-values chooses nothing")
     score_fraction: float = option(0.25, "steps scored in an update, as a fraction of a batch (granularity episode)")
     score_visits: int = option(4, "visits over which an episode's score is the mean")
