@@ -84,6 +84,18 @@ class EpisodeRouter(nn.Module):
             self._held.copy_(weight)
         return self._held
 
+    def weight_of(self, target: Tensor, episode: Tensor, number: int) -> Tensor | None:
+        """Weights [E, B] that count in batch `number` of the episodes [E, B] for targets [E, B]; None before the first
+        scores."""
+        weights = self.held_weights(number)
+        if weights is None:
+            return None
+        return weights[torch.arange(len(target), device=target.device)[:, None], target, episode]
+
+    def forget(self) -> None:
+        """Drop the scores of visits: later ones come from another Q-function."""
+        self.scores.forget()
+
     def reference(self) -> Tensor:
         """Reference over D_i of each task, [E, N], of the latest scores; NaN before the first."""
         return self._reference(self.scores.versions[1])

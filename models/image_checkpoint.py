@@ -12,8 +12,8 @@ from sim.image_sizes import SMALL_PX
 from sim.state import SIM_VERSION
 from sim.tasks import TASK_NAMES
 
-FORMAT = 5
-READABLE = (3, 4, FORMAT)  # 3 has the names of models/old_names.py; 3 and 4 have landmarks without presence
+FORMAT = 6
+READABLE = (3, 4, 5, FORMAT)  # 3 has the names of models/old_names.py; 3 and 4 have landmarks without presence
 OLD_LANDMARK_SIZE = 5
 WORLDS = (5, SIM_VERSION)  # in which its policies act; 5 differs in the appearances of the train split alone
 ACTING = "target."  # prefix of the weights of the network that acts

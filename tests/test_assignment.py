@@ -126,8 +126,8 @@ def test_weights_are_those_of_the_statistics_as_they_stand():
     shared, random = algorithm.shared, config.random("cpu", 1)
     shared.start("cpu")
     router = shared.routers[0]
-    router.own[..., :2], router.own_weight[..., :2] = torch.tensor([0.0, 1.0]), 1.0
-    router.own_count += 2  # own scores 0 and 1: the median is a half
+    router.transitions.own[..., :2], router.transitions.own_weight[..., :2] = torch.tensor([0.0, 1.0]), 1.0
+    router.transitions.own_count += 2  # own scores 0 and 1: the median is a half
     before = {key: value.clone() for key, value in shared.state_dict().items()}
     rows = torch.tensor([0, 5, 23])
     found = shared.weights_of(rows, lambda batch, _: Known(batch), random, updates=5)

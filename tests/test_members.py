@@ -110,7 +110,7 @@ def test_a_member_learns_the_same_whatever_is_beside_it(transitions, name, rule,
             mine = weights_of(getattr(among, network), members, number)
             assert torch.allclose(mine, weights_of(getattr(alone, network), 1, 0), atol=ROUNDING)
     router, other = alone.shared.routers[0], among.shared.routers[beside.index(rule)]
-    assert torch.allclose(router.tau[0], other.tau[1], atol=ROUNDING)
+    assert torch.allclose(router.temperature()[0], other.temperature()[1], atol=ROUNDING)
     assert torch.allclose(router.learned[:, 0], other.learned[:, 1], atol=1e-3)
     fitted, mine = fit_behaviour(alone, 5).network, fit_behaviour(among, 5).network
     assert torch.allclose(weights_of(mine, members, number), weights_of(fitted, 1, 0), atol=ROUNDING)

@@ -47,21 +47,21 @@ ONE_TASK = rows([0, 0, 0, 0], [0, 0, 1, 2])  # two own transitions, two shared o
 def test_the_absolute_temperature_averages_over_own_and_shared_rows():
     router = router_of(decay=0.9)
     first = router.weigh(ONE_TASK, q(0.2, 0.4, 0.5, 0.1))  # Delta -0.2 and 0 of own, 0.1 and -0.3 of shared rows
-    assert router.tau[0].tolist() == pytest.approx([0.15, 0.0, 0.0])
+    assert router.transitions.tau[0].tolist() == pytest.approx([0.15, 0.0, 0.0])
     assert first.tolist() == pytest.approx([1.0, 1.0, sigmoid(0.1 / 0.15), sigmoid(-0.3 / 0.15)])
     second = router.weigh(ONE_TASK, q(0.3, 0.2, 0.9, 0.3))  # the best own one is that of before: -0.1, -0.2, 0.5, -0.1
     tau = 0.9 * 0.15 + 0.1 * 0.225
-    assert router.tau[0].tolist() == pytest.approx([tau, 0.0, 0.0])
+    assert router.transitions.tau[0].tolist() == pytest.approx([tau, 0.0, 0.0])
     assert second.tolist() == pytest.approx([1.0, 1.0, sigmoid(0.5 / tau), sigmoid(-0.1 / tau)])
 
 
 def test_the_signed_temperature_averages_delta_of_shared_rows_and_its_clip_binds():
     router = router_of(decay=0.9, temperature="signed", tau_low=0.05)
     weight = router.weigh(ONE_TASK, q(0.2, 0.4, 0.5, 0.1))  # 0.1 and -0.3: the mean is below 0
-    assert router.tau[0].tolist() == pytest.approx([-0.1, 0.0, 0.0])
+    assert router.transitions.tau[0].tolist() == pytest.approx([-0.1, 0.0, 0.0])
     assert weight.tolist() == pytest.approx([1.0, 1.0, sigmoid(2), sigmoid(-6)])
     router.weigh(ONE_TASK, q(0.2, 0.4, 2.4, 2.4))  # 2 and 2
-    assert router.tau[0, 0].item() == pytest.approx(0.9 * -0.1 + 0.1 * 2)
+    assert router.transitions.tau[0, 0].item() == pytest.approx(0.9 * -0.1 + 0.1 * 2)
     assert router.temperature()[0].tolist() == pytest.approx([0.11, 0.05, 0.05])
 
 
@@ -101,7 +101,7 @@ def test_statistics_are_those_of_own_data_where_batches_hold_more_successes():
 def test_the_window_keeps_the_last_own_scores_of_each_task():
     router = router_of(2, window=3)
     router.weigh(rows([0, 1, 0, 0, 1], [0, 1, 1, 0, 0]), q(0.1, 0.9, 0.7, 0.2, 0.8))
-    window = router.own[0, :, :3].numpy()
+    window = router.transitions.own[0, :, :3].numpy()
     assert window == pytest.approx(np.array([[0.1, 0.2, 0.0], [0.9, 0.0, 0.0]]))
     router.weigh(rows([0, 0, 1], [0, 0, 1]), q(0.3, 0.4, 0.5))
     assert window == pytest.approx(np.array([[0.4, 0.2, 0.3], [0.9, 0.5, 0.0]]))
@@ -125,7 +125,7 @@ def test_the_quantile_of_the_window_is_that_of_all_own_transitions(percentile):
 def test_every_task_compares_with_its_own_transitions_and_keeps_its_own_temperature():
     router = router_of(2)
     weight = router.weigh(rows([0, 0, 1, 1], [0, 1, 1, 0]), q(0.2, 0.3, 0.9, 0.5))
-    assert router.tau[0].tolist() == pytest.approx([0.05, 0.2])
+    assert router.transitions.tau[0].tolist() == pytest.approx([0.05, 0.2])
     assert weight.tolist() == pytest.approx([1.0, sigmoid(2), 1.0, sigmoid(-2)])
 
 
@@ -155,7 +155,7 @@ def test_a_flat_q_function_gives_weights_of_one_half():
 def test_before_an_own_transition_was_seen_nothing_is_known_of_shared_ones(rule):
     router = router_of(rule=rule)
     assert router.weigh(rows([0, 1, 1], [0, 0, 2]), q(0.2, 0.4, 0.5)).tolist() == [1.0, 0.0, 0.0]
-    assert router.tau[0].tolist() == [0.0, 0.0, 0.0]
+    assert router.transitions.tau[0].tolist() == [0.0, 0.0, 0.0]
     router.weigh(rows([1], [1]), q(0.3))
     assert router.weigh(rows([1], [0]), q(0.4)).item() > 0.5
 
@@ -257,7 +257,7 @@ def test_members_choose_for_themselves():
 def test_a_batch_larger_than_the_window_leaves_its_last_scores():
     router = router_of(1, window=3)
     router.weigh(rows([0] * 5, [0] * 5), q(0.1, 0.2, 0.3, 0.4, 0.5))
-    assert sorted(router.own[0, 0, :3].tolist()) == pytest.approx([0.3, 0.4, 0.5])
+    assert sorted(router.transitions.own[0, 0, :3].tolist()) == pytest.approx([0.3, 0.4, 0.5])
 
 
 def test_another_q_function_begins_with_an_empty_window():

@@ -68,8 +68,8 @@ def _train(config: QTOptConfig, replay: Replay, out: Path, environment: ClusterE
         done = metadata["steps"]
         if metadata["format"] < FORMAT and done < config.steps:
             raise CheckpointError(
-                f"{resume}: begun by an earlier version, which shared data in another way; train anew in another "
-                f"--out, from its network with --start_from {resume}"
+                f"{resume}: begun by an earlier version; train anew in another --out, from its network with "
+                f"--start_from {resume}"
             )
         if metadata["renderer"] != replay.renderer:
             raise CheckpointError(

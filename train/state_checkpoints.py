@@ -15,7 +15,8 @@ from train.callbacks.checkpointing import write_tensors
 from train.finite import check_weights
 from train.state_algorithm import StateAlgorithm
 
-FORMAT = 6
+FORMAT = 7
+EARLIER = (4, 5, 6)  # whose sharing had another state
 
 
 class SaveEvery(Callback):
@@ -57,14 +58,12 @@ class Checkpoints:
         write_tensors(path, content)
 
     def restore(self, path: Path, data: str) -> str:
-        """Go on from it; its precision. CheckpointError where it is another run's, or of a version that shared data in
-        another way."""
+        """Go on from it; its precision. CheckpointError where it is another run's, or an earlier version's."""
         algorithm, found = self._algorithm, read_plain(path)
         known = found.get("format") if isinstance(found, dict) else None
-        if known in (4, 5):
+        if known in EARLIER:
             raise CheckpointError(
-                f"{path}: begun by an earlier version, which shared data in another way; train anew in another --out "
-                "(its policy.pt is read)"
+                f"{path}: begun by an earlier version; train anew in another --out (its policy.pt is read)"
             )
         if known != FORMAT:
             raise CheckpointError(f"{path}: not a checkpoint of an offline algorithm on states, format {FORMAT}")
