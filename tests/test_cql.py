@@ -333,7 +333,7 @@ def test_a_member_that_diverges_is_named(transitions):
     module = module_of(transitions, rules=("none", "all"), seeds=(0, 5))
     module.update()
     next(module.q.parameters()).data[2] = torch.nan  # of the first Q-function of the third member
-    with pytest.raises(NotFiniteError, match=r"^step 2: Q of all-0 is NaN or infinite$"):
+    with pytest.raises(NotFiniteError, match=r"^step 2: q_data of all-0 is NaN or infinite$"):
         module.update()
     with pytest.raises(NotFiniteError, match=r"step 2: weight .* of the Q-function is NaN or infinite"):
         check_weights(2, **{"Q-function": module.q})

@@ -149,7 +149,7 @@ def test_an_update_of_brac_is_the_papers(transitions, monkeypatch, phase):
         -seen.mean(density(before.behaviour, state, np.arctanh(np.clip(action, -1, 1) * (1 - 1e-9)))),
     )
     if phase == "behaviour":
-        assert set(seen.info) == {"cloning"}
+        assert set(seen.info) == {"weight", "cloning"}
         assert all(torch.equal(a, b) for a, b in zip(before.q.parameters(), seen.after.q.parameters(), strict=True))
         return
 

@@ -41,12 +41,12 @@ class BC(StateAlgorithm):
         self.shared = SharedBatches(data, config.shared_batches)
         self.optimizers = [torch.optim.Adam(self.parameters(), lr=config.lr, fused=True)]
 
-    def compute(self) -> tuple[Values, Values]:
+    def compute(self) -> Values:
         batch, weight = self.shared.sample_weighted(self.score, self.random)
         log_prob = self.policy.log_prob(self.conditioner(batch.observation, batch.task_index), batch.action)
         loss = -weighted_mean(log_prob, weight)
         gradient_step(self.optimizers[0], loss.sum())
-        return {"cloning": loss}, {"cloning loss": loss}
+        return {"cloning": loss}
 
     def score(self, batch: StateBatch, random: MemberRandom) -> None:
         """No Q-function."""

@@ -112,16 +112,16 @@ class BRAC(ActorCritic):
         """Whether the policy learns without Q, if it learns."""
         return self.updates < self.config.bc_steps + self.config.warm_start_steps
 
-    def compute(self) -> tuple[Values, Values]:
+    def compute(self) -> Values:
         """One step of everything, or of the behaviour policy alone."""
         config, random = self.config, self.random
         batch, weight = self.sample_batch()
         state, next_state = self.states(batch)
         cloning = -weighted_mean(self.behaviour.log_prob(state.detach(), batch.action), weight)
         gradient_step(self.behaviour_optimizer, cloning.sum())
-        clones = {"cloning": cloning.detach()}
+        values = {"weight": weight.mean(-1), "cloning": cloning}
         if self._fits_behaviour:
-            return clones, {"cloning loss": clones["cloning"]}
+            return values
 
         one = batch.action.shape[1], 1, batch.action.shape[2]
         with torch.no_grad():
@@ -140,11 +140,8 @@ class BRAC(ActorCritic):
         actor = weighted_mean(config.divergence_weight * divergence - gain, weight)
         gradient_step(self.actor_optimizer, actor.sum())
         self.update_target()
-        info = clones | {"bellman": bellman, "actor": actor, "divergence": divergence.mean(-1)}
-        info |= {"q_data": q.amin(0).mean(-1)}
-        causes = {"target": td_target.mean(-1), "weight": weight.mean(-1), "Q": info["q_data"]}
-        losses = {"Bellman loss": bellman, "policy loss": actor, "cloning loss": cloning}
-        return info, causes | losses
+        values |= {"td_target": td_target.mean(-1), "q_data": q.amin(0).mean(-1), "bellman": bellman}
+        return values | {"divergence": divergence.mean(-1), "actor": actor}
 
     def divergence(self, state: Tensor) -> Tensor:
         """KL(pi, pi_beta) at states [E, B, S], with a gradient of the policy's: [E, B]."""

@@ -71,7 +71,7 @@ class CQL(ActorCritic):
         """Whether the policy clones the data in this update."""
         return self.updates < self.config.bc_steps
 
-    def compute(self) -> tuple[Values, Values]:
+    def compute(self) -> Values:
         """One step of everything."""
         config, random = self.config, self.random
         self.shared.score_episodes(self.score, random)
@@ -117,13 +117,11 @@ class CQL(ActorCritic):
         entropy_loss = alpha_loss(self.log_alpha, pi_log_prob[..., 0], action_size, weight)
         gradient_step(self.actor_optimizer, actor.sum() + entropy_loss)
         self.update_target()
-        info = {"bellman": bellman.mean(0), "conservative": conservative.mean(0), "actor": actor}
-        info |= {"q_data": q.amin(0).mean(-1), "q_policy": pi_q.mean(-1), "alpha": alpha[:, 0]}
+        values = {"td_target": td_target.mean(-1), "weight": weight.mean(-1), "q_data": q.amin(0).mean(-1)}
+        values |= {"alpha": alpha[:, 0], "bellman": bellman.mean(0), "conservative": conservative.mean(0)}
         if config.lagrange_threshold:
-            info["multiplier"] = multiplier
-        causes = {"target": td_target.mean(-1), "weight": weight.mean(-1), "Q": info["q_data"], "alpha": info["alpha"]}
-        losses = {"Bellman loss": info["bellman"], "conservative loss": info["conservative"], "policy loss": actor}
-        return info, causes | losses
+            values["multiplier"] = multiplier
+        return values | {"q_policy": pi_q.mean(-1), "actor": actor}
 
     def warning(self, values: Values) -> str:
         if "multiplier" not in values or values["multiplier"].amax() < MAX_MULTIPLIER:

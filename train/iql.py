@@ -59,7 +59,7 @@ class IQL(ActorCritic):
         self.value_optimizer = torch.optim.Adam(self.value.parameters(), lr=config.value_lr, fused=True)
         self.optimizers += [self.actor_optimizer, self.value_optimizer]
 
-    def compute(self) -> tuple[Values, Values]:
+    def compute(self) -> Values:
         """One step of everything: the value function, and by the new one the Q-functions and the policy."""
         config = self.config
         batch, weight = self.sample_batch()
@@ -82,11 +82,9 @@ class IQL(ActorCritic):
         actor = -weighted_mean(exponential * self.log_prob(state.detach(), batch.action), weight)
         gradient_step(self.actor_optimizer, actor.sum())
         self.update_target()
-        info = {"bellman": bellman, "value": value_loss, "actor": actor, "advantage": advantage.mean(-1)}
-        info |= {"q_data": q.amin(0).mean(-1)}
-        causes = {"target": td_target.mean(-1), "weight": weight.mean(-1), "Q": info["q_data"]}
-        losses = {"Bellman loss": bellman, "value loss": value_loss, "policy loss": actor}
-        return info, causes | losses
+        values = {"weight": weight.mean(-1), "value": value_loss, "advantage": advantage.mean(-1)}
+        values |= {"td_target": td_target.mean(-1), "q_data": q.amin(0).mean(-1), "bellman": bellman}
+        return values | {"actor": actor}
 
     def log_prob(self, state: Tensor, action: Tensor) -> Tensor:
         """log N(a; tanh(f(s)), std) of the data's actions [E, B, A]: [E, B]."""

@@ -33,17 +33,17 @@ class StateAlgorithm(nn.Module, abc.ABC):
         super().__init__()
         self.config, self.updates = config, 0
         self.finite = FiniteCheck("members", config.member_names, config.log_every)
-        self._captured: Captured[tuple[Values, Values]] | None = None
+        self._captured: Captured[Values] | None = None
 
     def update(self) -> Values:
         """One update of all members; values [E] to log, which the next update may overwrite."""
         phase = self.begin()
         if self._captured is None:
             self._captured = Captured(self.computed, self.random, self.optimizers)
-        values, terms = self._captured(phase)
+        values = self._captured(phase)
         self.updates += 1
         self.finish()
-        self.finite.add(self.updates, terms)
+        self.finite.add(self.updates, values)
         return values
 
     @property
@@ -59,15 +59,14 @@ class StateAlgorithm(nn.Module, abc.ABC):
         self.random.begin(MemberStream.UPDATE, self.updates)
         return self.shared.begin(self.updates)
 
-    def computed(self) -> tuple[Values, Values]:
+    def computed(self) -> Values:
         """What `compute` gives, without gradients."""
-        values, terms = self.compute()
-        return {key: v.detach() for key, v in values.items()}, {key: v.detach() for key, v in terms.items()}
+        return {key: value.detach() for key, value in self.compute().items()}
 
     @abc.abstractmethod
-    def compute(self) -> tuple[Values, Values]:
-        """The update on the device: values [E] to log, and terms [E] that must be finite, in causal order. It reads no
-        number from the device and copies none to it, so that it can be captured (models/captured.py)."""
+    def compute(self) -> Values:
+        """The update on the device: values [E] to log, which must be finite, causes before effects. It reads no number
+        from the device and copies none to it, so that it can be captured (models/captured.py)."""
 
     def finish(self) -> None:
         """What is done on the host after an update."""

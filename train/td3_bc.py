@@ -59,7 +59,7 @@ class TD3BC(ActorCritic):
         """Whether this update is of the policy and the targets too."""
         return (self.updates + 1) % self.config.policy_delay == 0
 
-    def compute(self) -> tuple[Values, Values]:
+    def compute(self) -> Values:
         config = self.config
         batch, weight = self.sample_batch()
         state, next_state = self.states(batch)
@@ -69,15 +69,15 @@ class TD3BC(ActorCritic):
         q = self.q(state, batch.action[:, :, None])[..., 0]
         bellman = weighted_mean((q - td_target).square(), weight).sum(0)
         gradient_step(self.critic_optimizer, bellman.sum())
-        info = {"bellman": bellman, "q_data": q.amin(0).mean(-1)}
-        terms = {"target": td_target.mean(-1), "weight": weight.mean(-1), "Q": info["q_data"], "Bellman loss": bellman}
+        values = {"td_target": td_target.mean(-1), "weight": weight.mean(-1), "q_data": q.amin(0).mean(-1)}
+        values["bellman"] = bellman
         if self._moves_policy:
             actor = self.actor_loss(state.detach(), batch.action, weight)
             gradient_step(self.actor_optimizer, actor.sum())
             self.update_target()
             update_average(self.target_policy, self.policy, config.target_update_rate)
-            info["actor"] = terms["policy loss"] = actor
-        return info, terms
+            values["actor"] = actor
+        return values
 
     def actor_loss(self, state: Tensor, action: Tensor, weight: Tensor) -> Tensor:
         """(pi(s) - a)^2 - lambda Q_1(s, pi(s)), lambda = alpha / mean |Q_1| (eq. 3 and 5): [E]. States [E, B, S], the
