@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,33 +24,12 @@ from data.router import Router
 from data.router_config import RouterConfig
 from data.scoring import Scorer, scores_for
 from data.sharing import RULES
+from data.sharing_options import SharingOptions
 from data.state_batches import StateBatch, StateSampler, TransitionTensors
 from data.transitions import TransitionDataset
 from sim.options import check_choice
 
 SAMPLING, ROUTING, CHOOSING, SCORING = 1, 2, 3, 4  # purposes of the numbers that a rule draws in an update
-
-
-@dataclass(frozen=True, kw_only=True)
-class SharingConfig:
-    """Options of data sharing. `routers`: one for each rule, each with a member per seed, in the order of the members.
-    `tasks`: names of the tasks to train; empty: those the dataset has transitions of. `snapshot_every`: updates between
-    snapshots of the Q-function, for rules that share by one. `candidates_per_shared`: for rules that draw from
-    candidates. `score_fraction`: steps scored in an update, as a fraction of a batch, and `score_visits` over which the
-    score of an episode is the mean, for rules that score episodes. `reward_scale`, `reward_shift`: what is learned from
-    a reward r is scale r + shift."""
-
-    routers: tuple[RouterConfig, ...]
-    seeds: int
-    tasks: tuple[str, ...] = ()
-    per_task: int = 128
-    shared_fraction: float = 0.5
-    candidates_per_shared: int = 10
-    score_fraction: float = 0.25
-    score_visits: int = 4
-    snapshot_every: int = 10_000
-    reward_scale: float = 1.0
-    reward_shift: float = 0.0
 
 
 class ScoredSteps:
@@ -72,7 +50,7 @@ class SharedBatches(nn.Module):
     """Samplers and routers of all members. The routers' running statistics are buffers, saved with the checkpoint."""
 
     def __init__(
-        self, dataset: TransitionDataset, config: SharingConfig, q_function: Callable[[], nn.Module] | None = None
+        self, dataset: TransitionDataset, config: SharingOptions, q_function: Callable[[], nn.Module] | None = None
     ) -> None:
         """`q_function` gives the one that snapshots are copied from; without it no rule may need Q-values (ValueError).
         ValueError with the nearest name for a task that does not exist."""
@@ -106,9 +84,9 @@ class SharedBatches(nn.Module):
             count = max(1, round(self.config.score_fraction * self.config.per_task * len(self.tasks)))
             schedule = ScoringSchedule(listed, count, self.config.score_visits, seed=0)
             sources = rule.other_sources(self._dataset.benchmark.skills, self.tasks)
-            scores = EpisodeScores(schedule, self.config.seeds, num_tasks, lag=0)
+            scores = EpisodeScores(schedule, len(self.config.seeds), num_tasks, lag=0)
             episodes = EpisodeRouter(config, scores, sources)
-        return Router(config, num_tasks, self.config.seeds, episodes=episodes)
+        return Router(config, num_tasks, len(self.config.seeds), episodes=episodes)
 
     def start(self, device: torch.device | str) -> None:
         """Move transitions and routers to the device, before the first batch. The Q-function is there already."""
@@ -136,7 +114,7 @@ class SharedBatches(nn.Module):
 
     @property
     def members(self) -> int:
-        return len(self.rules) * self.config.seeds
+        return len(self.rules) * len(self.config.seeds)
 
     @property
     def draws_candidates(self) -> bool:
@@ -242,7 +220,7 @@ class SharedBatches(nn.Module):
         """The rows of a batch of candidates that are learned from, and their weights [E, B]."""
         scorer, chosen = score(batch, random.stream(SCORING)), []
         weight = self.weigh(batch, scorer, random)
-        per_task, num_shared = self.config.per_task, round(self.config.per_task * self.config.shared_fraction)
+        per_task, num_shared = self.config.per_task, self.config.num_shared
         uniform = random.of_one_rule(CHOOSING).uniform(len(self.task_names))
         for router, members in self._parts():
             own = batch.of_members(members)
@@ -275,7 +253,7 @@ class SharedBatches(nn.Module):
 
     def report(self) -> list[dict[str, Any]]:
         """Each member's routing report (data.router.Router.report), with the names of the tasks."""
-        seeds, steps = self.config.seeds, self._dataset.steps_by_outcome
+        seeds, steps = len(self.config.seeds), self._dataset.steps_by_outcome
         return [
             {**router.report(steps, seed), "tasks": self.task_names}
             for router, _ in self._parts()
@@ -284,7 +262,7 @@ class SharedBatches(nn.Module):
 
     def _parts(self) -> Iterator[tuple[Router, slice]]:
         """Each rule's router and its members."""
-        seeds = self.config.seeds
+        seeds = len(self.config.seeds)
         for k, router in enumerate(self.routers):
             assert isinstance(router, Router)
             yield router, slice(k * seeds, (k + 1) * seeds)

@@ -214,5 +214,5 @@ def test_rewards_are_learned_from_as_the_options_scale_and_shift_them(transition
     assert (batch.reward[shared] == -5).all()
     assert torch.allclose(batch.reward[~shared], 10 * own.reward[~shared] - 5)
     assert shared.any()
-    config = StateConfig(reward_scale=10.0, reward_shift=-5.0).shared_batches
+    config = StateConfig(reward_scale=10.0, reward_shift=-5.0)
     assert (config.reward_scale, config.reward_shift) == (10.0, -5.0)

@@ -67,7 +67,7 @@ class ActorCritic(StateAlgorithm):
         q = TwinQ(members, conditioner.size, action_size, config.hidden_sizes)
         self.q = initialise_weights(q, members, first.uniform)
         self.target = copy.deepcopy(self.q).requires_grad_(False)
-        self.shared = SharedBatches(dataset, config.shared_batches, lambda: self.conservative_q(self.target))
+        self.shared = SharedBatches(dataset, config, lambda: self.conservative_q(self.target))
         trained = torch.zeros(len(dataset.benchmark.tasks), dtype=torch.bool)
         trained[list(self.shared.tasks)] = True
         self.register_buffer("_trained", trained, persistent=False)

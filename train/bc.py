@@ -38,7 +38,7 @@ class BC(StateAlgorithm):
         sizes = len(config.members), conditioner.size, config.hidden_sizes
         network, first = TanhGaussianPolicy(*sizes, data.benchmark.action_size), MemberStream.FIRST_WEIGHTS
         self.policy = initialise_weights(network, sizes[0], config.random("cpu", first).uniform)
-        self.shared = SharedBatches(data, config.shared_batches)
+        self.shared = SharedBatches(data, config)
         self.optimizers = [torch.optim.Adam(self.parameters(), lr=config.lr, fused=True)]
 
     def compute(self) -> Values:
