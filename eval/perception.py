@@ -1,9 +1,10 @@
 """`python -m eval.perception --checkpoint runs/x/last.ckpt --data datasets/x`: perception error and memorisation.
 
-For the task's object or fixture within reach: the error of the predicted landmark, in the table plane. For all objects:
-the accuracy of the predicted presence (threshold 0.5; none of checkpoints before format 5). For steps of
-successes: R2 of the behaviour policy's motion, and the accuracy of its command. Run it on the training data and on
-unseen data (`python -m data collect --seed 1`): the gap is memorisation.
+For the task's object or fixture within reach: the error of the predicted landmark, in the table plane, and how often
+another one is nearer to the prediction: a mistaken identity, not an imprecise position. For all objects: the accuracy
+of the predicted presence (threshold 0.5; none of checkpoints before format 5). For steps of successes: R2 of the
+behaviour policy's motion, and the accuracy of its command. Run it on the training data and on unseen data
+(`python -m data collect --seed 1`): the gap is memorisation.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class PerceptionMetrics:
     task: str
     median_cm: float
     p90_cm: float
+    other_nearer: float  # fraction of predictions to which another object, or fixture, is nearer
     r2: tuple[float, ...]  # of x, y, z, yaw
     command_accuracy: float
     presence_accuracy: float  # NaN for a network without presence
@@ -83,12 +85,16 @@ def measure(config: PerceptionConfig) -> list[PerceptionMetrics]:
     for task in tasks:
         own = table["task"] == task
         rows.append(_row(TASK_NAMES[task], {key: column[own] for key, column in table.items()}))
-    values = [[row.median_cm, row.p90_cm, *row.r2, row.command_accuracy, row.presence_accuracy] for row in rows]
-    median, p90, *r2, command, presence = (_mean(column) for column in zip(*values, strict=True))
+    values = [
+        [row.median_cm, row.p90_cm, row.other_nearer, *row.r2, row.command_accuracy, row.presence_accuracy]
+        for row in rows
+    ]
+    median, p90, other, *r2, command, presence = (_mean(column) for column in zip(*values, strict=True))
     mean = PerceptionMetrics(
         task="mean",
         median_cm=median,
         p90_cm=p90,
+        other_nearer=other,
         r2=tuple(r2),
         command_accuracy=command,
         presence_accuracy=presence,
@@ -115,12 +121,22 @@ def _measure(network: SmallQNetwork, batch: Batch) -> dict[str, Tensor]:
         "task": batch.task_index,
         "error_cm": 100 * OFFSET_UNIT_M * (predicted - true)[:, :2].norm(dim=1),
         "near": batch.point_present[row, own] & (true.norm(dim=1) * OFFSET_UNIT_M < WITHIN_M),
+        "other_nearer": other_is_nearer(predicted, batch.landmark, batch.point_present, own).float(),
         "presence_correct": ((presence > 0.5) == (batch.landmark[:, :O, PRESENCE:] > 0.5)).float().mean((1, 2)),
         "success": batch.success > 0,
         "motion": batch.action[:, :4] / bounds(batch.action.device),
         "predicted_motion": mean,
         "command_correct": (command.argmax(-1) == batch.action[:, 4].long()).float(),
     }
+
+
+def other_is_nearer(predicted: Tensor, landmark: Tensor, present: Tensor, own: Tensor) -> Tensor:
+    """Whether another landmark of the kind of the `own` one, int64 [B], is nearer in the table plane to its predicted
+    offset [B, 3], bool [B]. `landmark` [B, L, 6] and `present` [B, L or more]: true ones."""
+    count = landmark.shape[1]
+    same_kind = (torch.arange(count) < O) == (own < O)[:, None]
+    distance = (predicted[:, None, :2] - landmark[..., :2]).norm(dim=-1)
+    return distance.masked_fill(~(same_kind & present[:, :count]), torch.inf).argmin(1) != own
 
 
 def _row(task: str, column: dict[str, Tensor]) -> PerceptionMetrics:
@@ -132,6 +148,7 @@ def _row(task: str, column: dict[str, Tensor]) -> PerceptionMetrics:
         task=task,
         median_cm=median,
         p90_cm=p90,
+        other_nearer=float(column["other_nearer"][column["near"]].mean()),
         r2=tuple(r2.tolist()),
         command_accuracy=float(column["command_correct"][success].mean()),
         presence_accuracy=float(column["presence_correct"].mean()),
@@ -140,12 +157,12 @@ def _row(task: str, column: dict[str, Tensor]) -> PerceptionMetrics:
 
 def print_table(rows: list[PerceptionMetrics]) -> None:
     motion = f"{'R2 of x':>10}{'y':>7}{'z':>7}{'yaw':>7}"
-    print(f"{'task':<22}{'median':>9}{'90%':>9}{motion}{'command':>10}{'presence':>11}")
+    print(f"{'task':<22}{'median':>9}{'90%':>9}{'other':>8}{motion}{'command':>10}{'presence':>11}")
     for row in rows:
         motion = "".join(f"{value:>7.2f}" for value in row.r2)
         print(
-            f"{row.task:<22}{row.median_cm:>6.1f} cm{row.p90_cm:>6.1f} cm{'':>3}{motion}{row.command_accuracy:>10.1%}"
-            f"{row.presence_accuracy:>11.1%}"
+            f"{row.task:<22}{row.median_cm:>6.1f} cm{row.p90_cm:>6.1f} cm{row.other_nearer:>8.1%}{'':>3}{motion}"
+            f"{row.command_accuracy:>10.1%}{row.presence_accuracy:>11.1%}"
         )
 
 

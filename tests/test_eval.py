@@ -24,7 +24,7 @@ from eval.__main__ import EvalConfig, averages, data_success, evaluate
 from eval.episode_log import LOG as EPISODES
 from eval.export import main as export_main
 from eval.intervals import wilson
-from eval.perception import PerceptionConfig, measure
+from eval.perception import PerceptionConfig, measure, other_is_nearer
 from eval.perception import main as perception_main
 from eval.policy import CEMPolicy, EpsilonGreedy, Policy
 from eval.results import read_run
@@ -34,10 +34,10 @@ from models.image_checkpoint import read_checkpoint
 from models.small_network import Perception, SmallQNetwork
 from sim.actions import BOUNDS
 from sim.files import DatasetError
-from sim.landmarks import OFFSET_UNIT_M
+from sim.landmarks import LANDMARKS, OFFSET_UNIT_M
 from sim.options import Stopped
 from sim.scenes import FACTORS
-from sim.state import STATE_SIZE
+from sim.state import STATE_SIZE, O
 from sim.tasks import TASKS
 
 TASKS_USED = ("lift-banana", "place-bowl")
@@ -488,6 +488,17 @@ def test_a_slim_checkpoint_acts_as_the_whole_one_does(tiny_checkpoint, tmp_path)
     image = np.random.default_rng(0).integers(256, size=(side, side, 3), dtype=np.uint8)
     actions = [Policy.load(path).act(image, 0.0, 0.1, "lift-banana") for path in (out, tiny_checkpoint)]
     assert np.array_equal(*actions)
+
+
+def test_a_mistaken_identity_is_told_from_an_imprecise_position():
+    landmark = torch.zeros(3, LANDMARKS, 6)
+    landmark[:, 0, 0], landmark[:, 1, 0], landmark[:, O, 0] = 0.0, 1.0, 0.9  # two objects and a fixture, along x
+    present = torch.zeros(3, LANDMARKS + 1, dtype=torch.bool)
+    present[:, [0, 1, O, LANDMARKS]] = True
+    present[2, 1] = False
+    predicted = torch.tensor([[0.4, 0, 0], [0.7, 0, 0], [0.7, 0, 0]])
+    assert other_is_nearer(predicted, landmark, present, torch.tensor([0, 0, 0])).tolist() == [False, True, False]
+    assert other_is_nearer(predicted, landmark, present, torch.tensor([1, 1, O])).tolist() == [True, False, False]
 
 
 def test_perception_metrics_of_known_errors(tiny_checkpoint, tiny_dataset, monkeypatch, capsys):

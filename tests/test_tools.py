@@ -185,12 +185,12 @@ def test_the_page_holds_its_frames_and_nothing_that_is_fetched(two, tmp_path):
 def test_the_page_filters_and_scrubs_in_a_browser(two, tmp_path):
     view(Replay(two[0]), tmp_path / "view.html", 40, TASK_NAMES, "all")
     steps = """<script>
-      const shown = [$("list").children.length];
-      $("outcome").value = "failure"; $("outcome").onchange(); shown.push($("list").children.length);
-      $("list").children[1].click(); shown.push($("what").textContent);
+      const seen = [$("list").children.length];
+      $("outcome").value = "failure"; $("outcome").onchange(); seen.push($("list").children.length);
+      $("list").children[1].click(); seen.push($("what").textContent);
       const first = $("frame").src; $("step").value = 2; $("step").oninput();
-      shown.push($("frame").src !== first, $("now").textContent);
-      document.body.replaceChildren(JSON.stringify(shown));
+      seen.push($("frame").src !== first, $("now").textContent);
+      document.body.replaceChildren(JSON.stringify(seen));
     </script></html>"""
     page = tmp_path / "driven.html"
     page.write_text((tmp_path / "view.html").read_text().replace("</html>", steps))
