@@ -211,16 +211,16 @@ class Router(torch.nn.Module):
     # ---------------------------------------------------------------- report
 
     def _count(self, target: Tensor, source: Tensor, weight: Tensor, success: Tensor) -> None:
-        of_target, of_source = one_hot(target, self.sums), one_hot(source, self.sums)
-        values = torch.stack([torch.ones_like(weight), weight])
-        outcome = torch.stack([1 - success, success])
-        counted = torch.einsum("ebn,ebm,veb,oeb->voenm", of_target, of_source, values, outcome)
-        self.sums.mul_(REPORT_DECAY).add_(counted)
+        failure = 1 - success
+        rows = torch.stack([failure, success, failure * weight, success * weight])[..., None]  # [4, E, B, 1]
+        counted = (rows * one_hot(target, self.sums)).transpose(-1, -2) @ one_hot(source, self.sums)
+        self.sums.mul_(REPORT_DECAY).add_(counted.view_as(self.sums))
 
     def _count_learned(self, target: Tensor, shared: Tensor, weight: Tensor, success: Tensor) -> None:
-        rows = torch.stack([weight, weight * shared, weight * shared * success])
-        counted = torch.einsum("ebn,veb->ven", one_hot(target, self.sums), rows)
-        self.learned.mul_(REPORT_DECAY).add_(counted)
+        of_shared = weight * shared
+        rows = torch.stack([weight, of_shared, of_shared * success])[:, :, None]  # [3, E, 1, B]
+        counted = rows @ one_hot(target, self.sums)
+        self.learned.mul_(REPORT_DECAY).add_(counted[:, :, 0])
 
     def report(
         self, steps: NDArray[np.int64], member: int = 0, accepted: NDArray[np.bool_] | None = None
