@@ -177,7 +177,7 @@ def _resolved(arguments: list[str]) -> QTOptConfig | StateConfig:
 def check_time(trainings: list[Training], at_once: int, minutes: float) -> None:
     """ValueError, with the estimate, where the trainings cannot end in time."""
     unfinished = [training for training in trainings if training.state != FINISHED and training.steps_per_s]
-    known = [(each.config.steps - each.done) / each.steps_per_s for each in unfinished if each.steps_per_s]
+    known = [max(0, each.config.steps - each.done) / each.steps_per_s for each in unfinished if each.steps_per_s]
     needed = sum(known) / at_once / 60
     if needed > minutes:
         raise ValueError(
