@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = {"running.md", "sharing-walker2d.md"}  # their blocks are more than commands
+SCRIPTS = {"running.md"}  # its blocks are more than commands
 PAGES = ["README.md"] + sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md") if p.name not in SCRIPTS)
 EXAMPLE = "point-mass"  # a benchmark that docs/benchmarks.md adds
 FOREIGN = ("pip", "tensorboard", "cp", ".")  # shown, and not ours to parse
