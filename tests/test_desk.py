@@ -93,9 +93,21 @@ def test_an_episode_does_not_depend_on_what_the_process_played_before():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_other_object_is_closed_and_is_left_alone(task):
+def test_the_hand_begins_where_meta_worlds_does_and_touches_nothing(task):
+    theirs, env = stock(task)[0].reset()[0][:3], DeskEnv()
+    for seed in range(10):
+        first = env.reset(task, seed)
+        assert first[:3] == pytest.approx(theirs, abs=1e-3)
+        for _ in range(30):
+            step = env.step(np.zeros(4, np.float32))
+        assert step.observation[10:12] == pytest.approx(first[10:12], abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("task", TASKS)
+def test_the_other_object_is_closed_and_is_left_alone(task, seed):
     env, other = DeskEnv(), (DRAWER, DOOR)[task.startswith("drawer")]
-    observation, most = env.reset(task, 0), 0.0
+    observation, most = env.reset(task, seed), 0.0
     joints = dict(zip((DOOR, DRAWER), observation[10:12], strict=True))
     assert joints.pop(other) == 0.0
     (own,) = joints.values()

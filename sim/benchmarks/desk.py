@@ -44,11 +44,11 @@ Array = NDArray[np.float32]
 HORIZON, FRAME_SKIP = 200, 5  # steps; frames of 2.5 ms in each
 MOCAP_STEP_M = 0.01  # the mocap's way in a step at full action
 HAND_LOW, HAND_HIGH = np.array([-0.5, 0.4, 0.05]), np.array([0.5, 1.0, 0.5])
-DOOR_LOW, DOOR_HIGH = np.array([-0.15, 0.85, 0.15]), np.array([-0.05, 0.95, 0.15])
+DOOR_LOW, DOOR_HIGH = np.array([-0.15, 0.9, 0.15]), np.array([-0.05, 1.0, 0.15])  # clear of the resting hand
 DRAWER_LOW, DRAWER_HIGH = np.array([0.35, 0.9, 0.0]), np.array([0.4, 0.9, 0.0])
 QUANTITIES = {DOOR: (), DRAWER: (), HAND: (3,), FINGERTIPS: (3,), DOOR_PLACE: (3,), DRAWER_PLACE: (3,)}
 MOMENT_SIZE = 12  # numbers of a moment: hand, opening of the fingers, handles of door and drawer, door, drawer
-SETTLING_STEPS = 50
+SETTLING_STEPS, OUT_OF_REACH = 50, (0.0, 3.0, 0.15)  # of the hand, and where the objects are meanwhile
 
 SCENE = """
 <mujoco>
@@ -170,12 +170,12 @@ class DeskEnv:
 
 @functools.cache
 def _settled(hand: tuple[float, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Positions and velocities of all joints with the hand at rest at a place, both objects closed."""
+    """Positions and velocities of all joints with the hand brought to a place as in Meta-World, both objects closed."""
     import mujoco
 
     model = compiled_desk()
-    for body, position in (("door", DOOR_LOW), ("drawer", DRAWER_LOW)):  # wherever an environment has put them
-        model.body_pos[model.body(body).id] = position
+    for body in ("door", "drawer"):
+        model.body_pos[model.body(body).id] = OUT_OF_REACH
     data = mujoco.MjData(model)
     data.ctrl[:] = -1, 1
     for _ in range(SETTLING_STEPS):
