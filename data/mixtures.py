@@ -23,7 +23,7 @@ from data.locks import lock_file
 from data.state_collection import Behaviour, EpisodeSource, LoadBehaviour, collect_parts
 from data.transitions import TransitionDataset, parse_transitions, read_transitions, write_transitions
 from sim.benchmarks.spec import Benchmark
-from sim.benchmarks.table import BENCHMARKS, benchmark_by_name
+from sim.benchmarks.table import benchmark_by_name
 from sim.files import DatasetError
 from sim.options import changed, check_choice, check_least, check_seed, option
 
@@ -179,7 +179,7 @@ REPLAYS = {  # file of a source -> arguments of the training that makes it
 class CollectStateConfig:
     """Every option of `python -m data collect-state`."""
 
-    benchmark: str = option("walker2d", f"of {', '.join(BENCHMARKS)}")
+    benchmark: str = option("walker2d", f"of {', '.join(RECIPES)}")
     recipe: str = option("published", "composition of the dataset: published (CDS, table 3), quick, and others")
     sources: tuple[str, ...] = option((), "TASK=FILE:STEPS or TASK=FILE:STEPS:NOISE each, in place of the recipe's")
     out: str = option("", "the file; default datasets/BENCHMARK-RECIPE.h5. One of the same sources is left as it is")
@@ -191,8 +191,8 @@ class CollectStateConfig:
         check_least(self, 1, "workers")
         benchmark = benchmark_by_name(self.benchmark)
         if not self.sources:
-            known = RECIPES.get(self.benchmark, {})
-            check_choice(f"recipe of {self.benchmark}", self.recipe, tuple(known))
+            check_choice("benchmark with recipes", self.benchmark, tuple(RECIPES))
+            check_choice(f"recipe of {self.benchmark}", self.recipe, tuple(RECIPES[self.benchmark]))
         tasks = [source.task for source in self.composition]
         for task in tasks:
             benchmark.task_index(task)
@@ -326,8 +326,10 @@ def _open(benchmark: Benchmark, source: Source, numbers: tuple[int, ...], load_b
 
 def _first_steps(file: Path, content: bytes, benchmark: Benchmark, task: str, steps: int) -> dict[str, NDArray[Any]]:
     found = parse_transitions(file, content)
+    if found.benchmark is not benchmark:
+        raise DatasetError(f"{file}: holds transitions of {found.benchmark.name}, not of {benchmark.name}")
     own = np.flatnonzero(found.columns["task"] == benchmark.task_index(task))[:steps]
-    if found.benchmark is not benchmark or len(own) < steps:
+    if len(own) < steps:
         raise DatasetError(f"{file}: holds {len(own)} steps of {benchmark.name}'s task {task}, not {steps}")
     part = {name: column[own] for name, column in found.columns.items()}
     part["episode_end"][-1] = True

@@ -138,6 +138,8 @@ def test_the_trainings_a_recipe_needs_are_named(tmp_path, monkeypatch):
 def test_an_unknown_recipe_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"unknown recipe of ant 'quik': .* Did you mean 'quick'"):
         CollectStateConfig(benchmark="ant", recipe="quik")
+    with pytest.raises(ValueError, match=r"unknown benchmark with recipes 'ant-direction': choose from walker2d"):
+        CollectStateConfig(benchmark="ant-direction", recipe="quick")
 
 
 def test_policies_of_another_benchmark_are_refused(tmp_path):

@@ -13,7 +13,7 @@ import torch
 from torch import tensor
 
 from data.__main__ import main as data_main
-from data.transitions import SCHEMA_1, read_transitions
+from data.transitions import SCHEMA_1, TransitionDataset, empty_columns, read_transitions, write_transitions
 from models.checkpoint import CheckpointError, read_plain
 from models.policy_files import load_policies
 from models.state_losses import alpha_loss
@@ -175,14 +175,32 @@ def test_a_dataset_has_each_task_from_its_own_source(tmp_path, capsys):
     capsys.readouterr()
     assert data_main(["info", str(tmp_path / "set.h5")]) == 0
     assert re.search(r"run-forward +30 .*replay\n", capsys.readouterr().out)
+    columns = empty_columns(BENCHMARKS["ant"], 10)
+    columns["episode_end"][-1] = True
+    write_transitions(tmp_path / "ant.h5", TransitionDataset(benchmark=BENCHMARKS["ant"], columns=columns, metadata={}))
     for wrong, message in (
         (f"jump={tmp_path}/replay.h5:46", "holds 45 steps of walker2d's task jump, not 46"),
         (f"jump={tmp_path}/none.h5:46", "none.h5: no such replay"),
+        (f"jump={tmp_path}/ant.h5:5", "ant.h5: holds transitions of ant, not of walker2d"),
         (f"run-backward={tmp_path}/policy-45.pt:5", "none for run-backward"),
         ("jump=x.pt", "a source is TASK=FILE:STEPS"),
     ):
         assert data_main([*line, wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_rewards_are_learned_from_scaled_and_kept_as_they_are(tmp_path, monkeypatch):
+    pytest.importorskip("mujoco")
+    seen, update = [], SAC.update
+    monkeypatch.setattr(SAC, "update", lambda *given: (seen.append(given[1]["reward"].clone()), update(*given))[1])
+    options = {"tasks": ("jump",), "steps": 41, "start_steps": 40, "batch_size": 8, "hidden_sizes": (16,)}
+    runs = [
+        learn(SACConfig(out=str(tmp_path / str(k)), reward_scale=scale, **options)) for k, scale in enumerate((1, 0.5))
+    ]
+    assert torch.equal(seen[1], 0.5 * seen[0])
+    assert len({(run / "returns.csv").read_text() for run in runs}) == 1
+    with pytest.raises(ValueError, match="reward_scale is above 0"):
+        SACConfig(reward_scale=0.0)
 
 
 def test_what_is_no_file_of_policies_is_refused(tmp_path):

@@ -37,6 +37,7 @@ class OnlineConfig:
     batch_size: int = option(256, "transitions of each task")
     lr: float = option(3e-4, "learning rate of Adam, policies, Q-functions and entropy temperatures")
     discount: float = option(0.99, "gamma")
+    reward_scale: float = option(1.0, "rewards are learned from times it")
     target_update_rate: float = option(5e-3, "weight of the new network in the target's running average")
     hidden_sizes: tuple[int, ...] = option((256, 256), "units of the hidden layers")
     keep_every: int = option(100_000, "steps between policies that are kept; the last is kept too")
@@ -52,6 +53,8 @@ class OnlineConfig:
         counts = ("steps", "start_steps", "update_every", "batch_size", "keep_every", "checkpoint_every")
         check_least(self, 1, *counts, "replay_steps")
         check_fraction(self, "discount", "target_update_rate")
+        if not 0 < self.reward_scale < float("inf"):
+            raise ValueError(f"reward_scale is above 0 and finite, got {self.reward_scale}")
         if self.steps <= self.start_steps:
             raise ValueError(f"steps {self.steps}: after start_steps {self.start_steps} none is left to learn by")
 

@@ -124,7 +124,9 @@ def _learn(name: str, config: Any, make: Any, out: Path, resume: Path | None, re
         buffer.filled += 1
         if count > config.start_steps and count % config.update_every == 0:
             with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-                losses = algorithm.update(buffer.sample(config.batch_size, rng), generator)
+                batch = buffer.sample(config.batch_size, rng)
+                batch["reward"] *= config.reward_scale
+                losses = algorithm.update(batch, generator)
             finite.add(count, losses)
         saves = count % config.checkpoint_every == 0 or count == config.steps or request.number
         if saves or count % config.keep_every == 0:
