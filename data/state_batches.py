@@ -17,6 +17,8 @@ from data.member_random import MemberRandom
 from data.transitions import TransitionDataset
 from sim.files import DatasetError
 
+SEEN = ("observation", "next_observation", "action")  # columns that a batch begins with
+
 
 @dataclass
 class StateBatch:
@@ -49,7 +51,8 @@ class StateBatch:
 
 class TransitionTensors:
     """A dataset on the device, shared by its samplers, with reward, end and success of every task. What is learned from
-    a reward r is `scale` r + `shift`."""
+    a reward r is `scale` r + `shift`. On a CPU nothing is held twice: the dataset's observations and actions become
+    views of the rows here."""
 
     def __init__(
         self, dataset: TransitionDataset, device: torch.device | str = "cpu", scale: float = 1.0, shift: float = 0.0
@@ -57,11 +60,15 @@ class TransitionTensors:
         self.dataset, self.device, self.zero_reward = dataset, device, shift
         columns, size = dataset.columns, dataset.benchmark.observation_size
         reward = dataset.rewards * np.float32(scale) + np.float32(shift)
-        seen = columns["observation"], columns["next_observation"], columns["action"]
-        parts = [*seen, reward, dataset.done, dataset.successes]
-        # One row of each transition, so that a batch is read at once.
-        self._values = torch.from_numpy(np.concatenate(parts, 1, dtype=np.float32)).to(device)
+        by_task = reward, dataset.done, dataset.successes
         self._until = list(np.cumsum([size, size, dataset.benchmark.action_size]))
+        # One row of each transition, so that a batch is read at once.
+        rows = np.empty((len(dataset), self._until[-1] + 3 * len(dataset.benchmark.tasks)), np.float32)
+        for name, place in zip(SEEN, np.split(rows, self._until, 1), strict=False):
+            place[:] = columns[name]
+            columns[name] = place
+        np.concatenate(by_task, 1, out=rows[:, self._until[-1] :], casting="unsafe")
+        self._values = torch.from_numpy(rows).to(device)
         episode = torch.from_numpy(dataset.episode)
         self._numbers = torch.stack([torch.from_numpy(columns["task"]), episode], 1).to(device)
         self.episode = self._numbers[:, 1]

@@ -148,6 +148,17 @@ def test_an_end_and_a_success_are_those_of_the_target_task(transitions):
     assert (batch.done[0][batch.task_index[0] == 0].sum() > batch.done[0][batch.task_index[0] == 1].sum()).item()
 
 
+def test_on_a_cpu_observations_and_actions_are_held_once(transitions):
+    before = {name: column.copy() for name, column in transitions.columns.items()}
+    tensors = TransitionTensors(transitions)
+    assert all(np.array_equal(transitions.columns[name], column) for name, column in before.items())
+    row = torch.arange(30)[None]
+    batch = tensors.batch(row, torch.ones_like(row))
+    for name in ("observation", "next_observation", "action"):
+        assert np.array_equal(getattr(batch, name)[0].numpy(), before[name])
+        assert np.shares_memory(transitions.columns[name], tensors._values.numpy())
+
+
 def test_a_batch_is_stratified_and_carries_the_reward_of_its_target(transitions):
     batch = batch_of(
         StateSampler(TransitionTensors(transitions), EVERYWHERE, (0, 1, 2), per_task=8, shared_fraction=0.5), 0, 1
