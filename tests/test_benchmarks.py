@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -201,6 +203,16 @@ def test_a_missing_simulator_is_said_in_a_line_with_the_remedy(name, monkeypatch
     monkeypatch.setitem(sys.modules, "mujoco", None)
     with pytest.raises(MissingSimulatorError, match=r"needs MuJoCo: pip install -e '\.\[lowdim\]'"):
         BENCHMARKS[name].make_env()
+
+
+def test_an_opengl_that_is_not_there_is_said_in_a_line():
+    """MuJoCo loads it when it is imported."""
+    pytest.importorskip("mujoco")
+    code = "from sim.benchmarks.simulator import load_mujoco; load_mujoco('walker2d')"
+    environment = {**os.environ, "MUJOCO_GL": "cardboard"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "MissingSimulatorError: walker2d: MuJoCo does not load with MUJOCO_GL=cardboard: unset it" in last
 
 
 def test_a_package_that_has_a_model_is_named_where_it_is_missing():

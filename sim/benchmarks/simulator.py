@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ OLDEST, TOO_NEW = (3, 3), (4, 0)  # version 4 breaks dm_control and metaworld
 
 
 def load_mujoco(benchmark: str) -> Any:
-    """The module, which warns on the terminal. MissingSimulatorError where it is not installed, or a version that this
-    project does not run on."""
+    """The module, which warns on the terminal. MissingSimulatorError where it is not installed, a version that this
+    project does not run on, or asked for an OpenGL that is not there."""
     try:
         import mujoco
-    except ImportError:
-        raise MissingSimulatorError(f"{benchmark} needs MuJoCo: {REMEDY}") from None
+    except Exception as error:  # of many kinds: importing it loads the OpenGL that MUJOCO_GL names
+        if importlib.util.find_spec("mujoco") is None:
+            raise MissingSimulatorError(f"{benchmark} needs MuJoCo: {REMEDY}") from None
+        renderer = f"MUJOCO_GL={os.environ['MUJOCO_GL']}: unset it, or install" if "MUJOCO_GL" in os.environ else "this"
+        raise MissingSimulatorError(f"{benchmark}: MuJoCo does not load with {renderer} OpenGL ({error})") from None
     version = tuple(map(int, mujoco.__version__.split(".")[:2]))
     if not OLDEST <= version < TOO_NEW:
         raise MissingSimulatorError(f"{benchmark} needs MuJoCo 3.3 to 3, found {mujoco.__version__}: {REMEDY}")
