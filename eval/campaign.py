@@ -96,7 +96,7 @@ def _on_states(policy: Path, config: PlayConfig) -> dict[str, float]:
     from models.policy_files import load_policies
 
     path, digest = policy.parent / "returns.json", sha256(policy)  # of the training itself, where it could play
-    if not path.is_file():
+    if not path.is_file() or read_json(path)["episodes"] != config.episodes:
         path = policy.parent / f"played-{config.episodes}.json"
         if not path.is_file() or read_json(path)["policy"] != digest:
             results = evaluate(load_policies(policy), config.episodes, EVALUATION_SEED, config.workers)

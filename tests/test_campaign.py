@@ -16,13 +16,14 @@ from eval.campaign import PlayConfig, play
 from eval.campaign import main as play_campaign
 from eval.policy import CEMPolicy
 from models.image_checkpoint import read_checkpoint
+from sim.files import read_json
 from tests.conftest import SMALL_STATE_RUN, TINY_TASKS
 from train import campaign, campaign_files
 from train.campaign import CampaignConfig, read_campaign, run
 
 STATES = " ".join(
     f"--{key.replace('_', '-')} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
-    for key, value in (SMALL_STATE_RUN | {"divergence_steps": 0}).items()
+    for key, value in (SMALL_STATE_RUN | {"divergence_steps": 0, "episodes": 2}).items()
 )
 
 
@@ -55,6 +56,7 @@ def test_a_campaign_trains_packs_and_is_played_elsewhere(tmp_path, transitions, 
     with tarfile.open(out / "pack" / "campaign-0.tar") as tar:
         assert {name.split("/")[1] for name in tar.getnames() if name.startswith("images")} == {
             "training.json",
+            "config.json",
             "curves.json",
             "routing.json",
             "policy.ckpt",
@@ -86,6 +88,12 @@ def test_a_campaign_trains_packs_and_is_played_elsewhere(tmp_path, transitions, 
         f"{member} {task}" for member in ("none-0", "all-0") for task in ("run-forward", "run-backward", "jump")
     }
     assert set(TINY_TASKS) <= set(rows["images-none-3"])
+    states = tmp_path / "played" / "states-none,all"
+    assert read_json(states / "returns.json")["episodes"] == 2  # which the training played
+    assert read_json(states / "played-1.json")["episodes"] == 1
+    assert (
+        rows["states-none,all"]["all-0 jump"] == read_json(states / "played-1.json")["members"][1]["returns"]["jump"][0]
+    )
     assert "images-none-3" in capsys.readouterr().out
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from data.weight_files import WEIGHTS
 from eval.campaign import IMAGE_POLICY, TRAINING
 from eval.curves import read_curves
-from models.checkpoint import read_plain
+from models.checkpoint import RUN_CONFIG, read_plain
 from sim.files import read_json, write_atomic
 from train.run_dir import LOG
 from train.state_run import POLICY, RETURNS, ROUTING
@@ -48,7 +48,7 @@ def _files_of(run: Path) -> Iterator[tuple[str, bytes]]:
     if not (run / ROUTING).is_file():  # from images: in the policy
         routing = read_plain(run / IMAGE_POLICY)["switchyard"]["sharing"]
         yield f"{run.name}/{ROUTING}", json.dumps(routing).encode()
-    for name in (TRAINING, IMAGE_POLICY, POLICY, ROUTING, RETURNS, WEIGHTS):
+    for name in (TRAINING, RUN_CONFIG, IMAGE_POLICY, POLICY, ROUTING, RETURNS, WEIGHTS):
         if (run / name).is_file():
             yield f"{run.name}/{name}", (run / name).read_bytes()
 
