@@ -185,8 +185,10 @@ def _states(files: Sequence[Path], found: list[dict[str, Any]]) -> list[str]:
         if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
             raise ValueError(f"{rule}, seed {twice[0]} comes twice: leave out a file, or train other --seeds")
     assignment = found[0]["config"].get("assignment", "collected")
-    data = found[0]["recipe"] if assignment == "collected" else assignment
-    known = paper.STATES.get((benchmark.name, data)) if tasks == list(benchmark.task_names) else None
+    recipe = found[0]["recipe"]
+    data = recipe if assignment == "collected" else assignment
+    as_published = tasks == list(benchmark.task_names) and recipe in (data, "published")
+    known = paper.STATES.get((benchmark.name, data)) if as_published else None
     rules = _in_order(of_rule, known.returns if known else ())
 
     def table(head: str, key: str, digits: int, cells: dict[str, list[str]] | None = None, scale: float = 1) -> str:
@@ -216,7 +218,7 @@ def _states(files: Sequence[Path], found: list[dict[str, Any]]) -> list[str]:
         rule: [f"{value:.2f}" for value in (*values, float(np.mean(values)))]
         for rule, values in (known.divergence if known else {}).items()
     }
-    of_data = f"{found[0]['recipe']}, {assignment}" if data == assignment else found[0]["recipe"]
+    of_data = f"{recipe}, {assignment}" if data == assignment else recipe
     head = f"{benchmark.name} {of_data}, {found[0]['algorithm']}, {found[0]['updates']} updates"
     out = [head]
     if found[0]["metric"] == "success":

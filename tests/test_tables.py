@@ -226,6 +226,8 @@ def test_a_reading_of_a_maze_stands_beside_the_papers_average_of_that_reading(tm
     assert "success at the end, %" in text
     assert "36.7" not in tables([files["directed"]])
     assert "18.5 ± 6.0" in tables([files["directed"]])
+    quick = json.loads(files["directed"].read_text()) | {"recipe": "quick"}
+    assert "paper" not in tables([written(tmp_path / "quick.json", quick)])
     assert "paper" not in tables([files["collected"]])
     with pytest.raises(ValueError, match=r"not comparable with .*assignment"):
         tables([files["directed"], files["undirected"]])
