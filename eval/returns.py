@@ -234,6 +234,9 @@ class PlayConfig:
     seed: int = option(EVALUATION_SEED, "of the episodes")
     workers: int = option(WORKERS, "processes")
     out: str = option("", "file of the results; default: POLICY-played.json in its run, else in runs/")
+    member: str = option(
+        "", "of the file to play alone, RULE-SEED in a run; a film needs one where several know a task"
+    )
     film: str = option("", f"play an episode of each task into this file instead, of {', '.join(FORMATS)}")
 
     def __post_init__(self) -> None:
@@ -242,6 +245,8 @@ class PlayConfig:
         check_least(self, 0, "noise")
         if self.policy == CONTROLLER and not self.benchmark:
             raise ValueError("which controller? give its --benchmark")
+        if self.policy == CONTROLLER and self.member:
+            raise ValueError("member: a controller has none")
         if self.film:
             check_choice("file format", Path(self.film).suffix.lower(), FORMATS)
 
@@ -256,13 +261,17 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(config: PlayConfig) -> None:
     path = Path(config.policy)
     file = None if config.policy == CONTROLLER else load_policies(path)
+    if file is not None and config.member:
+        file = file.named(config.member)
     wanted = benchmark_by_name(config.benchmark) if file is None or config.benchmark else file.benchmark
     own = file is not None and file.benchmark is wanted
     tasks = file.tasks if file is not None and own else wanted.task_names
+    behaviour = behaviour_of(wanted, config.policy, config.noise)
+    if file is not None and config.member:
+        behaviour = dataclasses.replace(behaviour, content=pack_policies(file))
     if config.film:
         check_writable(film := Path(config.film))
-        frames = _frames(behaviour_of(wanted, config.policy, config.noise), tasks, config.seed)
-        write_film(film, frames, FILM_PAUSE_MS)
+        write_film(film, _frames(behaviour, tasks, config.seed), FILM_PAUSE_MS)
         print(film)
         return
     in_run = (path.parent / RUN_CONFIG).is_file()  # results of policies outside a run go to runs/
@@ -272,7 +281,6 @@ def _main(config: PlayConfig) -> None:
     if file is not None and own and not config.noise:
         results = evaluate(file, config.episodes, config.seed, config.workers)
     else:
-        behaviour = behaviour_of(wanted, config.policy, config.noise)
         results = evaluate_behaviour(behaviour, config.episodes, config.seed, config.workers, tasks)
     print(results.table())
     write_atomic(out, json.dumps(results.to_json(), indent=1).encode())

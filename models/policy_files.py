@@ -14,6 +14,7 @@ from models.conditioning import CONDITIONERS, FrozenEncoder, Normaliser
 from models.state_policies import POLICIES, StatePolicy
 from sim.benchmarks.spec import Benchmark
 from sim.benchmarks.table import BENCHMARKS
+from sim.options import check_choice
 
 FORMAT = 2
 KEY = "switchyard_policies"
@@ -44,6 +45,11 @@ class PolicyFile:
         """Tasks that at least one member was trained for, in the benchmark's order."""
         trained = {task for member in self.members for task in member.tasks}
         return tuple(name for name in self.benchmark.task_names if name in trained)
+
+    def named(self, name: str) -> PolicyFile:
+        """One member alone; ValueError where there is none of the name."""
+        names = [member.name for member in self.members]
+        return self.member(names.index(check_choice("member", name, names)))
 
     def member(self, number: int) -> PolicyFile:
         """One member alone."""
