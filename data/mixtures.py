@@ -28,7 +28,7 @@ from sim.files import DatasetError
 from sim.options import changed, check_choice, check_least, check_seed, option
 
 CONTROLLER = "controller"  # in place of a file: the benchmark's own
-COLLECTION = 2  # raised when controllers, environments or their playing change: the same sources make other data then
+COLLECTION = 3  # raised when controllers, environments or their playing change: the same sources make other data then
 
 
 @dataclass(frozen=True, kw_only=True)
