@@ -81,6 +81,17 @@ def test_the_policies_of_another_run_serve_a_run_without_that_rule(run, tmp_path
             assert found[name][key] == pytest.approx(together[name][key], rel=1e-3)
 
 
+def test_deterministic_policies_have_the_kl_of_another_runs(run, tmp_path):
+    """KL(pi_none || pi_beta_eff) is of stochastic policies both."""
+    run("none", rules=("none",), seeds=(0,))
+    settings = small_state_config("td3-bc", rules=("all",), data=str(tmp_path / "states.h5"), seeds=(0,))
+    settings = dataclasses.replace(settings, divergence_from=str(tmp_path / "none" / "policy.pt"))
+    path = state_run.train("td3-bc", dataclasses.replace(settings, out=str(tmp_path / "td3-bc")))
+    (row,) = json.loads(path.read_text())["members"]
+    assert min(row["divergence"][task] for task in TASKS) > 0
+    assert row["own_divergence"] is None
+
+
 def test_policies_that_do_not_match_are_refused_before_there_is_a_folder(run, transitions, tmp_path):
     run("none", rules=("none",), seeds=(0,), tasks=("run-forward", "jump"))
     policies = str(tmp_path / "none" / "policy.pt")
@@ -90,6 +101,7 @@ def test_policies_that_do_not_match_are_refused_before_there_is_a_folder(run, tr
         (r"policy.pt learned run-forward, jump, this run learns run-forward, run-backward, jump", {}),
         (r"cds.policy.pt has no policy of rule none", {"divergence_from": str(tmp_path / "cds" / "policy.pt")}),
         (r"leave one out", {"rules": ("none", "all")}),
+        (r"KL needs divergence_steps", {"divergence_steps": 0}),
     ):
         with pytest.raises(ValueError, match=message):
             run("new", **{"rules": ("all",), "seeds": (0,), "divergence_from": policies} | options)

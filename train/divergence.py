@@ -61,8 +61,8 @@ def load_single_task(config: StateConfig, dataset: TransitionDataset, tasks: Seq
 
 
 def single_task_of(config: StateConfig, policy: StatePolicy) -> SingleTaskPolicy | None:
-    """The policies of rule none among the run's own `policy`, None where it has none."""
-    if "none" not in config.rules:
+    """The policies of rule none among the run's own `policy`, None where it has none, or deterministic ones."""
+    if "none" not in config.rules or isinstance(policy.network, DeterministicPolicy):
         return None
     return SingleTaskPolicy(policy, [config.members.index(("none", seed)) for _, seed in config.members])
 
@@ -102,17 +102,17 @@ def divergences(
     tasks: tuple[int, ...],
 ) -> list[dict[str, dict[str, float] | None]]:
     """Rows of returns.json, by task: `divergence`, KL(pi_none || pi_beta_eff) of tables 1 and 2, None without a
-    single-task policy; `own_divergence`, KL(pi || pi_beta_eff) of the member's own policy. Both are None where policies
-    are deterministic."""
-    if isinstance(learned.network, DeterministicPolicy):
-        return [{"divergence": None, "own_divergence": None} for _ in range(learned.network.members)]
+    single-task policy; `own_divergence`, KL(pi || pi_beta_eff) of the member's own policy, None where it is
+    deterministic."""
     names = [dataset.benchmark.task_names[task] for task in tasks]
 
     def by_task(values: Tensor) -> list[dict[str, float] | None]:
         return [dict(zip(names, row, strict=True)) for row in values.tolist()]
 
-    own = by_task(divergence(learned, behaviour, dataset, tasks))
-    papers: list[dict[str, float] | None] = [None] * len(own)
+    own: list[dict[str, float] | None] = [None] * learned.network.members
+    papers = own
+    if not isinstance(learned.network, DeterministicPolicy):
+        own = by_task(divergence(learned, behaviour, dataset, tasks))
     if single_task is not None:
         policy = single_task.policy.to(next(behaviour.network.parameters()).device)
         papers = by_task(divergence(policy, behaviour, dataset, tasks, single_task.members))
