@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -253,7 +254,32 @@ def test_the_multiplier_rises_while_the_conservative_term_is_above_its_threshold
     assert torch.equal(values["multiplier"] > 1, torch.full((2,), rises))
     assert module.warning(values) == ""
     bound = {"multiplier": torch.tensor([1.0, cql.MAX_MULTIPLIER])}
-    assert "above lagrange_threshold" in module.warning(bound)
+    assert re.search(r"^all-0: .* stays above lagrange_threshold .*; raise it", module.warning(bound))
+    idle = {"multiplier": torch.tensor([1e-4, 1.0])}
+    assert re.search(r"^none-0: .* stays below lagrange_threshold .*; lower it", module.warning(idle))
+
+
+def test_a_multiplier_comes_back_from_its_bound(transitions):
+    module = module_of(transitions, rules=("none",), lagrange_threshold=50.0, critic_lr=0.1)
+    module.log_multiplier.data.fill_(20.0)
+    seen = [module.update()["multiplier"].item() for _ in range(4)]
+    assert seen[1] == pytest.approx(cql.MAX_MULTIPLIER)
+    assert seen[3] < seen[2] < 0.99 * cql.MAX_MULTIPLIER
+
+
+@pytest.mark.parametrize("bc_steps", [0, 1])
+def test_the_policy_clones_the_data_at_first(transitions, monkeypatch, bc_steps):
+    """E[alpha log pi(a~ | s) - log pi(a | s)] at first, then Q(s, a~) in place of log pi(a | s)."""
+    module = module_of(transitions, rules=("none",), bc_steps=bc_steps)
+    before, batches, drawn = copy.deepcopy(module), [], []
+    sample, draw = module.shared.sample, cql.sample_with_log_prob
+    monkeypatch.setattr(module.shared, "sample", lambda random: batches.append(sample(random)) or batches[-1])
+    monkeypatch.setattr(cql, "sample_with_log_prob", lambda *given: drawn.append(draw(*given)) or drawn[-1])
+    actor = module.update()["actor"]
+    (batch,), (action, log_prob) = batches, drawn[0]
+    state = before.conditioner(batch.observation, batch.task_index)
+    gain = before.policy.log_prob(state, batch.action) if bc_steps else module.q(state, action).amin(0)[..., 0]
+    assert torch.allclose(actor, (log_prob[..., 0] - gain).mean(-1), rtol=1e-4)
 
 
 def test_without_a_threshold_there_is_no_multiplier(transitions):
@@ -277,13 +303,14 @@ def test_the_entropy_temperature_is_tuned_on_the_rows_that_the_policy_learns_fro
 
 
 def test_each_task_learns_which_way_pays(transitions):
-    """One-step episodes: Q(s, a) is the reward, +a_0 forward and -a_0 backward; the policies find the ends."""
+    """Without a discount Q(s, a) is the reward, +a_0 forward and -a_0 backward; the policies find the ends."""
     options = {
         "per_task": 64,
         "hidden_sizes": (32, 32),
         "critic_lr": 3e-3,
         "actor_lr": 3e-3,
         "conservative_weight": 0.01,
+        "discount": 0.0,
     }
     module = module_of(transitions, rules=("all",), steps=300, **options)
     for _ in range(300):
@@ -352,6 +379,7 @@ def test_a_member_that_diverges_is_named(transitions):
         ({"hidden_sizes": (0,)}, "hidden_sizes are at least 1"),
         ({"per_task": 0}, "per_task is at least 1"),
         ({"lagrange_threshold": -1.0}, "lagrange_threshold is 0 or more"),
+        ({"lagrange_threshold": 5.0, "conservative_weight": 0.0}, "lagrange_threshold: it bounds conservative_weight"),
         ({"num_gradient_actions": -1}, "num_gradient_actions is 0 or more"),
         ({"conservative_weight": -1.0}, "conservative_weight is 0 or more"),
         ({"discount": 9.9}, "discount is between 0 and 1"),

@@ -26,6 +26,7 @@ from train.actor_critic import ActorCritic, ActorCriticConfig
 from train.state_algorithm import Values
 
 MAX_MULTIPLIER = 1e6  # of the Lagrange form (CQL's code)
+IDLE_MULTIPLIER = 1e-3  # below it nothing is conservative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class CQLConfig(ActorCriticConfig):
         super().__post_init__()
         check_least(self, 1, "num_sampled_actions")
         check_least(self, 0, "conservative_weight", "num_gradient_actions", "bc_steps", "lagrange_threshold")
+        if self.lagrange_threshold and not self.conservative_weight:
+            raise ValueError("lagrange_threshold: it bounds conservative_weight times CQL's term, and that weight is 0")
 
 
 class CQL(ActorCritic):
@@ -103,10 +106,11 @@ class CQL(ActorCritic):
         conservative = weighted_mean(gap, weight)
         penalty = config.conservative_weight * conservative
         if config.lagrange_threshold:
-            multiplier = self.log_multiplier.exp().clamp(max=MAX_MULTIPLIER)
+            multiplier = self.log_multiplier.exp()
             excess = penalty - config.lagrange_threshold
             penalty = multiplier.detach() * excess
             gradient_step(self.multiplier_optimizer, -(multiplier * excess.detach().mean(0)).sum())
+            self.log_multiplier.data.clamp_(max=math.log(MAX_MULTIPLIER))  # where it can come back from
         critic = (bellman + penalty).sum(0)
         gradient_step(self.critic_optimizer, critic.sum())
 
@@ -124,12 +128,20 @@ class CQL(ActorCritic):
         return values | {"q_policy": pi_q.mean(-1), "actor": actor}
 
     def warning(self, values: Values) -> str:
-        if "multiplier" not in values or values["multiplier"].amax() < MAX_MULTIPLIER:
-            return ""
-        return (
-            f"the Lagrange multiplier is at its bound, {MAX_MULTIPLIER:g}: the conservative term stays above "
-            f"lagrange_threshold {self.config.lagrange_threshold:g}; raise it"
-        )
+        threshold = f"lagrange_threshold {self.config.lagrange_threshold:g}"
+        multipliers = values["multiplier"].tolist() if "multiplier" in values else ()
+        for name, multiplier in zip(self.config.member_names, multipliers, strict=False):
+            if multiplier > 0.99 * MAX_MULTIPLIER:
+                return (
+                    f"{name}: the Lagrange multiplier is at its bound, {MAX_MULTIPLIER:g}: the conservative term stays "
+                    f"above {threshold}; raise it"
+                )
+            if multiplier < IDLE_MULTIPLIER:
+                return (
+                    f"{name}: the Lagrange multiplier has fallen to {multiplier:.1g}: the conservative term stays "
+                    f"below {threshold}, so that nothing is conservative; lower it, or raise conservative_weight"
+                )
+        return ""
 
     def conservative_terms(
         self, state: Tensor, action: Tensor, sampled: Tensor, log_prob: Tensor, strata: Tensor
