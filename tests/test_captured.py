@@ -45,7 +45,7 @@ CASES = {
     "brac": (
         "brac",
         {"rules": ("all", "cds", "cds-basic", "hipi", "heuristic"), "snapshot_every": 12, "divergence_samples": 3}
-        | {"bc_steps": 9, "warm_start_steps": 9, "share_after": 9},
+        | {"bc_steps": 9, "warm_start_steps": 9, "share_after": 10},
     ),
     "brac in closed form": ("brac", {"rules": ("cds",), "divergence_samples": 0, "bc_steps": 0}),
     "iql": ("iql", {"rules": ("none", "cds", "cds-basic", "hipi"), "conditioning": "embedding"}),
@@ -93,7 +93,8 @@ def refuse_the_host(monkeypatch):
 
 
 def learner(transitions, name, options):
-    config = small_state_config(name, **{"score_fraction": 1.0, **options})
+    scores = {} if name == "bc" else {"score_fraction": 1.0}
+    config = small_state_config(name, **scores, **options)
     algorithm = state_run.build(name, config, transitions)
     algorithm.shared.start("cpu")
     return algorithm

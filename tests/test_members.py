@@ -94,7 +94,7 @@ def test_all_weights_are_drawn():
         ("cql", "cds-hard", ("all", "cds-hard"), {"sharing": "sample", "granularity": "episode"}),
         ("cql", "none", ("none", "uds"), {"conditioning": "embedding", "num_gradient_actions": 0}),
         ("bc", "all", ("none", "all"), {}),
-        ("brac", "cds", ("none", "cds"), {"bc_steps": 1, "warm_start_steps": 1, "share_after": 1}),
+        ("brac", "cds", ("none", "cds"), {"bc_steps": 1, "warm_start_steps": 1, "share_after": 2}),
         ("iql", "cds-basic", ("none", "cds-basic"), {}),
         ("td3-bc", "hipi", ("hipi", "cds"), {}),
     ],

@@ -41,14 +41,14 @@ class BRACConfig(ActorCriticConfig):
     behaviour_lr: float = option(1e-3, "learning rate of Adam, behaviour policies")
     bc_steps: int = option(10_000, "first updates, which fit the behaviour policy alone")
     warm_start_steps: int = option(20_000, "updates after these in which the policy follows pi_beta without Q")
-    share_after: int = option(10_000, "updates before which a rule that uses Q-values chooses nothing")
+    share_after: int = option(15_000, "updates before which a rule that uses Q-values chooses nothing")
     snapshot_every: int = option(20_000, "updates between snapshots of the Q-function (rule heuristic)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_least(self, 0, "divergence_weight", "divergence_samples", "bc_steps", "warm_start_steps")
         for rule in (RULES[name] for name in self.rules):
-            if rule.uses_q and self.share_after < self.bc_steps:
+            if rule.uses_q and self.bc_steps and self.share_after <= self.bc_steps:
                 raise self._too_early("share_after", rule)
             if rule.snapshot and self.snapshot_every <= self.bc_steps:
                 raise self._too_early("snapshot_every", rule)
