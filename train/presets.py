@@ -1,8 +1,9 @@
 """Published settings of each state benchmark, one row each: `sharing` for every algorithm, then those of one algorithm.
 
 CDS, app. C.1: the clip of the adaptive temperature, whether own transitions are weighed too, CQL's weight beta as it
-stands beside half the squared error (2 beta in CQL's code), its Lagrange threshold. IQL: app. B of its paper. A row is
-chosen by the benchmark that the dataset names; options of the command line win over it.
+stands beside half the squared error (2 beta in CQL's code), its Lagrange threshold. CQL's command for AntMaze: its
+weight in the Lagrange form. IQL: app. B of its paper. A row is chosen by the benchmark that the dataset names; options
+of the command line win over it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from train.state_config import StateConfig
 
 INF = float("inf")
 MAZE_SHARING = {"sharing_temperature_clip": (10.0, INF), "weigh_own_probability": 0.5}
+MAZE_REWARD = {"reward_scale": 10.0, "reward_shift": -5.0}  # with rewards of 0 and 1 no Q differs by a tau of 10
+ANTMAZE_CQL = {"lagrange_threshold": 5.0, "conservative_weight": 5.0} | MAZE_REWARD
 MAZE_IQL = {"expectile": 0.9, "inverse_temperature": 10.0, "reward_shift": -1.0}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "walker2d": {
@@ -45,10 +48,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "td3": {"update_every": 4, "replay_steps": 152_000},
     },
     "ant-direction": {"sac": {"update_every": 4}},
-    "pointmaze-medium": {"sharing": MAZE_SHARING},
-    "pointmaze-large": {"sharing": MAZE_SHARING},
-    "antmaze-medium": {"sharing": MAZE_SHARING, "cql": {"lagrange_threshold": 5.0}, "iql": MAZE_IQL},
-    "antmaze-large": {"sharing": MAZE_SHARING, "cql": {"lagrange_threshold": 5.0}, "iql": MAZE_IQL},
+    "pointmaze-medium": {"sharing": MAZE_SHARING, "cql": MAZE_REWARD},
+    "pointmaze-large": {"sharing": MAZE_SHARING, "cql": MAZE_REWARD},
+    "antmaze-medium": {"sharing": MAZE_SHARING, "cql": ANTMAZE_CQL, "iql": MAZE_IQL},
+    "antmaze-large": {"sharing": MAZE_SHARING, "cql": ANTMAZE_CQL, "iql": MAZE_IQL},
 }
 
 
@@ -60,5 +63,5 @@ def preset_for(algorithm: str, benchmark: str, config: type) -> dict[str, Any]:
     own = {f.name for f in dataclasses.fields(config) if f.name in usual and f.default != usual[f.name]}
     sharing = {name: value for name, value in row.get("sharing", {}).items() if name not in own}
     options = {**sharing, **row.get(algorithm, {})}
-    names = {field.name for field in dataclasses.fields(config)}
+    names = {field.name for field in dataclasses.fields(config)} - set(getattr(config, "unused", ()))
     return {name: value for name, value in options.items() if name in names}

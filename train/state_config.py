@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -14,10 +15,18 @@ from models.conditioning import CONDITIONERS
 from sim.options import check_choice, check_least, option
 from train.precision import PRECISIONS
 
+OF_REWARDS_AND_Q = (
+    *("reward_scale", "reward_shift", "reference", "percentile", "sharing_temperature", "sharing_temperature_clip"),
+    *("weigh_own_probability", "share_after", "snapshot_every", "score_fraction", "score_visits"),
+)  # options that nothing reads in an algorithm that learns no Q-function
+
 
 @dataclass(frozen=True, kw_only=True)
 class StateConfig(SharingOptions):
-    """Defaults are those of CDS on walker2d (app. C.1); train/presets.py has those of each benchmark."""
+    """Defaults are those of CDS on walker2d (app. C.1); train/presets.py has those of each benchmark. `unused`: options
+    that the algorithm has no use for."""
+
+    unused: ClassVar[tuple[str, ...]] = ()
 
     data: str = option("datasets/walker2d-published.h5", "file of transitions; its benchmark chooses the preset")
     assignment: str = option("collected", f"of episodes to tasks: {', '.join(ASSIGNMENTS)} (mazes)")
@@ -50,6 +59,8 @@ class StateConfig(SharingOptions):
             raise ValueError("option encoder: it reads normalised observations; leave out normalise false")
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
             raise ValueError(f"hidden_sizes are at least 1, got {self.hidden_sizes}")
+        if self.divergence_from and not self.divergence_steps:
+            raise ValueError("divergence_from: KL needs divergence_steps, which are 0")
         if self.divergence_from and "none" in self.rules:
             raise ValueError("divergence_from: KL compares with this run's own policies of rule none; leave one out")
         check_least(self, 1, "steps", "updates_per_step", "log_every", "checkpoint_every", "episodes", "workers")
