@@ -227,7 +227,8 @@ def small_state_config(algorithm, **options):
 
 @pytest.fixture(scope="session")
 def transitions():
-    """Steps that go nowhere; an action pays off by its first number, forward and backward."""
+    """Steps that go nowhere, half of which end their episode by a fall; an action pays off by its first number, forward
+    and backward."""
     rng = np.random.default_rng(0)
     count = 2400
     action = rng.uniform(-1, 1, (count, 6)).astype(np.float32)
@@ -237,7 +238,7 @@ def transitions():
         "next_observation": rng.normal(size=(count, 17)),
         "quantity/x_velocity_m_s": action[:, 0],
         "quantity/height_above_start_m": np.zeros(count),
-        "terminated": np.ones(count),
+        "terminated": np.arange(count) % 2,
         "episode_end": np.ones(count),
         "task": np.arange(count) // 800,
     }

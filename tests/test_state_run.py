@@ -34,7 +34,7 @@ from train.td3 import TD3Config
 
 WALKER2D = BENCHMARKS["walker2d"]
 KINDS = list({entry.make: name for name, entry in reversed(ALGORITHMS.items())}.values())  # a name of each class
-PHASES = {"brac": {"bc_steps": 3, "warm_start_steps": 2, "share_after": 3}}
+PHASES = {"brac": {"bc_steps": 3, "warm_start_steps": 2, "share_after": 4}}
 
 
 @pytest.fixture
@@ -67,6 +67,27 @@ def test_a_finished_run_is_evaluated_again_by_the_same_command(transitions, tmp_
     member = first["members"][0]
     assert set(member["own_divergence"]) == set(member["behaviour_returns"]) == set(WALKER2D.task_names)
     assert member["returns"]["jump"] != member["behaviour_returns"]["jump"]
+
+
+def test_a_warning_is_said_once(transitions, tmp_path, unplayed, monkeypatch, capsys):
+    write_transitions(tmp_path / "states.h5", transitions)
+    monkeypatch.setattr(CQL, "warning", lambda *_: "none-0: at its bound")
+    options = {**SMALL, "rules": ("none",), "steps": 8, "divergence_steps": 0}  # four times logged
+    train("cql", CQLConfig(**{**options, "data": str(tmp_path / "states.h5"), "out": str(tmp_path / "run")}))
+    assert capsys.readouterr().err.count("update 2: none-0: at its bound") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("bc", {"reward_scale": 10.0}, "reward_scale: bc has no use for it"),
+        ("bc", {"rules": ("uds",)}, "rule uds changes rewards alone, and bc reads none"),
+        ("cql", {"rules": ("none", "cds"), "tasks": ("jump",)}, "rule cds: one task alone has nothing to share"),
+    ],
+)
+def test_rules_and_options_without_use_are_refused(transitions, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        state_run.build(name, small_state_config(name, **{"rules": ("none",)} | options), transitions)
 
 
 def test_without_mujoco_a_run_is_trained_and_says_so(transitions, tmp_path, monkeypatch, capsys):
@@ -158,8 +179,8 @@ def test_going_on_is_bit_for_bit_the_run_that_was_not_stopped(transitions, tmp_p
     logged = [event.step for event in board.Scalars(f"{rules[1]}-1/{'cloning' if algorithm == 'bc' else 'bellman'}")]
     assert logged == ([4, 6, 8] if algorithm == "brac" else [2, 4, 6, 8])  # in two steps the behaviour policy alone
     assert all(torch.equal(stopped["state_dict"][key], value) for key, value in straight["state_dict"].items())
-    with pytest.raises(ValueError, match=r"already holds a run with other options: percentile 50.0 \(now 40.0\)"):
-        train(algorithm, small_state_config(algorithm, **options, out=str(tmp_path / "stopped"), percentile=40.0))
+    with pytest.raises(ValueError, match=r"already holds a run with other options: shared_fraction 0.5 \(now 0.4\)"):
+        train(algorithm, small_state_config(algorithm, **options, out=str(tmp_path / "stopped"), shared_fraction=0.4))
 
 
 @pytest.fixture

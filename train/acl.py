@@ -44,7 +44,7 @@ FREE_TO_CHANGE = ("out", "data", "steps", "log_every", "checkpoint_every", "prec
 
 @dataclass(frozen=True, kw_only=True)
 class ACLConfig:
-    """Every option of `python -m train acl`; defaults: ACL's code."""
+    """Every option of `python -m train acl`; docs/algorithms.md has what differs from ACL's code."""
 
     data: str = option("datasets/desk-published.h5", "file of transitions")
     assignment: str = option("collected", f"of episodes to tasks: {', '.join(ASSIGNMENTS)} (mazes)")

@@ -18,13 +18,14 @@ from models.updates import gradient_step
 from sim.options import option
 from train.seeding import MemberStream
 from train.state_algorithm import StateAlgorithm, Values
-from train.state_config import StateConfig
+from train.state_config import OF_REWARDS_AND_Q, StateConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class BCConfig(StateConfig):
     """Every option of `python -m train bc`."""
 
+    unused = OF_REWARDS_AND_Q
     rules: tuple[str, ...] = option(("none",), "sharing rules, trained side by side: those that need no Q-values")
     lr: float = option(3e-4, "learning rate of Adam")
 

@@ -10,9 +10,9 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
-from models.checkpoint import CheckpointError, check_finite, load_weights, read_plain
+from models.checkpoint import CheckpointError, check_finite, first_not_finite, load_weights, read_plain
 from train.callbacks.checkpointing import write_tensors
-from train.finite import check_weights
+from train.finite import NotFiniteError
 from train.state_algorithm import StateAlgorithm
 
 FORMAT = 7
@@ -44,8 +44,8 @@ class Checkpoints:
         """NotFiniteError where a weight is not finite."""
         algorithm = self._algorithm
         algorithm.finite.check()
-        networks = {name: child for name, child in algorithm.named_children() if name != "shared"}  # scores may be -inf
-        check_weights(algorithm.updates, **networks)
+        if key := first_not_finite(algorithm, besides=("shared.",)):  # whose scores may be -inf
+            raise NotFiniteError(f"step {algorithm.updates}: weight {key} is NaN or infinite")
         content = {
             "format": FORMAT,
             "algorithm": self._name,

@@ -147,9 +147,7 @@ def _with_folder(name: str, config: StateConfig) -> StateConfig:
 
 def build(name: str, config: StateConfig, dataset: TransitionDataset) -> StateAlgorithm:
     """The algorithm, with a dataset that is normalised where the configuration says so."""
-    for rule in config.rules:
-        if RULES[rule].uses_q and not issubclass(ALGORITHMS[name].config, ActorCriticConfig):
-            raise ValueError(f"rule {rule} weighs by Q-values, and {name} learns none")
+    _check_use(name, config)
     benchmark, digest = dataset.benchmark, dataset.digest if config.encoder else ""
     normaliser = Normaliser.identity(benchmark.observation_size)
     if config.normalise:
@@ -163,7 +161,24 @@ def build(name: str, config: StateConfig, dataset: TransitionDataset) -> StateAl
     else:
         sizes = len(config.members), benchmark.observation_size, len(benchmark.tasks)
         conditioner = CONDITIONERS[config.conditioning](*sizes)
-    return ALGORITHMS[name].make(config, dataset, normaliser, conditioner)
+    algorithm = ALGORITHMS[name].make(config, dataset, normaliser, conditioner)
+    if len(algorithm.shared.tasks) == 1 and (sharing := [rule for rule in config.rules if rule != "none"]):
+        raise ValueError(f"rule {sharing[0]}: one task alone has nothing to share; train more --tasks, or rule none")
+    return algorithm
+
+
+def _check_use(name: str, config: StateConfig) -> None:
+    """ValueError for a rule or an option that the algorithm has no use for."""
+    for rule in (RULES[each] for each in config.rules):
+        if not issubclass(ALGORITHMS[name].config, ActorCriticConfig):
+            if rule.uses_q:
+                raise ValueError(f"rule {rule.name} weighs by Q-values, and {name} learns none")
+            if not rule.reward:
+                raise ValueError(f"rule {rule.name} changes rewards alone, and {name} reads none")
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for option in config.unused:
+        if getattr(config, option) != defaults[option]:
+            raise ValueError(f"{option}: {name} has no use for it")
 
 
 def _tasks(algorithm: StateAlgorithm, dataset: TransitionDataset) -> tuple[str, ...]:
@@ -229,7 +244,8 @@ def _finish(
             ) from error
         single_task = single_task or single_task_of(config, algorithm.policies())
         if single_task is None:
-            print("no KL of CDS's tables 1 and 2: it needs rule none in this run, or --divergence-from its policy.pt")
+            print("no KL of CDS's tables 1 and 2: it needs rule none in a run of stochastic policies: this one, or")
+            print("the one whose policy.pt --divergence-from names")
         apart = divergences(algorithm.policies(), single_task, behaviour, dataset, algorithm.shared.tasks)
         behaved = policy_file(name, config, algorithm, dataset, behaviour)
         played = evaluate(behaved, config.episodes, EVALUATION_SEED, config.workers, "evaluate pi_beta_eff")
