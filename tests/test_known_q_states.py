@@ -3,6 +3,8 @@ regulariser pushes the way its paper says."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,9 @@ import torch
 from data.transitions import TransitionDataset, empty_columns
 from tests.line import LINE, PLACES, move, observe
 from train.actor_critic import ActorCriticConfig
+from train.sac import SAC, SACConfig
 from train.state_run import ALGORITHMS, build
+from train.td3 import TD3, TD3Config
 
 DISCOUNT, UPDATES, FEW = 0.8, 500, 200
 OPTIONS = {
@@ -67,6 +71,28 @@ def test_the_known_q_is_that_of_the_goals_ends():
 def test_the_learned_q_is_the_known_one(name):
     learned = learn(name, **UNREGULARISED[name])
     assert np.abs(q_of(learned) - known_q()).max() < 0.05
+
+
+@pytest.mark.parametrize(("kind", "config"), [(SAC, SACConfig()), (TD3, TD3Config(policy_noise=0.0))])
+def test_online_learners_find_it_in_the_same_data(kind, config):
+    torch.manual_seed(0)
+    settings = {"hidden_sizes": (64, 64), "lr": 3e-3, "target_update_rate": 0.05, "discount": DISCOUNT}
+    learner, data, rng = kind(replace(config, **settings), LINE, 2), dataset(), np.random.default_rng(0)
+    generator = torch.Generator().manual_seed(0)
+    if kind is SAC:
+        learner.log_alpha.data.fill_(-6.0)
+    for update in range(UPDATES):
+        for optimizer in learner.optimizers:
+            optimizer.param_groups[0]["lr"] = 3e-3 * (1 - update / UPDATES)
+        rows, task = rng.integers(len(data), size=(2, 48)), np.array([[0], [1]])
+        columns = {name: data.columns[name][rows] for name in ("observation", "action", "next_observation")}
+        columns |= {"reward": data.rewards[rows, task], "done": data.done[rows, task]}
+        learner.update({name: torch.from_numpy(np.float32(each)) for name, each in columns.items()}, generator)
+    place, side = (torch.from_numpy(each.ravel()) for each in np.indices((PLACES, 2)))
+    state, action = torch.eye(PLACES)[place].expand(2, -1, -1), (side * 1.0 - 0.5)[None, :, None, None]
+    with torch.no_grad():
+        found = learner.target(state, action.expand(2, -1, -1, -1)).amin(0).view(2, PLACES, 2).numpy()
+    assert np.abs(found - known_q()).max() < 0.05
 
 
 def test_every_algorithm_with_a_q_function_is_here():
