@@ -17,7 +17,7 @@ from data.member_random import MemberRandom
 from data.transitions import TransitionDataset
 from sim.files import DatasetError
 
-SEEN = ("observation", "next_observation", "action")  # columns that a batch begins with
+SEEN = ("observation", "next_observation", "action")  # columns that a batch has as they are
 
 
 @dataclass
@@ -51,24 +51,17 @@ class StateBatch:
 
 class TransitionTensors:
     """A dataset on the device, shared by its samplers, with reward, end and success of every task. What is learned from
-    a reward r is `scale` r + `shift`. On a CPU nothing is held twice: the dataset's observations and actions become
-    views of the rows here."""
+    a reward r is `scale` r + `shift`. On a CPU observations and actions are the dataset's own memory."""
 
     def __init__(
         self, dataset: TransitionDataset, device: torch.device | str = "cpu", scale: float = 1.0, shift: float = 0.0
     ) -> None:
         self.dataset, self.device, self.zero_reward = dataset, device, shift
-        columns, size = dataset.columns, dataset.benchmark.observation_size
+        columns = dataset.columns
+        self._seen = {name: torch.from_numpy(columns[name]).to(device) for name in SEEN}
         reward = dataset.rewards * np.float32(scale) + np.float32(shift)
-        by_task = reward, dataset.done, dataset.successes
-        self._until = list(np.cumsum([size, size, dataset.benchmark.action_size]))
-        # One row of each transition, so that a batch is read at once.
-        rows = np.empty((len(dataset), self._until[-1] + 3 * len(dataset.benchmark.tasks)), np.float32)
-        for name, place in zip(SEEN, np.split(rows, self._until, 1), strict=False):
-            place[:] = columns[name]
-            columns[name] = place
-        np.concatenate(by_task, 1, out=rows[:, self._until[-1] :], casting="unsafe")
-        self._values = torch.from_numpy(rows).to(device)
+        by_task = np.stack([reward, dataset.done, dataset.successes], 1, dtype=np.float32)
+        self._by_task = torch.from_numpy(by_task).to(device)  # [D, 3, N]
         episode = torch.from_numpy(dataset.episode)
         self._numbers = torch.stack([torch.from_numpy(columns["task"]), episode], 1).to(device)
         self.episode = self._numbers[:, 1]
@@ -77,14 +70,10 @@ class TransitionTensors:
 
     def batch(self, row: Tensor, target: Tensor) -> StateBatch:
         """Transitions `row` [E, B], relabelled for tasks `target` [E, B]."""
-        observation, next_observation, action, by_task = self._values[row].tensor_split(self._until, -1)
         source, episode = self._numbers[row].unbind(-1)
-        of_target = by_task.unflatten(-1, (3, -1)).gather(-1, target[..., None, None].expand(-1, -1, 3, 1))
-        reward, done, success = of_target[..., 0].unbind(-1)
+        reward, done, success = self._by_task[row, :, target].unbind(-1)
         return StateBatch(
-            observation=observation,
-            next_observation=next_observation,
-            action=action,
+            **{name: column[row] for name, column in self._seen.items()},
             reward=reward,
             done=done,
             success=success,
