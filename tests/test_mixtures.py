@@ -62,7 +62,7 @@ def test_a_dataset_tells_what_it_is_made_of_and_is_not_made_twice(config, tmp_pa
         "run-forward": {"kind": "replay", "file": "replay.h5", "sha256": replay},
         "jump": {
             "kind": "policy",
-            "collection": 2,
+            "collection": 3,
             "file": "policy.pt",
             "seed": 0,
             "policy_steps": 7,
