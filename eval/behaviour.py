@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from data.mixtures import CONTROLLER
 from data.state_collection import Act, Behaviour
 from models.checkpoint import CheckpointError, CheckpointFile
-from models.policy_files import PolicyFile, load_policies
+from models.policy_files import PolicyFile, load_policies, pack_policies
 from sim.benchmarks.spec import Benchmark
 from sim.benchmarks.table import benchmark_by_name
 
 
-def behaviour_of(benchmark: Benchmark, file: str, noise: float) -> Behaviour:
-    """A file's policies or the `controller`, on the benchmark's first task."""
+def behaviour_of(benchmark: Benchmark, file: str, noise: float, member: str = "") -> Behaviour:
+    """A file's policies, or its `member` alone, or the `controller`, on the benchmark's first task."""
     content = None if file == CONTROLLER else CheckpointFile.of(file).content
+    if content is not None and member:
+        content = pack_policies(load_policies(CheckpointFile(Path(file), content)).named(member))
     task = benchmark.task_names[0]
     return Behaviour(benchmark=benchmark.name, task=task, file=file, content=content, noise=noise)
 

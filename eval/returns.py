@@ -266,11 +266,9 @@ def _main(config: PlayConfig) -> None:
     wanted = benchmark_by_name(config.benchmark) if file is None or config.benchmark else file.benchmark
     own = file is not None and file.benchmark is wanted
     tasks = file.tasks if file is not None and own else wanted.task_names
-    behaviour = behaviour_of(wanted, config.policy, config.noise)
-    if file is not None and config.member:
-        behaviour = dataclasses.replace(behaviour, content=pack_policies(file))
     if config.film:
         check_writable(film := Path(config.film))
+        behaviour = behaviour_of(wanted, config.policy, config.noise, config.member)
         write_film(film, _frames(behaviour, tasks, config.seed), FILM_PAUSE_MS)
         print(film)
         return
@@ -281,6 +279,7 @@ def _main(config: PlayConfig) -> None:
     if file is not None and own and not config.noise:
         results = evaluate(file, config.episodes, config.seed, config.workers)
     else:
+        behaviour = behaviour_of(wanted, config.policy, config.noise, config.member)
         results = evaluate_behaviour(behaviour, config.episodes, config.seed, config.workers, tasks)
     print(results.table())
     write_atomic(out, json.dumps(results.to_json(), indent=1).encode())

@@ -149,7 +149,7 @@ def test_a_part_is_the_same_whatever_its_process_has_played(benchmark, tasks, po
         assert one == two, (number, part)
 
 
-def test_a_file_of_many_policies_is_not_played_as_one(tmp_path):
+def test_a_file_of_many_policies_is_not_played_as_one_but_by_a_member(tmp_path):
     config = CQLConfig(rules=("none", "cds"), hidden_sizes=(8,))
     policy = StatePolicy(
         Normaliser.identity(17), OneHotTask(2, 17, 3), TanhGaussianPolicy(2, 20, config.hidden_sizes, 6)
@@ -160,6 +160,14 @@ def test_a_file_of_many_policies_is_not_played_as_one(tmp_path):
     behaviour = replace(behaviour_of(BENCHMARKS["walker2d"], str(tmp_path / "policy.pt"), 0.1), task="jump")
     with pytest.raises(CheckpointError, match=r"holds 2 policies for jump \(none-0, cds-0\), of which to play one"):
         load_behaviour(behaviour)
+    seen = np.random.default_rng(0).normal(size=(4, 17)).astype(np.float32)
+    everyone = policy.act(np.stack([seen, seen]), np.full((2, 4), 2))
+    for number, name in enumerate(("none-0", "cds-0")):
+        chosen = behaviour_of(BENCHMARKS["walker2d"], str(tmp_path / "policy.pt"), 0.1, name)
+        act = load_behaviour(replace(chosen, task="jump"))[0]
+        assert np.allclose(act(seen, np.random.default_rng(0)), everyone[number], atol=1e-5)
+    with pytest.raises(ValueError, match=r"unknown member 'cds-1': choose from none-0, cds-0"):
+        behaviour_of(BENCHMARKS["walker2d"], str(tmp_path / "policy.pt"), 0.1, "cds-1")
 
 
 def test_a_controller_is_played_as_policies_are():
